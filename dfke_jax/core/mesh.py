@@ -1,0 +1,84 @@
+"""Device meshes and the two axes that runs are sharded over: independent models, and samples."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.core.types import PyTree
+
+
+def device_mesh(
+    models: int | None = None, samples: int | None = None, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh with axes ``models`` (independent runs) and ``samples`` (rows of one batch).
+
+    Args:
+      models: devices along the population axis. With both sizes None all devices go to the samples axis.
+      samples: devices along the sample axis. A size left None takes what the other leaves.
+      devices: devices to use; all visible ones by default, those of other hosts included.
+
+    Raises:
+      InputError: when the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if models is None:
+        models = 1 if samples is None else max(1, len(devices) // samples)
+    if samples is None:
+        samples = max(1, len(devices) // models)
+    if math.prod((models, samples)) != len(devices):
+        raise InputError(f"a mesh of {models} models × {samples} samples needs {models * samples} devices, got {len(devices)}")
+    return jax.make_mesh(
+        (models, samples), ("models", "samples"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
+    )
+
+
+def shard(tree: PyTree, mesh: Mesh, axis: str) -> PyTree:
+    """Places a tree with its leading axis split over one mesh axis; leaves that do not divide are replicated.
+
+    Args:
+      tree: pytree of arrays.
+      mesh: from `device_mesh`.
+      axis: ``models`` or ``samples``.
+    """
+    if axis not in mesh.axis_names:
+        raise InputError(f"the mesh has axes {mesh.axis_names}, not {axis!r}")
+    size = mesh.shape[axis]
+
+    def place(leaf: jax.Array) -> jax.Array:
+        splits = leaf.ndim > 0 and leaf.shape[0] % size == 0
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(axis) if splits else PartitionSpec()))
+
+    return jax.tree.map(place, tree)
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Places a full copy of a tree on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def constrain_samples(array: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Inside a program: asks for the leading axis of `array` to be split over the sample axis of `mesh`, if any."""
+    if mesh is None or array.shape[0] % mesh.shape["samples"]:
+        return array
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec("samples")))
+
+
+def initialise_hosts(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Joins the hosts of a multi-host run; call it before anything else touches a device.
+
+    On TPU slices, Slurm and Open MPI all arguments are found by themselves.
+
+    Args:
+      coordinator: ``host:port`` of process 0.
+      processes: how many processes take part.
+      process: the index of this one.
+    """
+    jax.distributed.initialize(coordinator, processes, process)
+
+
+__all__ = ["constrain_samples", "device_mesh", "initialise_hosts", "replicate", "shard"]

@@ -1,0 +1,134 @@
+"""What every method and every attack is made of.
+
+A method is two pure functions; an attack is three, and never sees its victim. Everything that a method carries from
+one step to the next lives in its state, a pytree, so that compiling, scanning, running many at once, sharding,
+saving and resuming are each written once, for all of them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.tree_util import Partial
+
+from dfke_jax.core.types import Array, Key, Metrics, PyTree
+
+
+class Method(NamedTuple):
+    """A training or synthesis procedure as two pure functions.
+
+    Both are `jax.tree_util.Partial`, so that a `Method` is a pytree: what its functions hold on to (a teacher's
+    parameters, a pool) travels into a compiled program as an argument and is never baked into it.
+
+    Attributes:
+      init: ``state = init(key)``.
+      step: ``state, metrics = step(key, state)``; `metrics` maps names to scalars. The loop hands step *t* the key
+        ``fold_in(key, t)``, so a resumed run draws what the uninterrupted one would have drawn.
+    """
+
+    init: Callable[[Key], PyTree]
+    step: Callable[[Key, PyTree], tuple[PyTree, Metrics]]
+
+
+class Attack(NamedTuple):
+    """A procedure that learns from answers, written without any access to whoever gives them.
+
+    `ask` and `tell` of one iteration receive the same key: random directions and latents are drawn again in `tell`
+    rather than stored.
+
+    Attributes:
+      init: ``state = init(key)``.
+      ask: ``state, rows = ask(key, state)``; `rows` (B, H, W, C) go to the victim.
+      tell: ``state, metrics = tell(key, state, rows, answers)``.
+    """
+
+    init: Callable[[Key], PyTree]
+    ask: Callable[[Key, PyTree], tuple[PyTree, Array]]
+    tell: Callable[[Key, PyTree, Array, Any], tuple[PyTree, Metrics]]
+
+
+class HostMethod(NamedTuple):
+    """A method whose step leaves the device in the middle, because its victim answers on the host.
+
+    Same calling convention as `Method`; `run` steps through it from Python instead of scanning it.
+    """
+
+    init: Callable[[Key], PyTree]
+    step: Callable[[Key, PyTree], tuple[PyTree, Metrics]]
+
+
+def method(init: Callable, step: Callable, *args: Any) -> Method:
+    """`Method` from two functions that share leading arguments: ``init(*args, key)`` and ``step(*args, key, state)``.
+
+    Args:
+      init, step: module-level functions. Use the same function objects for every instance: their identity is part of
+        the compiled program's key, so fresh lambdas would compile again.
+      *args: pytrees (networks' parameters, data) or `static` values.
+    """
+    return Method(Partial(init, *args), Partial(step, *args))
+
+
+@jax.tree_util.register_static
+class Static:
+    """Wraps a hashable value (a module, an optimiser, a shape) so that it can stand among pytree arguments.
+
+    Two `Static`s are equal when their values are, which is what decides whether a program is compiled again.
+    """
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __repr__(self) -> str:
+        return f"Static({self.value!r})"
+
+
+def _fused_step(attack: Attack, oracle: Callable, key: Key, state: PyTree) -> tuple[PyTree, Metrics]:
+    state, rows = attack.ask(key, state)
+    answers = jax.lax.stop_gradient(oracle(rows))
+    return attack.tell(key, state, rows, answers)
+
+
+@jax.jit
+def _ask(attack: Attack, key: Key, state: PyTree) -> tuple[PyTree, Array]:
+    return attack.ask(key, state)
+
+
+@jax.jit
+def _tell(attack: Attack, key: Key, state: PyTree, rows: Array, answers: Any) -> tuple[PyTree, Metrics]:
+    return attack.tell(key, state, rows, answers)
+
+
+def against(attack: Attack, oracle: Callable[[Array], Any], *, host: bool = False) -> Method | HostMethod:
+    """Closes the loop between an attack and whoever answers it.
+
+    Args:
+      attack: the attack.
+      oracle: rows (B, H, W, C) -> answers, any pytree with leading axis B. A traceable oracle should be a
+        `jax.tree_util.Partial` or another callable pytree (a `Classifier`), so that its parameters are arguments.
+      host: whether `oracle` must run on the host (a PyTorch module, an HTTP endpoint). Then ask and tell are two
+        compiled halves and the oracle is called once between them, with a NumPy array.
+
+    Returns:
+      A `Method` in which ask, answer and tell are one program, or a `HostMethod`. Both produce the same states from
+      the same keys when the oracle gives the same answers.
+    """
+    if not host:
+        if not jax.tree_util.all_leaves([oracle]):  # the oracle is a pytree of its own (Partial, Classifier)
+            return Method(attack.init, Partial(_fused_step, attack, oracle))
+        return Method(attack.init, Partial(_fused_step, attack, Partial(oracle)))
+
+    def step(key: Key, state: PyTree) -> tuple[PyTree, Metrics]:
+        state, rows = _ask(attack, key, state)
+        answers = oracle(jax.device_get(rows))
+        return _tell(attack, key, state, rows, answers)
+
+    return HostMethod(attack.init, step)
+
+
+__all__ = ["Attack", "HostMethod", "Method", "Static", "against", "method"]

@@ -1,0 +1,271 @@
+"""A classifier as a value: a network, its parameters, and the way from pixels to its input."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.core.types import Array, Key, PyTree
+from dfke_jax.nn.layers import RECORD_MARK
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """The way from pixel space to the network: resize or pad, then normalise.
+
+    z = (fit(x) − mean) / std
+
+    Attributes:
+      size: (height, width) that the network takes; None leaves images as they are.
+      fit: ``pad`` centres the image on a canvas of the box's lower bound, ``bilinear`` and ``nearest`` resize it.
+      mean, std: one number for all channels, or one per channel.
+      box: lowest and highest pixel value.
+    """
+
+    size: tuple[int, int] | None = None
+    fit: Literal["pad", "bilinear", "nearest"] = "pad"
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    box: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        if self.fit not in ("pad", "bilinear", "nearest"):
+            raise InputError(f"fit must be pad, bilinear or nearest, not {self.fit!r}")
+        if any(value <= 0 for value in self.std):
+            raise InputError(f"std must be positive, got {self.std}")
+        if not self.box[0] < self.box[1]:
+            raise InputError(f"box must be (low, high) with low < high, got {self.box}")
+
+    def __call__(self, images: Array) -> Array:
+        """(B, H, W, C) in the box -> what the network takes."""
+        if images.ndim != 4:
+            raise InputError(f"images must be (B, H, W, C), got shape {images.shape}")
+        channels = images.shape[-1]
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels):
+                raise InputError(f"{name} has {len(values)} values for images of {channels} channels")
+        if self.size is not None and images.shape[1:3] != self.size:
+            images = self._fitted(images, self.size)
+        if self.mean == (0.0,) and self.std == (1.0,):
+            return images
+        mean, std = (jnp.asarray(np.broadcast_to(values, (1, 1, 1, channels)), images.dtype) for values in (self.mean, self.std))
+        return (images - mean) / std
+
+    def _fitted(self, images: Array, size: tuple[int, int]) -> Array:
+        height, width = images.shape[1:3]
+        if self.fit != "pad":
+            return jax.image.resize(images, (images.shape[0], *size, images.shape[3]), self.fit)
+        if height > size[0] or width > size[1]:
+            raise InputError(f"cannot pad a {height}×{width} image to {size[0]}×{size[1]}; use fit='bilinear'")
+        rows, columns = size[0] - height, size[1] - width
+        pads = ((0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
+        return jnp.pad(images, pads, constant_values=self.box[0])
+
+
+class Moments(NamedTuple):
+    """Statistics of what enters one normalisation layer: over this batch, and as stored while training. Shapes (C,)."""
+
+    mean: Array
+    var: Array
+    running_mean: Array
+    running_var: Array
+
+
+@flax.struct.dataclass
+class Classifier:
+    """Images in pixel space in, logits out; a pytree, so that it travels into compiled programs as an argument.
+
+    Calling it is `logits`. A stack of classifiers is the same value whose variables have a leading axis M; map over
+    it with `jax.vmap(lambda classifier: classifier(images))(stack)`.
+
+    Attributes:
+      module: the Flax module, called as ``module.apply(variables, x, train=False)``.
+      variables: its variables, ``{"params": ..., "batch_stats": ...}``.
+      preprocessing: from pixels to the network's input.
+      input_shape: (H, W, C) of one image in pixel space.
+    """
+
+    module: nn.Module = flax.struct.field(pytree_node=False)
+    variables: PyTree
+    preprocessing: Preprocessing = flax.struct.field(pytree_node=False, default=Preprocessing())
+    input_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False, default=(28, 28, 1))
+
+    @classmethod
+    def create(
+        cls,
+        module: nn.Module,
+        key: Key,
+        input_shape: tuple[int, int, int],
+        preprocessing: Preprocessing | None = None,
+    ) -> "Classifier":
+        """A classifier with freshly drawn parameters."""
+        preprocessing = preprocessing or Preprocessing()
+        images = jnp.zeros((1, *input_shape), jnp.float32)
+        variables = module.init(key, preprocessing(images), train=False)
+        variables = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
+        return cls(module, variables, preprocessing, tuple(input_shape))
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.head_kernel.shape[-1]
+
+    @property
+    def head_kernel(self) -> Array:
+        """Weights (D, K) of the last layer.
+
+        Raises:
+          InputError: for a network whose last layer is not called ``head``.
+        """
+        try:
+            return self.variables["params"]["head"]["kernel"]
+        except KeyError:
+            raise InputError(f"{type(self.module).__name__} has no dense layer called 'head'") from None
+
+    @property
+    def has_normalisation(self) -> bool:
+        """Whether the network has normalisation layers with running statistics."""
+        return bool(jax.tree.leaves(self.variables.get("batch_stats", {})))
+
+    def __call__(self, images: Array) -> Array:
+        return self.logits(images)
+
+    def logits(self, images: Array) -> Array:
+        """(B, H, W, C) -> (B, K), in float32, with running statistics."""
+        return self.module.apply(self.variables, self.preprocessing(images), train=False).astype(jnp.float32)
+
+    def features(self, images: Array) -> Array:
+        """The input of the last layer, (B, D)."""
+        return self.activations(images)["features"]
+
+    def activations(self, images: Array) -> dict[str, Array]:
+        """What the network records on the way (`layers.record`): pre-activations by layer, and ``features``; and ``logits``."""
+        logits, recorded = self.module.apply(self.variables, self.preprocessing(images), train=False, mutable=["activations"])
+        return {**_flat(recorded.get("activations", {})), "logits": logits.astype(jnp.float32)}
+
+    def logits_and_moments(self, images: Array) -> tuple[Array, tuple[Moments, ...]]:
+        """Logits, and for every normalisation layer the statistics of its input, in the order of `batch_stats`.
+
+        The network normalises with its running statistics, which stay as they are.
+
+        Raises:
+          InputError: for a network without batch normalisation, which has nothing to compare with.
+        """
+        if not self.has_normalisation:
+            raise InputError(
+                f"{type(self.module).__name__} has no batch normalisation, so a statistics prior has nothing to match; "
+                "use a network with it (lenet5_bn, a ResNet, a WRN) or switch the prior off"
+            )
+        logits, reported = self.module.apply(
+            self.variables, self.preprocessing(images), train=False, mutable=["normalisation"]
+        )
+        return logits.astype(jnp.float32), tuple(_moments(reported["normalisation"], self.variables["batch_stats"]))
+
+    def predict(self, images: Any, batch_size: int = 500) -> np.ndarray:
+        """Logits (N, K) of any number of images, on the host, computed in equal batches.
+
+        Args:
+          images: (N, H, W, C) floats in the box, or uint8.
+          batch_size: rows per compiled call; the last batch is padded, so one program serves.
+
+        Raises:
+          InputError: for another shape, values outside the box, or NaN.
+        """
+        images = np.asarray(images)
+        check_images(images, self.input_shape, self.preprocessing.box)
+        batch_size = min(batch_size, len(images))
+        rows = []
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            padding = batch_size - len(batch)
+            if padding:
+                batch = np.concatenate([batch, np.repeat(batch[-1:], padding, 0)])
+            rows.append(np.asarray(_predict(self, batch))[: batch_size - padding])
+        return np.concatenate(rows)
+
+
+@jax.jit
+def _predict(classifier: Classifier, images: Array) -> Array:
+    return classifier.logits(as_float(images))
+
+
+def as_float(images: Array) -> Array:
+    """uint8 pixels 0–255 -> float32 in [0, 1]; floats are returned as float32, unchanged."""
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    return images.astype(jnp.float32)
+
+
+def check_images(images: Any, shape: tuple[int, ...], box: tuple[float, float], what: str = "images") -> None:
+    """Checks host arrays before long work.
+
+    Args:
+      images: (N, H, W, C). shape: the expected (H, W, C). box: lowest and highest allowed value (uint8 always fits).
+      what: how the message calls them.
+
+    Raises:
+      InputError: naming what is wrong and what would be right.
+    """
+    images = np.asarray(images)
+    expected = "×".join(map(str, shape))
+    if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
+        raise InputError(f"{what} must be (N, H, W, C) with H×W×C = {expected}, got shape {images.shape}")
+    if len(images) == 0:
+        raise InputError(f"{what} are empty")
+    if images.dtype == np.uint8:
+        return
+    if not np.issubdtype(images.dtype, np.floating):
+        raise InputError(f"{what} must be uint8 or floating, got {images.dtype}")
+    if not np.isfinite(images).all():
+        bad = int((~np.isfinite(images)).any((1, 2, 3)).sum())
+        raise InputError(f"{what} contain NaN or infinity in {bad} of {len(images)} rows")
+    low, high = float(images.min()), float(images.max())
+    if low < box[0] - 1e-6 or high > box[1] + 1e-6:
+        raise InputError(f"{what} must lie in [{box[0]}, {box[1]}], got values from {low:.4g} to {high:.4g}")
+
+
+def check_labels(labels: Any, count: int, num_classes: int, what: str = "labels", *, every_class: bool = True) -> None:
+    """Checks integer labels (N,) against the number of rows and classes.
+
+    Raises:
+      InputError: for another length or type, a label outside [0, K), or (if `every_class`) a class without samples.
+    """
+    labels = np.asarray(labels)
+    if labels.shape != (count,):
+        raise InputError(f"{what} must have shape ({count},), got {labels.shape}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{what} must be integers, got {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(f"{what} must lie in [0, {num_classes}), got {labels.min()} to {labels.max()}")
+    if every_class:
+        empty = np.setdiff1d(np.arange(num_classes), labels)
+        if len(empty):
+            raise InputError(f"{what} have no sample of class {', '.join(map(str, empty))}")
+
+
+def _flat(tree: Mapping, prefix: str = "") -> dict[str, Array]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}/"))
+        else:
+            flat[prefix + name.removeprefix(RECORD_MARK)] = value
+    return flat
+
+
+def _moments(reported: Mapping, running: Mapping):
+    for name, stored in running.items():
+        if "mean" in stored and not isinstance(stored["mean"], Mapping):
+            mean, var = reported[name]["moments"]
+            yield Moments(mean, var, stored["mean"], stored["var"])
+        else:
+            yield from _moments(reported[name], stored)
+
+
+__all__ = ["Classifier", "Moments", "Preprocessing", "as_float", "check_images", "check_labels"]

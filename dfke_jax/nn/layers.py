@@ -1,0 +1,162 @@
+"""Layers that networks are built from, with the properties the rest of the package relies on."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.core.types import Array
+from dfke_jax.nn.conv import conv_general_dilated, upsample_convolve
+
+Conv = functools.partial(nn.Conv, conv_general_dilated_cls=lambda: conv_general_dilated)
+"""`flax.linen.Conv` over `dfke_jax.nn.conv.conv_general_dilated`."""
+
+RECORD_MARK = "@"
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation that can also report the statistics of what enters it.
+
+    y = scale · (x − mean) / √(var + epsilon) + bias over all axes but the last; in training the mean and (biased)
+    variance are the batch's, otherwise the running ones. When the collection ``normalisation`` is mutable, the mean
+    and biased variance of the input over this batch are sown there as ``moments``, whatever `train` is, and running
+    statistics are left alone unless ``batch_stats`` is mutable.
+
+    Attributes:
+      momentum: of the running statistics: running = momentum · running + (1 − momentum) · batch. PyTorch's default of
+        0.1 is 0.9 here.
+      epsilon: added to the variance.
+      use_scale, use_bias: whether the affine parameters exist.
+
+    Deviation: running variances are averages of biased batch variances (PyTorch averages unbiased ones).
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    use_scale: bool = True
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        features = x.shape[-1]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
+        reports = self.is_mutable_collection("normalisation") and not self.is_initializing()
+        mean, var = running_mean.value, running_var.value
+        if train or reports:
+            axes = tuple(range(x.ndim - 1))
+            wide = x.astype(jnp.float32)
+            batch_mean = jnp.mean(wide, axes)
+            batch_var = jnp.mean(jnp.square(wide - batch_mean.reshape((1,) * len(axes) + (-1,))), axes)
+            if reports:
+                self.sow("normalisation", "moments", (batch_mean, batch_var), reduce_fn=lambda _, new: new)
+            if train:
+                mean, var = batch_mean, batch_var
+                if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                    keep = self.momentum
+                    running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                    running_var.value = keep * running_var.value + (1 - keep) * var
+        shape = (1,) * (x.ndim - 1) + (features,)
+        factor = jax.lax.rsqrt(var + self.epsilon)
+        if self.use_scale:
+            factor = factor * self.param("scale", nn.initializers.ones, (features,), jnp.float32)
+        offset = -mean * factor
+        if self.use_bias:
+            offset = offset + self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
+        return (x * factor.reshape(shape) + offset.reshape(shape)).astype(x.dtype)
+
+
+class UpsampleConv(nn.Module):
+    """Nearest-neighbour upsampling by two, then a 3×3 convolution (see `upsample_convolve`); as one exact operation.
+
+    Attributes:
+      features: filters F.
+      use_bias: whether a bias is added.
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
+        return upsample_convolve(x, kernel.astype(x.dtype), bias)
+
+
+def _windows(x: Array, size: int) -> Array:
+    batch, height, width, channels = x.shape
+    if height % size or width % size:
+        x = x[:, : height - height % size, : width - width % size]
+        height, width = x.shape[1:3]
+    return x.reshape(batch, height // size, size, width // size, size, channels)
+
+
+def max_pool(x: Array, size: int = 2) -> Array:
+    """Maximum over non-overlapping size × size windows; odd rows and columns at the end are dropped (``VALID``).
+
+    (B, H, W, C) -> (B, H // size, W // size, C). A reshape, because the gradient of the general operation is slow;
+    where several elements tie for the maximum its gradient is shared among them.
+    """
+    return _windows(x, size).max((2, 4))
+
+
+def avg_pool(x: Array, size: int = 2) -> Array:
+    """Mean over non-overlapping size × size windows, as `max_pool`."""
+    return _windows(x, size).mean((2, 4))
+
+
+def global_avg_pool(x: Array) -> Array:
+    """(B, H, W, C) -> (B, C)."""
+    return x.mean((1, 2))
+
+
+def flatten(x: Array) -> Array:
+    """(B, ...) -> (B, D), in H, W, C order."""
+    return x.reshape(x.shape[0], -1)
+
+
+def record(module: nn.Module, name: str, value: Array) -> Array:
+    """Sows `value` into the collection ``activations`` under `name`, where `Classifier.activations` finds it.
+
+    Convention: what is recorded is a layer's output *before* its non-linearity (for residual networks: the output of
+    a stage); ``features`` is the input of the last layer.
+    """
+    # The mark keeps the name apart from the sub-module's, which lives in the same scope.
+    module.sow("activations", f"{RECORD_MARK}{name}", value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    return value
+
+
+def head(num_classes: int, name: str = "head", **options: Any) -> nn.Dense:
+    """The last layer. Every network calls it ``head``, so that class similarities can be read off its weights."""
+    if num_classes < 2:
+        raise InputError(f"a classifier needs at least two classes, got {num_classes}")
+    return nn.Dense(num_classes, name=name, **options)
+
+
+def check_image_size(x: Array, expected: Sequence[int], network: str) -> None:
+    """Raises `InputError` unless images are (B, *expected)."""
+    if x.ndim != 4 or tuple(x.shape[1:3]) != tuple(expected):
+        raise InputError(
+            f"{network} is defined for {expected[0]}×{expected[1]} images, got an array of shape {tuple(x.shape)}; "
+            "set the classifier's preprocessing to resize or pad them"
+        )
+
+
+__all__ = [
+    "BatchNorm",
+    "Conv",
+    "UpsampleConv",
+    "avg_pool",
+    "check_image_size",
+    "flatten",
+    "global_avg_pool",
+    "head",
+    "max_pool",
+    "record",
+]

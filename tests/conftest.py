@@ -1,0 +1,47 @@
+"""Strict settings for every test: four CPU devices, no silent broadcasting between ranks, compiled programs kept on disk."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"dfke-test-cache-{jax.__version__}")),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def getkey():
+    """A function that returns a fresh key at every call, the same sequence in every run."""
+    count = iter(range(1_000_000))
+
+    def draw():
+        return jax.random.fold_in(jax.random.key(20), next(count))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """The directory of real data sets, or a skip with the reason."""
+    path = os.environ.get("DFKE_DATA_DIR")
+    if not path:
+        pytest.skip("DFKE_DATA_DIR is not set: it names the directory that holds tfds/mnist and the other real sets")
+    return Path(path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_programs():
+    """Compiled programs of one module do not stay mapped while the next runs."""
+    yield
+    jax.clear_caches()
