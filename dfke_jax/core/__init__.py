@@ -1,0 +1,49 @@
+"""What every method is made of: the contract, the loop, populations, meshes, checkpoints, tracking."""
+
+from dfke_jax.core.checkpoint import Checkpoints, fingerprint, restore, save, writable_directory
+from dfke_jax.core.errors import (
+    CheckpointError,
+    DfkeError,
+    InputError,
+    Interrupted,
+    MissingDataError,
+    NonFiniteError,
+    UnknownNameError,
+)
+from dfke_jax.core.loop import Run, run
+from dfke_jax.core.mesh import constrain_samples, device_mesh, initialise_hosts, replicate, shard
+from dfke_jax.core.method import Attack, HostMethod, Method, Static, against, method
+from dfke_jax.core.population import population
+from dfke_jax.core.tracking import JsonLines, TensorBoard, WeightsAndBiases
+
+__all__ = [
+    "Attack",
+    "CheckpointError",
+    "Checkpoints",
+    "DfkeError",
+    "HostMethod",
+    "InputError",
+    "Interrupted",
+    "JsonLines",
+    "Method",
+    "MissingDataError",
+    "NonFiniteError",
+    "Run",
+    "Static",
+    "TensorBoard",
+    "UnknownNameError",
+    "WeightsAndBiases",
+    "against",
+    "constrain_samples",
+    "device_mesh",
+    "fingerprint",
+    "initialise_hosts",
+    "method",
+    "population",
+    "replicate",
+    "restore",
+    "run",
+    "save",
+    "shard",
+    "writable_directory",
+]

@@ -1,0 +1,186 @@
+"""Saving and restoring, with orbax behind two functions and a directory of numbered states.
+
+A checkpoint carries a fingerprint of the configuration that wrote it, and is refused by any other. Writing is atomic:
+a process killed at any moment leaves either the whole checkpoint or none.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dfke_jax.core.errors import CheckpointError
+from dfke_jax.core.types import PyTree
+
+_FREE_BYTES = 64 * 2**20
+
+
+def fingerprint(config: Any) -> str:
+    """A short hash of any JSON-able configuration (dataclasses become dicts, tuples become lists)."""
+    text = json.dumps(config, sort_keys=True, default=_jsonable)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _jsonable(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no place in a configuration")
+
+
+def writable_directory(path: str | os.PathLike, needed_bytes: int = _FREE_BYTES) -> Path:
+    """Creates a directory and makes sure, before any long work, that something can be written into it.
+
+    Raises:
+      CheckpointError: when it cannot be created or written to, or the disk has less than `needed_bytes` left.
+    """
+    path = Path(path).expanduser().absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+        free = shutil.disk_usage(path).free
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {path}: {error.strerror or error}; choose another directory") from error
+    if free < needed_bytes:
+        raise CheckpointError(
+            f"the disk of {path} has {free / 2**20:.0f} MiB left and this needs about {needed_bytes / 2**20:.0f} MiB"
+        )
+    return path
+
+
+def save(path: str | os.PathLike, tree: PyTree, *, config: str = "", metadata: dict | None = None) -> None:
+    """Writes a pytree of arrays (typed keys included), replacing what was there.
+
+    Args:
+      path: directory to write.
+      tree: the state.
+      config: fingerprint of the configuration that it belongs to.
+      metadata: JSON-able facts to keep with it.
+
+    Raises:
+      CheckpointError: when the disk is full or the directory not writable.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    try:
+        ocp.save(
+            Path(path).absolute(),
+            {"leaves": _leaves(tree)},
+            overwrite=True,
+            custom_metadata={"config": config, "tree": str(jax.tree.structure(tree)), **(metadata or {})},
+        )
+    except OSError as error:
+        raise CheckpointError(f"could not write the checkpoint {path}: {error}") from error
+
+
+def restore(path: str | os.PathLike, like: PyTree, *, config: str = "") -> PyTree:
+    """Reads a pytree written by `save`.
+
+    Args:
+      path: its directory.
+      like: a tree of the same structure whose leaves give shape, dtype and (if they are arrays on devices) sharding;
+        `jax.eval_shape` of the function that made it will do.
+      config: the fingerprint that the checkpoint must carry.
+
+    Raises:
+      CheckpointError: when there is none, it is damaged, or it belongs to another configuration or structure.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = Path(path).absolute()
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    try:
+        found = ocp.metadata(path).custom_metadata or {}
+    except Exception as error:  # orbax raises many kinds for a damaged directory
+        raise CheckpointError(f"the checkpoint at {path} cannot be read: {error}") from error
+    if found.get("config", "") != config:
+        raise CheckpointError(
+            f"the checkpoint at {path} was written by another configuration (it carries {found.get('config')!r}, this "
+            f"run is {config!r}); use another output directory, or the old settings"
+        )
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = [
+        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or default)
+        for leaf in (_array(leaf) for leaf in _leaves(like))
+    ]
+    try:
+        leaves = ocp.load(path, {"leaves": abstract})["leaves"]
+    except Exception as error:
+        raise CheckpointError(f"the checkpoint at {path} does not fit this run: {error}") from error
+    return jax.tree.unflatten(jax.tree.structure(like), [_typed(*pair) for pair in zip(leaves, jax.tree.leaves(like), strict=True)])
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _leaves(tree: PyTree) -> list:
+    """Leaves with typed keys as their data, so that any reader can open the checkpoint."""
+    return [
+        (jax.eval_shape(jax.random.key_data, leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else jax.random.key_data(leaf))
+        if _is_key(leaf)
+        else leaf
+        for leaf in map(_array, jax.tree.leaves(tree))
+    ]
+
+
+def _array(leaf: Any) -> Any:
+    return leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)
+
+
+def _typed(leaf: Any, like: Any) -> Any:
+    like = _array(like)
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like) if hasattr(like, "devices") else None) if _is_key(like) else leaf
+
+
+class Checkpoints:
+    """Numbered states of one run in a directory, the newest few kept.
+
+    Args:
+      directory: where; created.
+      config: fingerprint of the run's configuration.
+      keep: how many to keep.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, config: str = "", keep: int = 2):
+        self.directory = writable_directory(directory)
+        self.config = config
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """The steps that are saved, in order."""
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.is_dir() and path.name.isdigit())
+
+    @property
+    def latest(self) -> int | None:
+        """The newest saved step, or None."""
+        return (self.steps() or [None])[-1]
+
+    def save(self, step: int, tree: PyTree) -> None:
+        """Saves the state after `step` steps and drops the oldest beyond `keep`."""
+        save(self.directory / str(step), tree, config=self.config)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.directory / str(old), ignore_errors=True)
+
+    def restore(self, like: PyTree, step: int | None = None) -> PyTree:
+        """The state after `step` steps, the newest by default."""
+        step = self.latest if step is None else step
+        if step is None:
+            raise CheckpointError(f"there is no checkpoint in {self.directory}")
+        return restore(self.directory / str(step), like, config=self.config)
+
+    def clear(self) -> None:
+        """Removes every saved state."""
+        for step in self.steps():
+            shutil.rmtree(self.directory / str(step), ignore_errors=True)
+
+
+__all__ = ["Checkpoints", "fingerprint", "restore", "save", "writable_directory"]

@@ -1,0 +1,245 @@
+"""The loop that runs any method: compiled chunks, progress, a guard, checkpoints, interruption and resumption."""
+
+import contextlib
+import functools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfke_jax.core.checkpoint import Checkpoints
+from dfke_jax.core.errors import InputError, Interrupted, NonFiniteError
+from dfke_jax.core.method import HostMethod, Method
+from dfke_jax.core.tracking import Tracker
+from dfke_jax.core.types import Key, Metrics, PyTree
+
+
+class Run(NamedTuple):
+    """What `run` returns.
+
+    Attributes:
+      state: the method's last state.
+      metrics: name -> array (steps,) of what every step of this call reported (a trailing axis M for populations).
+      steps: how many steps the run has taken in all, those before a resumption included.
+      seconds: of stepping in this call, the first chunk's compilation excluded.
+      compile_seconds: of lowering and compiling.
+    """
+
+    state: PyTree
+    metrics: dict[str, np.ndarray]
+    steps: int
+    seconds: float
+    compile_seconds: float
+
+
+def run(
+    method: Method | HostMethod,
+    key: Key,
+    steps: int,
+    *,
+    chunk: int | None = None,
+    state: PyTree | None = None,
+    checkpoints: Checkpoints | None = None,
+    every: int = 1,
+    resume: bool = False,
+    trackers: Sequence[Tracker] = (),
+    callback: Callable[[int, PyTree, Metrics], None] | None = None,
+    stop: Callable[[dict[str, np.ndarray]], bool] | None = None,
+    progress: str | None = None,
+    rows_per_step: int = 0,
+    unit: str = "steps",
+) -> Run:
+    """Runs a method for a number of steps.
+
+    Steps are scanned in compiled chunks; nothing leaves the device inside one. Step *t* gets the key
+    ``fold_in(key, t)`` and chunks always begin at multiples of `chunk`, so a run that is interrupted and resumed
+    executes the same programs on the same numbers as one that is not.
+
+    Args:
+      method: what to run.
+      key: a typed key, or stacked keys (M,) for a `population`.
+      steps: total number of steps, >= 1.
+      chunk: steps per compiled call; a tenth of `steps` by default, at most 500.
+      state: where to start instead of ``method.init(fold_in(key, 2³² − 1))``. It is donated: do not use it afterwards.
+      checkpoints: where to save the state, after every `every` chunks, at the end, and when interrupted.
+      resume: continue from the newest checkpoint if there is one.
+      trackers: receive the mean of each metric over every chunk.
+      callback: called after every chunk with (steps taken, state, that chunk's metrics); must not keep the state.
+      stop: called after every chunk with its metrics; True ends the run early.
+      progress: title of a progress bar, None for none. It shows `unit` per second, `rows_per_step` of them a step.
+
+    Returns:
+      A `Run`.
+
+    Raises:
+      NonFiniteError: a metric is NaN or infinite; names the step and the metric.
+      Interrupted: Ctrl-C or SIGTERM; the state after the current chunk is saved first if there are checkpoints.
+      InputError: `steps` or `chunk` below one.
+    """
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, got {steps}")
+    chunk = min(steps, chunk or max(1, min(500, steps // 10)))
+    if chunk < 1:
+        raise InputError(f"chunk must be at least 1, got {chunk}")
+    start = 0
+    if state is None:
+        init_key = _fold(key, jnp.uint32(2**32 - 1))
+        if resume and checkpoints is not None and checkpoints.latest is not None:
+            start = checkpoints.latest
+            state = checkpoints.restore(jax.eval_shape(method.init, init_key))
+        else:
+            state = method.init(init_key) if isinstance(method, HostMethod) else _init(method, init_key)
+    for tracker in trackers:
+        tracker.rewind(start)
+
+    execute = _host_chunk if isinstance(method, HostMethod) else _Compiled()
+    history: list[dict[str, np.ndarray]] = []
+    done = start
+    began = time.perf_counter()
+    with _interruptions() as interrupted, _bar(progress, steps, start, rows_per_step or 1, unit) as advance:
+        while done < steps:
+            length = min(chunk - done % chunk, steps - done)
+            state, stacked = execute(method, key, state, done, length)
+            stacked = {name: np.asarray(value) for name, value in stacked.items()}
+            _guard(stacked, done, checkpoints)
+            done += length
+            history.append(stacked)
+            means = {name: value.mean(0) for name, value in stacked.items()}
+            for tracker in trackers:
+                tracker.log(done, _scalars(means))
+            if callback is not None:
+                callback(done, state, means)
+            advance(length, means)
+            ends = done >= steps or (stop is not None and stop(stacked))
+            if checkpoints is not None and (ends or interrupted() or (done // chunk) % every == 0):
+                checkpoints.save(done, state)
+            if ends:
+                break
+            if interrupted():
+                where = f"saved in {checkpoints.directory}; run the same command with --resume" if checkpoints else "not saved"
+                raise Interrupted(f"stopped after step {done} of {steps}; the state is {where}")
+    compile_seconds = getattr(execute, "seconds", 0.0)
+    metrics = {name: np.concatenate([h[name] for h in history]) for name in history[0]} if history else {}
+    return Run(state, metrics, done, time.perf_counter() - began - compile_seconds, compile_seconds)
+
+
+@jax.jit
+def _init(method: Method, key: Key) -> PyTree:
+    return method.init(key)
+
+
+def _fold(key: Key, data: jax.Array) -> Key:
+    fold = jax.random.fold_in
+    return jax.vmap(fold, (0, None))(key, data) if key.ndim else fold(key, data)
+
+
+@functools.partial(jax.jit, static_argnums=4, donate_argnums=2)
+def _chunk(method: Method, key: Key, state: PyTree, start: jax.Array, length: int) -> tuple[PyTree, Metrics]:
+    def body(state: PyTree, step: jax.Array) -> tuple[PyTree, Metrics]:
+        return method.step(_fold(key, step), state)
+
+    return jax.lax.scan(body, state, start + jnp.arange(length, dtype=jnp.uint32))
+
+
+class _Compiled:
+    """Compiles each chunk length once, ahead of time, so that compile time and running time are told apart."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self, method: Method, key: Key, state: PyTree, start: int, length: int):
+        position = jnp.uint32(start)
+        began = time.perf_counter()
+        before = _chunk._cache_size()
+        state, metrics = _chunk(method, key, state, position, length)
+        if _chunk._cache_size() > before:  # dispatch returns when compiled; what follows is running
+            self.seconds += time.perf_counter() - began
+        return state, jax.block_until_ready(metrics)
+
+
+def _host_chunk(method: HostMethod, key: Key, state: PyTree, start: int, length: int):
+    history = []
+    for step in range(start, start + length):
+        state, metrics = method.step(_fold(key, jnp.uint32(step)), state)
+        history.append(metrics)
+    return state, {name: np.stack([np.asarray(m[name]) for m in history]) for name in history[0]}
+
+
+def _guard(metrics: dict[str, np.ndarray], offset: int, checkpoints: Checkpoints | None) -> None:
+    for name, value in metrics.items():
+        bad = ~np.isfinite(value).reshape(len(value), -1).all(1)
+        if bad.any():
+            step = offset + int(bad.argmax())
+            where = ""
+            if checkpoints is not None and checkpoints.latest is not None:
+                where = f"; the last sound state is that after step {checkpoints.latest} in {checkpoints.directory}"
+            raise NonFiniteError(f"metric {name!r} is not finite at step {step}{where}")
+
+
+def _scalars(metrics: Metrics) -> dict[str, float]:
+    flat = {}
+    for name, value in metrics.items():
+        value = np.asarray(value)
+        flat |= {name: float(value)} if value.ndim == 0 else {f"{name}/{i}": float(v) for i, v in enumerate(value.ravel())}
+    return flat
+
+
+@contextlib.contextmanager
+def _interruptions() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C or SIGTERM into a flag; the second one interrupts at once."""
+    seen = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield seen.is_set
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handler(number: int, frame) -> None:
+        if seen.is_set():
+            raise KeyboardInterrupt
+        seen.set()
+
+    for number in previous:
+        signal.signal(number, handler)
+    try:
+        yield seen.is_set
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def _bar(title: str | None, steps: int, start: int, rows: int, unit: str) -> Iterator[Callable]:
+    if title is None:
+        yield lambda length, metrics: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[metrics]}"),
+    )
+    with Progress(*columns, refresh_per_second=4) as bar:
+        task = bar.add_task(title, total=steps, completed=start, rate="", metrics="")
+        clock = [time.perf_counter()]
+
+        def advance(length: int, metrics: Metrics) -> None:
+            now = time.perf_counter()
+            rate = length * rows / max(now - clock[0], 1e-9)
+            clock[0] = now
+            shown = " ".join(f"{name} {float(np.mean(value)):.4g}" for name, value in list(metrics.items())[:2])
+            bar.update(task, advance=length, rate=f"{rate:,.0f} {unit}/s", metrics=shown)
+
+        yield advance
+
+
+__all__ = ["Run", "run"]
