@@ -54,7 +54,10 @@ class Preprocessing:
             images = self._fitted(images, self.size)
         if self.mean == (0.0,) and self.std == (1.0,):
             return images
-        mean, std = (jnp.asarray(np.broadcast_to(values, (1, 1, 1, channels)), images.dtype) for values in (self.mean, self.std))
+        mean, std = (
+            jnp.asarray(np.broadcast_to(values, (1, 1, 1, channels)), images.dtype)
+            for values in (self.mean, self.std)
+        )
         return (images - mean) / std
 
     def _fitted(self, images: Array, size: tuple[int, int]) -> Array:
@@ -62,7 +65,9 @@ class Preprocessing:
         if self.fit != "pad":
             return jax.image.resize(images, (images.shape[0], *size, images.shape[3]), self.fit)
         if height > size[0] or width > size[1]:
-            raise InputError(f"cannot pad a {height}×{width} image to {size[0]}×{size[1]}; use fit='bilinear'")
+            raise InputError(
+                f"cannot pad a {height}×{width} image to {size[0]}×{size[1]}; use fit='bilinear'"
+            )
         rows, columns = size[0] - height, size[1] - width
         pads = ((0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
         return jnp.pad(images, pads, constant_values=self.box[0])
@@ -146,7 +151,9 @@ class Classifier:
 
     def activations(self, images: Array) -> dict[str, Array]:
         """What the network records on the way (`layers.record`): pre-activations by layer, and ``features``; and ``logits``."""
-        logits, recorded = self.module.apply(self.variables, self.preprocessing(images), train=False, mutable=["activations"])
+        logits, recorded = self.module.apply(
+            self.variables, self.preprocessing(images), train=False, mutable=["activations"]
+        )
         return {**_flat(recorded.get("activations", {})), "logits": logits.astype(jnp.float32)}
 
     def logits_and_moments(self, images: Array) -> tuple[Array, tuple[Moments, ...]]:
@@ -165,7 +172,9 @@ class Classifier:
         logits, reported = self.module.apply(
             self.variables, self.preprocessing(images), train=False, mutable=["normalisation"]
         )
-        return logits.astype(jnp.float32), tuple(_moments(reported["normalisation"], self.variables["batch_stats"]))
+        return logits.astype(jnp.float32), tuple(
+            _moments(reported["normalisation"], self.variables["batch_stats"])
+        )
 
     def predict(self, images: Any, batch_size: int = 500) -> np.ndarray:
         """Logits (N, K) of any number of images, on the host, computed in equal batches.
@@ -230,7 +239,9 @@ def check_images(images: Any, shape: tuple[int, ...], box: tuple[float, float], 
         raise InputError(f"{what} must lie in [{box[0]}, {box[1]}], got values from {low:.4g} to {high:.4g}")
 
 
-def check_labels(labels: Any, count: int, num_classes: int, what: str = "labels", *, every_class: bool = True) -> None:
+def check_labels(
+    labels: Any, count: int, num_classes: int, what: str = "labels", *, every_class: bool = True
+) -> None:
     """Checks integer labels (N,) against the number of rows and classes.
 
     Raises:
@@ -260,7 +271,7 @@ def _flat(tree: Mapping, prefix: str = "") -> dict[str, Array]:
 
 
 def _moments(reported: Mapping, running: Mapping):
-    for name, stored in running.items():
+    for name, stored in sorted(running.items()):  # compiled programs see dictionaries sorted
         if "mean" in stored and not isinstance(stored["mean"], Mapping):
             mean, var = reported[name]["moments"]
             yield Moments(mean, var, stored["mean"], stored["var"])

@@ -42,7 +42,7 @@ def convolution(implementation: Implementation) -> AbstractContextManager:
     Use ``with convolution("lax"):`` around code that differentiates twice through a convolution, or forwards.
 
     Raises:
-      UnknownNameError: for another name.
+      InputError: for another name.
     """
     if implementation not in _IMPLEMENTATIONS:
         raise InputError(f"convolution must be one of {', '.join(_IMPLEMENTATIONS)}, not {implementation!r}")
@@ -140,7 +140,9 @@ def _banded(lhs: Array, rhs: Array, strides: tuple, padding: tuple, precision: A
     kh, kw, _, filters = rhs.shape
     out_height, out_width = height - kh + 1, width - kw + 1
     if out_height < 1 or out_width < 1:
-        raise InputError(f"a {kh}×{kw} convolution needs an image of at least that size, got {height}×{width}")
+        raise InputError(
+            f"a {kh}×{kw} convolution needs an image of at least that size, got {height}×{width}"
+        )
     matrix = jnp.einsum("vok,ikcf->ivcof", _band(out_width, kw, rhs.dtype), rhs)
     rows = lhs[:, :, None] if kh == 1 else jnp.stack([lhs[:, i : i + out_height] for i in range(kh)], axis=2)
     product = jnp.matmul(
@@ -159,7 +161,15 @@ def _band(outputs: int, kernel: int, dtype: Any) -> np.ndarray:
     return (column == output + tap).astype(dtype)
 
 
-def _canonical(lhs: Array, rhs: Array, strides: tuple, padding: tuple, lhs_dilation: tuple, rhs_dilation: tuple, precision: Any):
+def _canonical(
+    lhs: Array,
+    rhs: Array,
+    strides: tuple,
+    padding: tuple,
+    lhs_dilation: tuple,
+    rhs_dilation: tuple,
+    precision: Any,
+):
     return lax.conv_general_dilated(
         lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers=_NHWC, precision=precision
     )
@@ -208,7 +218,9 @@ def _loop_safe_backward(strides: tuple, padding: tuple, precision: Any, residual
 _loop_safe.defvjp(_loop_safe_forward, _loop_safe_backward)
 
 
-def _input_gradient(cotangent: Array, rhs: Array, size: tuple, strides: tuple, padding: tuple, precision: Any) -> Array:
+def _input_gradient(
+    cotangent: Array, rhs: Array, size: tuple, strides: tuple, padding: tuple, precision: Any
+) -> Array:
     """The transposed convolution, as a forward one: flipped kernel, input dilated by the stride."""
     # Without the barrier XLA folds the flip back into the slow layout.
     kernel = lax.optimization_barrier(jnp.flip(rhs, (0, 1)).swapaxes(2, 3))
@@ -221,7 +233,9 @@ def _input_gradient(cotangent: Array, rhs: Array, size: tuple, strides: tuple, p
     return _canonical(cotangent, kernel, (1, 1), tuple(pads), strides, (1, 1), precision)
 
 
-def _weight_gradient(lhs: Array, cotangent: Array, taps: tuple, strides: tuple, padding: tuple, precision: Any) -> Array:
+def _weight_gradient(
+    lhs: Array, cotangent: Array, taps: tuple, strides: tuple, padding: tuple, precision: Any
+) -> Array:
     """Correlation of input and cotangent: channels become the batch, the batch becomes the channels."""
     images = lax.optimization_barrier(lhs.transpose(3, 1, 2, 0))
     kernel = lax.optimization_barrier(cotangent.transpose(1, 2, 0, 3))
@@ -266,7 +280,9 @@ def upsample_convolve(images: Array, kernel: Array, bias: Array | None = None) -
       (B, 2H, 2W, F).
     """
     if kernel.shape[:2] != (3, 3):
-        raise InputError(f"the phase decomposition is for 3×3 kernels, got {kernel.shape[0]}×{kernel.shape[1]}")
+        raise InputError(
+            f"the phase decomposition is for 3×3 kernels, got {kernel.shape[0]}×{kernel.shape[1]}"
+        )
     batch, height, width, channels = images.shape
     filters = kernel.shape[-1]
     taps = np.zeros((2, 2, 3), np.float32)  # phase, tap of the small kernel, tap of the large one

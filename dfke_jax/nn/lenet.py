@@ -12,15 +12,15 @@ from dfke_jax.nn.layers import BatchNorm, Conv, check_image_size, flatten, head,
 class LeNet5(nn.Module):
     """LeNet-5 with ReLU and max-pooling: two 5×5 convolutions and three dense layers.
 
-    With the defaults 61,706 parameters on one channel. The third layer of the DAFL code is a 5×5 convolution over a
-    5×5 map, which is the same function as the first dense layer here.
+    With the defaults 61,706 parameters on one channel. The third layer of the DAFL code is a 5×5 convolution
+    over a 5×5 map, which is the same function as the first dense layer here.
 
     Attributes:
       num_classes: K.
       filters: of the two convolutions.
       units: of the two hidden dense layers.
-      batch_norm: normalise after each convolution and hidden dense layer, before the ReLU (for methods that need
-        normalisation statistics).
+      batch_norm: normalise after each convolution and hidden dense layer, before the ReLU (for methods that
+        need normalisation statistics).
     """
 
     num_classes: int = 10
@@ -61,4 +61,9 @@ def lenet5_bn(num_classes: int = 10) -> LeNet5:
     return LeNet5(num_classes, batch_norm=True)
 
 
-__all__ = ["LeNet5", "lenet5_bn", "lenet5_half", "lenet5_half_dafl"]
+def lenet5_half_bn(num_classes: int = 10) -> LeNet5:
+    """`lenet5_half` with batch normalisation; 36,250 parameters."""
+    return LeNet5(num_classes, (3, 8), (120, 84), batch_norm=True)
+
+
+__all__ = ["LeNet5", "lenet5_bn", "lenet5_half", "lenet5_half_bn", "lenet5_half_dafl"]

@@ -1,0 +1,37 @@
+"""Labelled images, where they come from, and how they are varied."""
+
+from dfke_jax.data import augment
+from dfke_jax.data.augment import (
+    affine,
+    compose,
+    cutout,
+    flip,
+    gaussian_noise,
+    identity,
+    random_crop,
+    salt_and_pepper,
+    shift,
+    warp,
+)
+from dfke_jax.data.dataset import Dataset, Split
+from dfke_jax.data.sources import Availability, available, load, tfds_directory
+
+__all__ = [
+    "Availability",
+    "Dataset",
+    "Split",
+    "affine",
+    "augment",
+    "available",
+    "compose",
+    "cutout",
+    "flip",
+    "gaussian_noise",
+    "identity",
+    "load",
+    "random_crop",
+    "salt_and_pepper",
+    "shift",
+    "tfds_directory",
+    "warp",
+]

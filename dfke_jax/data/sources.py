@@ -1,0 +1,319 @@
+"""Where data sets come from: scikit-learn's bundled digits, prepared TFDS directories, and `.npz` files.
+
+Nothing here touches a network, and nothing heavy is imported before it is needed.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dfke_jax.core.errors import InputError, MissingDataError, UnknownNameError
+from dfke_jax.data.dataset import Dataset, Split
+
+WELL_KNOWN = (
+    "beans",
+    "cifar10",
+    "cifar100",
+    "emnist",
+    "fashion_mnist",
+    "kmnist",
+    "mnist",
+    "svhn_cropped",
+)
+"""TFDS image classification sets that messages suggest and `available` looks for."""
+
+DIGITS_TEST_ROWS = 360
+READ_CHUNK = 4096
+_TFDS_NAME = re.compile(
+    r"(?P<base>\w+)(/(?!\d+\.\d+\.\d+$)(?P<config>[\w.\-]+?))?([:/](?P<version>\d+\.\d+\.\d+))?"
+)
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+class Availability(NamedTuple):
+    """Whether a data set can be loaded: `where` says where it is or, if it was not found, what would help."""
+
+    name: str
+    found: bool
+    where: str
+
+
+def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """Loads a data set that is already on this machine.
+
+    Args:
+      name: one of
+
+        - ``digits``: scikit-learn's 1,797 digits of 8×8 pixels, divided by 16, in a fixed stratified split of
+          1,437 training and 360 test images;
+        - the name of a TFDS image classification set, such as ``mnist``, ``cifar10``, ``emnist/letters`` or
+          ``mnist:3.0.1``; of several prepared versions the newest is read. Its test split is ``test``, or
+          ``validation`` for sets without one. Images stay uint8;
+        - a path that ends in ``.npz``, with the arrays x_train, y_train, x_test and y_test: images
+          (N, H, W, C) or (N, H, W), uint8 or floats in [0, 1], labels (N,) or (N, 1). K is one more than the
+          largest training label.
+      data_dir: the TFDS directory, or one that contains it as ``tfds/``. Default: the environment variable
+        DFKE_DATA_DIR, then TFDS_DATA_DIR, then ``~/tensorflow_datasets``.
+
+    Raises:
+      MissingDataError: the set is not where it was looked for.
+      UnknownNameError: nobody knows this name.
+      InputError: the set is no image classification problem with images of one size, or it is broken.
+    """
+    name = os.fspath(name)
+    if name.endswith(".npz"):
+        return _load_npz(name)
+    if name == "digits":
+        return _load_digits()
+    return _load_tfds(name, data_dir)
+
+
+def available(data_dir: str | os.PathLike | None = None) -> list[Availability]:
+    """What `load` would find: ``digits``, every prepared set in the TFDS directory, the well-known others.
+
+    Looks at directories only: a prepared set that is not image classification is listed too.
+    """
+    rows = [Availability("digits", True, "bundled with scikit-learn")]
+    root = tfds_directory(data_dir)
+    present = []
+    if root.is_dir():
+        present = [entry.name for entry in root.iterdir() if entry.is_dir() and _prepared(entry)]
+    for name in sorted({*present, *WELL_KNOWN}):
+        if name in present:
+            rows.append(Availability(name, True, str(root / name)))
+        else:
+            rows.append(Availability(name, False, _remedy(name, root)))
+    return rows
+
+
+def tfds_directory(data_dir: str | os.PathLike | None = None) -> Path:
+    """The TFDS directory that `load` reads, whether or not it exists."""
+    chosen = data_dir or os.environ.get("DFKE_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
+    root = Path(chosen).expanduser() if chosen else Path.home() / "tensorflow_datasets"
+    return root / "tfds" if (root / "tfds").is_dir() else root
+
+
+def _load_digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = (bunch.images / 16).astype(np.float32)[..., None]
+    labels = bunch.target.astype(np.int32)
+    test = _stratified(labels, DIGITS_TEST_ROWS, np.random.default_rng(0))
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    return Dataset(
+        "digits",
+        Split(images[train], labels[train]),
+        Split(images[test], labels[test]),
+        10,
+        tuple(map(str, range(10))),
+        "scikit-learn load_digits",
+    )
+
+
+def _stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Sorted indices of `count` rows whose class proportions are those of `labels`, by largest remainders."""
+    classes, sizes = np.unique(labels, return_counts=True)
+    shares = sizes * count / len(labels)
+    quotas = np.floor(shares).astype(int)
+    quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
+    rows = [
+        rng.permutation(np.flatnonzero(labels == label))[:quota]
+        for label, quota in zip(classes, quotas, strict=True)
+    ]
+    return np.sort(np.concatenate(rows))
+
+
+def _load_npz(name: str) -> Dataset:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise MissingDataError(
+            f"there is no file {path}; give the path of an .npz file with x_train, y_train, x_test, y_test"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            absent = sorted({"x_train", "y_train", "x_test", "y_test"} - set(archive.files))
+            if absent:
+                raise InputError(
+                    f"{path} lacks {', '.join(absent)}; it has {', '.join(archive.files) or 'no arrays'}"
+                )
+            arrays = {key: archive[key] for key in ("x_train", "y_train", "x_test", "y_test")}
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy each have their own
+        raise InputError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
+    splits = {}
+    for part in ("train", "test"):
+        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        if images.ndim == 3:
+            images = images[..., None]
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        try:
+            splits[part] = Split(images, labels)
+        except InputError as error:
+            raise InputError(f"{path}, x_{part} and y_{part}: {error}") from error
+    classes = int(splits["train"].labels.max()) + 1
+    return Dataset(
+        path.stem,
+        splits["train"],
+        splits["test"],
+        classes,
+        tuple(map(str, range(classes))),
+        f"npz:{path.name}",
+    )
+
+
+def _load_tfds(name: str, data_dir: Any) -> Dataset:
+    match = _TFDS_NAME.fullmatch(name)
+    root = tfds_directory(data_dir)
+    directory = _find(root, match) if match else None
+    if directory is None:
+        if not match or (match["base"] not in WELL_KNOWN and match["base"] not in _registered()):
+            raise UnknownNameError("data set", name, ("digits", *WELL_KNOWN))
+        raise MissingDataError(
+            f"data set {name!r} is not prepared: looked for {root / match['base']}. {_remedy(name, root)}"
+        )
+    with _quiet():
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(directory)
+        info = builder.info
+        image_key, label_key = _keys(tfds, name, info)
+        if info.file_format is None or info.file_format.value not in ("array_record", "parquet"):
+            raise MissingDataError(
+                f"{directory} is stored as {getattr(info.file_format, 'value', 'an unknown format')}, "
+                f"which only TensorFlow reads. {_remedy(name, root)}"
+            )
+        test_split = next((part for part in ("test", "validation") if part in info.splits), None)
+        if "train" not in info.splits or test_split is None:
+            raise InputError(
+                f"data set {name!r} needs the splits train and test (or validation); "
+                f"it has {', '.join(info.splits)}"
+            )
+        train, test = (
+            _read(
+                builder.as_data_source(split=part),
+                image_key,
+                label_key,
+                info.features[image_key].shape,
+            )
+            for part in ("train", test_split)
+        )
+        feature = info.features[label_key]
+        names = tuple(map(str, feature.names or range(feature.num_classes)))
+    source = f"tfds:{info.full_name}" + ("" if test_split == "test" else f", {test_split} as test")
+    return Dataset(name, train, test, feature.num_classes, names, source)
+
+
+def _read(source: Any, image_key: str, label_key: str, shape: tuple[int, int, int]) -> Split:
+    images = np.empty((len(source), *shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for start in range(0, len(source), READ_CHUNK):
+        rows = range(start, min(start + READ_CHUNK, len(source)))
+        records = (
+            source.__getitems__(rows) if hasattr(source, "__getitems__") else [source[row] for row in rows]
+        )
+        for row, record in zip(rows, records, strict=True):
+            images[row] = record[image_key]
+            labels[row] = record[label_key]
+    return Split(images, labels)
+
+
+def _keys(tfds: Any, name: str, info: Any) -> tuple[str, str]:
+    """Names of the image and of the label among the features; an error for another kind of data set."""
+    features = info.features
+    kinds = (tfds.features.Image, tfds.features.ClassLabel)
+    keys = info.supervised_keys
+    if (
+        keys is None
+        or len(keys) != 2
+        or not all(
+            isinstance(key, str) and key in features and isinstance(features[key], kind)
+            for key, kind in zip(keys, kinds, strict=True)
+        )
+    ):
+        candidates = [[key for key, value in features.items() if isinstance(value, kind)] for kind in kinds]
+        if any(len(found) != 1 for found in candidates):
+            described = ", ".join(f"{key}: {type(value).__name__}" for key, value in features.items())
+            raise InputError(f"data set {name!r} is not image classification: its features are {described}")
+        keys = (candidates[0][0], candidates[1][0])
+    image = features[keys[0]]
+    if None in image.shape:
+        raise InputError(
+            f"images of data set {name!r} differ in size (shape {image.shape}); "
+            "resize them and give them as an .npz file"
+        )
+    if np.dtype(image.np_dtype) != np.uint8:
+        raise InputError(
+            f"images of data set {name!r} are {np.dtype(image.np_dtype)}; only uint8 images are read"
+        )
+    return tuple(keys)
+
+
+def _find(root: Path, match: re.Match) -> Path | None:
+    """The directory of a prepared version: root/base[/config]/version, the newest unless one is named."""
+    base = root / match["base"]
+    if match["config"]:
+        base = base / match["config"]
+    if not base.is_dir():
+        return None
+    versions = _prepared(base) if match["version"] is None else [base / match["version"]]
+    direct = [path for path in versions if path.parent == base and (path / "features.json").is_file()]
+    if direct:
+        return direct[-1]
+    configs = sorted({path.parent.name for path in versions if path.parent != base})
+    if len(configs) > 1:
+        named = ", ".join(f"{match['base']}/{config}" for config in configs)
+        raise InputError(f"{base} holds several configurations; name one of {named}")
+    return versions[-1] if configs else None
+
+
+def _prepared(base: Path) -> list[Path]:
+    """Prepared versions under base and one level below it (configurations), oldest first."""
+    found = [
+        path.parent
+        for pattern in ("*/features.json", "*/*/features.json")
+        for path in base.glob(pattern)
+        if _VERSION.fullmatch(path.parent.name) and (path.parent / "dataset_info.json").is_file()
+    ]
+    return sorted(found, key=lambda path: (path.parent.name, tuple(map(int, path.name.split(".")))))
+
+
+def _remedy(name: str, root: Path) -> str:
+    return (
+        "Name the directory that holds it with the option --data-dir (argument data_dir) or the environment "
+        "variable DFKE_DATA_DIR, or prepare it once on a machine with TensorFlow and a network: "
+        f"import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={str(root)!r}, "
+        "file_format='array_record').download_and_prepare()"
+    )
+
+
+def _registered() -> set[str]:
+    with _quiet():
+        import tensorflow_datasets as tfds
+
+        return set(tfds.list_builders(with_community_datasets=False))
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps what tensorflow-datasets logs and deprecates out of the program's output."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+__all__ = ["WELL_KNOWN", "Availability", "available", "load", "tfds_directory"]

@@ -1,0 +1,114 @@
+"""Class impressions: images that a class's logit rises on, with random transformations between the steps."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.core.method import Method, Static
+from dfke_jax.core.types import Array, Key
+from dfke_jax.data.augment import affine
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.training import optimiser
+from dfke_jax.synthesis.noise import optimise_noise
+from dfke_jax.synthesis.pool import Batch, fill_pool
+from dfke_jax.synthesis.starts import Range, start_images
+from dfke_jax.synthesis.targets import balanced_labels
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassImpressionSettings:
+    """How class impressions are made.
+
+    Attributes:
+      steps: most updates per sample.
+      learning_rate: of Adam.
+      confidence: a sample stops when the softmax of its class reaches a threshold of its own, uniform on this range;
+        the spread of thresholds is one source of diversity.
+      rotation: radians; scaling: (low, high); shift: pixels. The random transformation before every step.
+      start: ``uniform``, ``gaussian`` or ``smooth``; with start_mean, start_sd and start_blur, each (low, high).
+    """
+
+    steps: int = 200
+    learning_rate: float = 0.1
+    confidence: Range = (0.55, 0.99)
+    rotation: float = 0.1
+    scaling: Range = (0.95, 1.05)
+    shift: float = 1.0
+    start: Literal["uniform", "gaussian", "smooth"] = "uniform"
+    start_mean: Range = (0.0, 1.0)
+    start_sd: Range = (0.0, 1.0)
+    start_blur: Range = (1.0, 4.0)
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise InputError(f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives")
+        if not 0 < self.confidence[0] <= self.confidence[1] <= 1:
+            raise InputError(f"confidence must be (low, high) with 0 < low <= high <= 1, got {self.confidence}")
+
+
+def class_impressions(
+    teacher: Classifier, settings: ClassImpressionSettings, count: int, batch_size: int, *, control: bool = False
+) -> Method:
+    """Fills a pool with class impressions.
+
+    x_c = argmax_x z_c(x), z_c the logit of class c before the softmax, by Adam on the pixels; between steps the image is
+    randomly rotated, scaled and shifted; it stops when softmax(z)_c reaches its threshold.
+
+    Args:
+      teacher: frozen.
+      settings: see `ClassImpressionSettings`.
+      count: N, a multiple of `batch_size`; sample r is of class r mod K.
+      batch_size: samples side by side; independent of one another.
+      control: return the start images as they are.
+
+    Returns:
+      A `Method` over `Pool`; metrics ``loss``, ``reached`` (share that reached its threshold), ``updates`` (mean taken).
+
+    Source: Mopuri, Uppala, Babu, ECCV 2018. Deviation: cropping and colour shifts of the ImageNet recipe are left out
+    for small images.
+    """
+    synthesiser = Partial(_impressions, teacher, Static((settings, control, batch_size)))
+    return fill_pool(synthesiser, count, batch_size, teacher.input_shape)
+
+
+def _impressions(teacher: Classifier, static: Static, key: Key, rows: Array, carry: tuple) -> Batch:
+    settings, control, batch_size = static.value
+    start_key, stop_key, noise_key = jax.random.split(key, 3)
+    labels = balanced_labels(rows, teacher.num_classes)
+    shape = (batch_size, *teacher.input_shape)
+    start = start_images(
+        settings.start, start_key, shape, mean=settings.start_mean, sd=settings.start_sd, blur=settings.start_blur
+    )
+    if control:
+        return Batch(start, labels, carry, {})
+    moves = bool(settings.rotation or settings.shift or settings.scaling != (1.0, 1.0))
+    transform = affine(settings.rotation, settings.scaling, settings.shift)
+
+    def objective(key: Key, images: Array) -> tuple[Array, Array]:
+        logits = teacher(transform(key, images) if moves else images)
+        of_class = lambda values: jnp.take_along_axis(values, labels[:, None], 1)[:, 0]
+        return -of_class(logits), of_class(jax.nn.softmax(logits))
+
+    threshold = jax.random.uniform(stop_key, (batch_size,), minval=settings.confidence[0], maxval=settings.confidence[1])
+    made = optimise_noise(
+        noise_key,
+        objective,
+        start,
+        steps=settings.steps,
+        optimizer=optimiser("adam", settings.learning_rate),
+        box=teacher.preprocessing.box,
+        stop_at=threshold,
+    )
+    metrics = {
+        "loss": jnp.mean(made.loss),
+        "reached": jnp.mean((made.confidence >= threshold).astype(jnp.float32)),
+        "updates": jnp.mean(made.steps.astype(jnp.float32)),
+    }
+    return Batch(made.images, labels, carry, metrics)
+
+
+__all__ = ["ClassImpressionSettings", "class_impressions"]

@@ -1,0 +1,186 @@
+"""Data impressions (zero-shot knowledge distillation): samples whose softmax the teacher's weights ask for."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.core.method import Method, Static
+from dfke_jax.core.types import Array, Key
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.losses import soft_cross_entropy
+from dfke_jax.nn.training import optimiser
+from dfke_jax.synthesis.noise import optimise_noise
+from dfke_jax.synthesis.pool import Batch, fill_pool
+from dfke_jax.synthesis.priors import l2, total_variation
+from dfke_jax.synthesis.starts import Range, start_images
+from dfke_jax.synthesis.targets import balanced_labels, class_similarity, concentrations, dirichlet_targets, per_row
+
+
+@dataclasses.dataclass(frozen=True)
+class ImpressionSettings:
+    """How data impressions are made. The defaults are the published method for grey images.
+
+    Attributes:
+      steps: updates per sample.
+      learning_rate: of Adam (published: 0.01 on MNIST and Fashion-MNIST, 0.001 on CIFAR-10).
+      temperature: τ of the teacher's softmax.
+      scales: β; every scale serves an equal share of the samples.
+      floor: added to the min-max-normalised similarities.
+      start: ``uniform``, ``gaussian`` or ``smooth``; with start_mean, start_sd and start_blur (pixels), each (low, high).
+      total_variation: weight (low, high); spaced evenly in its logarithm over the samples. (0, 0) for none.
+      l2: weight of Σ x².
+      jitter: pixels.
+      released: behave as the released code does: β is 1 throughout (its 0.1 is normalised away), learning rate as
+        given, start U(0, 1), the batch is rescaled by its global minimum and maximum after every step, and batches of
+        a class and scale start from the previous batch's solution, Adam's moments included.
+    """
+
+    steps: int = 1500
+    learning_rate: float = 0.01
+    temperature: float = 20.0
+    scales: tuple[float, ...] = (1.0, 0.1)
+    floor: float = 1e-4
+    start: Literal["uniform", "gaussian", "smooth"] = "gaussian"
+    start_mean: Range = (0.0, 0.0)
+    start_sd: Range = (0.1, 0.1)
+    start_blur: Range = (1.0, 4.0)
+    total_variation: Range = (0.0, 0.0)
+    l2: float = 0.0
+    jitter: int = 0
+    released: bool = False
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise InputError(f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives")
+        if not self.scales or min(self.scales) <= 0:
+            raise InputError(f"scales must be positive, got {self.scales}")
+        if self.temperature <= 0:
+            raise InputError(f"temperature must be positive, got {self.temperature}")
+        if min(self.total_variation) < 0 or (self.total_variation[0] == 0) != (self.total_variation[1] == 0):
+            raise InputError(f"total_variation must be (0, 0) or two positive weights, got {self.total_variation}")
+
+
+def data_impressions(
+    teacher: Classifier, settings: ImpressionSettings, count: int, batch_size: int, *, control: bool = False
+) -> Method:
+    """Fills a pool with data impressions.
+
+    For a sample of class k and scale β: y ~ Dir(β·α^k), with α^k the normalised row k of the cosine similarities of
+    the teacher's last-layer weights; x = argmin CE(y, softmax(T(x)/τ)) [+ w_tv·TV(x) + w_2·Σx²].
+
+    Sample r is of class r mod K and of scale (r div K) mod (number of scales), so all are equally frequent.
+
+    Args:
+      teacher: frozen; its last layer must be called ``head``.
+      settings: see `ImpressionSettings`.
+      count: N, a multiple of `batch_size`.
+      batch_size: samples optimised side by side. They are independent: it changes speed and nothing else (except with
+        ``released``, whose rescaling couples a batch).
+      control: return the same start images without any optimisation.
+
+    Returns:
+      A `Method` over `Pool`, one batch per step.
+
+    Source: Nayak, Mopuri, Shaj, Babu, Chakraborty, ICML 2019, section 3; the image prior is not in the paper.
+    """
+    step = _released if settings.released and not control else _impressions
+    synthesiser = Partial(step, teacher, Static((settings, control, count, batch_size)))
+    return fill_pool(synthesiser, count, batch_size, teacher.input_shape, _carry(teacher, settings, batch_size, step))
+
+
+def _carry(teacher: Classifier, settings: ImpressionSettings, batch_size: int, step: Any) -> Any:
+    if step is not _released:
+        return ()
+    start = jnp.zeros((batch_size, *teacher.input_shape))
+    return start, optimiser("adam", settings.learning_rate).init(start)
+
+
+def _start(key: Key, settings: ImpressionSettings, shape: tuple[int, ...]) -> Array:
+    kind = "uniform" if settings.released else settings.start
+    return start_images(
+        kind, key, shape, mean=settings.start_mean, sd=settings.start_sd, blur=settings.start_blur
+    )
+
+
+def _targets(key: Key, teacher: Classifier, settings: ImpressionSettings, labels: Array, scale: Array | float) -> Array:
+    alpha = concentrations(class_similarity(teacher.head_kernel), settings.floor)
+    return dirichlet_targets(key, alpha, labels, scale)
+
+
+def _objective(teacher: Classifier, settings: ImpressionSettings, targets: Array, smoothness: Array) -> Any:
+    box = teacher.preprocessing.box
+
+    def objective(key: Key, images: Array) -> tuple[Array, Array]:
+        loss = soft_cross_entropy(teacher(images), targets, settings.temperature)
+        if settings.total_variation[1]:
+            loss = loss + smoothness * total_variation(images)
+        if settings.l2:
+            loss = loss + settings.l2 * l2(images - box[0])
+        return loss, jnp.zeros_like(loss)
+
+    return objective
+
+
+def _smoothness(settings: ImpressionSettings, rows: Array, count: int) -> Array:
+    """Per-sample weights, evenly spaced in the logarithm; a stride decorrelates them from class and scale."""
+    low, high = settings.total_variation
+    if not high:
+        return jnp.zeros(rows.shape)
+    levels = min(count, 512)
+    place = (rows * 197 % levels).astype(jnp.float32) / max(levels - 1, 1)
+    return low * (high / low) ** place
+
+
+def _impressions(teacher: Classifier, static: Static, key: Key, rows: Array, carry: Any) -> Batch:
+    settings, control, count, batch_size = static.value
+    start_key, target_key, noise_key = jax.random.split(key, 3)
+    labels = balanced_labels(rows, teacher.num_classes)
+    start = _start(start_key, settings, (batch_size, *teacher.input_shape))
+    if control:
+        return Batch(start, labels, carry, {})
+    scale = per_row(settings.scales, rows, teacher.num_classes)
+    targets = _targets(target_key, teacher, settings, labels, scale)
+    made = optimise_noise(
+        noise_key,
+        _objective(teacher, settings, targets, _smoothness(settings, rows, count)),
+        start,
+        steps=settings.steps,
+        optimizer=optimiser("adam", settings.learning_rate),
+        box=teacher.preprocessing.box,
+        jitter=settings.jitter,
+    )
+    return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})
+
+
+def _released(teacher: Classifier, static: Static, key: Key, rows: Array, carry: Any) -> Batch:
+    settings, _, count, batch_size = static.value
+    classes = teacher.num_classes
+    groups = classes * len(settings.scales)
+    batches = max(1, count // batch_size // groups)  # consecutive batches of one class and scale
+    position = rows[0] // batch_size
+    labels = jnp.full(batch_size, (position // batches) % classes, jnp.int32)
+    start_key, target_key, noise_key = jax.random.split(key, 3)
+    rule: optax.GradientTransformation = optimiser("adam", settings.learning_rate)
+    fresh = _start(start_key, settings, (batch_size, *teacher.input_shape))
+    begins = position % batches == 0
+    start, state = jax.tree.map(lambda new, old: jnp.where(begins, new, old), (fresh, rule.init(fresh)), carry)
+    targets = _targets(target_key, teacher, settings, labels, 1.0)
+    made = optimise_noise(
+        noise_key,
+        _objective(teacher, settings, targets, jnp.zeros(batch_size)),
+        start,
+        steps=settings.steps,
+        optimizer=rule,
+        box=teacher.preprocessing.box,
+        parametrisation="rescale",
+        optimizer_state=state,
+    )
+    return Batch(made.images, labels, (made.images, made.optimizer_state), {"loss": jnp.mean(made.loss)})
+
+
+__all__ = ["ImpressionSettings", "data_impressions"]

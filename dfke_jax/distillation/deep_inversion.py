@@ -1,0 +1,241 @@
+"""DeepDream prior, DeepInversion and adaptive DeepInversion."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.core.method import Method, Static, method
+from dfke_jax.core.types import Array, Augmentation, Key, Metrics
+from dfke_jax.distillation.response import response_loss
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.losses import cross_entropy, jensen_shannon
+from dfke_jax.nn.training import Training, on_images, optimiser, trained, training
+from dfke_jax.synthesis.noise import Parametrisation, optimise_noise
+from dfke_jax.synthesis.pool import Batch, Pool, fill_pool
+from dfke_jax.synthesis.priors import (
+    StatisticsForm,
+    l2_norm,
+    normalisation_statistics,
+    total_variation_l2,
+)
+from dfke_jax.synthesis.starts import Range, start_images
+from dfke_jax.synthesis.targets import balanced_labels
+
+
+@dataclasses.dataclass(frozen=True)
+class InversionSettings:
+    """How images are inverted out of a network. Defaults follow the CIFAR-10 recipe of the DeepInversion authors.
+
+    Attributes:
+      steps: updates per batch (published: 2,000).
+      learning_rate: of Adam, in units of the network's normalised input (published: 0.05 to 0.1).
+      statistics: α_f, weight of the normalisation-statistics prior (published: 10); 0 is the DeepDream prior.
+      form: ``norm`` (released code), ``squared`` (as taught) or ``kl``.
+      total_variation: α_tv. l2: α_2.
+      competition: α_c of adaptive DeepInversion.
+      competition_temperature: τ of the Jensen-Shannon divergence.
+      jitter: pixels rolled, one draw per step.
+      parametrisation: ``clip`` keeps images in the box; the released CIFAR code leaves them ``free``.
+      start: distribution of the start images; with start_mean, start_sd and start_blur, each (low, high).
+    """
+
+    steps: int = 2000
+    learning_rate: float = 0.05
+    statistics: float = 10.0
+    form: StatisticsForm = "norm"
+    total_variation: float = 2.5e-5
+    l2: float = 0.0
+    competition: float = 10.0
+    competition_temperature: float = 3.0
+    jitter: int = 2
+    parametrisation: Parametrisation = "clip"
+    start: Literal["uniform", "gaussian", "smooth"] = "gaussian"
+    start_mean: Range = (0.5, 0.5)
+    start_sd: Range = (0.5, 0.5)
+    start_blur: Range = (1.0, 4.0)
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise InputError(f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives")
+
+
+def deep_inversion(
+    teacher: Classifier, settings: InversionSettings, count: int, batch_size: int, *, control: bool = False
+) -> Method:
+    """Fills a pool by DeepInversion, or with ``statistics=0`` by the DeepDream prior.
+
+    min_x CE(T(x), y) + α_tv·TV(x) + α_2·‖x‖₂ + α_f·Σ_l ‖μ̂_l(x) − μ_l‖₂ + ‖σ̂²_l(x) − σ²_l‖₂
+
+    with the batch's mean and biased variance of each normalisation layer's input. The prior couples the samples of a
+    batch, so `batch_size` is part of the method.
+
+    Args:
+      teacher: frozen, with batch normalisation unless ``statistics`` is 0.
+      settings: see `InversionSettings`.
+      count: N, a multiple of `batch_size`; sample r is of class r mod K.
+      batch_size: samples whose statistics are matched together (published: 256).
+      control: return the start images as they are.
+
+    Returns:
+      A `Method` over `Pool`.
+
+    Raises:
+      InputError: for a network without batch normalisation.
+
+    Source: Yin et al., CVPR 2020, and its released CIFAR-10 code. Deviations: images stay in the box by default, and
+    the last iterate is kept (the released "best" images are the last iterate too, by an aliasing error).
+    """
+    _check(teacher, settings)
+    synthesiser = Partial(_inversion, teacher, Static((settings, control, batch_size)))
+    return fill_pool(synthesiser, count, batch_size, teacher.input_shape)
+
+
+class Adaptive(NamedTuple):
+    """State of adaptive DeepInversion: the pool, and the student that images are made to divide from the teacher."""
+
+    pool: Pool
+    student: Training
+
+
+def adaptive_deep_inversion(
+    teacher: Classifier,
+    student: Classifier,
+    settings: InversionSettings,
+    count: int,
+    batch_size: int,
+    *,
+    student_steps: int = 50,
+    temperature: float = 3.0,
+    student_batch: int = 64,
+    learning_rate: float = 1e-3,
+    augment: Augmentation | None = None,
+) -> Method:
+    """Fills a pool by DeepInversion whose images also divide teacher and student.
+
+    Adds α_c·(1 − JS(p_T ‖ p_S)) at temperature τ to the loss of `deep_inversion`; the student learns from the pool
+    between batches, at a constant learning rate. The first batch is plain: there is no student yet. The student that
+    counts is trained afterwards on the whole pool, like any other.
+
+    Args:
+      teacher, settings, count, batch_size: as for `deep_inversion`.
+      student: gives the network.
+      student_steps: distillation steps after each batch (published: 50).
+      temperature, student_batch, learning_rate, augment: of that distillation.
+
+    Returns:
+      A `Method` over `Adaptive`.
+
+    Source: Yin et al., CVPR 2020, section 3.3. Deviations: JS is computed in log space without the released clamp of
+    probabilities to [0.01, 0.99], which has no gradient for confident samples; it is in units of log 2, so that it lies
+    in [0, 1].
+    """
+    _check(teacher, settings)
+    plain = deep_inversion(teacher, settings, count, batch_size)
+    learning = training(
+        student,
+        jnp.zeros((1, *teacher.input_shape)),
+        None,
+        loss=response_loss(temperature),
+        optimizer=optimiser("adam", learning_rate),
+        batch_size=student_batch,
+        augment=augment,
+        teacher=teacher,
+    )
+    static = Static((settings, batch_size, student_steps))
+    return method(_adaptive_init, _adaptive_step, plain, teacher, student, learning, static)
+
+
+def _check(teacher: Classifier, settings: InversionSettings) -> None:
+    if settings.statistics and not teacher.has_normalisation:
+        raise InputError(
+            f"DeepInversion needs a teacher with batch normalisation and {type(teacher.module).__name__} has none; "
+            "use lenet5_bn, a ResNet or a WRN, or the DeepDream prior"
+        )
+
+
+def _inversion(
+    teacher: Classifier, static: Static, key: Key, rows: Array, carry: tuple, student: Classifier | None = None,
+    competes: Array | float = 0.0,
+) -> Batch:  # fmt: skip
+    settings, control, batch_size = static.value
+    start_key, noise_key = jax.random.split(key)
+    labels = balanced_labels(rows, teacher.num_classes)
+    shape = (batch_size, *teacher.input_shape)
+    start = start_images(
+        settings.start, start_key, shape, mean=settings.start_mean, sd=settings.start_sd, blur=settings.start_blur
+    )
+    if control:
+        return Batch(start, labels, carry, {})
+    centre = sum(teacher.preprocessing.mean) / len(teacher.preprocessing.mean)
+    spread = sum(teacher.preprocessing.std) / len(teacher.preprocessing.std)
+
+    def objective(key: Key, images: Array) -> tuple[Array, Array]:
+        prior = jnp.zeros(())
+        if settings.statistics:
+            logits, moments = teacher.logits_and_moments(images)
+            prior = prior + settings.statistics * normalisation_statistics(moments, settings.form)
+        else:
+            logits = teacher(images)
+        normalised = (images - centre) / spread
+        if settings.total_variation:
+            prior = prior + settings.total_variation * total_variation_l2(normalised)
+        if settings.l2:
+            prior = prior + settings.l2 * l2_norm(normalised)
+        loss = cross_entropy(logits, labels)
+        if student is not None:
+            divergence = jensen_shannon(logits, student(images), settings.competition_temperature) / jnp.log(2.0)
+            loss = loss + competes * settings.competition * (1 - divergence)
+        return loss + prior, jnp.zeros_like(loss)
+
+    made = optimise_noise(
+        noise_key,
+        objective,
+        start,
+        steps=settings.steps,
+        optimizer=optimiser("adam", settings.learning_rate * spread),
+        box=teacher.preprocessing.box,
+        parametrisation=settings.parametrisation,
+        jitter=settings.jitter,
+    )
+    return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})
+
+
+def _adaptive_init(plain: Method, teacher, student, learning: Method, static: Static, key: Key) -> Adaptive:
+    pool_key, student_key = jax.random.split(key)
+    return Adaptive(plain.init(pool_key), learning.init(student_key))
+
+
+def _adaptive_step(
+    plain: Method,
+    teacher: Classifier,
+    student: Classifier,
+    learning: Method,
+    static: Static,
+    key: Key,
+    state: Adaptive,
+) -> tuple[Adaptive, Metrics]:
+    settings, batch_size, student_steps = static.value
+    synthesis_key, student_key = jax.random.split(key)
+    pool = state.pool
+    rows = pool.filled + jnp.arange(batch_size, dtype=jnp.int32)
+    opponent = trained(student, state.student)
+    competes = (pool.filled > 0).astype(jnp.float32)
+    batch = _inversion(teacher, Static((settings, False, batch_size)), synthesis_key, rows, (), opponent, competes)
+    write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), pool.filled, 0)
+    pool = Pool(write(pool.images, batch.images), write(pool.labels, batch.labels), pool.filled + batch_size, ())
+
+    learn = on_images(learning, pool.images, pool.filled).step
+
+    def body(carry: Training, i: Array) -> tuple[Training, Array]:
+        carry, metrics = learn(jax.random.fold_in(student_key, i), carry)
+        return carry, metrics["loss"]
+
+    learner, losses = jax.lax.scan(body, state.student, jnp.arange(student_steps))
+    return Adaptive(pool, learner), {**batch.metrics, "student_loss": losses[-1]}
+
+
+__all__ = ["Adaptive", "InversionSettings", "adaptive_deep_inversion", "deep_inversion"]

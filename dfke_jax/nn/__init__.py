@@ -1,0 +1,25 @@
+"""Networks, the operations they need, and the classifier as a value."""
+
+from dfke_jax.nn.classifier import Classifier, Moments, Preprocessing, as_float, check_images, check_labels
+from dfke_jax.nn.conv import conv_general_dilated, convolution, upsample_convolve
+from dfke_jax.nn.layers import BatchNorm, Conv, UpsampleConv
+from dfke_jax.nn.registry import NetworkInfo, build, describe, names
+
+__all__ = [
+    "BatchNorm",
+    "Classifier",
+    "Conv",
+    "Moments",
+    "NetworkInfo",
+    "Preprocessing",
+    "UpsampleConv",
+    "as_float",
+    "build",
+    "check_images",
+    "check_labels",
+    "conv_general_dilated",
+    "convolution",
+    "describe",
+    "names",
+    "upsample_convolve",
+]

@@ -1,0 +1,17 @@
+"""What a finished run looks like: figures, one self-contained page, and tables."""
+
+from dfke_jax.report.html import load, render, render_all
+from dfke_jax.report.tables import markdown_table, table
+from dfke_jax.report.words import Comparison, comparisons, mean_sd, verdict
+
+__all__ = [
+    "Comparison",
+    "comparisons",
+    "load",
+    "markdown_table",
+    "mean_sd",
+    "render",
+    "render_all",
+    "table",
+    "verdict",
+]

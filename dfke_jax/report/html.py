@@ -1,0 +1,261 @@
+"""One page per run: self-contained HTML with its figures inside, written next to `result.json`."""
+
+import base64
+import dataclasses
+import html
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.experiments.result import Result
+from dfke_jax.report import words
+
+_ROLES = {
+    "method": "the method",
+    "control": "the same pipeline with the method's own step switched off",
+    "baseline": "noise or unrelated images",
+    "anchor": "real data",
+    "teacher": "the network whose knowledge is extracted",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Picture:
+    title: str
+    caption: str
+    path: Path
+    uri: str
+
+
+def load(directory: str | os.PathLike) -> Result:
+    """The result in a run's directory.
+
+    Raises:
+      InputError: there is none, or its `result.json` is damaged or of another schema.
+    """
+    path = Path(directory) / "result.json"
+    if not path.is_file():
+        raise InputError(
+            f"there is no result.json in {directory}; name the --out directory of a finished run"
+        )
+    try:
+        result = Result.read(path)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path} is not valid JSON ({error}); the run that wrote it has to be repeated"
+        ) from error
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} is not a result of this package: {type(error).__name__}: {error}"
+        ) from error
+    return result
+
+
+def render(directory: str | os.PathLike) -> Path:
+    """Draws the figures of a run into ``figures/`` and writes ``report.html``.
+
+    The page carries everything inside itself: no script, no request to anywhere. Pieces that the run did not
+    leave (samples, similarities, metrics) are left out; pieces that cannot be read are named in its notes.
+
+    Args:
+      directory: what `dfke run` was told to write to; it must hold a `result.json`.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      InputError: without a readable `result.json`, or when the directory cannot be written to.
+    """
+    directory = Path(directory)
+    result = load(directory)
+    problems: list[str] = []
+    try:
+        pictures = _pictures(directory, result, problems)
+        page = _template("report.html.jinja").render(
+            result=result,
+            sentences=words.verdict(result),
+            rule=words.RULE,
+            provenance=words.PROVENANCE,
+            roles=_ROLES,
+            comparisons=words.comparisons(result),
+            elsewhere=[
+                figure
+                for figure in result.published
+                if not any(figure is comparison.figure for comparison in words.comparisons(result))
+            ],
+            pairs=[(m, c, words.gains(m, c)) for m, c in result.pairs() if words.gains(m, c)],
+            budgets=_budgets(result),
+            config=result.config,
+            seconds={name: words.duration(value) for name, value in result.seconds.items()},
+            total=words.duration(words.total_seconds(result)) if result.seconds else "",
+            environment=_flat(result.environment),
+            pictures=pictures,
+            notes=[*result.notes, *problems],
+        )
+        return _write(directory / "report.html", page)
+    except OSError as error:
+        raise InputError(f"cannot write the report into {directory}: {error.strerror or error}") from error
+
+
+def render_all(directory: str | os.PathLike) -> tuple[Path, list[Result]]:
+    """Renders the run in a directory or, if its sub-directories hold runs, each of them and an index.
+
+    Returns:
+      The page to open (``report.html`` or ``index.html``), and the results that it shows.
+
+    Raises:
+      InputError: there is no result, or one of them cannot be read.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"there is no directory {directory}")
+    if (directory / "result.json").is_file():
+        return render(directory), [load(directory)]
+    found = sorted(path.parent for depth in ("*", "*/*") for path in directory.glob(f"{depth}/result.json"))
+    if not found:
+        raise InputError(
+            f"there is no result.json in {directory}, nor in its sub-directories; a finished run has one"
+        )
+    results = [load(path) for path in found]
+    rows = []
+    for path, result in zip(found, results, strict=True):
+        page = render(path)
+        shown = [arm for arm in result.arms if arm.role == "method"] or result.arms
+        link = page.relative_to(directory).as_posix()
+        rows.append((link, result, shown, words.verdict(result), words.comparisons(result)))
+    page = _template("index.html.jinja").render(rows=rows, rule=words.RULE)
+    return _write(directory / "index.html", page), results
+
+
+def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Picture]:
+    import numpy as np
+
+    from dfke_jax.core import tracking
+    from dfke_jax.report import figures
+
+    folder = directory / "figures"
+    folder.mkdir(exist_ok=True)
+    drawn: list[_Picture] = []
+
+    def draw(name: str, title: str, caption: str, make: Callable[[], Any]) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a glyph that the font lacks is no reason to fail
+                figure = make()
+                path = folder / f"{name}.png"
+                figure.savefig(path)
+        except (InputError, ValueError, TypeError, IndexError) as error:
+            problems.append(f"The figure “{title}” could not be drawn: {error}")
+            return
+        uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        drawn.append(_Picture(title, caption, path, uri))
+
+    def archive(name: str) -> dict[str, np.ndarray]:
+        path = directory / name
+        if not path.is_file():
+            return {}
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {key: stored[key] for key in stored.files}
+        except Exception as error:  # zipfile, zlib and NumPy each have their own
+            problems.append(f"{name} could not be read: {error}")
+            return {}
+
+    if any(arm.accuracy for arm in result.arms):
+        draw("arms", "Accuracy of every arm", "", lambda: figures.arms(result))
+    similarity = archive("similarity.npz")
+    names = similarity.get("class_names")
+    labels = {arm.name: arm.label for arm in result.arms}
+    samples = archive("samples.npz")
+    for name, images in samples.items():
+        if name.endswith("_labels") and name.removesuffix("_labels") in samples:
+            continue
+        given = samples.get(f"{name}_labels")
+        draw(
+            f"samples_{_safe(name)}",
+            f"Samples: {labels.get(name, name)}",
+            "One row per class." if given is not None else "",
+            lambda images=images, given=given: figures.sample_grid(images, given, names),
+        )
+    if "class_similarity" in similarity:
+        draw(
+            "class_similarity",
+            "Class similarity",
+            "How close the teacher holds each pair of classes.",
+            lambda: figures.similarity_map(similarity["class_similarity"], names),
+        )
+    if (directory / "metrics.jsonl").is_file():
+        try:
+            metrics = tracking.read(directory / "metrics.jsonl")
+        except (OSError, UnicodeDecodeError, KeyError, AttributeError) as error:
+            problems.append(f"metrics.jsonl could not be read: {error}")
+            metrics = {}
+        if metrics:
+            draw("curves", "Curves", "One line per seed.", lambda: figures.curves(metrics))
+    return drawn
+
+
+def _budgets(result: Result) -> tuple[list[str], list[tuple[Any, list[str]]]]:
+    columns = list(dict.fromkeys(name for arm in result.arms for name in arm.budget))
+    rows = [
+        (arm, [words.number(arm.budget[name]) if name in arm.budget else "–" for name in columns])
+        for arm in result.arms
+        if arm.budget
+    ]
+    return columns, rows
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """One level: the entries of inner dictionaries under their own names; what is unknown is left out."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= (
+            {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else {name: value}
+        )
+    return {name: value for name, value in flat.items() if value is not None}
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value)) or "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _breakable(name: str) -> str:
+    """Lets a browser break long snake_case names, after escaping them."""
+    from markupsafe import Markup
+
+    return Markup(html.escape(str(name)).replace("_", "_<wbr>"))
+
+
+def _template(name: str):
+    import jinja2
+
+    loader = jinja2.PackageLoader("dfke_jax.report")
+    page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page.filters.update(
+        spread=words.spread, signed=words.signed, shown=_shown, breakable=_breakable, number=words.number
+    )
+    return page.get_template(name)
+
+
+def _write(path: Path, text: str) -> Path:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+__all__ = ["load", "render", "render_all"]

@@ -1,0 +1,98 @@
+"""The arms of results as tables: Rich for the terminal, Markdown for the documentation."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.report.words import (
+    comparisons,
+    duration,
+    gains,
+    mean_sd,
+    signed,
+    spread,
+    total_seconds,
+)
+
+if TYPE_CHECKING:
+    import rich.table
+
+_STYLE = {"method": "bold", "control": "", "baseline": "dim", "anchor": "", "teacher": ""}
+
+
+def table(result: Result) -> "rich.table.Table":
+    """One row per arm of a result, for the terminal."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = escape(f"{result.title} · {result.dataset}")
+    paired = result.pairs()
+    caption = "gain: points of accuracy over the matched control" if paired else None
+    view = Table(
+        title=title,
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+    )
+    view.add_column("arm")
+    view.add_column("role", no_wrap=True)
+    for name in ("accuracy %", "gain", "agreement", "published"):
+        view.add_column(name, justify="right", no_wrap=True)
+    mean = {
+        method.name: signed(mean_sd(gains(method, control))[0])
+        for method, control in paired
+        if gains(method, control)
+    }
+    for arm in result.arms:
+        figures = ", ".join(f"{c.figure.value:g}" for c in comparisons(result) if c.arm is arm)
+        agreement = f"{mean_sd(arm.agreement)[0]:.2f}" if arm.agreement else "–"
+        cells = (spread(arm.accuracy), mean.get(arm.name, ""), agreement, figures)
+        view.add_row(escape(arm.label), arm.role, *cells, style=_STYLE.get(arm.role, ""))
+    return view
+
+
+def markdown_table(results: Sequence[Result]) -> str:
+    """A GitHub table with one row per arm of every result."""
+    head = ("data set", "recipe", "arm", "accuracy % (n)", "over control", "published %", "source", "time")
+    lines = [f"| {' | '.join(head)} |", "|---|---|---|--:|--:|--:|---|--:|"]
+    for result in results:
+        over = _gains(result)
+        for index, arm in enumerate(result.arms):
+            figures = [c for c in comparisons(result) if c.arm is arm]
+            cells = (
+                result.dataset,
+                result.recipe,
+                f"**{_plain(arm.label)}**" if arm.role == "method" else _plain(arm.label),
+                _counted(arm),
+                over.get(arm.name, ""),
+                "; ".join(f"{c.figure.value:g}, {c.words}" for c in figures),
+                "; ".join(f"{_plain(c.figure.source)} ({c.figure.provenance})" for c in figures),
+                duration(total_seconds(result)) if index == 0 and result.seconds else "",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _gains(result: Result) -> dict[str, str]:
+    found = {}
+    for method, control in result.pairs():
+        if differences := gains(method, control):
+            mean, sd = mean_sd(differences)
+            found[method.name] = signed(mean) + (f" ± {sd:.2f}" if sd is not None else "")
+    return found
+
+
+def _counted(arm: Arm) -> str:
+    return f"{spread(arm.accuracy)} ({len(arm.accuracy)})" if arm.accuracy else "–"
+
+
+def _plain(text: str) -> str:
+    return text.replace("|", r"\|").replace("\n", " ")
+
+
+__all__ = ["markdown_table", "table"]

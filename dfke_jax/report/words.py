@@ -1,0 +1,177 @@
+"""The numbers of a result in plain words. Every other view of a result takes its wording from here."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dfke_jax.evaluation.summary import summarise
+from dfke_jax.experiments.result import Arm, Published, Result
+
+TOLERANCE = 0.5
+RULE = f"A published figure counts as reproduced only if our mean is at most {TOLERANCE} points below it."
+PROVENANCE = {
+    "code": "the authors' repository",
+    "readme": "the text of the authors' repository",
+    "table": "another paper's table",
+    "recalled": "recalled from the paper, to be confirmed",
+}
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; the latter is None for fewer than two values.
+
+    >>> mean_sd([90.0, 92.0])[0]
+    91.0
+    """
+    summary = summarise(values)
+    return summary["mean"], summary["std"]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """``93.10 ± 0.42``, without the spread for one value, a dash for none."""
+    if not values:
+        return "–"
+    mean, sd = mean_sd(values)
+    return f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f} ± {sd:.{digits}f}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A difference with its sign: ``+1.20`` or ``−0.30``."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def number(value: object) -> str:
+    """Whole numbers with thousands separated by commas, anything else as it is."""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """``48 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 1:
+        return f"{seconds:.2f} s"
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def total_seconds(result: Result) -> float:
+    """How long the run took: what it calls its total, else the sum of its parts."""
+    return result.seconds.get("total", sum(result.seconds.values()))
+
+
+class Comparison(NamedTuple):
+    """A published figure beside the measured one.
+
+    Attributes:
+      figure: what was published.
+      arm: what we measured.
+      difference: our mean minus the figure, in points.
+      reproduced: whether the rule is met.
+      words: ``reproduced within 0.5 points (0.31 below)`` and the like.
+    """
+
+    figure: Published
+    arm: Arm
+    difference: float
+    reproduced: bool
+    words: str
+
+
+def published_here(result: Result) -> list[Published]:
+    """The published figures that were measured on this result's data set (whatever version of it)."""
+    return [figure for figure in result.published if _base(figure.dataset) == _base(result.dataset)]
+
+
+def comparisons(result: Result) -> list[Comparison]:
+    """Every published figure for this data set whose arm was measured."""
+    arms = {arm.name: arm for arm in result.arms}
+    found = []
+    for figure in published_here(result):
+        arm = arms.get(figure.arm)
+        if arm is None or not arm.accuracy:
+            continue
+        difference = mean_sd(arm.accuracy)[0] - figure.value
+        reproduced = difference >= -TOLERANCE - 1e-9
+        side = f"{abs(difference):.2f} {'below' if difference < 0 else 'above'}"
+        if not reproduced:
+            words = f"not reproduced ({side})"
+        elif difference < 0:
+            words = f"reproduced within {TOLERANCE} points ({side})"
+        else:
+            words = f"reproduced ({side})"
+        found.append(Comparison(figure, arm, difference, reproduced, words))
+    return found
+
+
+def gains(method: Arm, control: Arm) -> list[float]:
+    """Accuracy of a method above its control, seed by seed (as many seeds as both have)."""
+    return [a - b for a, b in zip(method.accuracy, control.accuracy, strict=False)]
+
+
+def verdict(result: Result) -> list[str]:
+    """One sentence per method arm: accuracy, gain over its control, the teacher, the published figure."""
+    controls = {method.name: control for method, control in result.pairs()}
+    compared = comparisons(result)
+    teachers = [arm for arm in result.arms if arm.role == "teacher" and arm.accuracy]
+    methods = [arm for arm in result.arms if arm.role == "method" and arm.accuracy]
+    subjects = methods or [arm for arm in result.arms if arm.role != "teacher" and arm.accuracy]
+    if not subjects:
+        subjects, teachers = teachers, []
+    sentences = []
+    for arm in subjects:
+        count = len(arm.accuracy)
+        parts = [f"{arm.label} reached {spread(arm.accuracy)} % on {result.dataset} over {_seeds(count)}"]
+        if arm.name in controls and gains(arm, controls[arm.name]):
+            parts.append(_gain(gains(arm, controls[arm.name])))
+        parts += [f"{other.label} has {spread(other.accuracy)} %" for other in teachers]
+        figures = [c for c in compared if c.arm is arm]
+        for comparison in figures:
+            kind = ", recalled" if comparison.figure.provenance == "recalled" else ""
+            parts.append(f"published is {comparison.figure.value:g} %{kind}: {comparison.words}")
+        if not figures and arm.role == "method":
+            parts.append("there is no published figure for this data set")
+        sentences.append("; ".join(parts) + ".")
+    return sentences or ["No accuracy was recorded."]
+
+
+def _gain(differences: list[float]) -> str:
+    text = f"{signed(mean_sd(differences)[0])} points against its matched control"
+    if len(differences) == 1:
+        return f"{text} (a single seed)"
+    up, down = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    listed = ", ".join(signed(d) for d in differences)
+    if len(differences) == up:
+        sign = "better on every seed"
+    elif len(differences) == down:
+        sign = "worse on every seed"
+    else:
+        sign = f"better on {up} of {len(differences)} seeds"
+    return f"{text}, {sign} ({listed})"
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def _base(dataset: str) -> str:
+    return dataset.split(":")[0].casefold()
+
+
+__all__ = [
+    "PROVENANCE",
+    "RULE",
+    "TOLERANCE",
+    "Comparison",
+    "comparisons",
+    "duration",
+    "gains",
+    "mean_sd",
+    "number",
+    "published_here",
+    "signed",
+    "spread",
+    "total_seconds",
+    "verdict",
+]

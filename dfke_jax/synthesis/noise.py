@@ -1,0 +1,166 @@
+"""Noise optimisation: gradient descent on a batch of images, inside one program."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.types import Array, Key
+
+Objective = Callable[[Key, Array], tuple[Array, Array]]
+"""(key, images (B, H, W, C) in pixel space) -> (loss (B,), confidence (B,)).
+
+The sum of the losses is differentiated, so samples are independent unless the objective couples them (a statistics
+prior does; it adds the same scalar to every sample's loss, which multiplies the published batch mean by B and leaves
+the updates of a scale-free optimiser as they are). `confidence` decides when a sample stops; return zeros where
+nothing stops.
+"""
+
+Parametrisation = Literal["clip", "sigmoid", "free", "rescale"]
+
+
+class Synthesised(NamedTuple):
+    """What `optimise_noise` returns.
+
+    Attributes:
+      images: (B, H, W, C).
+      loss: (B,) of these images as the objective last saw them (before the update that made them, for ``last``).
+      confidence: (B,), likewise.
+      steps: (B,) updates that each sample took.
+      optimizer_state: to go on from (with ``keep="last"``).
+    """
+
+    images: Array
+    loss: Array
+    confidence: Array
+    steps: Array
+    optimizer_state: Any
+
+
+def optimise_noise(
+    key: Key,
+    objective: Objective,
+    start: Array,
+    *,
+    steps: int,
+    optimizer: optax.GradientTransformation,
+    box: tuple[float, float] = (0.0, 1.0),
+    parametrisation: Parametrisation = "clip",
+    jitter: int = 0,
+    stop_at: Array | None = None,
+    keep: Literal["last", "best"] = "last",
+    optimizer_state: Any = None,
+) -> Synthesised:
+    """Minimises Σ_b loss_b over a batch of images for a fixed number of steps.
+
+    x ← project(x − optimiser(∇_x Σ_b loss_b(jitter(x))))
+
+    Traceable: use it inside `jit`, `scan` and `vmap`. Parameters that the objective needs should reach the enclosing
+    program as arguments (`jax.tree_util.Partial`).
+
+    Args:
+      key: step i draws from ``fold_in(key, i)``.
+      objective: see `Objective`.
+      start: (B, H, W, C), in the box unless `parametrisation` is ``free``.
+      steps: >= 1. For a control without synthesis take `start` itself.
+      optimizer: any optax transformation; its state is per pixel, so samples do not touch one another.
+      box: lowest and highest pixel value.
+      parametrisation: ``clip`` projects onto the box after every step; ``sigmoid`` optimises u with
+        x = low + (high − low)·σ(u); ``free`` leaves pixels alone; ``rescale`` maps the whole batch to the box by its
+        global minimum and maximum after every step (the released ZSKD code does).
+      jitter: the objective sees the images rolled by up to this many pixels on both axes, one draw per step.
+      stop_at: (B,) confidence at which a sample stops; masked, so the program's length does not change.
+      keep: the last iterate, or for every sample the one with the lowest loss.
+      optimizer_state: to continue a previous call's.
+
+    Returns:
+      `Synthesised`.
+
+    Raises:
+      InputError: steps below one, a start that is not (B, H, W, C), a jitter that is negative.
+      UnknownNameError: for another parametrisation.
+    """
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, got {steps}; for a control without synthesis use the start images")
+    if start.ndim != 4:
+        raise InputError(f"start must be (B, H, W, C), got shape {start.shape}")
+    if jitter < 0:
+        raise InputError(f"jitter must not be negative, got {jitter}")
+    if keep not in ("last", "best"):
+        raise UnknownNameError("choice of keep", keep, ("last", "best"))
+    to_images, to_parameters, project = _parametrise(parametrisation, box)
+    parameters = to_parameters(start)
+    batch = start.shape[0]
+
+    def total(parameters: Array, key: Key) -> tuple[Array, tuple[Array, Array]]:
+        images = to_images(parameters)
+        if jitter:
+            key, jitter_key = jax.random.split(key)
+            images = jnp.roll(images, jax.random.randint(jitter_key, (2,), -jitter, jitter + 1), (1, 2))
+        loss, confidence = objective(key, images)
+        return jnp.sum(loss), (loss, confidence)
+
+    def per_sample(mask: Array, new: Any, old: Any) -> Any:
+        def pick(new: Array, old: Array) -> Array:
+            if new.ndim == 0 or new.shape[0] != batch:
+                return new
+            return jnp.where(mask.reshape(batch, *(1,) * (new.ndim - 1)), new, old)
+
+        return jax.tree.map(pick, new, old)
+
+    def step(carry: tuple, i: Array) -> tuple[tuple, None]:
+        parameters, state, best, loss, confidence, taken = carry
+        gradient, (new_loss, new_confidence) = jax.grad(total, has_aux=True)(parameters, jax.random.fold_in(key, i))
+        updates, new_state = optimizer.update(gradient, state, parameters)
+        new_parameters = project(optax.apply_updates(parameters, updates))
+        if keep == "best":
+            better = new_loss < loss
+            best = per_sample(better, parameters, best)
+            loss, confidence = per_sample(better, (new_loss, new_confidence), (loss, confidence))
+        else:
+            loss, confidence = new_loss, new_confidence
+        if stop_at is not None:
+            active = new_confidence < stop_at
+            new_parameters, new_state = per_sample(active, (new_parameters, new_state), (parameters, state))
+            taken = taken + active
+        else:
+            taken = taken + 1
+        return (new_parameters, new_state, best, loss, confidence, taken), None
+
+    state = optimizer.init(parameters) if optimizer_state is None else optimizer_state
+    best = parameters if keep == "best" else jnp.zeros(())
+    carry = (parameters, state, best, jnp.full(batch, jnp.inf), jnp.zeros(batch), jnp.zeros(batch, jnp.int32))
+    carry, _ = jax.lax.scan(step, carry, jnp.arange(steps))
+    parameters, state, best, loss, confidence, taken = carry
+    return Synthesised(to_images(best if keep == "best" else parameters), loss, confidence, taken, state)
+
+
+def _parametrise(name: str, box: tuple[float, float]) -> tuple[Callable, Callable, Callable]:
+    low, high = box
+    same = lambda x: x
+    if name == "clip":
+        return same, same, lambda x: jnp.clip(x, low, high)
+    if name == "free":
+        return same, same, same
+    if name == "sigmoid":
+        edge = 1e-4
+
+        def to_parameters(images: Array) -> Array:
+            unit = jnp.clip((images - low) / (high - low), edge, 1 - edge)
+            return jnp.log(unit) - jnp.log1p(-unit)
+
+        return lambda u: low + (high - low) * jax.nn.sigmoid(u), to_parameters, same
+    if name == "rescale":
+
+        def rescale(x: Array) -> Array:
+            least, most = x.min(), x.max()
+            return low + (high - low) * (x - least) / jnp.maximum(most - least, 1e-12)
+
+        return same, same, rescale
+    raise UnknownNameError("parametrisation", name, ("clip", "sigmoid", "free", "rescale"))
+
+
+__all__ = ["Objective", "Parametrisation", "Synthesised", "optimise_noise"]

@@ -1,0 +1,89 @@
+"""Priors on synthesised images: smoothness, energy, and statistics stored in the network."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+
+from dfke_jax.core.errors import UnknownNameError
+from dfke_jax.core.types import Array
+from dfke_jax.nn.classifier import Moments
+
+
+def total_variation(images: Array) -> Array:
+    """Anisotropic total variation: Σ |x[i+1, j] − x[i, j]| + |x[i, j+1] − x[i, j]|, per image.
+
+    (B, H, W, C) -> (B,).
+    """
+    rows = jnp.abs(images[:, 1:] - images[:, :-1]).sum((1, 2, 3))
+    columns = jnp.abs(images[:, :, 1:] - images[:, :, :-1]).sum((1, 2, 3))
+    return rows + columns
+
+
+def total_variation_l2(images: Array) -> Array:
+    """DeepInversion's form: Σ over the directions ↓, →, ↘, ↙ of ‖shifted difference‖₂, over the *whole batch*.
+
+    (B, H, W, C) -> scalar. Source: released DeepInversion code. The norm is smoothed by 1e-12 under the root, so that
+    a flat batch has a gradient.
+    """
+    differences = (
+        images[:, 1:] - images[:, :-1],
+        images[:, :, 1:] - images[:, :, :-1],
+        images[:, 1:, 1:] - images[:, :-1, :-1],
+        images[:, 1:, :-1] - images[:, :-1, 1:],
+    )
+    return sum((_norm(difference) for difference in differences), jnp.zeros(()))
+
+
+def l2(images: Array) -> Array:
+    """Σ x² per image, (B, H, W, C) -> (B,)."""
+    return jnp.square(images).sum((1, 2, 3))
+
+
+def l2_norm(images: Array) -> Array:
+    """‖x‖₂ over the whole batch, the released DeepInversion form; (B, H, W, C) -> scalar."""
+    return _norm(images)
+
+
+StatisticsForm = Literal["squared", "norm", "kl"]
+
+
+def normalisation_statistics(moments: Sequence[Moments], form: StatisticsForm = "norm", first: float = 1.0) -> Array:
+    """Distance of the batch's normalisation-layer input statistics from the stored ones, summed over layers.
+
+    With batch mean μ̂ and biased variance σ̂², stored mean μ and variance σ²:
+
+    - ``squared``: ‖μ̂ − μ‖² + ‖σ̂² − σ²‖² (DeepInversion's formula as it is usually taught)
+    - ``norm``: ‖μ̂ − μ‖₂ + ‖σ̂² − σ²‖₂ (the released DeepInversion code)
+    - ``kl``: Σ_channels log(σ/σ̂) + (σ̂² + (μ̂ − μ)²) / 2σ² − ½ = KL(N(μ̂, σ̂²) ‖ N(μ, σ²)) (Haroush et al. 2020)
+
+    Args:
+      moments: from `Classifier.logits_and_moments`.
+      form: which of the three.
+      first: weight of the first layer (the ImageNet recipe of DeepInversion uses 10).
+
+    Returns:
+      A scalar, zero where the statistics agree. Norms are smoothed by 1e-12 under the root.
+    """
+    if form not in ("squared", "norm", "kl"):
+        raise UnknownNameError("form of the statistics prior", form, ("squared", "norm", "kl"))
+
+    def layer(m: Moments) -> Array:
+        mean, var = m.mean - m.running_mean, m.var - m.running_var
+        if form == "squared":
+            return jnp.square(mean).sum() + jnp.square(var).sum()
+        if form == "norm":
+            return _norm(mean) + _norm(var)
+        eps = 1e-8
+        ratio = (m.var + eps) / (m.running_var + eps)
+        return 0.5 * (ratio - 1 - jnp.log(ratio) + jnp.square(mean) / (m.running_var + eps)).sum()
+
+    weights = [first] + [1.0] * (len(moments) - 1)
+    return sum((weight * layer(m) for weight, m in zip(weights, moments, strict=True)), jnp.zeros(()))
+
+
+def _norm(x: Array) -> Array:
+    return jnp.sqrt(jnp.square(x).sum() + 1e-12)
+
+
+__all__ = ["StatisticsForm", "l2", "l2_norm", "normalisation_statistics", "total_variation", "total_variation_l2"]
