@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dfke_jax._version import __version__
 
@@ -70,9 +70,7 @@ def enable_compilation_cache() -> Path | None:
     if jax.config.jax_compilation_cache_dir:
         return Path(jax.config.jax_compilation_cache_dir)
     home = os.environ.get("DFKE_CACHE_DIR")
-    directory = (
-        Path(home) if home else Path("~/.cache/dfke_jax")
-    ).expanduser() / f"programs-{jaxlib.__version__}"
+    directory = (Path(home) if home else Path("~/.cache/dfke_jax")).expanduser() / f"programs-{jaxlib.__version__}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -123,9 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 
     again = command("reproduce", "Repeat the experiments that the documentation reports.", _reproduce)
     again.add_argument("names", nargs="*", metavar="NAME", help="experiments; all of them by default")
-    again.add_argument(
-        "--out", type=Path, default=Path("docs/results"), help="where results go (default: %(default)s)"
-    )
+    again.add_argument("--out", type=Path, default=Path("docs/results"), help="where results go (default: %(default)s)")
     again.add_argument("--list", action="store_true", dest="listing", help="only list them")
     again.add_argument("--devices", type=_positive, metavar="N", help="split the CPU into so many devices")
     _add_data_dir(again)
@@ -181,11 +177,7 @@ def _guarded(action: Callable[[], int], argv: Sequence[str], debug: bool) -> int
             raise
         if not debug:
             _complain(f"error: {error}")
-        return (
-            USAGE
-            if isinstance(error, UnknownNameError) and error.args[0].startswith("unknown recipe")
-            else FAILED
-        )
+        return USAGE if isinstance(error, UnknownNameError) and error.args[0].startswith("unknown recipe") else FAILED
 
 
 def _code(stop: SystemExit) -> int:
@@ -309,7 +301,7 @@ def _run(name: str, rest: list[str], argv: list[str]) -> int:
     _use_devices(options.devices)
     enable_compilation_cache()
 
-    from dfke_jax.experiments.bench import run_recipe
+    from dfke_jax.experiments.run import run_recipe
 
     result = run_recipe(
         recipe, config, out=out, data_dir=options.data_dir, resume=options.resume, progress=not options.quiet
@@ -340,7 +332,7 @@ def _parse_run(recipe: "Recipe", rest: Sequence[str]):
 
     @dataclasses.dataclass(frozen=True)
     class Options:
-        settings: type(default)  # pyright: ignore[reportInvalidTypeForm]
+        settings: Annotated[type(default), tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
         """What the recipe does, and with how much."""
         data_dir: Path | None = None
         """Directory of the real data sets; DFKE_DATA_DIR if it is not given."""
@@ -360,7 +352,7 @@ def _parse_run(recipe: "Recipe", rest: Sequence[str]):
         about += f"\n\nTakes {recipe.time}."
     about += f"\n\nDefaults below are those for the data set {default.dataset!r}."
     return tyro.cli(
-        tyro.conf.OmitArgPrefixes[Options],
+        Options,
         default=Options(settings=default),
         args=list(rest),
         prog=f"dfke run {recipe.name}",
@@ -407,6 +399,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     if not options.listing:
         _use_devices(options.devices)
         enable_compilation_cache()
+    from dfke_jax import report
     from dfke_jax.experiments import reproduce
 
     for name in options.names:
@@ -424,8 +417,10 @@ def _reproduce(options: argparse.Namespace) -> int:
             view.add_row(escape(name), escape(entry.description), escape(str(entry.time)))
         _console().print(view)
         return OK
-    done = reproduce.main(options.names, out=options.out, data_dir=options.data_dir)
-    return done if isinstance(done, int) else OK
+    reproduce.main(options.names, out=options.out, data_dir=options.data_dir)
+    page = report.results_page(options.out)
+    print(f"\ntable  {page}")
+    return OK
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -88,9 +88,7 @@ def _software() -> list[Finding]:
 
 def _hardware() -> list[Finding]:
     group = "machine"
-    rows = [
-        Finding(group, "system", "ok", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")
-    ]
+    rows = [Finding(group, "system", "ok", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")]
     if memory := _memory():
         rows.append(Finding(group, "memory", "ok", memory))
     try:
@@ -130,10 +128,7 @@ def _data(data_dir: str | os.PathLike | None) -> list[Finding]:
         from dfke_jax.data import available, load
 
         load("digits")
-        return [
-            Finding(group, name, "ok" if found else "missing", where)
-            for name, found, where in available(data_dir)
-        ]
+        return [Finding(group, name, "ok" if found else "missing", where) for name, found, where in available(data_dir)]
     except Exception as error:  # whatever keeps the bundled set from loading is to be told
         return [Finding(group, "digits", "broken", f"{type(error).__name__}: {error}")]
 

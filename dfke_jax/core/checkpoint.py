@@ -74,7 +74,12 @@ def save(path: str | os.PathLike, tree: PyTree, *, config: str = "", metadata: d
             Path(path).absolute(),
             {"leaves": _leaves(tree)},
             overwrite=True,
-            custom_metadata={"config": config, "tree": str(jax.tree.structure(tree)), **(metadata or {})},
+            custom_metadata={
+                "config": config,
+                "tree": str(jax.tree.structure(tree)),
+                "leaves": _described(tree),
+                **(metadata or {}),
+            },
         )
     except OSError as error:
         raise CheckpointError(f"could not write the checkpoint {path}: {error}") from error
@@ -106,6 +111,13 @@ def restore(path: str | os.PathLike, like: PyTree, *, config: str = "") -> PyTre
             f"the checkpoint at {path} was written by another configuration (it carries {found.get('config')!r}, this "
             f"run is {config!r}); use another output directory, or the old settings"
         )
+    stored, wanted = found.get("leaves"), _described(like)
+    if stored is not None and stored != wanted:
+        differs = next((f"{a} there, {b} here" for a, b in zip(stored, wanted, strict=False) if a != b), "")
+        raise CheckpointError(
+            f"the checkpoint at {path} does not fit this run: it has {len(stored)} arrays, this run's state "
+            f"{len(wanted)}{differs and '; first difference: '}{differs}"
+        )
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = [
         jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or default)
@@ -115,17 +127,28 @@ def restore(path: str | os.PathLike, like: PyTree, *, config: str = "") -> PyTre
         leaves = ocp.load(path, {"leaves": abstract})["leaves"]
     except Exception as error:
         raise CheckpointError(f"the checkpoint at {path} does not fit this run: {error}") from error
-    return jax.tree.unflatten(jax.tree.structure(like), [_typed(*pair) for pair in zip(leaves, jax.tree.leaves(like), strict=True)])
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [_typed(*pair) for pair in zip(leaves, jax.tree.leaves(like), strict=True)]
+    )
 
 
 def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _described(tree: PyTree) -> list[str]:
+    """Type and shape of every leaf: what a reader must ask for, since orbax casts without a word."""
+    return [f"{leaf.dtype}{list(leaf.shape)}" for leaf in map(_array, jax.tree.leaves(tree))]
+
+
 def _leaves(tree: PyTree) -> list:
     """Leaves with typed keys as their data, so that any reader can open the checkpoint."""
     return [
-        (jax.eval_shape(jax.random.key_data, leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else jax.random.key_data(leaf))
+        (
+            jax.eval_shape(jax.random.key_data, leaf)
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+            else jax.random.key_data(leaf)
+        )
         if _is_key(leaf)
         else leaf
         for leaf in map(_array, jax.tree.leaves(tree))
@@ -138,7 +161,7 @@ def _array(leaf: Any) -> Any:
 
 def _typed(leaf: Any, like: Any) -> Any:
     like = _array(like)
-    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like) if hasattr(like, "devices") else None) if _is_key(like) else leaf
+    return jax.random.wrap_key_data(leaf, impl=like.dtype.name.removeprefix("key<")[:-1]) if _is_key(like) else leaf
 
 
 class Checkpoints:

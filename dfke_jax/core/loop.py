@@ -83,7 +83,7 @@ def run(
     """
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
-    chunk = min(steps, chunk or max(1, min(500, steps // 10)))
+    chunk = min(steps, max(1, min(500, steps // 10)) if chunk is None else chunk)
     if chunk < 1:
         raise InputError(f"chunk must be at least 1, got {chunk}")
     start = 0
@@ -118,11 +118,15 @@ def run(
             ends = done >= steps or (stop is not None and stop(stacked))
             if checkpoints is not None and (ends or interrupted() or (done // chunk) % every == 0):
                 checkpoints.save(done, state)
+            if interrupted():  # in the last chunk too: whatever follows this run must not begin
+                where = (
+                    f"saved in {checkpoints.directory}; run the same command with --resume"
+                    if checkpoints
+                    else "not saved"
+                )
+                raise Interrupted(f"stopped after step {done} of {steps}; the state is {where}")
             if ends:
                 break
-            if interrupted():
-                where = f"saved in {checkpoints.directory}; run the same command with --resume" if checkpoints else "not saved"
-                raise Interrupted(f"stopped after step {done} of {steps}; the state is {where}")
     compile_seconds = getattr(execute, "seconds", 0.0)
     metrics = {name: np.concatenate([h[name] for h in history]) for name in history[0]} if history else {}
     return Run(state, metrics, done, time.perf_counter() - began - compile_seconds, compile_seconds)
@@ -185,7 +189,9 @@ def _scalars(metrics: Metrics) -> dict[str, float]:
     flat = {}
     for name, value in metrics.items():
         value = np.asarray(value)
-        flat |= {name: float(value)} if value.ndim == 0 else {f"{name}/{i}": float(v) for i, v in enumerate(value.ravel())}
+        flat |= (
+            {name: float(value)} if value.ndim == 0 else {f"{name}/{i}": float(v) for i, v in enumerate(value.ravel())}
+        )
     return flat
 
 
@@ -217,7 +223,14 @@ def _bar(title: str | None, steps: int, start: int, rows: int, unit: str) -> Ite
     if title is None:
         yield lambda length, metrics: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

@@ -24,12 +24,16 @@ def device_mesh(
       InputError: when the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
+    if min(1 if size is None else size for size in (models, samples)) < 1:
+        raise InputError(f"mesh sizes must be at least 1, got {models} models × {samples} samples")
     if models is None:
         models = 1 if samples is None else max(1, len(devices) // samples)
     if samples is None:
         samples = max(1, len(devices) // models)
     if math.prod((models, samples)) != len(devices):
-        raise InputError(f"a mesh of {models} models × {samples} samples needs {models * samples} devices, got {len(devices)}")
+        raise InputError(
+            f"a mesh of {models} models × {samples} samples needs {models * samples} devices, got {len(devices)}"
+        )
     return jax.make_mesh(
         (models, samples), ("models", "samples"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
     )
@@ -66,9 +70,7 @@ def constrain_samples(array: jax.Array, mesh: Mesh | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec("samples")))
 
 
-def initialise_hosts(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None
-) -> None:
+def initialise_hosts(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Joins the hosts of a multi-host run; call it before anything else touches a device.
 
     On TPU slices, Slurm and Open MPI all arguments are found by themselves.

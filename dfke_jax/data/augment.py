@@ -199,9 +199,7 @@ def _cutout(size: Any, key: Key, images: Array) -> Array:
     top = jax.random.randint(vertical, (batch, 1), 0, height) - size // 2
     left = jax.random.randint(horizontal, (batch, 1), 0, width) - size // 2
     rows, columns = jnp.arange(height)[None], jnp.arange(width)[None]
-    inside = ((rows >= top) & (rows < top + size))[:, :, None] & (
-        (columns >= left) & (columns < left + size)
-    )[:, None]
+    inside = ((rows >= top) & (rows < top + size))[:, :, None] & ((columns >= left) & (columns < left + size))[:, None]
     return jnp.where(inside[..., None], jnp.zeros((), images.dtype), images)
 
 

@@ -80,13 +80,9 @@ class Split:
                 raise InputError(f"a mask must have shape ({len(self)},), got {selection.shape}")
             selection = np.flatnonzero(selection)
         if selection.ndim != 1 or not len(selection) or not np.issubdtype(selection.dtype, np.integer):
-            raise InputError(
-                f"indices must be a non-empty 1-D integer array, got {selection.dtype} {selection.shape}"
-            )
+            raise InputError(f"indices must be a non-empty 1-D integer array, got {selection.dtype} {selection.shape}")
         if selection.min() < 0 or selection.max() >= len(self):
-            raise InputError(
-                f"indices must lie in [0, {len(self)}), got {selection.min()} to {selection.max()}"
-            )
+            raise InputError(f"indices must lie in [0, {len(self)}), got {selection.min()} to {selection.max()}")
         return Split(self.images[selection], self.labels[selection])
 
 
@@ -115,13 +111,9 @@ class Dataset:
     def __post_init__(self):
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if self.num_classes < 2:
-            raise InputError(
-                f"{self.name}: a classification problem has at least two classes, not {self.num_classes}"
-            )
+            raise InputError(f"{self.name}: a classification problem has at least two classes, not {self.num_classes}")
         if len(self.class_names) != self.num_classes:
-            raise InputError(
-                f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes"
-            )
+            raise InputError(f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes")
         if self.train.shape != self.test.shape:
             raise InputError(
                 f"{self.name}: training images are {self.train.shape} and test images {self.test.shape}; "

@@ -30,9 +30,7 @@ WELL_KNOWN = (
 
 DIGITS_TEST_ROWS = 360
 READ_CHUNK = 4096
-_TFDS_NAME = re.compile(
-    r"(?P<base>\w+)(/(?!\d+\.\d+\.\d+$)(?P<config>[\w.\-]+?))?([:/](?P<version>\d+\.\d+\.\d+))?"
-)
+_TFDS_NAME = re.compile(r"(?P<base>\w+)(/(?!\d+\.\d+\.\d+$)(?P<config>[\w.\-]+?))?([:/](?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -102,7 +100,7 @@ def tfds_directory(data_dir: str | os.PathLike | None = None) -> Path:
 def _load_digits() -> Dataset:
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = (bunch.images / 16).astype(np.float32)[..., None]
     labels = bunch.target.astype(np.int32)
     test = _stratified(labels, DIGITS_TEST_ROWS, np.random.default_rng(0))
@@ -124,8 +122,7 @@ def _stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.
     quotas = np.floor(shares).astype(int)
     quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
     rows = [
-        rng.permutation(np.flatnonzero(labels == label))[:quota]
-        for label, quota in zip(classes, quotas, strict=True)
+        rng.permutation(np.flatnonzero(labels == label))[:quota] for label, quota in zip(classes, quotas, strict=True)
     ]
     return np.sort(np.concatenate(rows))
 
@@ -140,9 +137,7 @@ def _load_npz(name: str) -> Dataset:
         with np.load(path, allow_pickle=False) as archive:
             absent = sorted({"x_train", "y_train", "x_test", "y_test"} - set(archive.files))
             if absent:
-                raise InputError(
-                    f"{path} lacks {', '.join(absent)}; it has {', '.join(archive.files) or 'no arrays'}"
-                )
+                raise InputError(f"{path} lacks {', '.join(absent)}; it has {', '.join(archive.files) or 'no arrays'}")
             arrays = {key: archive[key] for key in ("x_train", "y_train", "x_test", "y_test")}
     except InputError:
         raise
@@ -183,7 +178,7 @@ def _load_tfds(name: str, data_dir: Any) -> Dataset:
     with _quiet():
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder_from_directory(directory)
+        builder: Any = tfds.builder_from_directory(directory)
         info = builder.info
         image_key, label_key = _keys(tfds, name, info)
         if info.file_format is None or info.file_format.value not in ("array_record", "parquet"):
@@ -194,19 +189,12 @@ def _load_tfds(name: str, data_dir: Any) -> Dataset:
         test_split = next((part for part in ("test", "validation") if part in info.splits), None)
         if "train" not in info.splits or test_split is None:
             raise InputError(
-                f"data set {name!r} needs the splits train and test (or validation); "
-                f"it has {', '.join(info.splits)}"
+                f"data set {name!r} needs the splits train and test (or validation); it has {', '.join(info.splits)}"
             )
+        shape, feature = info.features[image_key].shape, info.features[label_key]
         train, test = (
-            _read(
-                builder.as_data_source(split=part),
-                image_key,
-                label_key,
-                info.features[image_key].shape,
-            )
-            for part in ("train", test_split)
+            _read(builder.as_data_source(split=part), image_key, label_key, shape) for part in ("train", test_split)
         )
-        feature = info.features[label_key]
         names = tuple(map(str, feature.names or range(feature.num_classes)))
     source = f"tfds:{info.full_name}" + ("" if test_split == "test" else f", {test_split} as test")
     return Dataset(name, train, test, feature.num_classes, names, source)
@@ -217,9 +205,7 @@ def _read(source: Any, image_key: str, label_key: str, shape: tuple[int, int, in
     labels = np.empty(len(source), np.int32)
     for start in range(0, len(source), READ_CHUNK):
         rows = range(start, min(start + READ_CHUNK, len(source)))
-        records = (
-            source.__getitems__(rows) if hasattr(source, "__getitems__") else [source[row] for row in rows]
-        )
+        records = source.__getitems__(rows) if hasattr(source, "__getitems__") else [source[row] for row in rows]
         for row, record in zip(rows, records, strict=True):
             images[row] = record[image_key]
             labels[row] = record[label_key]
@@ -251,9 +237,7 @@ def _keys(tfds: Any, name: str, info: Any) -> tuple[str, str]:
             "resize them and give them as an .npz file"
         )
     if np.dtype(image.np_dtype) != np.uint8:
-        raise InputError(
-            f"images of data set {name!r} are {np.dtype(image.np_dtype)}; only uint8 images are read"
-        )
+        raise InputError(f"images of data set {name!r} are {np.dtype(image.np_dtype)}; only uint8 images are read")
     return tuple(keys)
 
 

@@ -68,7 +68,9 @@ def record_activations(
     images, labels = np.asarray(images), np.asarray(labels)
     check_images(images, teacher.input_shape, teacher.preprocessing.box)
     check_labels(labels, len(images), teacher.num_classes)
-    known = [name for name in jax.eval_shape(teacher.activations, jnp.zeros((1, *teacher.input_shape))) if name != "features"]
+    known = [
+        name for name in jax.eval_shape(teacher.activations, jnp.zeros((1, *teacher.input_shape))) if name != "features"
+    ]
     layers = list(layers) if layers is not None else known
     for name in layers:
         if name not in known:
@@ -131,7 +133,9 @@ class RecordSettings:
 
     def __post_init__(self):
         if self.steps < 1:
-            raise InputError(f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives")
+            raise InputError(
+                f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives"
+            )
 
 
 def from_records(
@@ -159,7 +163,7 @@ def from_records(
     if batch_size % teacher.num_classes:
         raise InputError(f"the batch size must be a multiple of the {teacher.num_classes} classes, got {batch_size}")
     names = {"top": ("logits",), "all": tuple(record)}.get(settings.layers, settings.layers)  # type: ignore[arg-type]
-    for name in names:
+    for name in (names,) if isinstance(names, str) else names:
         if name not in record:
             raise UnknownNameError("recorded layer", name, record)
     chosen = {name: record[name] for name in names}

@@ -45,7 +45,9 @@ class ClassImpressionSettings:
 
     def __post_init__(self):
         if self.steps < 1:
-            raise InputError(f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives")
+            raise InputError(
+                f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives"
+            )
         if not 0 < self.confidence[0] <= self.confidence[1] <= 1:
             raise InputError(f"confidence must be (low, high) with 0 < low <= high <= 1, got {self.confidence}")
 
@@ -93,7 +95,9 @@ def _impressions(teacher: Classifier, static: Static, key: Key, rows: Array, car
         of_class = lambda values: jnp.take_along_axis(values, labels[:, None], 1)[:, 0]
         return -of_class(logits), of_class(jax.nn.softmax(logits))
 
-    threshold = jax.random.uniform(stop_key, (batch_size,), minval=settings.confidence[0], maxval=settings.confidence[1])
+    threshold = jax.random.uniform(
+        stop_key, (batch_size,), minval=settings.confidence[0], maxval=settings.confidence[1]
+    )
     made = optimise_noise(
         noise_key,
         objective,

@@ -56,7 +56,9 @@ class ImpressionSettings:
 
     def __post_init__(self):
         if self.steps < 1:
-            raise InputError(f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives")
+            raise InputError(
+                f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives"
+            )
         if not self.scales or min(self.scales) <= 0:
             raise InputError(f"scales must be positive, got {self.scales}")
         if self.temperature <= 0:
@@ -102,9 +104,7 @@ def _carry(teacher: Classifier, settings: ImpressionSettings, batch_size: int, s
 
 def _start(key: Key, settings: ImpressionSettings, shape: tuple[int, ...]) -> Array:
     kind = "uniform" if settings.released else settings.start
-    return start_images(
-        kind, key, shape, mean=settings.start_mean, sd=settings.start_sd, blur=settings.start_blur
-    )
+    return start_images(kind, key, shape, mean=settings.start_mean, sd=settings.start_sd, blur=settings.start_blur)
 
 
 def _targets(key: Key, teacher: Classifier, settings: ImpressionSettings, labels: Array, scale: Array | float) -> Array:
@@ -132,7 +132,8 @@ def _smoothness(settings: ImpressionSettings, rows: Array, count: int) -> Array:
     if not high:
         return jnp.zeros(rows.shape)
     levels = min(count, 512)
-    place = (rows * 197 % levels).astype(jnp.float32) / max(levels - 1, 1)
+    stride = 197 if levels % 197 else 199  # prime to the number of levels, so that every level is taken
+    place = (rows * stride % levels).astype(jnp.float32) / max(levels - 1, 1)
     return low * (high / low) ** place
 
 

@@ -60,7 +60,9 @@ class InversionSettings:
 
     def __post_init__(self):
         if self.steps < 1:
-            raise InputError(f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives")
+            raise InputError(
+                f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives"
+            )
 
 
 def deep_inversion(

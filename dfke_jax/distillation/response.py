@@ -45,16 +45,18 @@ def knowledge_distillation(
 
     Source: Hinton, Vinyals, Dean 2015. Deviation: batches are drawn with replacement.
     """
-    if (labels is None) != (label_weight == 0):
+    if label_weight < 0 or (labels is None) != (label_weight == 0):
         raise InputError("labels and label_weight > 0 go together")
+    loss = response_loss(temperature)
     rule = optimiser(optimizer, learning_rate, steps)
     common = {"optimizer": rule, "batch_size": batch_size, "augment": augment}
     if labels is not None:
         if augment is not None:
-            raise InputError("labels can be mixed in without augmentation only: the teacher's answers are aligned with them")
+            raise InputError(
+                "labels can be mixed in without augmentation only: the teacher's answers are aligned with them"
+            )
         mix = Partial(_mix, float(temperature), float(label_weight))
         return training(student, images, (table_of_answers(teacher, images), labels), loss=mix, **common)
-    loss = response_loss(temperature)
     if augment is None:
         return training(student, images, table_of_answers(teacher, images), loss=loss, **common)
     return training(student, images, None, loss=loss, teacher=teacher, **common)
@@ -80,6 +82,8 @@ def cross_entropy_training(
 
 def response_loss(temperature: float) -> Loss:
     """τ²·KL(p_T^τ ‖ p_S^τ) as a training loss of the student's and the teacher's logits."""
+    if temperature <= 0:
+        raise InputError(f"temperature must be positive, got {temperature}")
     return Partial(_kl, float(temperature))
 
 

@@ -69,9 +69,7 @@ def _scores(values: Any, what: str) -> np.ndarray:
         raise InputError(f"{what} must be (N, K), got shape {values.shape}")
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
-        raise InputError(
-            f"{what} contain NaN or infinity in {int((~np.isfinite(values)).any(-1).sum())} rows"
-        )
+        raise InputError(f"{what} contain NaN or infinity in {int((~np.isfinite(values)).any(-1).sum())} rows")
     return values
 
 
@@ -80,9 +78,7 @@ def _classes(values: Any, what: str) -> np.ndarray:
     if values.ndim == 2:
         return _scores(values, what).argmax(-1)
     if values.ndim != 1 or not values.size or not np.issubdtype(values.dtype, np.integer):
-        raise InputError(
-            f"{what} must be scores (N, K) or integer classes (N,), got {values.dtype} {values.shape}"
-        )
+        raise InputError(f"{what} must be scores (N, K) or integer classes (N,), got {values.dtype} {values.shape}")
     return values
 
 

@@ -94,7 +94,9 @@ class Result:
         """Every method arm with its matched control: the one named ``{method}_control``, else ``control``."""
         by_name = {arm.name: arm for arm in self.arms if arm.role == "control"}
         found = [
-            (arm, by_name.get(f"{arm.name}_control") or by_name.get("control")) for arm in self.arms if arm.role == "method"
+            (arm, by_name.get(f"{arm.name}_control") or by_name.get("control"))
+            for arm in self.arms
+            if arm.role == "method"
         ]
         return [(method, control) for method, control in found if control is not None]
 
@@ -129,7 +131,10 @@ class Result:
         path = Path(path)
         content = json.loads((path / "result.json" if path.is_dir() else path).read_text())
         return cls(
-            **{name: content[name] for name in ("recipe", "title", "dataset", "config", "seeds", "seconds", "environment", "notes")},
+            **{
+                name: content[name]
+                for name in ("recipe", "title", "dataset", "config", "seeds", "seconds", "environment", "notes")
+            },
             arms=[Arm(**arm) for arm in content["arms"]],
             published=[Published(**figure) for figure in content["published"]],
         )
@@ -140,7 +145,17 @@ def environment() -> dict[str, Any]:
     import jax
 
     versions = {}
-    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "tensorflow-datasets", "numpy", "dfke-jax"):
+    for package in (
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "chex",
+        "tensorflow-datasets",
+        "numpy",
+        "dfke-jax",
+    ):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -162,7 +177,11 @@ def _revision() -> str | None:
     here = Path(__file__).resolve().parent
     try:
         found = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5, check=True
+            ["git", "-C", str(here), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -55,8 +55,7 @@ class Preprocessing:
         if self.mean == (0.0,) and self.std == (1.0,):
             return images
         mean, std = (
-            jnp.asarray(np.broadcast_to(values, (1, 1, 1, channels)), images.dtype)
-            for values in (self.mean, self.std)
+            jnp.asarray(np.broadcast_to(values, (1, 1, 1, channels)), images.dtype) for values in (self.mean, self.std)
         )
         return (images - mean) / std
 
@@ -65,9 +64,7 @@ class Preprocessing:
         if self.fit != "pad":
             return jax.image.resize(images, (images.shape[0], *size, images.shape[3]), self.fit)
         if height > size[0] or width > size[1]:
-            raise InputError(
-                f"cannot pad a {height}×{width} image to {size[0]}×{size[1]}; use fit='bilinear'"
-            )
+            raise InputError(f"cannot pad a {height}×{width} image to {size[0]}×{size[1]}; use fit='bilinear'")
         rows, columns = size[0] - height, size[1] - width
         pads = ((0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
         return jnp.pad(images, pads, constant_values=self.box[0])
@@ -112,7 +109,7 @@ class Classifier:
         """A classifier with freshly drawn parameters."""
         preprocessing = preprocessing or Preprocessing()
         images = jnp.zeros((1, *input_shape), jnp.float32)
-        variables = module.init(key, preprocessing(images), train=False)
+        variables = jax.jit(module.init, static_argnames="train")(key, preprocessing(images), train=False)
         variables = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
         return cls(module, variables, preprocessing, tuple(input_shape))
 
@@ -157,7 +154,7 @@ class Classifier:
         return {**_flat(recorded.get("activations", {})), "logits": logits.astype(jnp.float32)}
 
     def logits_and_moments(self, images: Array) -> tuple[Array, tuple[Moments, ...]]:
-        """Logits, and for every normalisation layer the statistics of its input, in the order of `batch_stats`.
+        """Logits, and for every normalisation layer the statistics of its input, sorted by path.
 
         The network normalises with its running statistics, which stay as they are.
 
@@ -172,9 +169,7 @@ class Classifier:
         logits, reported = self.module.apply(
             self.variables, self.preprocessing(images), train=False, mutable=["normalisation"]
         )
-        return logits.astype(jnp.float32), tuple(
-            _moments(reported["normalisation"], self.variables["batch_stats"])
-        )
+        return logits.astype(jnp.float32), tuple(_moments(reported["normalisation"], self.variables["batch_stats"]))
 
     def predict(self, images: Any, batch_size: int = 500) -> np.ndarray:
         """Logits (N, K) of any number of images, on the host, computed in equal batches.
@@ -239,9 +234,7 @@ def check_images(images: Any, shape: tuple[int, ...], box: tuple[float, float], 
         raise InputError(f"{what} must lie in [{box[0]}, {box[1]}], got values from {low:.4g} to {high:.4g}")
 
 
-def check_labels(
-    labels: Any, count: int, num_classes: int, what: str = "labels", *, every_class: bool = True
-) -> None:
+def check_labels(labels: Any, count: int, num_classes: int, what: str = "labels", *, every_class: bool = True) -> None:
     """Checks integer labels (N,) against the number of rows and classes.
 
     Raises:

@@ -140,9 +140,7 @@ def _banded(lhs: Array, rhs: Array, strides: tuple, padding: tuple, precision: A
     kh, kw, _, filters = rhs.shape
     out_height, out_width = height - kh + 1, width - kw + 1
     if out_height < 1 or out_width < 1:
-        raise InputError(
-            f"a {kh}×{kw} convolution needs an image of at least that size, got {height}×{width}"
-        )
+        raise InputError(f"a {kh}×{kw} convolution needs an image of at least that size, got {height}×{width}")
     matrix = jnp.einsum("vok,ikcf->ivcof", _band(out_width, kw, rhs.dtype), rhs)
     rows = lhs[:, :, None] if kh == 1 else jnp.stack([lhs[:, i : i + out_height] for i in range(kh)], axis=2)
     product = jnp.matmul(
@@ -218,9 +216,7 @@ def _loop_safe_backward(strides: tuple, padding: tuple, precision: Any, residual
 _loop_safe.defvjp(_loop_safe_forward, _loop_safe_backward)
 
 
-def _input_gradient(
-    cotangent: Array, rhs: Array, size: tuple, strides: tuple, padding: tuple, precision: Any
-) -> Array:
+def _input_gradient(cotangent: Array, rhs: Array, size: tuple, strides: tuple, padding: tuple, precision: Any) -> Array:
     """The transposed convolution, as a forward one: flipped kernel, input dilated by the stride."""
     # Without the barrier XLA folds the flip back into the slow layout.
     kernel = lax.optimization_barrier(jnp.flip(rhs, (0, 1)).swapaxes(2, 3))
@@ -280,9 +276,7 @@ def upsample_convolve(images: Array, kernel: Array, bias: Array | None = None) -
       (B, 2H, 2W, F).
     """
     if kernel.shape[:2] != (3, 3):
-        raise InputError(
-            f"the phase decomposition is for 3×3 kernels, got {kernel.shape[0]}×{kernel.shape[1]}"
-        )
+        raise InputError(f"the phase decomposition is for 3×3 kernels, got {kernel.shape[0]}×{kernel.shape[1]}")
     batch, height, width, channels = images.shape
     filters = kernel.shape[-1]
     taps = np.zeros((2, 2, 3), np.float32)  # phase, tap of the small kernel, tap of the large one
@@ -293,9 +287,7 @@ def upsample_convolve(images: Array, kernel: Array, bias: Array | None = None) -
     small = phases.transpose(2, 3, 4, 0, 1, 5).reshape(2, 2, channels, 4 * filters)
     out = conv_general_dilated(padded, small, (1, 1), "VALID", dimension_numbers=_NHWC)
     out = out.reshape(batch, height + 1, width + 1, 2, 2, filters)
-    rows = [
-        jnp.stack([out[:, p : p + height, q : q + width, p, q] for q in range(2)], axis=3) for p in range(2)
-    ]
+    rows = [jnp.stack([out[:, p : p + height, q : q + width, p, q] for q in range(2)], axis=3) for p in range(2)]
     result = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, filters)
     return result if bias is None else result + bias.reshape(1, 1, 1, -1)
 

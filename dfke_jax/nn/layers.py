@@ -85,11 +85,7 @@ class UpsampleConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
-        bias = (
-            self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            if self.use_bias
-            else None
-        )
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
         return upsample_convolve(x, kernel.astype(x.dtype), bias)
 
 
@@ -132,9 +128,7 @@ def record(module: nn.Module, name: str, value: Array) -> Array:
     a stage); ``features`` is the input of the last layer.
     """
     # The mark keeps the name apart from the sub-module's, which lives in the same scope.
-    module.sow(
-        "activations", f"{RECORD_MARK}{name}", value, reduce_fn=lambda _, new: new, init_fn=lambda: None
-    )
+    module.sow("activations", f"{RECORD_MARK}{name}", value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
     return value
 
 

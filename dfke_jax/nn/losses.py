@@ -96,9 +96,7 @@ def response_mix(
 
     Source: as `response_kl`.
     """
-    return weight * cross_entropy(student_logits, labels) + response_kl(
-        student_logits, teacher_logits, temperature
-    )
+    return weight * cross_entropy(student_logits, labels) + response_kl(student_logits, teacher_logits, temperature)
 
 
 def logit_l1(student_logits: Array, teacher_logits: Array, *, through_teacher: bool = False) -> Array:
@@ -211,7 +209,7 @@ def attention_transfer(
     """
     if len(student_maps) != len(teacher_maps) or not len(student_maps):
         raise InputError(f"got {len(student_maps)} student maps and {len(teacher_maps)} teacher maps")
-    total = 0.0
+    total = jnp.zeros(student_maps[0].shape[:1])
     for place, (student, teacher) in enumerate(zip(student_maps, teacher_maps, strict=True)):
         if student.ndim != 4 or teacher.ndim != 4 or student.shape[:3] != teacher.shape[:3]:
             raise InputError(

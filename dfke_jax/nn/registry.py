@@ -67,9 +67,7 @@ _NETWORKS: dict[str, NetworkInfo] = {
     "vgg19": NetworkInfo(vgg.vgg19, _VGG, _COLOUR, 20_040_522, None, True),
     "resnet8": NetworkInfo(resnet.resnet8, f"{_HE}, section 4.2", _COLOUR, 78_042, None, True),
     "resnet18": NetworkInfo(resnet.resnet18, f"{_HE}; {_DAFL}", _COLOUR, 11_173_962, None, True),
-    "resnet18_half": NetworkInfo(
-        resnet.resnet18_half, f"{_HE}, half the filters", _COLOUR, 2_797_610, None, True
-    ),
+    "resnet18_half": NetworkInfo(resnet.resnet18_half, f"{_HE}, half the filters", _COLOUR, 2_797_610, None, True),
     "resnet34": NetworkInfo(resnet.resnet34, f"{_HE}; {_DAFL}", _COLOUR, 21_282_122, None, True),
     "wrn_16_1": _wrn(16, 1),
     "wrn_16_2": _wrn(16, 2),

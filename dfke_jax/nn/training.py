@@ -26,7 +26,6 @@ Loss = Callable[[Array, Any], Array]
 """(logits (B, K), targets of the batch) -> loss (B,). A `jax.tree_util.Partial`, its numbers as keyword arguments."""
 
 
-@functools.lru_cache(maxsize=256)
 def optimiser(
     name: str = "adam",
     learning_rate: float = 1e-3,
@@ -42,17 +41,28 @@ def optimiser(
       steps: over which it falls to zero along a cosine; 0 keeps it constant.
       momentum: for SGD.
       weight_decay: added to the gradient (SGD) or decoupled (AdamW).
+
+    The numbers may be traced (the hyper-parameters of a `population`); those are not remembered.
     """
+    arguments = (name, learning_rate, steps, momentum, weight_decay)
+    traced = any(isinstance(value, jax.Array) for value in arguments)
+    return _optimiser(*arguments) if traced else _remembered(*arguments)
+
+
+def _optimiser(
+    name: str, learning_rate: float, steps: int, momentum: float, weight_decay: float
+) -> optax.GradientTransformation:
     rate = optax.cosine_decay_schedule(learning_rate, steps) if steps else learning_rate
     if name == "adam":
         return optax.adam(rate)
     if name == "adamw":
         return optax.adamw(rate, weight_decay=weight_decay)
     if name == "sgd":
-        return optax.chain(
-            optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum, nesterov=momentum > 0)
-        )
+        return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum, nesterov=momentum > 0))
     raise UnknownNameError("optimiser", name, ("adam", "adamw", "sgd"))
+
+
+_remembered = functools.lru_cache(maxsize=256)(_optimiser)
 
 
 def training(
@@ -89,16 +99,12 @@ def training(
       A `Method` over `Training` with metric ``loss``.
     """
     if (targets is None) == (teacher is None):
-        raise InputError(
-            "give either targets or a teacher that answers every batch, not both and not neither"
-        )
+        raise InputError("give either targets or a teacher that answers every batch, not both and not neither")
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     if teacher is not None and not isinstance(teacher, Classifier | Partial):
         teacher = Partial(teacher)
-    fixed = Static(
-        (classifier.module, classifier.preprocessing, classifier.input_shape, optimizer, batch_size)
-    )
+    fixed = Static((classifier.module, classifier.preprocessing, classifier.input_shape, optimizer, batch_size))
     return method(_init, _step, fixed, images, targets, loss, augment, teacher, rows)
 
 
@@ -149,7 +155,9 @@ def on_images(method_: Method, images: Array, rows: Array) -> Method:
     """The same training (one with a `teacher`), drawing from the first `rows` of other images: a pool that grows."""
     fixed, _, targets, loss, augment, teacher, _ = method_.step.args  # type: ignore[attr-defined]
     if teacher is None:
-        raise InputError("only a training with a teacher can move to other images: a table of targets belongs to its own")
+        raise InputError(
+            "only a training with a teacher can move to other images: a table of targets belongs to its own"
+        )
     return method(_init, _step, fixed, images, targets, loss, augment, teacher, rows)
 
 

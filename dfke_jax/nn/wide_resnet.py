@@ -52,9 +52,7 @@ class WideResNet(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         blocks = (self.depth - 4) // 6
         digits = len(str(blocks))  # so that names sort in the order of the layers
-        x = record(
-            self, "stem", Conv(16, (3, 3), padding=_PAD, use_bias=False, kernel_init=_INIT, name="conv")(x)
-        )
+        x = record(self, "stem", Conv(16, (3, 3), padding=_PAD, use_bias=False, kernel_init=_INIT, name="conv")(x))
         for stage in range(1, 4):
             for i in range(1, blocks + 1):
                 stride = 2 if stage > 1 and i == 1 else 1

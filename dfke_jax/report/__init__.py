@@ -1,7 +1,7 @@
 """What a finished run looks like: figures, one self-contained page, and tables."""
 
 from dfke_jax.report.html import load, render, render_all
-from dfke_jax.report.tables import markdown_table, table
+from dfke_jax.report.tables import markdown_table, results_page, table
 from dfke_jax.report.words import Comparison, comparisons, mean_sd, verdict
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "mean_sd",
     "render",
     "render_all",
+    "results_page",
     "table",
     "verdict",
 ]

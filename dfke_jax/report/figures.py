@@ -72,9 +72,7 @@ def sample_grid(
     cell = 0.56
     size = (columns * cell + margin + 0.08, len(rows) * cell * height / width + 0.16)
     figure = _figure(size)
-    axes = figure.add_axes(
-        (margin / size[0], 0.08 / size[1], 1 - (margin + 0.08) / size[0], 1 - 0.16 / size[1])
-    )
+    axes = figure.add_axes((margin / size[0], 0.08 / size[1], 1 - (margin + 0.08) / size[0], 1 - 0.16 / size[1]))
     axes.imshow(canvas, interpolation="nearest", aspect="equal")
     axes.set_frame_on(False)
     axes.set_xticks([])
@@ -115,11 +113,9 @@ def similarity_map(matrix: np.ndarray, class_names: Sequence[str] | None = None)
         for row, column in np.ndindex(matrix.shape):
             value = matrix[row, column]
             share = (value - limits[0]) / (limits[1] - limits[0])
-            dark = abs(share - 0.5) > 0.32 if signs else share > 0.55
+            dark = abs(share - 0.5) > 0.32 if signs else share > 0.62
             text = f"{value:.2f}".replace("-", "−")
-            axes.text(
-                column, row, text, ha="center", va="center", fontsize=7.5, color="white" if dark else INK
-            )
+            axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=28, pad=0.03)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, labelcolor=MUTED, length=2, color=MUTED)
@@ -157,9 +153,7 @@ def curves(metrics: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> "F
         for seed, steps, values in sorted(lines, key=lambda line: line[0]):
             mark = "o" if len(values) == 1 else None
             colour = SEEDS[seed % len(SEEDS)]
-            (line,) = axes.plot(
-                steps, values, color=colour, linewidth=1.1, alpha=0.85, marker=mark, markersize=3
-            )
+            (line,) = axes.plot(steps, values, color=colour, linewidth=1.1, alpha=0.85, marker=mark, markersize=3)
             seeds.setdefault(seed, line)
         everything = np.concatenate([np.asarray(values, float) for _, _, values in lines])
         if everything.min() > 0 and everything.max() / everything.min() > 30:
@@ -278,9 +272,7 @@ def arms(result: Result) -> "Figure":
     axes.set_ylim(len(rows) - 0.45, -0.62)
     axes.set_xlim(low, high)
     note = f"; the axis begins at {low:g}" if low > 0 else ""
-    axes.set_xlabel(
-        f"test accuracy in %{note} · large dot: mean, bar: sd, small dots: seeds", fontsize=8, color=MUTED
-    )
+    axes.set_xlabel(f"test accuracy in %{note} · large dot: mean, bar: sd, small dots: seeds", fontsize=8, color=MUTED)
     _tidy(axes)
     axes.tick_params(axis="y", length=0, labelsize=8.5)
     axes.set_yticks(range(len(rows)), [f"{_short(arm.label)}\n{arm.role}" for arm in rows])

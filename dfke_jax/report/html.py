@@ -39,19 +39,13 @@ def load(directory: str | os.PathLike) -> Result:
     """
     path = Path(directory) / "result.json"
     if not path.is_file():
-        raise InputError(
-            f"there is no result.json in {directory}; name the --out directory of a finished run"
-        )
+        raise InputError(f"there is no result.json in {directory}; name the --out directory of a finished run")
     try:
         result = Result.read(path)
     except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path} is not valid JSON ({error}); the run that wrote it has to be repeated"
-        ) from error
+        raise InputError(f"{path} is not valid JSON ({error}); the run that wrote it has to be repeated") from error
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} is not a result of this package: {type(error).__name__}: {error}"
-        ) from error
+        raise InputError(f"{path} is not a result of this package: {type(error).__name__}: {error}") from error
     return result
 
 
@@ -117,9 +111,7 @@ def render_all(directory: str | os.PathLike) -> tuple[Path, list[Result]]:
         return render(directory), [load(directory)]
     found = sorted(path.parent for depth in ("*", "*/*") for path in directory.glob(f"{depth}/result.json"))
     if not found:
-        raise InputError(
-            f"there is no result.json in {directory}, nor in its sub-directories; a finished run has one"
-        )
+        raise InputError(f"there is no result.json in {directory}, nor in its sub-directories; a finished run has one")
     results = [load(path) for path in found]
     rows = []
     for path, result in zip(found, results, strict=True):
@@ -168,7 +160,7 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
     if any(arm.accuracy for arm in result.arms):
         draw("arms", "Accuracy of every arm", "", lambda: figures.arms(result))
     similarity = archive("similarity.npz")
-    names = similarity.get("class_names")
+    names = [str(name) for name in similarity["class_names"]] if "class_names" in similarity else None
     labels = {arm.name: arm.label for arm in result.arms}
     samples = archive("samples.npz")
     for name, images in samples.items():
@@ -213,9 +205,7 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     """One level: the entries of inner dictionaries under their own names; what is unknown is left out."""
     flat = {}
     for name, value in tree.items():
-        flat |= (
-            {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else {name: value}
-        )
+        flat |= {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else {name: value}
     return {name: value for name, value in flat.items() if value is not None}
 
 

@@ -1,10 +1,14 @@
 """The arms of results as tables: Rich for the terminal, Markdown for the documentation."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
 from dfke_jax.report.words import (
+    RULE,
     comparisons,
     duration,
     gains,
@@ -44,9 +48,7 @@ def table(result: Result) -> "rich.table.Table":
     for name in ("accuracy %", "gain", "agreement", "published"):
         view.add_column(name, justify="right", no_wrap=True)
     mean = {
-        method.name: signed(mean_sd(gains(method, control))[0])
-        for method, control in paired
-        if gains(method, control)
+        method.name: signed(mean_sd(gains(method, control))[0]) for method, control in paired if gains(method, control)
     }
     for arm in result.arms:
         figures = ", ".join(f"{c.figure.value:g}" for c in comparisons(result) if c.arm is arm)
@@ -76,6 +78,33 @@ def markdown_table(results: Sequence[Result]) -> str:
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def results_page(directory: str | os.PathLike) -> Path:
+    """Writes ``README.md`` beside the result files of a directory: one table made from all of them, and nothing typed in.
+
+    Args:
+      directory: holds ``NAME.json`` files, each a `result.json`.
+
+    Returns:
+      The page's path.
+    """
+    directory = Path(directory)
+    results = [Result.read(path) for path in sorted(directory.glob("*.json"))]
+    if not results:
+        raise InputError(f"there are no result files in {directory}")
+    notes = [
+        "# Results",
+        "",
+        "Made from the `.json` files in this directory by `dfke reproduce`; each file holds its configuration, seeds, budgets,",
+        "environment and code revision. Accuracy is that of the last iterate on the test set, mean ± standard deviation over (n)",
+        "seeds; every seed has its own teacher. *Over control* is the gain over the same pipeline without the method's own step,",
+        f"seed by seed. {RULE}",
+        "",
+    ]
+    page = directory / "README.md"
+    page.write_text("\n".join(notes) + markdown_table(results))
+    return page
 
 
 def _gains(result: Result) -> dict[str, str]:

@@ -72,7 +72,8 @@ def optimise_noise(
         x = low + (high − low)·σ(u); ``free`` leaves pixels alone; ``rescale`` maps the whole batch to the box by its
         global minimum and maximum after every step (the released ZSKD code does).
       jitter: the objective sees the images rolled by up to this many pixels on both axes, one draw per step.
-      stop_at: (B,) confidence at which a sample stops; masked, so the program's length does not change.
+      stop_at: (B,) confidence at which a sample stops for good; masked, so the program's length does not change. Its
+        image, optimiser state, loss and confidence stay what they were then.
       keep: the last iterate, or for every sample the one with the lowest loss.
       optimizer_state: to continue a previous call's.
 
@@ -112,29 +113,27 @@ def optimise_noise(
         return jax.tree.map(pick, new, old)
 
     def step(carry: tuple, i: Array) -> tuple[tuple, None]:
-        parameters, state, best, loss, confidence, taken = carry
+        parameters, state, best, loss, confidence, taken, active = carry
         gradient, (new_loss, new_confidence) = jax.grad(total, has_aux=True)(parameters, jax.random.fold_in(key, i))
         updates, new_state = optimizer.update(gradient, state, parameters)
         new_parameters = project(optax.apply_updates(parameters, updates))
         if keep == "best":
-            better = new_loss < loss
+            better = active & (new_loss < loss)
             best = per_sample(better, parameters, best)
             loss, confidence = per_sample(better, (new_loss, new_confidence), (loss, confidence))
         else:
-            loss, confidence = new_loss, new_confidence
+            loss, confidence = per_sample(active, (new_loss, new_confidence), (loss, confidence))
         if stop_at is not None:
-            active = new_confidence < stop_at
+            active = active & (new_confidence < stop_at)
             new_parameters, new_state = per_sample(active, (new_parameters, new_state), (parameters, state))
-            taken = taken + active
-        else:
-            taken = taken + 1
-        return (new_parameters, new_state, best, loss, confidence, taken), None
+        return (new_parameters, new_state, best, loss, confidence, taken + active, active), None
 
     state = optimizer.init(parameters) if optimizer_state is None else optimizer_state
     best = parameters if keep == "best" else jnp.zeros(())
-    carry = (parameters, state, best, jnp.full(batch, jnp.inf), jnp.zeros(batch), jnp.zeros(batch, jnp.int32))
+    loss, confidence, taken = jnp.full(batch, jnp.inf), jnp.zeros(batch), jnp.zeros(batch, jnp.int32)
+    carry = (parameters, state, best, loss, confidence, taken, jnp.ones(batch, bool))
     carry, _ = jax.lax.scan(step, carry, jnp.arange(steps))
-    parameters, state, best, loss, confidence, taken = carry
+    parameters, state, best, loss, confidence, taken, _ = carry
     return Synthesised(to_images(best if keep == "best" else parameters), loss, confidence, taken, state)
 
 

@@ -59,7 +59,9 @@ def fill_pool(
       InputError: when the sizes do not fit.
     """
     if count < 1 or batch_size < 1 or count % batch_size:
-        raise InputError(f"the number of samples must be a positive multiple of the batch size, got {count} and {batch_size}")
+        raise InputError(
+            f"the number of samples must be a positive multiple of the batch size, got {count} and {batch_size}"
+        )
     return method(_init, _step, synthesiser, carry, Static((count, batch_size, tuple(shape))))
 
 

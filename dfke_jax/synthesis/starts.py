@@ -35,7 +35,7 @@ def smooth_noise(
       shape: (B, H, W, C).
       mean, sd, blur: (low, high).
     """
-    batch, height, width, channels = shape
+    batch, height, width, _channels = shape
     keys = jax.random.split(key, 4)
     draw = lambda key, ends: jax.random.uniform(key, (batch, 1, 1, 1), minval=ends[0], maxval=ends[1])
     level, contrast, sigma = draw(keys[0], mean), draw(keys[1], sd), draw(keys[2], blur)[:, 0, 0, 0]

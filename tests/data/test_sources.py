@@ -253,6 +253,16 @@ def test_an_unprepared_directory_is_missing_data(tmp_path):
         load("mnist:2.0.0", data_dir=tmp_path)
 
 
+def test_a_set_that_only_tensorflow_reads_says_so(tmp_path):
+    prepare(tmp_path, "toy_set")
+    info = tmp_path / "toy_set" / "1.0.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(
+        MissingDataError, match=r"stored as tfrecord, which only TensorFlow reads\. .*array_record"
+    ):
+        load("toy_set", data_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [("mnyst", "mnist"), ("digit", "digits"), ("fashion-mnist", "fashion_mnist"), ("../x", "known")],

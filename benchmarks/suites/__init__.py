@@ -1,0 +1,16 @@
+"""The rows, by suite. A row is built only when it is measured."""
+
+from benchmarks.harness import Rows
+from benchmarks.suites import distillation, inversion, noise, population, training
+
+SUITES = ("smoke", "full")
+
+
+def rows(suite: str) -> Rows:
+    """Name -> builder of every row of a suite, in the order in which they run."""
+    if suite not in SUITES:
+        raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {suite!r}")
+    found: Rows = {}
+    for module in (noise, training, population, distillation, inversion):
+        found |= module.rows(suite)
+    return found

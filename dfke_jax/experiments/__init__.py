@@ -1,0 +1,20 @@
+"""Published experiments by name. The command line and the reproduction tables read this registry."""
+
+from dfke_jax.experiments.registry import Recipe, recipe, recipes, register
+from dfke_jax.experiments.result import Arm, Published, Result
+from dfke_jax.experiments.run import run_recipe
+from dfke_jax.experiments.settings import Settings
+from dfke_jax.experiments.workbench import Workbench
+
+__all__ = [
+    "Arm",
+    "Published",
+    "Recipe",
+    "Result",
+    "Settings",
+    "Workbench",
+    "recipe",
+    "recipes",
+    "register",
+    "run_recipe",
+]

@@ -1,0 +1,138 @@
+"""DeepDream prior, DeepInversion and adaptive DeepInversion, side by side."""
+
+import dataclasses
+
+from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.distillation.deep_inversion import InversionSettings, adaptive_deep_inversion, deep_inversion
+from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
+from dfke_jax.experiments.registry import Recipe, register
+from dfke_jax.experiments.result import Arm
+from dfke_jax.experiments.settings import Settings, augmentation
+from dfke_jax.experiments.workbench import Workbench, noise_arm, synthesis_arms
+
+ARMS = ("deep_dream", "deep_inversion", "adaptive_deep_inversion")
+
+
+@dataclasses.dataclass(frozen=True)
+class InversionRecipeSettings(Settings):
+    """Settings of DeepInversion and its relatives."""
+
+    teacher: str = "lenet5_bn"
+    """Network of the teacher; it needs batch normalisation."""
+    arms: tuple[str, ...] = ARMS
+    """Which methods: deep_dream, deep_inversion, adaptive_deep_inversion."""
+    samples: int = 2560
+    """Synthesised images."""
+    synthesis_batch: int = 256
+    """Images whose statistics are matched together."""
+    student_steps: int = 500
+    """Adaptive: distillation steps of the opponent after every batch."""
+    baselines: bool = True
+    """Whether uniform noise is distilled from as well."""
+    synthesis: InversionSettings = InversionSettings(steps=300)
+    """How images are inverted."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in self.arms:
+            if name not in ARMS:
+                raise UnknownNameError("arm", name, ARMS)
+        if not self.arms:
+            raise InputError(f"choose at least one arm of {', '.join(ARMS)}")
+
+
+def execute(config: InversionRecipeSettings, bench: Workbench) -> list[Arm]:
+    """Anchors, noise, one control for all methods (they start from the same images), and the methods."""
+    arms = bench.anchors()
+    if config.baselines:
+        arms.append(noise_arm(bench, config.samples))
+    count, batch = config.samples, config.synthesis_batch
+    labels = {
+        "deep_dream": "DeepDream prior",
+        "deep_inversion": "DeepInversion",
+        "adaptive_deep_inversion": "Adaptive DeepInversion",
+    }
+    for name in config.arms:
+        settings = dataclasses.replace(config.synthesis, statistics=0.0) if name == "deep_dream" else config.synthesis
+
+        def make(teacher, seed, control, name=name, settings=settings):
+            if name == "adaptive_deep_inversion" and not control:
+                return adaptive_deep_inversion(
+                    teacher, bench.network(config.student), settings, count, batch, student_steps=config.student_steps,
+                    temperature=config.temperature, augment=augmentation(config.augmentation),
+                )  # fmt: skip
+            return deep_inversion(teacher, settings, count, batch, control=control)
+
+        is_first = name == config.arms[0]
+        made = list(
+            synthesis_arms(
+                bench,
+                name,
+                labels[name],
+                make,
+                count,
+                batch,
+                config.synthesis.steps,
+                control=is_first,
+                draws_as="inversion",
+            )
+        )
+        if is_first:
+            made[1].name, made[1].label = "control", "Start images, no synthesis"
+        arms += made
+    bench.similarity()
+    return arms
+
+
+def _recipe(name: str, title: str, summary: str, arms: tuple[str, ...], time: str) -> Recipe:
+    small = InversionSettings(steps=100)
+    return Recipe(
+        name=name,
+        title=title,
+        summary=summary,
+        paper="Yin et al.: Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion, CVPR 2020",
+        config=dataclasses.make_dataclass(
+            f"{title.replace(' ', '')}Settings",
+            [("arms", tuple[str, ...], arms)],
+            bases=(InversionRecipeSettings,),
+            frozen=True,
+        )
+        if arms != ARMS
+        else InversionRecipeSettings,
+        execute=execute,
+        published=REAL_DATA,
+        time=time,
+        presets={"digits": {**DIGITS, "samples": 1024, "synthesis": small}},
+    )
+
+
+register(
+    _recipe(
+        "deep-inversion",
+        "DeepInversion",
+        "Images whose batch statistics agree with those stored in the teacher's normalisation layers, beside the "
+        "DeepDream prior (without them) and the adaptive form (images that divide teacher and student).",
+        ARMS,
+        "15 min on 2 CPU cores (mnist, 3 seeds)",
+    )
+)
+register(
+    _recipe(
+        "deep-dream",
+        "DeepDream prior",
+        "Images of a class under total variation alone: DeepInversion without the statistics.",
+        ("deep_dream",),
+        "6 min on 2 CPU cores (mnist, 3 seeds)",
+    )
+)
+register(
+    _recipe(
+        "adaptive-deep-inversion",
+        "Adaptive DeepInversion",
+        "DeepInversion whose images also divide teacher and student; the student learns between the batches.",
+        ("deep_inversion", "adaptive_deep_inversion"),
+        "12 min on 2 CPU cores (mnist, 3 seeds)",
+    )
+)
+
+__all__ = ["ARMS", "InversionRecipeSettings"]

@@ -1,0 +1,107 @@
+"""The experiments whose results the documentation shows, by name, with what they change against their recipe's preset."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dfke_jax.core.errors import UnknownNameError
+from dfke_jax.experiments.registry import recipe
+from dfke_jax.experiments.result import Result
+from dfke_jax.experiments.run import run_recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One documented run.
+
+    Attributes:
+      recipe, dataset: what is run on what.
+      description: what it shows.
+      time: what it takes on two CPU cores.
+      changes: configuration fields that differ from the preset; those of nested settings as a dictionary.
+    """
+
+    recipe: str
+    dataset: str
+    description: str
+    time: str
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def config(self) -> Any:
+        """The configuration."""
+        base = recipe(self.recipe).settings(self.dataset)
+        changes = {
+            name: dataclasses.replace(getattr(base, name), **value) if isinstance(value, dict) else value
+            for name, value in self.changes.items()
+        }
+        return dataclasses.replace(base, **changes)
+
+
+_LARGE = {"samples": 24000, "distillation_steps": 20000}
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "anchors-mnist": Experiment("anchors", "mnist", "what real data gives", "4 min"),
+    "anchors-fashion_mnist": Experiment("anchors", "fashion_mnist", "what real data gives", "4 min"),
+    "data-impressions-mnist": Experiment("data-impressions", "mnist", "image prior, 3,000 impressions", "6 min"),
+    "data-impressions-fashion_mnist": Experiment("data-impressions", "fashion_mnist", "image prior, 3,000", "6 min"),
+    "zskd-mnist": Experiment("zskd", "mnist", "no image prior, 3,000 impressions of 200 steps", "5 min"),
+    "zskd-fashion_mnist": Experiment("zskd", "fashion_mnist", "no image prior, 3,000 of 200 steps", "5 min"),
+    "activation-records-mnist": Experiment("activation-records", "mnist", "top layer and all layers", "8 min"),
+    "class-impressions-mnist": Experiment("class-impressions", "mnist", "3,000 class impressions", "5 min"),
+    "class-impressions-fashion_mnist": Experiment("class-impressions", "fashion_mnist", "3,000", "5 min"),
+    "deep-inversion-mnist": Experiment("deep-inversion", "mnist", "DeepDream, plain and adaptive", "15 min"),
+    "deep-inversion-fashion_mnist": Experiment(
+        "deep-inversion", "fashion_mnist", "DeepDream, plain, adaptive", "15 min"
+    ),
+    "transfer-sets-mnist": Experiment("transfer-sets", "mnist", "noise; clothes as unrelated images", "5 min"),
+    "transfer-sets-fashion_mnist": Experiment("transfer-sets", "fashion_mnist", "noise; digits as unrelated", "5 min"),
+    "data-impressions-mnist-24k": Experiment("data-impressions", "mnist", "image prior, 24,000", "20 min", _LARGE),
+    "data-impressions-fashion_mnist-24k": Experiment(
+        "data-impressions", "fashion_mnist", "image prior, 24,000", "20 min", _LARGE
+    ),
+    "zskd-mnist-published": Experiment(
+        "zskd",
+        "mnist",
+        "the published budget: 24,000 impressions of 1,500 steps, both scalings, the paper's augmentations",
+        "30 min",
+        {**_LARGE, "seeds": 1, "baselines": False, "augmentation": "published", "synthesis": {"steps": 1500}},
+    ),
+}
+
+
+def main(
+    names: Sequence[str] = (),
+    *,
+    out: str | os.PathLike,
+    data_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> list[Result]:
+    """Runs experiments one after another and keeps their results; those that are done are not repeated.
+
+    Args:
+      names: of `EXPERIMENTS`; all by default.
+      out: directory that receives ``NAME.json``. Everything else goes to ``runs/reproduce/NAME``.
+      data_dir: where data sets are found.
+      progress: whether progress bars are shown.
+    """
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise UnknownNameError("experiment", name, EXPERIMENTS)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for name in names or EXPERIMENTS:
+        experiment = EXPERIMENTS[name]
+        work = Path("runs") / "reproduce" / name
+        result = run_recipe(
+            recipe(experiment.recipe), experiment.config(), out=work, data_dir=data_dir, resume=True, progress=progress
+        )
+        shutil.copy(work / "result.json", out / f"{name}.json")
+        results.append(result)
+    return results
+
+
+__all__ = ["EXPERIMENTS", "Experiment", "main"]

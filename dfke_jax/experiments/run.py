@@ -1,0 +1,97 @@
+"""From a recipe and its configuration to a `Result` on disk."""
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from dfke_jax.core.checkpoint import writable_directory
+from dfke_jax.core.errors import CheckpointError
+from dfke_jax.experiments.registry import Recipe
+from dfke_jax.experiments.result import Result, environment
+from dfke_jax.experiments.settings import Settings
+from dfke_jax.experiments.workbench import Workbench
+
+
+def run_recipe(
+    recipe: Recipe,
+    config: Settings | None = None,
+    *,
+    out: str | os.PathLike,
+    data_dir: str | os.PathLike | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Runs a recipe and writes its `result.json`.
+
+    Args:
+      recipe: see `dfke_jax.experiments.recipe`.
+      config: its settings; those of its default data set if None.
+      out: directory for everything the run leaves. Without `resume` it must not hold another run.
+      data_dir: where data sets are found.
+      resume: go on with what is in `out`; stages that are done are not repeated.
+      progress: whether progress bars are shown.
+
+    Returns:
+      The `Result`.
+
+    Raises:
+      CheckpointError: `out` holds a run already (without `resume`), or one of other settings (with it).
+    """
+    config = recipe.settings() if config is None else config
+    out = writable_directory(out)
+    _claim(out, recipe, config, resume)
+    began = time.perf_counter()
+    bench = Workbench(config, out, data_dir=data_dir, progress=progress)
+    arms = recipe.execute(config, bench)
+    seconds = {**bench.seconds, "total": time.perf_counter() - began}
+    result = Result(
+        recipe=recipe.name,
+        title=recipe.title,
+        dataset=config.dataset,
+        config=_plain(config),
+        seeds=bench.seeds,
+        arms=list(arms),
+        published=[figure for figure in recipe.published if figure.dataset == config.dataset],
+        seconds=seconds,
+        environment=environment(),
+        notes=[*bench.notes, f"Data: {bench.dataset.source}"],
+    )
+    result.write(out)
+    return result
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _claim(out: Path, recipe: Recipe, config: Settings, resume: bool) -> None:
+    """Marks a directory as this run's, or refuses."""
+    mine = {"recipe": recipe.name, "config": _plain(config)}
+    path = out / "config.json"
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except json.JSONDecodeError:
+            found = None  # cut off while it was written: nothing had begun
+        if found is not None and found != mine:
+            differing = [
+                name for name in {*found.get("config", {}), *mine["config"]}
+                if found.get("config", {}).get(name) != mine["config"].get(name)
+            ]  # fmt: skip
+            what = (
+                f"recipe {found.get('recipe')!r}"
+                if found.get("recipe") != recipe.name
+                else f"other settings of {', '.join(sorted(differing))}"
+            )
+            raise CheckpointError(f"{out} holds a run of {what}; choose another --out, or repeat that run's settings")
+        if found is not None and not resume:
+            raise CheckpointError(f"{out} holds a run already; choose another --out, or go on with it by --resume")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(mine, indent=1) + "\n")
+    temporary.replace(path)
+
+
+__all__ = ["run_recipe"]

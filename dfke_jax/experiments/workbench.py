@@ -1,0 +1,389 @@
+"""Where recipes do their work: data, teachers, stages that resume, students, and the arms they end up in."""
+
+import contextlib
+import dataclasses
+import os
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dfke_jax import data
+from dfke_jax.core.checkpoint import Checkpoints, fingerprint, writable_directory
+from dfke_jax.core.errors import CheckpointError, InputError
+from dfke_jax.core.loop import run
+from dfke_jax.core.method import Method
+from dfke_jax.core.tracking import JsonLines
+from dfke_jax.core.types import Array, Key, PyTree
+from dfke_jax.distillation.response import cross_entropy_training, knowledge_distillation
+from dfke_jax.evaluation import accuracy, agreement, class_histogram, histogram_entropy
+from dfke_jax.experiments.result import Arm
+from dfke_jax.experiments.settings import Settings, augmentation, network
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.training import trained
+from dfke_jax.synthesis.pool import Pool
+from dfke_jax.synthesis.targets import class_similarity
+
+
+def cache_directory() -> Path:
+    """Where compiled programs and trained teachers are kept between runs: ``DFKE_CACHE_DIR`` or ``~/.cache/dfke_jax``."""
+    return Path(os.environ.get("DFKE_CACHE_DIR") or Path.home() / ".cache" / "dfke_jax")
+
+
+class Workbench:
+    """One run of one recipe.
+
+    Every stage (a training, a synthesis) is saved under its name as it goes and when it is done, so that a run that
+    was stopped at any moment repeats nothing but its last chunk and ends in the same bits. Networks trained on real data (teachers and anchors)
+    depend on data and budgets alone and are kept in the user's cache, where other recipes find them.
+
+    Attributes:
+      config: the recipe's settings.
+      dataset: the data. data_dir: where it, and any other, is looked for.
+      out: the run's directory.
+      seconds: wall-clock time by kind of stage, and ``compile``.
+      notes: sentences that belong beside the figures.
+    """
+
+    def __init__(
+        self,
+        config: Settings,
+        out: str | os.PathLike,
+        *,
+        data_dir: str | os.PathLike | None = None,
+        progress: bool = True,
+    ):
+        self.config = config
+        self.out = writable_directory(out)
+        self.progress = progress
+        self.seconds: dict[str, float] = {"compile": 0.0}
+        self.notes: list[str] = []
+        self.data_dir = data_dir
+        self.dataset = data.load(config.dataset, data_dir=data_dir)
+        self.data_fingerprint = f"{zlib.crc32(np.ascontiguousarray(self.dataset.train.images)):08x}"
+        self._train = None
+        self._anchors: dict[tuple, Classifier] = {}
+        self._samples: dict[str, np.ndarray] = {}
+
+    # ---- data and networks
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of this run."""
+        return list(range(self.config.seed, self.config.seed + self.config.seeds))
+
+    @property
+    def train(self) -> tuple[Array, Array]:
+        """Training images and labels, on the device."""
+        if self._train is None:
+            self._train = self.dataset.train.on_device()
+        return self._train
+
+    def network(self, name: str) -> Classifier:
+        """A network by name for this data set, untrained."""
+        return network(name, self.dataset.num_classes, self.dataset.shape, self.config.fit)
+
+    def key(self, seed: int, name: str) -> Key:
+        """The key of a stage: the seed's, folded with the stage's name."""
+        return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+    # ---- stages
+
+    def stage(
+        self,
+        kind: str,
+        name: str,
+        seed: int,
+        method: Method,
+        steps: int,
+        *,
+        rows: int = 0,
+        chunk: int | None = None,
+        draws_as: str | None = None,
+    ) -> Any:
+        """Runs a method to its end, or takes up where it was left; returns its last state.
+
+        Args:
+          kind: ``synthesis``, ``distillation``, ...: what the time is booked on.
+          name: of the stage within its seed; checkpoints and metrics follow it.
+          seed: the seed.
+          method, steps, chunk: as for `run`.
+          rows: samples per step, for the progress bar.
+          draws_as: the stage whose key is used; this one's own by default.
+        """
+        checkpoints = Checkpoints(
+            self.out / "checkpoints" / f"seed{seed}" / name,
+            config=fingerprint([dataclasses.asdict(self.config), self.data_fingerprint, name, seed, steps]),
+            keep=1,
+        )
+        key = self.key(seed, draws_as or name)
+        return self._run(kind, f"seed{seed}/{name}", key, method, steps, checkpoints, rows, chunk, track=True)
+
+    def _run(self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track) -> PyTree:
+        done = checkpoints.latest == steps
+        chunk = min(steps, chunk or max(1, min(500, steps // 10)))
+        result = run(
+            method,
+            key,
+            steps,
+            chunk=chunk,
+            checkpoints=checkpoints,
+            every=1 if kind == "synthesis" else max(1, -(-steps // chunk) // 5),
+            resume=True,
+            trackers=[JsonLines(self.out / "metrics.jsonl", prefix=f"{title}/")] if track and not done else (),
+            progress=title if self.progress and not done else None,
+            rows_per_step=rows,
+            unit="images" if rows else "steps",
+        )
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + result.seconds
+        self.seconds["compile"] += result.compile_seconds
+        return result.state
+
+    @contextlib.contextmanager
+    def clock(self, kind: str) -> Iterator[None]:
+        """Books the time of a block on a kind of work."""
+        began = time.perf_counter()
+        yield
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - began
+
+    # ---- networks trained on real data
+
+    def _anchor(
+        self, what: str, seed: int, classifier: Classifier, method: Method, steps: int, description: list
+    ) -> Classifier:
+        """A network trained on real data: from the user's cache, or trained and put there."""
+        mark = fingerprint(
+            [what, seed, self.config.dataset.rsplit("/", 1)[-1], self.data_fingerprint, description, jax.__version__]
+        )
+        if (what, mark) not in self._anchors:
+            place = writable_directory(cache_directory() / "networks" / f"{what}-{mark}")
+            try:
+                checkpoints = Checkpoints(place, config=mark, keep=1)
+                state = self._run(
+                    "anchors",
+                    f"seed{seed}/{what}",
+                    self.key(seed, what),
+                    method,
+                    steps,
+                    checkpoints,
+                    0,
+                    None,
+                    track=False,
+                )
+            except CheckpointError as error:
+                raise CheckpointError(f"{error} (remove {place} to train that network again)") from error
+            self._anchors[what, mark] = trained(classifier, state)
+        return self._anchors[what, mark]
+
+    def _supervised(self, what: str, name: str, seed: int) -> Classifier:
+        c = self.config
+        images, labels = self.train
+        budget = {"steps": c.teacher_steps, "batch_size": c.teacher_batch, "learning_rate": c.teacher_learning_rate}
+        classifier = self.network(name)
+        method = cross_entropy_training(
+            classifier, images, labels, **budget, augment=augmentation(c.teacher_augmentation)
+        )
+        return self._anchor(
+            what, seed, classifier, method, c.teacher_steps, [name, budget, c.teacher_augmentation, c.fit]
+        )
+
+    def teacher(self, seed: int) -> Classifier:
+        """The seed's teacher: cross-entropy on the real training set."""
+        return self._supervised("teacher", self.config.teacher, seed)
+
+    def student_from_scratch(self, seed: int) -> Classifier:
+        """The student's network trained on the real training set, without the teacher."""
+        return self._supervised("scratch", self.config.student, seed)
+
+    def student_from_real_data(self, seed: int) -> Classifier:
+        """The student distilled from the teacher on the real training images: the ceiling of data-free methods."""
+        c = self.config
+        teacher = self.teacher(seed)
+        student = self.network(c.student)
+        method = knowledge_distillation(
+            student, teacher, self.train[0], **self._distillation_budget(), augment=augmentation(c.real_augmentation)
+        )
+        description = [
+            c.teacher, c.student, c.teacher_steps, c.teacher_batch, c.teacher_learning_rate, c.teacher_augmentation,
+            self._distillation_budget(), c.real_augmentation, c.fit,
+        ]  # fmt: skip
+        return self._anchor("real_data", seed, student, method, c.distillation_steps, description)
+
+    def _distillation_budget(self) -> dict[str, Any]:
+        c = self.config
+        return {
+            "steps": c.distillation_steps,
+            "batch_size": c.distillation_batch,
+            "learning_rate": c.distillation_learning_rate,
+            "temperature": c.temperature,
+        }
+
+    # ---- transfer sets and students
+
+    def pool(
+        self, name: str, seed: int, method: Method, count: int, batch_size: int, *, draws_as: str | None = None
+    ) -> Pool:
+        """Fills a pool (see `dfke_jax.synthesis.fill_pool`), one batch per chunk, and keeps a look at it.
+
+        Args:
+          name: of the arm. seed, method, count, batch_size: of the pool.
+          draws_as: the arm whose keys are used; a control uses its method's, and so gets its start images.
+        """
+        if count < 1 or batch_size < 1 or count % batch_size:
+            raise InputError(f"samples ({count}) must be a positive multiple of synthesis_batch ({batch_size})")
+        steps = count // batch_size
+        stage, key = f"{name}/synthesis", f"{draws_as or name}/synthesis"
+        state = self.stage("synthesis", stage, seed, method, steps, rows=batch_size, chunk=1, draws_as=key)
+        pool = getattr(state, "pool", state)
+        self.keep(name, pool, seed)
+        return pool
+
+    def keep(self, name: str, pool: Pool, seed: int) -> None:
+        """Keeps up to ten samples of each class of the first seed, for the report."""
+        if seed != self.config.seed:
+            return
+        labels = np.asarray(pool.labels)
+        rows = np.concatenate([np.flatnonzero(labels == k)[:10] for k in range(self.dataset.num_classes)])
+        self._samples[name] = np.round(np.clip(np.asarray(pool.images[rows]), 0, 1) * 255).astype(np.uint8)
+        self._samples[f"{name}_labels"] = labels[rows]
+        np.savez_compressed(self.out / "samples.npz", **self._samples)
+
+    def distil(
+        self, name: str, seed: int, teacher: Classifier, images: Array, student: str | None = None
+    ) -> Classifier:
+        """A student distilled from the teacher on a transfer set (N, H, W, C), with the recipe's budget."""
+        network = self.network(student or self.config.student)
+        method = knowledge_distillation(
+            network, teacher, images, **self._distillation_budget(), augment=augmentation(self.config.augmentation)
+        )
+        state = self.stage(
+            "distillation",
+            f"{name}/student",
+            seed,
+            method,
+            self.config.distillation_steps,
+            rows=self.config.distillation_batch,
+        )
+        return trained(network, state)
+
+    def record(self, arm: Arm, classifier: Classifier, teacher: Classifier | None = None, **metrics: float) -> None:
+        """Measures a network on the test set and enters it into an arm."""
+        test = self.dataset.test
+        with self.clock("evaluation"):
+            logits = classifier.predict(test.images)
+            arm.accuracy.append(round(100 * accuracy(logits, test.labels), 4))
+            if teacher is not None:
+                arm.agreement.append(round(100 * agreement(logits, teacher.predict(test.images)), 4))
+        for name, value in metrics.items():
+            arm.metrics.setdefault(name, []).append(round(float(value), 6))
+
+    def distilled_budget(self, synthetic: int = 0, synthesis_steps: int = 0, real: int = 0) -> dict[str, int]:
+        """What an arm used, for its row: see `Arm.budget`."""
+        c = self.config
+        rows = c.distillation_steps * c.distillation_batch
+        return {
+            "synthetic_samples": synthetic,
+            "synthesis_steps": synthesis_steps,
+            "teacher_rows": rows + synthetic * synthesis_steps,
+            "distillation_steps": c.distillation_steps,
+            "real_samples": real,
+        }
+
+    def anchors(self, teacher: bool = True, real: bool = True, scratch: bool = False) -> list[Arm]:
+        """The arms that real data gives: the teacher, the student from scratch, the student distilled with real data."""
+        c = self.config
+        count = len(self.dataset.train)
+        arms = []
+        training = {"real_samples": count, "training_steps": c.teacher_steps}
+        if teacher:
+            arm = Arm("teacher", f"Teacher ({c.teacher})", "teacher", budget=training)
+            for seed in self.seeds:
+                self.record(arm, self.teacher(seed))
+            arms.append(arm)
+        if scratch:
+            arm = Arm("scratch", f"Student from scratch ({c.student})", "anchor", budget=training)
+            for seed in self.seeds:
+                self.record(arm, self.student_from_scratch(seed), self.teacher(seed))
+            arms.append(arm)
+        if real:
+            arm = Arm("real_data", "Distilled with real data", "anchor", budget=self.distilled_budget(real=count))
+            for seed in self.seeds:
+                self.record(arm, self.student_from_real_data(seed), self.teacher(seed))
+            arms.append(arm)
+        return arms
+
+    def similarity(self) -> None:
+        """Keeps the first seed's class-similarity matrix, for the report."""
+        matrix = class_similarity(self.teacher(self.config.seed).head_kernel)
+        np.savez(
+            self.out / "similarity.npz",
+            class_similarity=np.asarray(matrix),
+            class_names=np.asarray(self.dataset.class_names),
+        )
+
+
+def noise_arm(bench: Workbench, count: int) -> Arm:
+    """The baseline without any idea: independent uniform pixels, answered by the teacher."""
+    arm = Arm("noise", "Uniform noise", "baseline", budget=bench.distilled_budget(count))
+    for seed in bench.seeds:
+        teacher = bench.teacher(seed)
+        images = jax.random.uniform(bench.key(seed, "noise"), (count, *bench.dataset.shape))
+        bench.record(arm, bench.distil("noise", seed, teacher, images), teacher)
+    return arm
+
+
+def synthesis_arms(
+    bench: Workbench,
+    name: str,
+    label: str,
+    make: Any,
+    count: int,
+    batch_size: int,
+    steps: int,
+    *,
+    control: bool = True,
+    draws_as: str | None = None,
+) -> Sequence[Arm]:
+    """A method and its matched control: the same start images, labelling, augmentation and distillation, no synthesis.
+
+    Args:
+      bench: the workbench.
+      name, label: of the method's arm.
+      make: ``(teacher, seed, control) -> Method`` that fills a pool.
+      count, batch_size: of the pool.
+      steps: updates per sample, for the budget.
+      control: whether the control is run as well.
+      draws_as: name whose keys method and control draw from; `name` by default. Methods that share it share their start
+        images, and one control serves them all.
+    """
+    arms = [Arm(name, label, "method", budget=bench.distilled_budget(count, steps))]
+    if control:
+        title = f"{label}: start images, no synthesis"
+        arms.append(Arm(f"{name}_control", title, "control", budget=bench.distilled_budget(count)))
+    for seed in bench.seeds:
+        teacher = bench.teacher(seed)
+        for arm in arms:
+            method = make(teacher, seed, arm.role == "control")
+            pool = bench.pool(arm.name, seed, method, count, batch_size, draws_as=draws_as or name)
+            student = bench.distil(arm.name, seed, teacher, pool.images)
+            bench.record(arm, student, teacher, **pool_metrics(pool, teacher))
+    return arms
+
+
+def pool_metrics(pool: Pool, teacher: Classifier) -> dict[str, float]:
+    """What a pool looks like to the teacher.
+
+    Returns:
+      ``class_entropy``: of the teacher's answers over the pool, as a share of its maximum; ``label_agreement``: per
+      cent of samples that the teacher puts into the class they were made for.
+    """
+    predicted = np.argmax(teacher.predict(np.asarray(pool.images)), 1)
+    entropy = histogram_entropy(class_histogram(predicted, teacher.num_classes), normalised=True)
+    return {"class_entropy": entropy, "label_agreement": 100 * float((predicted == np.asarray(pool.labels)).mean())}
+
+
+__all__ = ["Workbench", "cache_directory", "noise_arm", "pool_metrics", "synthesis_arms"]
