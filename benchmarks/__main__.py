@@ -13,15 +13,21 @@ from benchmarks.harness import Json
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser("python -m benchmarks", description="Speed of dfke_jax, against its peers.")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description="Speed of dfke_jax, against its peers."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     lister = commands.add_parser("list", help="the rows of a suite")
     runner = commands.add_parser("run", help="measure rows")
-    runner.add_argument("names", nargs="*", default=["*"], help="names or patterns such as 'noise*'; all by default")
+    runner.add_argument(
+        "names", nargs="*", default=["*"], help="names or patterns such as 'noise*'; all by default"
+    )
     for command in (lister, runner):
         command.add_argument("--suite", choices=("smoke", "full"), default="full")
     runner.add_argument("--out", help="JSON lines are added to this file")
-    runner.add_argument("--repeats", type=int, help="blocks per contender instead of the row's own number; at least 7")
+    runner.add_argument(
+        "--repeats", type=int, help="blocks per contender instead of the row's own number; at least 7"
+    )
     comparer = commands.add_parser("compare", help="ratios between two files")
     comparer.add_argument("a")
     comparer.add_argument("b")
@@ -64,7 +70,9 @@ def _run(options: argparse.Namespace) -> int:
     console = _console()
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > 0.3 * cores:
-        console.print(f"[yellow]The machine is busy (load {load:.1f} on {cores} cores): read ratios, not rates.")
+        console.print(
+            f"[yellow]The machine is busy (load {load:.1f} on {cores} cores): read ratios, not rates."
+        )
     records: list[Json] = []
     for name in wanted:
         with console.status(name) as status:
@@ -87,7 +95,14 @@ def _run(options: argparse.Namespace) -> int:
 
 def table(records: list[Json]) -> Table:
     """Records as a table; ratios are of the row's first contender to each."""
-    shown = Table("row", "contender", "rate", "p10–p90", "unit", title="Steady state; ratio = first contender / this one")
+    shown = Table(
+        "row",
+        "contender",
+        "rate",
+        "p10–p90",
+        "unit",
+        title="Steady state; ratio = first contender / this one",
+    )
     for heading in ("ratio", "p10–p90", "trace s", "compile s", "first s", "GFLOP/s", "executed", "MB"):
         shown.add_column(heading, justify="right")
     first: Json = {}
@@ -107,7 +122,9 @@ def table(records: list[Json]) -> Table:
         shown.add_row(
             *head,
             f"{rate['median']:,.4g}" if rate["median"] < 1000 else f"{rate['median']:,.0f}",
-            f"{rate['p10']:,.4g}–{rate['p90']:,.4g}" if rate["p90"] < 1000 else f"{rate['p10']:,.0f}–{rate['p90']:,.0f}",
+            f"{rate['p10']:,.4g}–{rate['p90']:,.4g}"
+            if rate["p90"] < 1000
+            else f"{rate['p10']:,.0f}–{rate['p90']:,.0f}",
             record["unit"],
             f"{ratio['median']:.2f}" if ratio else "",
             f"{ratio['p10']:.2f}–{ratio['p90']:.2f}" if ratio else "",
@@ -127,10 +144,20 @@ def _compare(a: str, b: str) -> int:
 
     found = compare(read(a), read(b))
     if not found:
-        print("the two files have no measurement in common (same row, contender and parameters)", file=sys.stderr)
+        print(
+            "the two files have no measurement in common (same row, contender and parameters)",
+            file=sys.stderr,
+        )
         return 1
     shown = Table("row", "contender", "A", "B", "unit", title="B / A, medians with 95 % bootstrap intervals")
-    for heading in ("B/A", "interval", f"B/A relative to {REFERENCE}", "interval", "executed FLOPs", "memory"):
+    for heading in (
+        "B/A",
+        "interval",
+        f"B/A relative to {REFERENCE}",
+        "interval",
+        "executed FLOPs",
+        "memory",
+    ):
         shown.add_column(heading, justify="right")
     exact = lambda value: "" if value is None else f"{value:.3f}"
     for row in found:
@@ -142,7 +169,14 @@ def _compare(a: str, b: str) -> int:
             colour = "green" if change.low > 1 else "red" if change.high < 1 else "default"
             cells += [f"[{colour}]{change.ratio:.3f}", f"{change.low:.3f}–{change.high:.3f}"]
         shown.add_row(
-            row.name, row.contender, f"{row.a:,.4g}", f"{row.b:,.4g}", row.unit, *cells, exact(row.executed), exact(row.memory)
+            row.name,
+            row.contender,
+            f"{row.a:,.4g}",
+            f"{row.b:,.4g}",
+            row.unit,
+            *cells,
+            exact(row.executed),
+            exact(row.memory),
         )
     _console().print(shown)
     return 0

@@ -24,7 +24,7 @@ def images_from(array: Any) -> torch.Tensor:
 
 def images_to(tensor: torch.Tensor) -> np.ndarray:
     """(B, C, H, W) -> (B, H, W, C)."""
-    return tensor.detach().permute(0, 2, 3, 1).cpu().numpy()
+    return tensor.detach().permute(0, 2, 3, 1).cpu().numpy().copy()
 
 
 class LeNet5(nn.Module):
@@ -134,7 +134,10 @@ def lenet5_from(variables: Mapping) -> LeNet5:
         _set_conv(network.convs[i - 1], params[f"conv{i}"])  # type: ignore[arg-type]
         _set_dense(network.denses[i - 1], params[f"dense{i}"], 5 if i == 1 else 1)  # type: ignore[arg-type]
         if stats:
-            for norms, name in ((network.conv_norms, f"conv{i}_norm"), (network.dense_norms, f"dense{i}_norm")):
+            for norms, name in (
+                (network.conv_norms, f"conv{i}_norm"),
+                (network.dense_norms, f"dense{i}_norm"),
+            ):
                 _set_norm(norms[i - 1], params[name], stats[name])
     _set_dense(network.head, params["head"])
     return network.eval().requires_grad_(False)
@@ -163,7 +166,9 @@ def resnet_from(variables: Mapping, depths: tuple[int, ...], widths: tuple[int, 
 class NoiseOptimisation:
     """Adam on a batch of images under the softened cross-entropy of a frozen network, clipped to [0, 1]."""
 
-    def __init__(self, network: nn.Module, start: Any, targets: Any, temperature: float, rate: float, steps: int):
+    def __init__(
+        self, network: nn.Module, start: Any, targets: Any, temperature: float, rate: float, steps: int
+    ):
         self.network, self.temperature, self.steps = network, temperature, steps
         self.targets = _tensor(targets)
         self.images = images_from(start).requires_grad_(True)
@@ -186,7 +191,9 @@ class ClassifierTraining:
     def __init__(self, networks: list[Any], images: Any, labels: Any, batch: int, rate: float, steps: int):
         self.images, self.labels = images_from(images), _tensor(labels).long()
         self.batch, self.steps = batch, steps
-        self.members = [(network.train(), torch.optim.Adam(network.parameters(), lr=rate)) for network in networks]
+        self.members = [
+            (network.train(), torch.optim.Adam(network.parameters(), lr=rate)) for network in networks
+        ]
 
     def __call__(self) -> None:
         for _ in range(self.steps):
@@ -296,7 +303,10 @@ class DeepInversion:
             optimizer.zero_grad(set_to_none=True)
             down, right = np.random.randint(-self.jitter, self.jitter + 1, 2).tolist()  # noqa: NPY002
             x = torch.roll(images, (down, right), (2, 3))
-            loss = F.cross_entropy(self.network(x), self.labels) + self.statistics * torch.stack(self.terms).sum()
+            loss = (
+                F.cross_entropy(self.network(x), self.labels)
+                + self.statistics * torch.stack(self.terms).sum()
+            )
             variation = (
                 (x[:, :, 1:] - x[:, :, :-1]).norm()
                 + (x[:, :, :, 1:] - x[:, :, :, :-1]).norm()

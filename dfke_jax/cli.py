@@ -65,12 +65,13 @@ def enable_compilation_cache() -> Path | None:
       The directory, or None where none can be written: a cache is a convenience, and no reason to stop.
     """
     import jax
-    import jaxlib
+    from jaxlib import version
 
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    configured = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if configured:
+        return Path(configured)
     home = os.environ.get("DFKE_CACHE_DIR")
-    directory = (Path(home) if home else Path("~/.cache/dfke_jax")).expanduser() / f"programs-{jaxlib.__version__}"
+    directory = (Path(home) if home else Path("~/.cache/dfke_jax")).expanduser() / f"programs-{version.__version__}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -385,7 +386,7 @@ def _use_devices(count: int | None) -> None:
         raise InputError(f"--devices must be at least 1, got {count}")
     import jax
 
-    if count == jax.config.jax_num_cpu_devices:
+    if count == getattr(jax.config, "jax_num_cpu_devices", None):
         return
     try:
         jax.config.update("jax_num_cpu_devices", count)

@@ -102,7 +102,7 @@ def _hardware() -> list[Finding]:
         right = total == 8.0
         told = "a program compiles and runs" if right else f"a sum of 8 came out as {total}"
         rows.append(Finding(group, "compiling", "ok" if right else "broken", told))
-        cache = jax.config.jax_compilation_cache_dir or "not in use"
+        cache = getattr(jax.config, "jax_compilation_cache_dir", None) or "not in use"
         rows.append(Finding(group, "compilation cache", "ok", str(cache)))
     except Exception as error:  # any failure of JAX is what this is here to tell
         remedy = "set JAX_PLATFORMS=cpu, or install the JAX build for this accelerator"

@@ -12,11 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dfke_jax.core.errors import CheckpointError
+from dfke_jax.core.mesh import default_sharding
 from dfke_jax.core.types import PyTree
 
 _FREE_BYTES = 64 * 2**20
+
+
+def _orbax() -> Any:
+    """Orbax, imported when a checkpoint is first written or read."""
+    from orbax.checkpoint import v1
+
+    return v1
 
 
 def fingerprint(config: Any) -> str:
@@ -67,7 +76,7 @@ def save(path: str | os.PathLike, tree: PyTree, *, config: str = "", metadata: d
     Raises:
       CheckpointError: when the disk is full or the directory not writable.
     """
-    from orbax.checkpoint import v1 as ocp
+    ocp = _orbax()
 
     try:
         ocp.save(
@@ -97,7 +106,7 @@ def restore(path: str | os.PathLike, like: PyTree, *, config: str = "") -> PyTre
     Raises:
       CheckpointError: when there is none, it is damaged, or it belongs to another configuration or structure.
     """
-    from orbax.checkpoint import v1 as ocp
+    ocp = _orbax()
 
     path = Path(path).absolute()
     if not path.exists():
@@ -118,7 +127,7 @@ def restore(path: str | os.PathLike, like: PyTree, *, config: str = "") -> PyTre
             f"the checkpoint at {path} does not fit this run: it has {len(stored)} arrays, this run's state "
             f"{len(wanted)}{differs and '; first difference: '}{differs}"
         )
-    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    default = default_sharding()
     abstract = [
         jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or default)
         for leaf in (_array(leaf) for leaf in _leaves(like))
@@ -127,13 +136,19 @@ def restore(path: str | os.PathLike, like: PyTree, *, config: str = "") -> PyTre
         leaves = ocp.load(path, {"leaves": abstract})["leaves"]
     except Exception as error:
         raise CheckpointError(f"the checkpoint at {path} does not fit this run: {error}") from error
+    places = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(like)]
+    # Committed to the first device, what has no place of its own could not move onto a mesh.
+    leaves = [
+        jax.device_put(jax.device_get(leaf)) if place is None else leaf
+        for leaf, place in zip(leaves, places, strict=True)
+    ]
     return jax.tree.unflatten(
         jax.tree.structure(like), [_typed(*pair) for pair in zip(leaves, jax.tree.leaves(like), strict=True)]
     )
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _described(tree: PyTree) -> list[str]:
@@ -159,9 +174,16 @@ def _array(leaf: Any) -> Any:
     return leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)
 
 
+def _generator(key: Any) -> str:
+    """Name of the generator of a key, or of what only has the shape of one."""
+    seen: list = []
+    jax.eval_shape(lambda key: seen.append(jax.random.key_impl(key)), key)
+    return seen[0]
+
+
 def _typed(leaf: Any, like: Any) -> Any:
     like = _array(like)
-    return jax.random.wrap_key_data(leaf, impl=like.dtype.name.removeprefix("key<")[:-1]) if _is_key(like) else leaf
+    return jax.random.wrap_key_data(leaf, impl=_generator(like)) if _is_key(like) else leaf
 
 
 class Checkpoints:

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def run(
     for tracker in trackers:
         tracker.rewind(start)
 
-    execute = _host_chunk if isinstance(method, HostMethod) else _Compiled()
+    execute: Any = _host_chunk if isinstance(method, HostMethod) else _Compiled()
     history: list[dict[str, np.ndarray]] = []
     done = start
     began = time.perf_counter()
@@ -159,9 +159,10 @@ class _Compiled:
     def __call__(self, method: Method, key: Key, state: PyTree, start: int, length: int):
         position = jnp.uint32(start)
         began = time.perf_counter()
-        before = _chunk._cache_size()
+        before = _chunk._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
         state, metrics = _chunk(method, key, state, position, length)
-        if _chunk._cache_size() > before:  # dispatch returns when compiled; what follows is running
+        compiled = _chunk._cache_size() > before  # pyright: ignore[reportAttributeAccessIssue]
+        if compiled:  # dispatch returns once the program is compiled; what follows is running
             self.seconds += time.perf_counter() - began
         return state, jax.block_until_ready(metrics)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -10,9 +11,7 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import PyTree
 
 
-def device_mesh(
-    models: int | None = None, samples: int | None = None, *, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def device_mesh(models: int | None = None, samples: int | None = None, *, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with axes ``models`` (independent runs) and ``samples`` (rows of one batch).
 
     Args:
@@ -63,11 +62,25 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def constrain_samples(array: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Inside a program: asks for the leading axis of `array` to be split over the sample axis of `mesh`, if any."""
-    if mesh is None or array.shape[0] % mesh.shape["samples"]:
+def constrain_samples(array: jax.Array) -> jax.Array:
+    """Inside a program: asks for the leading axis of `array` to be split over the sample axis of the mesh in use.
+
+    The mesh is that of ``jax.set_mesh``. Without one, or where the axis does not divide, nothing happens.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get("samples") != AxisType.Auto:
         return array
-    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec("samples")))
+    if array.shape[0] % mesh.shape["samples"]:
+        return array
+    return jax.lax.with_sharding_constraint(array, PartitionSpec("samples"))
+
+
+def default_sharding() -> Any:
+    """Where values live that nothing else places: on every device of the mesh in use, or on the first device."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def initialise_hosts(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -83,4 +96,4 @@ def initialise_hosts(coordinator: str | None = None, processes: int | None = Non
     jax.distributed.initialize(coordinator, processes, process)
 
 
-__all__ = ["constrain_samples", "device_mesh", "initialise_hosts", "replicate", "shard"]
+__all__ = ["constrain_samples", "default_sharding", "device_mesh", "initialise_hosts", "replicate", "shard"]

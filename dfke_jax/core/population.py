@@ -94,10 +94,9 @@ def _each(function: Callable, factory: Callable, static: Static, *stacked: PyTre
 
     if mesh is None:
         return local(factory, *stacked)
-    if "models" not in mesh.axis_names or members.copy().pop() % mesh.shape["models"]:
-        raise InputError(
-            f"a population of {members.copy().pop()} does not divide over the axis 'models' of a mesh {dict(mesh.shape)}"
-        )
+    (count,) = members
+    if "models" not in mesh.axis_names or count % mesh.shape["models"]:
+        raise InputError(f"a population of {count} does not divide over the axis 'models' of a mesh {dict(mesh.shape)}")
     spec = PartitionSpec("models")
     return jax.shard_map(
         local,

@@ -40,7 +40,8 @@ def run_recipe(
     Raises:
       CheckpointError: `out` holds a run already (without `resume`), or one of other settings (with it).
     """
-    config = recipe.settings() if config is None else config
+    config = config or recipe.settings()
+    assert config is not None
     out = writable_directory(out)
     _claim(out, recipe, config, resume)
     began = time.perf_counter()

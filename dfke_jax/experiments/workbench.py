@@ -16,6 +16,7 @@ from dfke_jax import data
 from dfke_jax.core.checkpoint import Checkpoints, fingerprint, writable_directory
 from dfke_jax.core.errors import CheckpointError, InputError
 from dfke_jax.core.loop import run
+from dfke_jax.core.mesh import device_mesh, replicate
 from dfke_jax.core.method import Method
 from dfke_jax.core.tracking import JsonLines
 from dfke_jax.core.types import Array, Key, PyTree
@@ -64,7 +65,7 @@ class Workbench:
         self.notes: list[str] = []
         self.data_dir = data_dir
         self.dataset = data.load(config.dataset, data_dir=data_dir)
-        self.data_fingerprint = f"{zlib.crc32(np.ascontiguousarray(self.dataset.train.images)):08x}"
+        self.data_fingerprint = f"{zlib.crc32(self.dataset.train.images.tobytes()):08x}"
         self._train = None
         self._anchors: dict[tuple, Classifier] = {}
         self._samples: dict[str, np.ndarray] = {}
@@ -126,22 +127,26 @@ class Workbench:
     def _run(self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track) -> PyTree:
         done = checkpoints.latest == steps
         chunk = min(steps, chunk or max(1, min(500, steps // 10)))
-        result = run(
-            method,
-            key,
-            steps,
-            chunk=chunk,
-            checkpoints=checkpoints,
-            every=1 if kind == "synthesis" else max(1, -(-steps // chunk) // 5),
-            resume=True,
-            trackers=[JsonLines(self.out / "metrics.jsonl", prefix=f"{title}/")] if track and not done else (),
-            progress=title if self.progress and not done else None,
-            rows_per_step=rows,
-            unit="images" if rows else "steps",
-        )
+        mesh = device_mesh() if jax.device_count() > 1 else None
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            if mesh:
+                method, key = replicate((method, key), mesh)
+            result = run(
+                method,
+                key,
+                steps,
+                chunk=chunk,
+                checkpoints=checkpoints,
+                every=1 if kind == "synthesis" else max(1, -(-steps // chunk) // 5),
+                resume=True,
+                trackers=[JsonLines(self.out / "metrics.jsonl", prefix=f"{title}/")] if track and not done else (),
+                progress=title if self.progress and not done else None,
+                rows_per_step=rows,
+                unit="images" if rows else "steps",
+            )
         self.seconds[kind] = self.seconds.get(kind, 0.0) + result.seconds
         self.seconds["compile"] += result.compile_seconds
-        return result.state
+        return jax.device_put(result.state, jax.devices()[0]) if mesh else result.state
 
     @contextlib.contextmanager
     def clock(self, kind: str) -> Iterator[None]:
@@ -250,7 +255,7 @@ class Workbench:
         rows = np.concatenate([np.flatnonzero(labels == k)[:10] for k in range(self.dataset.num_classes)])
         self._samples[name] = np.round(np.clip(np.asarray(pool.images[rows]), 0, 1) * 255).astype(np.uint8)
         self._samples[f"{name}_labels"] = labels[rows]
-        np.savez_compressed(self.out / "samples.npz", **self._samples)
+        np.savez_compressed(self.out / "samples.npz", **self._samples)  # pyright: ignore[reportArgumentType]
 
     def distil(
         self, name: str, seed: int, teacher: Classifier, images: Array, student: str | None = None

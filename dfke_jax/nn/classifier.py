@@ -111,7 +111,8 @@ class Classifier:
         images = jnp.zeros((1, *input_shape), jnp.float32)
         variables = jax.jit(module.init, static_argnames="train")(key, preprocessing(images), train=False)
         variables = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
-        return cls(module, variables, preprocessing, tuple(input_shape))
+        height, width, channels = input_shape
+        return cls(module, variables, preprocessing, (height, width, channels))
 
     @property
     def num_classes(self) -> int:
@@ -140,7 +141,7 @@ class Classifier:
 
     def logits(self, images: Array) -> Array:
         """(B, H, W, C) -> (B, K), in float32, with running statistics."""
-        return self.module.apply(self.variables, self.preprocessing(images), train=False).astype(jnp.float32)
+        return jnp.asarray(self.module.apply(self.variables, self.preprocessing(images), train=False), jnp.float32)
 
     def features(self, images: Array) -> Array:
         """The input of the last layer, (B, D)."""
@@ -151,7 +152,7 @@ class Classifier:
         logits, recorded = self.module.apply(
             self.variables, self.preprocessing(images), train=False, mutable=["activations"]
         )
-        return {**_flat(recorded.get("activations", {})), "logits": logits.astype(jnp.float32)}
+        return {**_flat(recorded.get("activations") or {}), "logits": logits.astype(jnp.float32)}
 
     def logits_and_moments(self, images: Array) -> tuple[Array, tuple[Moments, ...]]:
         """Logits, and for every normalisation layer the statistics of its input, sorted by path.

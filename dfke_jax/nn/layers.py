@@ -53,7 +53,7 @@ class BatchNorm(nn.Module):
             batch_mean = jnp.mean(wide, axes)
             batch_var = jnp.mean(jnp.square(wide - batch_mean.reshape((1,) * len(axes) + (-1,))), axes)
             if reports:
-                self.sow("normalisation", "moments", (batch_mean, batch_var), reduce_fn=lambda _, new: new)
+                self.sow("normalisation", "moments", (batch_mean, batch_var), reduce_fn=lambda _, new: new)  # pyright: ignore[reportArgumentType]
             if train:
                 mean, var = batch_mean, batch_var
                 if self.is_mutable_collection("batch_stats") and not self.is_initializing():
@@ -128,7 +128,7 @@ def record(module: nn.Module, name: str, value: Array) -> Array:
     a stage); ``features`` is the input of the last layer.
     """
     # The mark keeps the name apart from the sub-module's, which lives in the same scope.
-    module.sow("activations", f"{RECORD_MARK}{name}", value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    module.sow("activations", f"{RECORD_MARK}{name}", value, reduce_fn=lambda _, new: new, init_fn=lambda: None)  # pyright: ignore[reportArgumentType]
     return value
 
 

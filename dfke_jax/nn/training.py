@@ -1,5 +1,6 @@
 """Training a classifier from device-resident images: from labels, from soft targets, or from a teacher's answers."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import optax
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.mesh import constrain_samples
 from dfke_jax.core.method import Method, Static, method
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier, as_float
@@ -128,7 +130,7 @@ def _step(
     module, preprocessing, _, optimizer, batch_size = fixed.value
     row_key, augment_key, dropout_key = jax.random.split(key, 3)
     chosen = jax.random.randint(row_key, (batch_size,), 0, images.shape[0] if rows is None else rows)
-    batch = as_float(images[chosen])
+    batch = constrain_samples(as_float(images[chosen]))
     if augment is not None:
         batch = augment(augment_key, batch)
     wanted = jax.tree.map(lambda leaf: leaf[chosen], targets) if teacher is None else teacher(batch)
@@ -163,7 +165,7 @@ def on_images(method_: Method, images: Array, rows: Array) -> Method:
 
 def trained(classifier: Classifier, state: Training) -> Classifier:
     """The classifier with the variables of a training state (stacked, if the state is)."""
-    return classifier.replace(variables=state.variables)
+    return dataclasses.replace(classifier, variables=state.variables)
 
 
 __all__ = ["Loss", "Training", "on_images", "optimiser", "trained", "training"]

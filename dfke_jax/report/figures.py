@@ -6,7 +6,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; no figur
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -168,7 +168,7 @@ def curves(metrics: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> "F
     if 1 < len(seeds) <= 10:
         order = sorted(seeds)
         figure.legend(
-            [seeds[seed] for seed in order],
+            [seeds[seed] for seed in order],  # pyright: ignore[reportArgumentType]
             [f"seed {seed}" for seed in order],
             loc="outside lower center",
             ncols=len(order),
@@ -293,7 +293,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return bottom, min(100.0 + 0.02 * (100 - bottom), math.ceil((high + 0.04 * reach) / step) * step)
 
 
-def _figure(size: tuple[float, float], layout: str | None = None) -> "Figure":
+def _figure(size: tuple[float, float], layout: Any = None) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.mesh import constrain_samples
 from dfke_jax.core.types import Array, Key
 
 Objective = Callable[[Key, Array], tuple[Array, Array]]
@@ -58,7 +59,8 @@ def optimise_noise(
 
     x ← project(x − optimiser(∇_x Σ_b loss_b(jitter(x))))
 
-    Traceable: use it inside `jit`, `scan` and `vmap`. Parameters that the objective needs should reach the enclosing
+    Traceable: use it inside `jit`, `scan` and `vmap`. Under ``jax.set_mesh(device_mesh())`` the samples are split over
+    all devices. Parameters that the objective needs should reach the enclosing
     program as arguments (`jax.tree_util.Partial`).
 
     Args:
@@ -93,7 +95,7 @@ def optimise_noise(
     if keep not in ("last", "best"):
         raise UnknownNameError("choice of keep", keep, ("last", "best"))
     to_images, to_parameters, project = _parametrise(parametrisation, box)
-    parameters = to_parameters(start)
+    parameters = to_parameters(constrain_samples(start))
     batch = start.shape[0]
 
     def total(parameters: Array, key: Key) -> tuple[Array, tuple[Array, Array]]:

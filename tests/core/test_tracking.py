@@ -1,0 +1,88 @@
+"""Metrics on disk survive kills and resumptions; unknown names find their neighbours."""
+
+import json
+
+import pytest
+
+from dfke_jax import core
+from dfke_jax.core.tracking import read
+
+
+def test_one_line_per_record(tmp_path):
+    tracker = core.JsonLines(tmp_path / "deep" / "metrics.jsonl", prefix="student/")
+    tracker.log(10, {"loss": 0.5, "accuracy": 0.25})
+    tracker.log(20, {"loss": 0.125})
+    tracker.close()
+    lines = (tmp_path / "deep" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 10, "student/loss": 0.5, "student/accuracy": 0.25},
+        {"step": 20, "student/loss": 0.125},
+    ]
+    assert read(tmp_path / "deep" / "metrics.jsonl") == {
+        "student/loss": ([10, 20], [0.5, 0.125]),
+        "student/accuracy": ([10], [0.25]),
+    }
+
+
+def test_rewinding_touches_its_own_stage_only(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    teacher, student = core.JsonLines(path, "teacher/"), core.JsonLines(path, "student/")
+    for step in (1, 2, 3):
+        teacher.log(step, {"loss": step})
+    for step in (1, 2, 3):
+        student.log(step, {"loss": 10 * step})
+    student.rewind(1)
+    assert read(path) == {"teacher/loss": ([1, 2, 3], [1, 2, 3]), "student/loss": ([1], [10])}
+    student.rewind(0)
+    assert read(path) == {"teacher/loss": ([1, 2, 3], [1, 2, 3])}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tracker = core.JsonLines(path)
+    tracker.log(1, {"loss": 1.0})
+    with path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert read(path) == {"loss": ([1], [1.0])}
+    tracker.rewind(1)
+    tracker.log(2, {"loss": 2.0})
+    assert read(path) == {"loss": ([1, 2], [1.0, 2.0])}
+
+
+def test_rewinding_nothing(tmp_path):
+    core.JsonLines(tmp_path / "none.jsonl").rewind(5)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_values_that_no_curve_can_show_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": NaN, "note": "text", "ok": 3}\n')
+    assert read(path) == {"ok": ([1], [3])}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lenet", r"^unknown network 'lenet'; nearest: lenet5, lenet5_bn$"),
+        ("zzz", r"^unknown network 'zzz'; known: lenet5, lenet5_bn, resnet18$"),
+    ],
+)
+def test_unknown_names_list_the_nearest(name, message):
+    with pytest.raises(core.UnknownNameError, match=message) as caught:
+        raise core.UnknownNameError("network", name, ["resnet18", "lenet5", "lenet5_bn"])
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, core.DfkeError)
+
+
+def test_errors_are_of_the_builtin_kinds_too():
+    kinds = {
+        core.InputError: ValueError,
+        core.MissingDataError: FileNotFoundError,
+        core.CheckpointError: RuntimeError,
+        core.NonFiniteError: FloatingPointError,
+        core.Interrupted: KeyboardInterrupt,
+    }
+    for ours, builtin in kinds.items():
+        assert issubclass(ours, core.DfkeError)
+        assert issubclass(ours, builtin)

@@ -1,0 +1,186 @@
+"""The benchmarks run, write what they promise, and their peers compute what they are compared with. No times here."""
+
+import functools
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import harness
+from benchmarks.__main__ import main, table
+from benchmarks.compare import compare, interval
+from benchmarks.suites import SUITES, rows
+from benchmarks.suites import noise as noise_suite
+from benchmarks.suites.common import classifier, random_images
+
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+
+
+@functools.cache
+def measured():
+    """One tiny row."""
+    row = noise_suite.row("lenet5", 2, 2, peer_steps=2)
+    return tuple(harness.measure("tiny", row, suite="smoke", blocks=7, min_seconds=1e-4))
+
+
+@pytest.fixture
+def results(tmp_path):
+    path = tmp_path / "results" / "a.jsonl"
+    harness.append(path, measured())
+    return path
+
+
+def test_a_row_becomes_well_formed_lines(results):
+    records = harness.read(results)
+    assert [record["contender"] for record in records] == ["ours", "lax_step", "pytorch"]
+    ours, plain, peer = records
+    for record in records:
+        assert record["params"]["batch"] == 2
+        assert record["unit"] == "image-steps/s"
+        assert record["device"]["platform"] == jax.default_backend()
+        assert {"jax", "jaxlib", "torch", "dfke-jax"} <= set(record["versions"])
+        assert "revision" in record
+    for record in (ours, plain):
+        rate = record["rate"]
+        assert 0 < rate["p10"] <= rate["median"] <= rate["p90"]
+        assert rate["n"] == len(record["blocks"]) == 7
+        assert all(record["compile"][part] > 0 for part in ("trace_lower", "compile", "first_call"))
+        assert record["memory"]["total"] > 0
+        assert record["bytes"]["accessed_per_unit"] > 0
+    ratio = np.median(np.divide(ours["blocks"], plain["blocks"]))
+    assert ours["ratio_to"]["lax_step"]["median"] == pytest.approx(ratio)
+    assert ("skipped" in peer) == (importlib.util.find_spec("torch") is None)
+    if "skipped" not in peer:
+        assert peer["torch"]["threads"] in map(int, peer["torch"]["seconds_per_call"])
+    assert table(records).row_count == 3
+
+
+def test_model_arithmetic_is_that_of_the_plain_convolution():
+    ours, plain, *_ = measured()
+    forward = 2 * (28**2 * 6 * 25 + 10**2 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10)
+    assert ours["flops"]["model_per_unit"] == pytest.approx(2 * forward, rel=0.1)
+    assert plain["flops"]["executed_per_unit"] == ours["flops"]["model_per_unit"]
+    if jax.default_backend() == "cpu":
+        assert ours["flops"]["executed_per_unit"] > ours["flops"]["model_per_unit"]
+
+
+def test_two_files_are_compared(results, tmp_path, capsys):
+    faster = []
+    for record in harness.read(results):
+        if record["contender"] == "ours":
+            record = {**record, "blocks": [2 * rate for rate in record["blocks"]]}
+        faster.append(record)
+    other = tmp_path / "b.jsonl"
+    harness.append(other, faster)
+    found = {row.contender: row for row in compare(harness.read(results), harness.read(other))}
+    assert found["ours"].change.ratio == pytest.approx(2)
+    assert found["lax_step"].change.ratio == pytest.approx(1)
+    assert found["ours"].executed == found["ours"].memory == 1
+    if "pytorch" in found:
+        assert found["ours"].corrected is not None
+        assert found["ours"].corrected.ratio == pytest.approx(2)
+    assert main(["compare", str(results), str(other)]) == 0
+    assert "ours" in capsys.readouterr().out
+
+
+def test_different_parameters_are_not_compared(results):
+    records = harness.read(results)
+    assert compare(records, [{**record, "params": {"batch": 3}} for record in records]) == []
+
+
+def test_the_interval_covers_the_ratio_of_medians():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(100):
+        a, b = rng.lognormal(0, 0.1, 11), 1.5 * rng.lognormal(0, 0.1, 11)
+        _, low, high = interval(a, b, draws=400)
+        hits += low <= 1.5 <= high
+    assert hits >= 85
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"schema": harness.SCHEMA}) + "\nno\n")
+    with pytest.raises(ValueError, match="line 2"):
+        harness.read(path)
+    path.write_text("{}\n")
+    with pytest.raises(ValueError, match="line 1"):
+        harness.read(path)
+
+
+def test_without_pytorch_the_peer_is_skipped(monkeypatch):
+    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(harness.Skipped, match="not installed"):
+        harness.PreparedPeer(harness.Peer(lambda: lambda: None, 1))
+
+
+def test_suites_list_rows_without_building_them(capsys):
+    for suite in SUITES:
+        assert main(["list", "--suite", suite]) == 0
+        assert capsys.readouterr().out.split() == list(rows(suite))
+    assert main(["run", "nothing*"]) == 2
+    with pytest.raises(SystemExit):
+        main(["run", "--repeats", "3"])
+    assert "at least 7" in capsys.readouterr().err
+
+
+def test_the_contenders_of_noise_optimisation_make_the_same_images():
+    row = noise_suite.row("lenet5", 3, 4, peer_steps=4)
+    start = np.asarray(
+        row.contenders["ours"].method.init(jax.random.fold_in(jax.random.key(4), np.uint32(2**32 - 1)))[0]
+    )
+    ours, plain = (
+        harness.Prepared(row.contenders[name]) for name in ("ours", "lax_step")
+    )  # have made one call
+    plain.run(3)
+    made = np.asarray(ours.state[0])
+    assert np.abs(made - start).max() > 0.02
+    np.testing.assert_allclose(made, np.asarray(plain.state[0]), atol=1e-4)
+    pytest.importorskip("torch")
+    from benchmarks.peers import images_to
+
+    peer = row.contenders["pytorch"].build()
+    np.testing.assert_array_equal(images_to(peer.images), start)
+    peer()
+    np.testing.assert_allclose(made, images_to(peer.images), atol=1e-4)
+
+
+@needs_torch
+@pytest.mark.parametrize("name", ["lenet5_bn", "resnet8"])
+def test_peers_compute_the_same_networks(name):
+    from benchmarks import peers
+
+    ours = classifier(name)
+    stats = jax.tree.map(
+        lambda leaf: leaf + 0.1 * np.arange(leaf.size) / leaf.size, ours.variables["batch_stats"]
+    )
+    ours = ours.replace(variables={**ours.variables, "batch_stats": stats})
+    if name == "resnet8":
+        theirs = peers.resnet_from(ours.variables, ours.module.depths, ours.module.widths)
+    else:
+        theirs = peers.lenet5_from(ours.variables)
+    images = random_images(3, ours.input_shape)
+    expected = theirs(peers.images_from(images)).detach().cpu().numpy()
+    np.testing.assert_allclose(np.asarray(ours(images)), expected, atol=1e-4)
+
+
+@needs_torch
+def test_the_augmentation_of_the_peer_moves_images_alike():
+    from benchmarks import peers
+    from dfke_jax.data.augment import warp
+
+    images = random_images(2)
+    # ranges of no width leave nothing to chance
+    still = {"rotation_radians": 0.0, "scale": (1.2, 1.2), "shift_pixels": 0.0, "max_sigma": 0.0}
+    work = peers.Distillation(
+        peers.LeNet5((3, 8)), peers.LeNet5(), images, temperature=1.0, rate=0.1, schedule=1, batch=2, steps=1,
+        augmentation=still,
+    )  # fmt: skip
+    expected = warp(images, np.zeros(2), np.full(2, 1.2), np.zeros((2, 2)))
+    np.testing.assert_allclose(peers.images_to(work.augmented(work.images)), np.asarray(expected), atol=1e-4)
