@@ -322,7 +322,7 @@ def _number(value: float) -> float | None:
 
 def describe_environment() -> Json:
     """Versions, device, cores, load and revision: what a number depends on besides the code."""
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("dfke-jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch"):
         try:
             versions[package] = importlib.metadata.version(package)

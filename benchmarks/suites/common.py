@@ -2,7 +2,7 @@
 
 import jax
 
-from dfke_jax.core.types import Array
+from dfke_jax.core.types import Array, Key
 from dfke_jax.nn import Classifier, Preprocessing, build
 
 GREY = (28, 28, 1)
@@ -11,9 +11,14 @@ COLOUR = (32, 32, 3)
 
 def classifier(name: str, seed: int = 0) -> Classifier:
     """A registered network with fresh parameters; LeNets take 28×28 images and pad them to 32×32."""
-    if name.startswith("lenet"):
-        return Classifier.create(build(name), jax.random.key(seed), GREY, Preprocessing(size=(32, 32)))
-    return Classifier.create(build(name), jax.random.key(seed), COLOUR)
+    grey = name.startswith("lenet")
+    preprocessing = Preprocessing(size=(32, 32)) if grey else Preprocessing()
+
+    @jax.jit
+    def create(key: Key) -> Classifier:
+        return Classifier.create(build(name), key, GREY if grey else COLOUR, preprocessing)
+
+    return create(jax.random.key(seed))
 
 
 def random_images(count: int, shape: tuple[int, int, int] = GREY, seed: int = 1) -> Array:

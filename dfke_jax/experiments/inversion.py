@@ -21,15 +21,15 @@ class InversionRecipeSettings(Settings):
     """Network of the teacher; it needs batch normalisation."""
     arms: tuple[str, ...] = ARMS
     """Which methods: deep_dream, deep_inversion, adaptive_deep_inversion."""
-    samples: int = 2560
+    samples: int = 1280
     """Synthesised images."""
     synthesis_batch: int = 256
     """Images whose statistics are matched together."""
-    student_steps: int = 500
+    student_steps: int = 400
     """Adaptive: distillation steps of the opponent after every batch."""
     baselines: bool = True
     """Whether uniform noise is distilled from as well."""
-    synthesis: InversionSettings = InversionSettings(steps=300)
+    synthesis: InversionSettings = InversionSettings(steps=200)
     """How images are inverted."""
 
     def __post_init__(self):

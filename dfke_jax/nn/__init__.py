@@ -4,6 +4,7 @@ from dfke_jax.nn.classifier import Classifier, Moments, Preprocessing, as_float,
 from dfke_jax.nn.conv import conv_general_dilated, convolution, upsample_convolve
 from dfke_jax.nn.layers import BatchNorm, Conv, UpsampleConv
 from dfke_jax.nn.registry import NetworkInfo, build, describe, names
+from dfke_jax.nn.training import Training, optimiser, trained, training
 
 __all__ = [
     "BatchNorm",
@@ -12,6 +13,7 @@ __all__ = [
     "Moments",
     "NetworkInfo",
     "Preprocessing",
+    "Training",
     "UpsampleConv",
     "as_float",
     "build",
@@ -21,5 +23,8 @@ __all__ = [
     "convolution",
     "describe",
     "names",
+    "optimiser",
+    "trained",
+    "training",
     "upsample_convolve",
 ]

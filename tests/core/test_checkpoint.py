@@ -93,7 +93,7 @@ def test_another_configuration_is_refused(tmp_path):
     core.save(tmp_path / "a", {"x": jnp.zeros(2)}, config="old")
     for config in ("new", ""):
         with pytest.raises(
-            core.CheckpointError, match="written by another configuration .*'old'.*another output directory"
+            core.CheckpointError, match=r"written by another configuration .*'old'.*another output directory"
         ):
             core.restore(tmp_path / "a", {"x": jnp.zeros(2)}, config=config)
     core.Checkpoints(tmp_path / "run", config="old").save(3, {"x": jnp.zeros(2)})
@@ -175,6 +175,7 @@ def test_a_full_disk_is_noticed_before_the_work(tmp_path, monkeypatch):
 
 
 def test_fingerprints():
+    assert core.fingerprint({"sizes": (1, 2), "name": "a"}) == "e75d2502e2fead3d", "old checkpoints stay readable"
     assert core.fingerprint(Config()) == core.fingerprint(
         {"where": "x/y", "inner": {"sizes": [1, 2], "rate": 0.1}, "name": "a"}
     )

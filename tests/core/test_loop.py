@@ -229,7 +229,7 @@ def test_a_signal_saves_and_the_resumed_run_has_the_same_bits(tmp_path, number):
             os.kill(os.getpid(), number)
 
     with pytest.raises(
-        core.Interrupted, match="stopped after step 4 of 10; the state is saved in .*--resume"
+        core.Interrupted, match=r"stopped after step 4 of 10; the state is saved in .*--resume"
     ) as caught:
         core.run(WALK, KEY, 10, chunk=2, checkpoints=checkpoints, every=1000, callback=send)
     assert str(tmp_path) in str(caught.value)
