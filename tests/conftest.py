@@ -15,7 +15,9 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
     "jax_compilation_cache_dir",
-    os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"dfke-test-cache-{jax.__version__}")),
+    os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"dfke-test-cache-{jax.__version__}")
+    ),
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

@@ -135,9 +135,7 @@ def test_the_contenders_of_noise_optimisation_make_the_same_images():
     start = np.asarray(
         row.contenders["ours"].method.init(jax.random.fold_in(jax.random.key(4), np.uint32(2**32 - 1)))[0]
     )
-    ours, plain = (
-        harness.Prepared(row.contenders[name]) for name in ("ours", "lax_step")
-    )  # have made one call
+    ours, plain = (harness.Prepared(row.contenders[name]) for name in ("ours", "lax_step"))  # have made one call
     plain.run(3)
     made = np.asarray(ours.state[0])
     assert np.abs(made - start).max() > 0.02
@@ -157,9 +155,7 @@ def test_peers_compute_the_same_networks(name):
     from benchmarks import peers
 
     ours = classifier(name)
-    stats = jax.tree.map(
-        lambda leaf: leaf + 0.1 * np.arange(leaf.size) / leaf.size, ours.variables["batch_stats"]
-    )
+    stats = jax.tree.map(lambda leaf: leaf + 0.1 * np.arange(leaf.size) / leaf.size, ours.variables["batch_stats"])
     ours = ours.replace(variables={**ours.variables, "batch_stats": stats})
     if name == "resnet8":
         theirs = peers.resnet_from(ours.variables, ours.module.depths, ours.module.widths)

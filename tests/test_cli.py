@@ -77,9 +77,7 @@ def calls(monkeypatch, tmp_path):
     seen = []
 
     def run_recipe(recipe, config, *, out, data_dir=None, resume=False, progress=True):
-        seen.append(
-            types.SimpleNamespace(config=config, out=out, data_dir=data_dir, resume=resume, progress=progress)
-        )
+        seen.append(types.SimpleNamespace(config=config, out=out, data_dir=data_dir, resume=resume, progress=progress))
         result = result_of(config)
         out.mkdir(parents=True, exist_ok=True)
         result.write(out)
@@ -344,8 +342,6 @@ def test_compilation_cache(monkeypatch, tmp_path):
 def test_light_commands_do_not_import_jax(arguments):
     program = f"import sys; from dfke_jax import cli; code = cli.main({arguments.split()})\n"
     program += "sys.exit(code or 'jax' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr
     assert "dfke" in done.stdout

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks.harness import Peer, Program, Row, Rows
 from benchmarks.suites.common import classifier
@@ -67,8 +68,8 @@ def _plain_step(
     images, moments = state
     value, gradient = jax.value_and_grad(loss)(images)
     updates, moments = optimiser("adam", RATE).update(gradient, moments, images)
-    images = jnp.clip(images + updates, *teacher.preprocessing.box)
-    return (images, moments), {"loss": value / targets.shape[0]}
+    moved: Any = optax.apply_updates(images, updates)
+    return (jnp.clip(moved, *teacher.preprocessing.box), moments), {"loss": value / targets.shape[0]}
 
 
 def row(

@@ -77,10 +77,11 @@ def save(path: str | os.PathLike, tree: PyTree, *, config: str = "", metadata: d
       CheckpointError: when the disk is full or the directory not writable.
     """
     ocp = _orbax()
-
+    path = Path(path).absolute()
+    writable_directory(path.parent, needed_bytes=0)
     try:
         ocp.save(
-            Path(path).absolute(),
+            path,
             {"leaves": _leaves(tree)},
             overwrite=True,
             custom_metadata={

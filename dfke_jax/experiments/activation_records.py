@@ -50,9 +50,16 @@ def execute(config: ActivationRecordSettings, bench: Workbench) -> list[Arm]:
             )
 
         arms += synthesis_arms(
-            bench, f"{layers}_layers" if layers == "all" else "top_layer", label, make, config.samples,
-            config.synthesis_batch, settings.steps, control=layers == "all",
-        )  # fmt: skip
+            bench,
+            f"{layers}_layer{'s' * (layers == 'all')}",
+            label,
+            make,
+            config.samples,
+            config.synthesis_batch,
+            settings.steps,
+            control="control" if layers == "top" else None,
+            draws_as="records",
+        )
     bench.notes.append(
         "Activation records are statistics of real data that are kept with the network: not data-free in the strict sense."
     )

@@ -63,23 +63,11 @@ def execute(config: InversionRecipeSettings, bench: Workbench) -> list[Arm]:
                 )  # fmt: skip
             return deep_inversion(teacher, settings, count, batch, control=control)
 
-        is_first = name == config.arms[0]
-        made = list(
-            synthesis_arms(
-                bench,
-                name,
-                labels[name],
-                make,
-                count,
-                batch,
-                config.synthesis.steps,
-                control=is_first,
-                draws_as="inversion",
-            )
+        control = "control" if name == config.arms[0] else None
+        steps = config.synthesis.steps
+        arms += synthesis_arms(
+            bench, name, labels[name], make, count, batch, steps, control=control, draws_as="inversion"
         )
-        if is_first:
-            made[1].name, made[1].label = "control", "Start images, no synthesis"
-        arms += made
     bench.similarity()
     return arms
 

@@ -23,6 +23,7 @@ def run_recipe(
     data_dir: str | os.PathLike | None = None,
     resume: bool = False,
     progress: bool = True,
+    devices: int | None = None,
 ) -> Result:
     """Runs a recipe and writes its `result.json`.
 
@@ -33,6 +34,7 @@ def run_recipe(
       data_dir: where data sets are found.
       resume: go on with what is in `out`; stages that are done are not repeated.
       progress: whether progress bars are shown.
+      devices: how many devices samples and batches are split over; all by default.
 
     Returns:
       The `Result`.
@@ -45,7 +47,7 @@ def run_recipe(
     out = writable_directory(out)
     _claim(out, recipe, config, resume)
     began = time.perf_counter()
-    bench = Workbench(config, out, data_dir=data_dir, progress=progress)
+    bench = Workbench(config, out, data_dir=data_dir, progress=progress, devices=devices)
     arms = recipe.execute(config, bench)
     seconds = {**bench.seconds, "total": time.perf_counter() - began}
     result = Result(

@@ -46,6 +46,7 @@ class Workbench:
       config: the recipe's settings.
       dataset: the data. data_dir: where it, and any other, is looked for.
       out: the run's directory.
+      mesh: the devices that samples and batches are split over; None for a single one.
       seconds: wall-clock time by kind of stage, and ``compile``.
       notes: sentences that belong beside the figures.
     """
@@ -57,10 +58,12 @@ class Workbench:
         *,
         data_dir: str | os.PathLike | None = None,
         progress: bool = True,
+        devices: int | None = None,
     ):
         self.config = config
         self.out = writable_directory(out)
         self.progress = progress
+        self.mesh = device_mesh(devices=jax.devices()[:devices]) if len(jax.devices()[:devices]) > 1 else None
         self.seconds: dict[str, float] = {"compile": 0.0}
         self.notes: list[str] = []
         self.data_dir = data_dir
@@ -127,7 +130,7 @@ class Workbench:
     def _run(self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track) -> PyTree:
         done = checkpoints.latest == steps
         chunk = min(steps, chunk or max(1, min(500, steps // 10)))
-        mesh = device_mesh() if jax.device_count() > 1 else None
+        mesh = self.mesh
         with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
             if mesh:
                 method, key = replicate((method, key), mesh)
@@ -350,7 +353,7 @@ def synthesis_arms(
     batch_size: int,
     steps: int,
     *,
-    control: bool = True,
+    control: str | None = "",
     draws_as: str | None = None,
 ) -> Sequence[Arm]:
     """A method and its matched control: the same start images, labelling, augmentation and distillation, no synthesis.
@@ -361,14 +364,14 @@ def synthesis_arms(
       make: ``(teacher, seed, control) -> Method`` that fills a pool.
       count, batch_size: of the pool.
       steps: updates per sample, for the budget.
-      control: whether the control is run as well.
+      control: name of the control's arm, ``NAME_control`` by default; None where another arm's control serves.
       draws_as: name whose keys method and control draw from; `name` by default. Methods that share it share their start
         images, and one control serves them all.
     """
     arms = [Arm(name, label, "method", budget=bench.distilled_budget(count, steps))]
-    if control:
-        title = f"{label}: start images, no synthesis"
-        arms.append(Arm(f"{name}_control", title, "control", budget=bench.distilled_budget(count)))
+    if control is not None:
+        title = "Start images, no synthesis" if control else f"{label}: start images, no synthesis"
+        arms.append(Arm(control or f"{name}_control", title, "control", budget=bench.distilled_budget(count)))
     for seed in bench.seeds:
         teacher = bench.teacher(seed)
         for arm in arms:

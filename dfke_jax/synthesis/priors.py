@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 
 from dfke_jax.core.errors import UnknownNameError
@@ -13,10 +14,10 @@ from dfke_jax.nn.classifier import Moments
 def total_variation(images: Array) -> Array:
     """Anisotropic total variation: Σ |x[i+1, j] − x[i, j]| + |x[i, j+1] − x[i, j]|, per image.
 
-    (B, H, W, C) -> (B,).
+    (B, H, W, C) -> (B,). Equal neighbours have gradient 0, so that a flat image stays flat.
     """
-    rows = jnp.abs(images[:, 1:] - images[:, :-1]).sum((1, 2, 3))
-    columns = jnp.abs(images[:, :, 1:] - images[:, :, :-1]).sum((1, 2, 3))
+    rows = _absolute(images[:, 1:] - images[:, :-1]).sum((1, 2, 3))
+    columns = _absolute(images[:, :, 1:] - images[:, :, :-1]).sum((1, 2, 3))
     return rows + columns
 
 
@@ -80,6 +81,10 @@ def normalisation_statistics(moments: Sequence[Moments], form: StatisticsForm = 
 
     weights = [first] + [1.0] * (len(moments) - 1)
     return sum((weight * layer(m) for weight, m in zip(weights, moments, strict=True)), jnp.zeros(()))
+
+
+def _absolute(x: Array) -> Array:
+    return x * jax.lax.stop_gradient(jnp.sign(x))  # the derivative of jnp.abs at 0 is 1
 
 
 def _norm(x: Array) -> Array:

@@ -161,7 +161,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(core.CheckpointError, match=r"cannot write to .*file/run: .*; choose another directory"):
         core.Checkpoints(tmp_path / "file" / "run")
-    with pytest.raises(core.CheckpointError, match="could not write the checkpoint"):
+    with pytest.raises(core.CheckpointError, match="choose another directory"):
         core.save(tmp_path / "file" / "a", {"x": jnp.zeros(2)})
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from dfke_jax import core
 from dfke_jax.nn.classifier import Classifier
@@ -60,12 +60,19 @@ def test_replicate_copies_to_every_device():
 
 def test_constraint_inside_a_program():
     mesh = core.device_mesh()
-    split = jax.jit(lambda x: core.constrain_samples(2 * x, mesh))
-    assert split(jnp.ones((8, 2))).sharding.spec == PartitionSpec("samples")
-    assert {s.data.shape for s in split(jnp.ones((8, 2))).addressable_shards} == {(2, 2)}
-    np.testing.assert_array_equal(split(jnp.ones((6, 2))), 2 * np.ones((6, 2)))
+    split = jax.jit(lambda x: core.constrain_samples(2 * x))
+    with jax.set_mesh(mesh):
+        even, odd = split(jnp.ones((8, 2))), split(jnp.ones((6, 2)))
+    assert even.sharding.spec == PartitionSpec("samples")
+    assert {s.data.shape for s in even.addressable_shards} == {(2, 2)}
+    np.testing.assert_array_equal(odd, 2 * np.ones((6, 2)))
     array = jnp.ones((8, 2))
-    assert core.constrain_samples(array, None) is array
+    assert core.constrain_samples(array) is array, "no mesh is in use"
+    with jax.set_mesh(jax.make_mesh((4,), ("models",), axis_types=(AxisType.Auto,))):
+        assert core.constrain_samples(array) is array, "the mesh in use has no sample axis"
+    with jax.set_mesh(mesh):
+        assert len(core.default_sharding().device_set) == 4
+    assert core.default_sharding().device_set == {jax.devices()[0]}
 
 
 @jax.jit
@@ -90,3 +97,8 @@ def test_noise_optimised_over_four_devices():
     text = sharpen.lower(*arguments).compile().as_text()
     for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
         assert name not in text, "independent samples need no communication"
+
+    with jax.set_mesh(mesh):  # the mesh in use splits what was not split
+        split = sharpen(*core.replicate((teacher, start, labels), mesh))
+    assert {s.data.shape[0] for s in split.images.addressable_shards} == {2}
+    np.testing.assert_allclose(split.images, alone.images, atol=1e-5)

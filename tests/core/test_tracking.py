@@ -64,8 +64,10 @@ def test_values_that_no_curve_can_show_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lenet", r"^unknown network 'lenet'; nearest: lenet5, lenet5_bn$"),
+        ("lenet", r"^unknown network 'lenet'; nearest: lenet5, lenet5_bn"),
         ("zzz", r"^unknown network 'zzz'; known: lenet5, lenet5_bn, resnet18$"),
+        ("resnet81", r"^unknown network 'resnet81'; nearest: resnet18"),
+        ("LENET5", r"^unknown network 'LENET5'"),
     ],
 )
 def test_unknown_names_list_the_nearest(name, message):

@@ -176,9 +176,7 @@ def test_warp_by_whole_pixels_is_a_shift():
     images = pictures()
     shifts = jnp.array([[0, 0], [1, 0], [0, 2], [-3, 1], [2, -2], [9, 9]], jnp.float32)
     result = warp(images, jnp.zeros(6), jnp.ones(6), shifts)
-    expected = [
-        moved(image, int(y), int(x), 0) for image, (y, x) in zip(np.asarray(images), shifts, strict=True)
-    ]
+    expected = [moved(image, int(y), int(x), 0) for image, (y, x) in zip(np.asarray(images), shifts, strict=True)]
     np.testing.assert_allclose(result, np.stack(expected), atol=1e-6)
 
 

@@ -36,9 +36,7 @@ def test_digits_are_a_stratified_partition():
     rows = np.concatenate([digits.train.images, digits.test.images])[..., 0] * 16
     labels = np.concatenate([digits.train.labels, digits.test.labels])
     both = sorted((tuple(row.ravel()), label) for row, label in zip(rows, labels, strict=True))
-    assert both == sorted(
-        (tuple(row.ravel()), label) for row, label in zip(bunch.images, bunch.target, strict=True)
-    )
+    assert both == sorted((tuple(row.ravel()), label) for row, label in zip(bunch.images, bunch.target, strict=True))
 
 
 def write_npz(path, **changes):
@@ -164,9 +162,7 @@ def test_a_prepared_set_is_read_exactly(tmp_path, shape):
     assert data.source == "tfds:toy_set/1.0.0"
     for split, expected in ((data.train, pixels["train"]), (data.test, pixels["test"])):
         assert split.images.dtype == np.uint8
-        found = sorted(
-            (image.tobytes(), int(label)) for image, label in zip(split.images, split.labels, strict=True)
-        )
+        found = sorted((image.tobytes(), int(label)) for image, label in zip(split.images, split.labels, strict=True))
         assert found == sorted((image.tobytes(), row % 3) for row, image in enumerate(expected))
 
 
@@ -257,9 +253,7 @@ def test_a_set_that_only_tensorflow_reads_says_so(tmp_path):
     prepare(tmp_path, "toy_set")
     info = tmp_path / "toy_set" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    with pytest.raises(
-        MissingDataError, match=r"stored as tfrecord, which only TensorFlow reads\. .*array_record"
-    ):
+    with pytest.raises(MissingDataError, match=r"stored as tfrecord, which only TensorFlow reads\. .*array_record"):
         load("toy_set", data_dir=tmp_path)
 
 

@@ -92,9 +92,7 @@ def test_summarise():
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (0, 20), (1, 20), (13, 20), (20, 20), (9_871, 10_000)])
 def test_wilson_interval_is_scipys(successes, n, confidence):
     expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(successes, n, confidence) == pytest.approx(
-        (expected.low, expected.high), abs=1e-12
-    )
+    assert wilson_interval(successes, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_wilson_interval_covers_the_rate_as_often_as_it_says():
@@ -120,15 +118,9 @@ def test_class_histogram_and_its_entropy():
 
 def test_mean_pairwise_distance():
     images = np.random.default_rng(0).uniform(size=(7, 3, 2, 2)).astype(np.float32)
-    lengths = [
-        math.sqrt(((images[i].astype(float) - images[j]) ** 2).sum())
-        for i in range(7)
-        for j in range(i + 1, 7)
-    ]
+    lengths = [math.sqrt(((images[i].astype(float) - images[j]) ** 2).sum()) for i in range(7) for j in range(i + 1, 7)]
     assert mean_pairwise_distance(images) == pytest.approx(np.mean(lengths), rel=1e-6)
-    assert mean_pairwise_distance(images, sample=2, seed=1) in [
-        pytest.approx(length, rel=1e-6) for length in lengths
-    ]
+    assert mean_pairwise_distance(images, sample=2, seed=1) in [pytest.approx(length, rel=1e-6) for length in lengths]
     assert mean_pairwise_distance(images, 3, seed=1) == mean_pairwise_distance(images, 3, seed=1)
     coarse = np.round(images * 255).astype(np.uint8)
     assert mean_pairwise_distance(coarse) == pytest.approx(np.mean(lengths), rel=1e-2)

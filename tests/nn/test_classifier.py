@@ -99,9 +99,7 @@ def lenet():
 
 def test_create_draws_parameters_by_key():
     module = MLP(3, (4,), batch_norm=True)
-    first, again, other = (
-        Classifier.create(module, jax.random.key(seed), (4, 4, 1), PAD) for seed in (0, 0, 1)
-    )
+    first, again, other = (Classifier.create(module, jax.random.key(seed), (4, 4, 1), PAD) for seed in (0, 0, 1))
     assert set(first.variables) == {"params", "batch_stats"}
     assert first.head_kernel.shape == (4, 3)
     assert first.variables["params"]["dense1"]["kernel"].shape == (32 * 32, 4)  # of what preprocessing makes
@@ -252,9 +250,9 @@ def test_a_stack_under_vmap():
 
 def test_gradients_flow_to_images_and_variables(lenet):
     images = draw(2, 28, 28, 1)
-    to_images, to_classifier = jax.jit(
-        jax.grad(lambda images, classifier: (classifier(images) ** 2).sum(), (0, 1))
-    )(images, lenet)
+    to_images, to_classifier = jax.jit(jax.grad(lambda images, classifier: (classifier(images) ** 2).sum(), (0, 1)))(
+        images, lenet
+    )
     assert to_images.shape == images.shape
     assert float(jnp.abs(to_images).max()) > 0
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(to_classifier))

@@ -15,9 +15,7 @@ from dfke_jax.nn.layers import Conv, UpsampleConv
 
 FAST = ("banded", "loop_safe")
 NHWC = ("NHWC", "HWIO", "NHWC")
-on_cpu = pytest.mark.skipif(
-    jax.default_backend() != "cpu", reason="the fast forms are the default on CPU only"
-)
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the fast forms are the default on CPU only")
 
 
 def ours(implementation, strides, padding):
@@ -155,9 +153,7 @@ def test_the_context_switches_and_compiled_programs_know():
     for name in ("auto", "banded", "loop_safe", "lax", "banded"):
         with convolution(name):
             results.append(apply(x, w))
-            text = primitives(
-                lambda x, w: conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC), x, w
-            )
+            text = primitives(lambda x, w: conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC), x, w)
             if name == "banded":
                 assert "dot_general" in text
                 assert "conv_general_dilated" not in text
@@ -174,9 +170,7 @@ def test_the_context_switches_and_compiled_programs_know():
 def test_contexts_nest():
     x, w = draw((1, 5, 5, 2), (3, 3, 2, 2))
     # A function each time: traces are remembered by function.
-    text = lambda: primitives(
-        lambda x, w: conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC), x, w
-    )
+    text = lambda: primitives(lambda x, w: conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC), x, w)
     with convolution("lax"):
         outer = text()
         with convolution("banded"):
@@ -200,9 +194,7 @@ def test_second_derivative_under_lax():
     x, w = draw((1, 5, 5, 2), (3, 3, 2, 2))
 
     def curvature(function):
-        return jax.jit(
-            jax.grad(lambda x, w: (jax.grad(lambda x: (function(x, w) ** 3).sum())(x) ** 2).sum(), (0, 1))
-        )
+        return jax.jit(jax.grad(lambda x, w: (jax.grad(lambda x: (function(x, w) ** 3).sum())(x) ** 2).sum(), (0, 1)))
 
     expected = curvature(reference((2, 2), "SAME"))(x, w)
     assert_equal(curvature(ours("lax", (2, 2), "SAME"))(x, w), expected)
@@ -289,9 +281,7 @@ def training(name, models=None):
 
     def step(variables, images):
         def loss(params):
-            logits, state = module.apply(
-                {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
-            )
+            logits, state = module.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
             return -jax.nn.log_softmax(logits)[jnp.arange(4), labels].mean(), state
 
         gradients, state = jax.grad(loss, has_aux=True)(variables["params"])

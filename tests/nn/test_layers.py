@@ -48,9 +48,7 @@ def test_batch_norm(shape):
     running = variables["batch_stats"]
 
     evaluated, state = BatchNorm().apply(variables, x, mutable=["batch_stats"])
-    np.testing.assert_allclose(
-        evaluated, naive_norm(x, variables, running["mean"], running["var"]), atol=1e-5
-    )
+    np.testing.assert_allclose(evaluated, naive_norm(x, variables, running["mean"], running["var"]), atol=1e-5)
     np.testing.assert_array_equal(state["batch_stats"]["mean"], running["mean"])
 
     trained, state = BatchNorm(momentum=0.8).apply(variables, x, train=True, mutable=["batch_stats"])

@@ -53,9 +53,7 @@ def naive_angle(rows, i, j, k):
 def test_cross_entropy_of_integer_labels():
     logits, labels = draw(0, B, K), np.array([0, 3, 1, 2, 3])
     expected = [-math.log(softmax(row)[label]) for row, label in zip(logits, labels, strict=True)]
-    np.testing.assert_allclose(
-        losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels)), expected, rtol=1e-5
-    )
+    np.testing.assert_allclose(losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels)), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
@@ -68,9 +66,7 @@ def test_soft_cross_entropy(temperature):
     found = losses.soft_cross_entropy(jnp.asarray(logits), jnp.asarray(targets), temperature)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     if temperature == 1:
-        np.testing.assert_allclose(
-            losses.cross_entropy(jnp.asarray(logits), jnp.asarray(targets)), expected, rtol=1e-5
-        )
+        np.testing.assert_allclose(losses.cross_entropy(jnp.asarray(logits), jnp.asarray(targets)), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 20.0])
@@ -175,9 +171,7 @@ def test_attention_transfer():
         for b in range(B):
             sides = []
             for maps in (s[b], t[b]):
-                q = np.array(
-                    [sum(float(a) ** 2 for a in pixel) / len(pixel) for line in maps for pixel in line]
-                )
+                q = np.array([sum(float(a) ** 2 for a in pixel) / len(pixel) for line in maps for pixel in line])
                 sides.append(q / math.sqrt(sum(q**2)))
             expected[b] += 7.0 / 2 * sum((sides[0] - sides[1]) ** 2)
     np.testing.assert_allclose(losses.attention_transfer(student, teacher, 7.0), expected, rtol=1e-4)
@@ -215,9 +209,7 @@ PAIRED = {
     "logit_l1": losses.logit_l1,
     "logit_l2": losses.logit_l2,
     "hint_loss": losses.hint_loss,
-    "attention_transfer": lambda s, t: losses.attention_transfer(
-        [s[:, None, :, None]], [t[:, None, :, None]]
-    ),
+    "attention_transfer": lambda s, t: losses.attention_transfer([s[:, None, :, None]], [t[:, None, :, None]]),
     "relational_distance": losses.relational_distance,
     "relational_angle": losses.relational_angle,
     "cross_entropy": losses.cross_entropy,

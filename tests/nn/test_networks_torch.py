@@ -224,9 +224,7 @@ def test_dropout_needs_a_stream_only_in_training():
         return module.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)[0]
 
     def without_stream(train):
-        return jax.eval_shape(
-            lambda: module.apply(variables, images, train=train, mutable=["batch_stats"])[0]
-        )
+        return jax.eval_shape(lambda: module.apply(variables, images, train=train, mutable=["batch_stats"])[0])
 
     np.testing.assert_array_equal(train(1), train(1))
     assert not np.allclose(train(1), train(2))

@@ -86,9 +86,7 @@ def test_parameters_and_shapes(name):
         assert info.input_size == info.input_shape[:2]
 
 
-@pytest.mark.parametrize(
-    "name", ["lenet5_bn", "alexnet", "vgg16", "resnet8", "resnet18", "wrn_16_1", "wrn_64_1"]
-)
+@pytest.mark.parametrize("name", ["lenet5_bn", "alexnet", "vgg16", "resnet8", "resnet18", "wrn_16_1", "wrn_64_1"])
 def test_names_of_normalisation_layers_sort_in_call_order(name):
     """Compiled programs see dictionaries sorted; in call order statistics read from input to output."""
     variables = shapes(name)[0]

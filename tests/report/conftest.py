@@ -117,8 +117,7 @@ def directory(tmp_path, result):
         for seed in range(3):
             for step in range(50, 1501, 50):
                 synthesis = {
-                    f"seed{seed}/synthesis/loss": 2.3 * float(np.exp(-step / 200))
-                    + 0.002 * float(rng.uniform(1, 2))
+                    f"seed{seed}/synthesis/loss": 2.3 * float(np.exp(-step / 200)) + 0.002 * float(rng.uniform(1, 2))
                 }
                 student = {
                     f"seed{seed}/student/loss": 1.2 / (1 + step / 300) + 0.05 * float(rng.normal()),

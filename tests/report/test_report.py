@@ -58,9 +58,7 @@ def test_report_holds_the_numbers_and_nothing_from_elsewhere(directory):
         "53 s",
     ):
         assert piece in text
-    assert not re.search(
-        r"<script|<link|<iframe|@import|url\(|(src|href)\s*=\s*[\"']?\s*(https?:)?//", text, re.I
-    )
+    assert not re.search(r"<script|<link|<iframe|@import|url\(|(src|href)\s*=\s*[\"']?\s*(https?:)?//", text, re.I)
     assert set(re.findall(r'src="([^"]*)"', text)) == {"data:image/png;base64,"}
     assert "prefers-color-scheme" in text
     assert 'name="viewport"' in text
@@ -99,9 +97,7 @@ def test_missing_pieces_are_left_out(tmp_path, result):
 
 
 def test_a_result_without_accuracy_still_renders(tmp_path, result):
-    result.arms = [
-        dataclasses.replace(arm, accuracy=[], agreement=[]) for arm in result.arms if arm.role == "teacher"
-    ]
+    result.arms = [dataclasses.replace(arm, accuracy=[], agreement=[]) for arm in result.arms if arm.role == "teacher"]
     assert "No accuracy was recorded." in body(report.render(plain(tmp_path / "run", result)))
 
 

@@ -1,0 +1,54 @@
+"""Small networks and images that the distillation tests share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.mlp import MLP
+
+SHAPE = (6, 6, 1)
+
+
+@pytest.fixture(scope="session")
+def teacher():
+    """An MLP on 6×6 images, three classes, weights enlarged so that its answers differ."""
+    made = Classifier.create(MLP(3, (8,)), jax.random.key(1), SHAPE)
+    return made.replace(variables=jax.tree.map(lambda leaf: 3 * leaf, made.variables))
+
+
+@pytest.fixture(scope="session")
+def bn_teacher():
+    """One with batch normalisation, whose stored statistics are those of some images."""
+    made = Classifier.create(MLP(3, (8,), batch_norm=True), jax.random.key(2), SHAPE)
+    images = 0.2 * jax.random.uniform(jax.random.key(3), (50, *SHAPE)) + 0.4
+    _, moments = made.logits_and_moments(images)
+    stored = {"dense1_norm": {"mean": moments[0].mean, "var": moments[0].var}}
+    assert jax.tree.structure(stored) == jax.tree.structure(made.variables["batch_stats"])
+    return made.replace(variables={**made.variables, "batch_stats": stored})
+
+
+@pytest.fixture(scope="session")
+def student():
+    return Classifier.create(MLP(3, (4,), batch_norm=True), jax.random.key(4), SHAPE)
+
+
+@pytest.fixture(scope="session")
+def real():
+    """Images and labels, 20 of every class, each class around a pattern of its own."""
+    rng = np.random.default_rng(5)
+    labels = np.arange(60) % 3
+    centres = rng.uniform(0.2, 0.8, (3, *SHAPE))
+    images = np.clip(centres[labels] + 0.15 * rng.normal(size=(60, *SHAPE)), 0, 1).astype(np.float32)
+    return images, labels
+
+
+@pytest.fixture(scope="session")
+def close():
+    def check(first, second, atol=1e-5):
+        assert jax.tree.structure(first) == jax.tree.structure(second)
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+            np.testing.assert_allclose(jnp.asarray(a), jnp.asarray(b), atol=atol)
+
+    return check

@@ -1,0 +1,255 @@
+"""Every recipe, end to end, on a few images of digits."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dfke_jax.core.errors import CheckpointError, InputError, UnknownNameError
+from dfke_jax.experiments import Arm, Published, Result, recipe, recipes, run_recipe
+from dfke_jax.experiments.reproduce import EXPERIMENTS
+from dfke_jax.experiments.settings import augmentation, network
+from dfke_jax.experiments.workbench import Workbench
+
+TINY = {
+    "seeds": 2,
+    "teacher_steps": 30,
+    "teacher_batch": 32,
+    "distillation_steps": 20,
+    "distillation_batch": 16,
+}
+_SMALL_POOL = {"samples": 40, "synthesis_batch": 20}
+CHANGES = {
+    "anchors": {},
+    "transfer-sets": {"samples": 40, "unrelated": "digits"},
+    "zskd": _SMALL_POOL,
+    "data-impressions": _SMALL_POOL,
+    "class-impressions": _SMALL_POOL,
+    "activation-records": {**_SMALL_POOL, "per_class": 20},
+    "deep-dream": _SMALL_POOL,
+    "deep-inversion": {**_SMALL_POOL, "student_steps": 3},
+    "adaptive-deep-inversion": {**_SMALL_POOL, "student_steps": 3},
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("DFKE_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def tiny(name, **changes):
+    settings = recipe(name).settings("digits", **{**TINY, **CHANGES[name], **changes})
+    if hasattr(settings, "synthesis"):
+        settings = dataclasses.replace(settings, synthesis=dataclasses.replace(settings.synthesis, steps=3))
+    return settings
+
+
+def test_every_recipe_is_covered_here():
+    assert set(CHANGES) == set(recipes())
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
+    found = run_recipe(recipe(name), tiny(name), out=tmp_path / "run", progress=False, devices=1)
+    content = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert content["recipe"] == name
+    assert content["metrics"] == json.loads(json.dumps(found.metrics))
+    assert {"jax", "flax"} <= set(content["environment"]["versions"])
+    assert content["seconds"]["total"] > 0
+    for arm in found.arms:
+        assert len(arm.accuracy) == 2, arm.name
+        assert all(0 <= value <= 100 for value in arm.accuracy)
+        assert arm.role == "teacher" or len(arm.agreement) == 2
+        assert arm.budget
+    roles = {arm.role for arm in found.arms}
+    assert {"teacher", "anchor"} <= roles
+    if name != "anchors":
+        assert found.pairs(), "a method without a matched control"
+        assert {method.name for method, _ in found.pairs()} >= {a.name for a in found.arms if a.role == "method"}
+    assert Result.read(tmp_path / "run").metrics == found.metrics
+    if name not in ("anchors", "transfer-sets"):
+        samples = np.load(tmp_path / "run" / "samples.npz")
+        method = next(arm.name for arm in found.arms if arm.role == "method")
+        control = next(arm.name for arm in found.arms if arm.role == "control")
+        assert samples[method].shape[1:] == (8, 8, 1)
+        assert not np.array_equal(samples[method], samples[control])
+
+
+def test_control_starts_where_the_method_starts(tmp_path):
+    """With a vanishing learning rate the method's samples are the control's."""
+    settings = tiny("data-impressions")
+    settings = dataclasses.replace(settings, synthesis=dataclasses.replace(settings.synthesis, learning_rate=1e-9))
+    run_recipe(recipe("data-impressions"), settings, out=tmp_path, progress=False, devices=1)
+    samples = np.load(tmp_path / "samples.npz")
+    np.testing.assert_array_equal(samples["data_impressions"], samples["data_impressions_control"])
+    assert samples["data_impressions"].std() > 10
+
+
+def test_same_settings_same_metrics_and_seeds_differ(tmp_path):
+    settings = tiny("zskd")
+    first = run_recipe(recipe("zskd"), settings, out=tmp_path / "a", progress=False, devices=1)
+    second = run_recipe(recipe("zskd"), settings, out=tmp_path / "b", progress=False, devices=1)
+    assert first.metrics == second.metrics
+    one = next(arm for arm in first.arms if arm.role == "method")
+    assert one.metrics["label_agreement"][0] != one.metrics["label_agreement"][1] or one.accuracy[0] != one.accuracy[1]
+
+
+def test_directory_of_another_run_is_refused(tmp_path):
+    run_recipe(recipe("zskd"), tiny("zskd"), out=tmp_path, progress=False, devices=1)
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        run_recipe(recipe("zskd"), tiny("zskd"), out=tmp_path, progress=False, devices=1)
+    with pytest.raises(CheckpointError, match="other settings of samples"):
+        run_recipe(recipe("zskd"), tiny("zskd", samples=60), out=tmp_path, resume=True, progress=False, devices=1)
+    with pytest.raises(CheckpointError, match="recipe 'zskd'"):
+        run_recipe(
+            recipe("data-impressions"), tiny("data-impressions"), out=tmp_path, resume=True, progress=False, devices=1
+        )
+
+
+def test_finished_run_resumes_to_the_same_metrics_without_work(tmp_path):
+    first = run_recipe(recipe("data-impressions"), tiny("data-impressions"), out=tmp_path, progress=False, devices=1)
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    again = run_recipe(
+        recipe("data-impressions"), tiny("data-impressions"), out=tmp_path, resume=True, progress=False, devices=1
+    )
+    assert again.metrics == first.metrics
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+
+
+_KILLED = """
+import os, sys, jax
+jax.config.update("jax_num_cpu_devices", 1)
+from dfke_jax.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def _arguments(out):
+    options = {**TINY, **_SMALL_POOL, "seeds": 1, "teacher_steps": 400, "distillation_steps": 800}
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return ["run", "zskd", "--dataset", "digits", "--out", str(out), "--quiet", "--synthesis.steps", "40", *flags]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [0.3, 0.6, 0.9])
+def test_killed_run_resumes_to_the_same_bits(tmp_path, moment):
+    """kill -9 at a share of the uninterrupted run's time, then --resume: the same metrics, bit for bit."""
+    environment = {**os.environ, "DFKE_CACHE_DIR": str(tmp_path / "cache-a"), "JAX_PLATFORMS": "cpu"}
+
+    def start(out, *more):
+        return subprocess.Popen(
+            [sys.executable, "-c", _KILLED, *_arguments(out), *more],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    began = time.monotonic()
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0, whole.stderr.read().decode()
+    lasted = time.monotonic() - began
+
+    environment["DFKE_CACHE_DIR"] = str(tmp_path / "cache-b")
+    cut = start(tmp_path / "cut")
+    time.sleep(moment * lasted)
+    cut.send_signal(signal.SIGKILL)
+    cut.wait()
+    resumed = start(tmp_path / "cut", "--resume")
+    assert resumed.wait() == 0, resumed.stderr.read().decode()
+    read = lambda name: json.loads((tmp_path / name / "result.json").read_text())["metrics"]
+    assert read("whole") == read("cut")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"distillation_steps": 0}, "distillation_steps"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"teacher_learning_rate": -1.0}, "learning rates"),
+        ({"augmentation": "afine"}, "nearest: affine"),
+    ],
+)
+def test_settings_out_of_range(changes, message):
+    with pytest.raises((InputError, UnknownNameError), match=message):
+        recipe("zskd").settings("digits", **changes)
+
+
+def test_pool_size_must_fit(tmp_path):
+    with pytest.raises(InputError, match="multiple of synthesis_batch"):
+        run_recipe(recipe("zskd"), tiny("zskd", samples=41), out=tmp_path, progress=False, devices=1)
+
+
+def test_zero_synthesis_steps_are_refused():
+    with pytest.raises(InputError, match="at least one step"):
+        dataclasses.replace(tiny("zskd").synthesis, steps=0)
+
+
+def test_statistics_prior_needs_batch_normalisation(tmp_path):
+    with pytest.raises(InputError, match="batch normalisation"):
+        run_recipe(
+            recipe("deep-inversion"),
+            tiny("deep-inversion", teacher="lenet5", seeds=1),
+            out=tmp_path,
+            progress=False,
+            devices=1,
+        )
+
+
+def test_unknown_names():
+    with pytest.raises(UnknownNameError, match="data-impressions"):
+        recipe("data-impresions")
+    with pytest.raises(UnknownNameError, match="lenet5"):
+        network("lenet55", 10, (28, 28, 1))
+    with pytest.raises(UnknownNameError):
+        augmentation("none at all")
+
+
+def test_unwritable_directory_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        run_recipe(recipe("zskd"), tiny("zskd"), out=tmp_path / "file" / "run", progress=False, devices=1)
+
+
+def test_documented_experiments_have_valid_configurations():
+    for name, experiment in EXPERIMENTS.items():
+        config = experiment.config()
+        assert config.dataset == experiment.dataset, name
+        if hasattr(config, "samples") and hasattr(config, "synthesis_batch"):
+            assert config.samples % config.synthesis_batch == 0, name
+
+
+def test_published_figures_name_arms_that_exist():
+    known = {"teacher", "scratch", "real_data", "uniform_noise", "gaussian_noise", "unrelated_balanced_control",
+             "data_impressions", "top_layer", "all_layers"}  # fmt: skip
+    for entry in recipes().values():
+        for figure in entry.published:
+            assert figure.arm in known, figure
+
+
+def test_stages_of_different_seeds_and_names_draw_differently(tmp_path):
+    bench = Workbench(tiny("zskd"), tmp_path, progress=False, devices=1)
+    import jax
+
+    keys = [bench.key(seed, name) for seed in (0, 1) for name in ("a", "b")]
+    assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 4
+
+
+def test_result_metrics_against_hand_computed(tmp_path):
+    method = Arm("m", "M", "method", accuracy=[90.0, 92.0], agreement=[91.0, 93.0])
+    control = Arm("m_control", "C", "control", accuracy=[88.0, 91.0])
+    found = Result(
+        "r", "R", "digits", {}, [0, 1], [method, control], [Published("m", "digits", 95.0, "S", "table")], {}, {}
+    )
+    metrics = found.metrics
+    assert metrics["m_accuracy"]["mean"] == 91.0
+    assert metrics["m_accuracy"]["std"] == pytest.approx(np.sqrt(2))
+    assert metrics["m_gain_over_control"]["values"] == [2.0, 1.0]
+    found.write(tmp_path)
+    assert Result.read(tmp_path).published[0].value == 95.0

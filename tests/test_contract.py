@@ -1,0 +1,285 @@
+"""What every method promises, checked over a table of all of them.
+
+A new method adds one line to `METHODS`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from dfke_jax import core
+from dfke_jax.core.loop import _chunk
+from dfke_jax.data.augment import compose, flip
+from dfke_jax.data.augment import shift as shifted
+from dfke_jax.distillation import (
+    ClassImpressionSettings,
+    ImpressionSettings,
+    InversionSettings,
+    RecordSettings,
+    adaptive_deep_inversion,
+    class_impressions,
+    cross_entropy_training,
+    data_impressions,
+    deep_inversion,
+    from_records,
+    knowledge_distillation,
+    record_activations,
+)
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.mlp import MLP
+
+SHAPE = (6, 6, 1)
+KEY = jax.random.key(21)
+IMAGES = jax.random.uniform(jax.random.key(22), (12, *SHAPE))
+LABELS = jnp.arange(12) % 3
+
+
+@functools.cache
+def network(seed, units=(16,), batch_norm=False):
+    return Classifier.create(MLP(3, units, batch_norm=batch_norm), jax.random.key(seed), SHAPE)
+
+
+@functools.cache
+def record(seed):
+    return record_activations(network(seed), np.asarray(IMAGES), np.asarray(LABELS))
+
+
+def impressions(seed, control=False, **settings):
+    settings = {"steps": 3, "temperature": 2.0, "start": "uniform", **settings}
+    return data_impressions(network(seed), ImpressionSettings(**settings), 12, 3, control=control)
+
+
+def inversion(seed, **settings):
+    return deep_inversion(network(seed, batch_norm=True), InversionSettings(steps=3, **settings), 12, 3)
+
+
+def adaptive(seed):
+    student, teacher = network(9, (4,), True), network(seed, batch_norm=True)
+    settings = InversionSettings(steps=2)
+    return adaptive_deep_inversion(teacher, student, settings, 12, 3, student_steps=2, student_batch=4)
+
+
+def begin(key):
+    return {"weights": 0.1 * jax.random.normal(key, (36, 3)), "asked": jnp.zeros((), jnp.int32)}
+
+
+def ask(key, state):
+    return {**state, "asked": state["asked"] + 5}, jax.random.uniform(key, (5, *SHAPE))
+
+
+def tell(key, state, rows, answers):
+    flat = rows.reshape(5, -1)
+    error = flat @ state["weights"] - answers
+    return {**state, "weights": state["weights"] - 0.01 * flat.T @ error}, {"loss": jnp.square(error).mean()}
+
+
+def toy_attack(seed):
+    return core.against(core.Attack(Partial(begin), Partial(ask), Partial(tell)), network(seed))
+
+
+@functools.cache
+def augmentation():
+    return compose(shifted(1), flip())
+
+
+METHODS = {
+    "training with labels": lambda seed: cross_entropy_training(
+        network(seed), IMAGES * (seed + 1) / 2, LABELS, steps=4, batch_size=5
+    ),
+    "training with normalisation and augmentation": lambda seed: cross_entropy_training(
+        network(0, batch_norm=True), IMAGES * (seed + 1) / 2, LABELS, steps=4, batch_size=5, augment=augmentation()
+    ),
+    "distillation of a table": lambda seed: knowledge_distillation(
+        network(9, (4,)), network(seed), IMAGES, steps=4, batch_size=5
+    ),
+    "distillation of a living teacher": lambda seed: knowledge_distillation(
+        network(9, (4,), True), network(seed), IMAGES, steps=4, batch_size=5, augment=augmentation()
+    ),
+    "distillation with labels": lambda seed: knowledge_distillation(
+        network(9, (4,)), network(seed), IMAGES, labels=LABELS, label_weight=0.5, steps=4, batch_size=5
+    ),
+    "data impressions": impressions,
+    "data impressions with a prior": lambda seed: impressions(seed, total_variation=(1e-3, 1e-1), l2=1e-3, jitter=1),
+    "data impressions as released": lambda seed: impressions(seed, released=True),
+    "data impressions, control": lambda seed: impressions(seed, control=True, start="smooth"),
+    "class impressions": lambda seed: class_impressions(network(seed), ClassImpressionSettings(steps=3), 12, 3),
+    "activation records, top": lambda seed: from_records(
+        network(seed), record(seed), RecordSettings(layers="top", steps=3), 12, 3
+    ),
+    "activation records, all": lambda seed: from_records(network(seed), record(seed), RecordSettings(steps=3), 12, 3),
+    "DeepInversion": inversion,
+    "DeepInversion, squared": lambda seed: inversion(seed, form="squared"),
+    "DeepInversion, kl": lambda seed: inversion(seed, form="kl", parametrisation="free"),
+    "DeepDream": lambda seed: deep_inversion(network(seed), InversionSettings(steps=3, statistics=0.0, l2=0.1), 12, 3),
+    "adaptive DeepInversion": adaptive,
+    "a toy attack": toy_attack,
+}
+
+
+@functools.cache
+def built(name, seed=0):
+    return METHODS[name](seed)
+
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@jax.jit
+def initialise(method, key):
+    return method.init(key)
+
+
+def chunk(method, key, state, start=0):
+    """Two steps of the loop; the state is copied, because the loop's is donated."""
+    return _chunk(method, key, jax.tree.map(jnp.copy, state), jnp.uint32(start), 2)
+
+
+@functools.cache
+def two_steps(name, seed=0, key=0):
+    """State before and after two compiled steps, and their metrics."""
+    key = jax.random.fold_in(KEY, key)
+    method = built(name, seed)
+    before = initialise(method, key)
+    return before, *chunk(method, key, before)
+
+
+def describe(tree):
+    return jax.tree.structure(tree), [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(tree)]
+
+
+def raw(leaf):
+    typed = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if typed else leaf)
+
+
+def same_bits(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    return all(
+        a.dtype == b.dtype and np.array_equal(raw(a), raw(b))
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    )
+
+
+def assert_close(first, second, rtol=1e-4, atol=2e-5):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(raw(a), raw(b), rtol=rtol, atol=atol)
+
+
+@every_method
+def test_is_a_pytree_of_two_partials(name):
+    method = built(name)
+    assert isinstance(method, core.Method)
+    assert isinstance(method.init, Partial)
+    assert isinstance(method.step, Partial)
+    assert all(isinstance(leaf, jax.Array | np.ndarray | float | int) for leaf in jax.tree.leaves(method))
+
+
+@every_method
+def test_state_keeps_its_structure_shapes_and_types(name):
+    before, after, _ = two_steps(name)
+    assert describe(after) == describe(before)
+    once, _ = jax.eval_shape(built(name).step, KEY, before)
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(once)] == [
+        (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(before)
+    ]
+    assert not same_bits(before, after), "two steps change something"
+
+
+@every_method
+def test_metrics_are_finite_scalars(name):
+    before, after, metrics = two_steps(name)
+    single = jax.eval_shape(built(name).step, KEY, before)[1]
+    assert {leaf.shape for leaf in jax.tree.leaves(single)} <= {()}
+    assert bool(single) != name.endswith("control"), "only a control has nothing to report"
+    for value in metrics.values():
+        assert value.shape == (2,)
+        assert value.dtype == jnp.float32
+        assert np.isfinite(value).all()
+    assert all(np.isfinite(raw(leaf)).all() for leaf in jax.tree.leaves(after))
+
+
+@every_method
+def test_compiled_and_scanned_equal_eager(name):
+    before, after, metrics = two_steps(name)
+    method, key, state, history = built(name), jax.random.fold_in(KEY, 0), before, []
+    for step in range(2):
+        state, reported = method.step(jax.random.fold_in(key, step), state)
+        history.append(reported)
+    assert_close(state, after)
+    assert_close(jax.tree.map(lambda *values: jnp.stack(values), *history), metrics)
+
+
+@every_method
+def test_the_same_key_gives_the_same_bits_and_another_key_others(name):
+    before, after, metrics = two_steps(name)
+    method, key = built(name), jax.random.fold_in(KEY, 0)
+    again = initialise(method, key)
+    assert same_bits(again, before)
+    assert same_bits(chunk(method, key, again), (after, metrics))
+    assert not same_bits(two_steps(name, key=1)[1], after)
+
+
+@every_method
+def test_vmap_over_keys_equals_single_runs(name):
+    method, keys = built(name), jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(2))
+
+    def whole(method, key):
+        steps = lambda state, step: method.step(jax.random.fold_in(key, step), state)
+        return jax.lax.scan(steps, method.init(key), jnp.arange(2))
+
+    states, metrics = jax.jit(jax.vmap(whole, (None, 0)))(method, keys)
+    for i in range(2):
+        _, state, reported = two_steps(name, key=i)
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], states), state)
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], metrics), reported)
+
+
+@every_method
+def test_a_population_of_one_is_the_single_run(name):
+    _, after, metrics = two_steps(name)
+    one, keys = core.population(built(name), strategy="map"), jax.random.fold_in(KEY, 0)[None]
+    states, reported = chunk(one, keys, initialise(one, keys))
+    assert_close(jax.tree.map(lambda leaf: leaf[0], states), after)
+    assert_close(jax.tree.map(lambda leaf: leaf[:, 0], reported), metrics)
+
+
+@every_method
+def test_a_checkpoint_continues_with_the_same_bits(name, tmp_path):
+    _, after, _ = two_steps(name)
+    method, key = built(name), jax.random.fold_in(KEY, 0)
+    core.save(tmp_path / "state", after, config=name)
+    restored = core.restore(tmp_path / "state", jax.eval_shape(method.init, key), config=name)
+    assert same_bits(restored, after)
+    assert same_bits(chunk(method, key, restored, 2), chunk(method, key, after, 2))
+
+
+def constants(jaxpr):
+    """Bytes of the constants of a program, of those inside it too."""
+    total = sum(np.asarray(value).nbytes for value in getattr(jaxpr, "consts", ()))
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    for equation in inner.eqns:
+        parts = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+        total += sum(constants(part) for part in parts if hasattr(part, "eqns"))
+    return total
+
+
+@every_method
+def test_nothing_is_baked_into_the_program(name):
+    before, _, _ = two_steps(name)
+    jaxpr = jax.make_jaxpr(_chunk, static_argnums=4)(built(name), KEY, before, jnp.uint32(0), 2)
+    assert constants(jaxpr) < 300, "a layer of the smallest network here has 36·16·4 bytes"
+
+
+@every_method
+def test_another_teacher_runs_the_same_program(name):
+    two_steps(name, seed=0)
+    compiled = _chunk._cache_size()
+    _, other, _ = two_steps(name, seed=1)
+    assert _chunk._cache_size() == compiled
+    control = name.endswith("control")
+    assert same_bits(other, two_steps(name, seed=0)[1]) == control, "its parameters are used, save by a control"
