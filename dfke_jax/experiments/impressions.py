@@ -8,7 +8,7 @@ from dfke_jax.distillation.data_impressions import ImpressionSettings
 from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Arm, Published
-from dfke_jax.experiments.settings import Settings
+from dfke_jax.experiments.settings import Settings, augmentation
 from dfke_jax.experiments.workbench import Workbench, noise_arm, synthesis_arms
 
 _PRIOR = ImpressionSettings(
@@ -30,8 +30,15 @@ class DataImpressionSettings(Settings):
     """Samples optimised side by side; independent of one another."""
     baselines: bool = True
     """Whether uniform noise is distilled from as well."""
+    other_augmentations: tuple[str, ...] = ()
+    """Augmentations to distil the same samples, and the same controls, with as well."""
     synthesis: ImpressionSettings = ImpressionSettings()
     """How the impressions are made."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in self.other_augmentations:
+            augmentation(name)
 
 
 def execute_data(config: DataImpressionSettings, bench: Workbench) -> list[Arm]:
@@ -52,8 +59,35 @@ def execute_data(config: DataImpressionSettings, bench: Workbench) -> list[Arm]:
         config.synthesis_batch,
         config.synthesis.steps,
     )
+    for other in config.other_augmentations:
+        arms += _other_augmentation(config, bench, make, other)
     bench.similarity()
     return arms
+
+
+def _other_augmentation(config: DataImpressionSettings, bench: Workbench, make, other: str) -> list[Arm]:
+    """The pools of `execute_data` (restored, not made again), distilled with another augmentation."""
+    made = []
+    for source, label, role in (
+        ("data_impressions", "Data impressions", "method"),
+        ("data_impressions_control", "Start images, no synthesis", "control"),
+    ):
+        name = f"data_impressions_{other}" + ("_control" if role == "control" else "")
+        steps = 0 if role == "control" else config.synthesis.steps
+        arm = Arm(name, f"{label}, {other} augmentation", role, budget=bench.distilled_budget(config.samples, steps))
+        for seed in bench.seeds:
+            teacher = bench.teacher(seed)
+            pool = bench.pool(
+                source,
+                seed,
+                make(teacher, seed, role == "control"),
+                config.samples,
+                config.synthesis_batch,
+                draws_as="data_impressions",
+            )
+            bench.record(arm, bench.distil(name, seed, teacher, pool.images, other), teacher)
+        made.append(arm)
+    return made
 
 
 @dataclasses.dataclass(frozen=True)

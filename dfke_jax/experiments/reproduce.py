@@ -67,7 +67,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         "mnist",
         "the published budget: 24,000 impressions of 1,500 steps, both scalings, the paper's augmentations",
         "30 min",
-        {**_LARGE, "seeds": 1, "baselines": False, "augmentation": "published", "synthesis": {"steps": 1500}},
+        {
+            **_LARGE,
+            "seeds": 1,
+            "baselines": False,
+            "other_augmentations": ("published",),
+            "synthesis_batch": 100,
+            "synthesis": {"steps": 1500},
+        },
     ),
 }
 

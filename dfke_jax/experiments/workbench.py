@@ -261,22 +261,25 @@ class Workbench:
         np.savez_compressed(self.out / "samples.npz", **self._samples)  # pyright: ignore[reportArgumentType]
 
     def distil(
-        self, name: str, seed: int, teacher: Classifier, images: Array, student: str | None = None
+        self, name: str, seed: int, teacher: Classifier, images: Array, augment: str | None = None
     ) -> Classifier:
-        """A student distilled from the teacher on a transfer set (N, H, W, C), with the recipe's budget."""
-        network = self.network(student or self.config.student)
+        """A student distilled from the teacher on a transfer set (N, H, W, C), with the recipe's budget.
+
+        Args:
+          name: of the arm. seed: the seed. teacher, images: what it learns from.
+          augment: name of the augmentation; the configuration's by default.
+        """
+        student = self.network(self.config.student)
         method = knowledge_distillation(
-            network, teacher, images, **self._distillation_budget(), augment=augmentation(self.config.augmentation)
+            student,
+            teacher,
+            images,
+            **self._distillation_budget(),
+            augment=augmentation(augment or self.config.augmentation),
         )
-        state = self.stage(
-            "distillation",
-            f"{name}/student",
-            seed,
-            method,
-            self.config.distillation_steps,
-            rows=self.config.distillation_batch,
-        )
-        return trained(network, state)
+        rows = self.config.distillation_batch
+        state = self.stage("distillation", f"{name}/student", seed, method, self.config.distillation_steps, rows=rows)
+        return trained(student, state)
 
     def record(self, arm: Arm, classifier: Classifier, teacher: Classifier | None = None, **metrics: float) -> None:
         """Measures a network on the test set and enters it into an arm."""
@@ -370,7 +373,7 @@ def synthesis_arms(
     """
     arms = [Arm(name, label, "method", budget=bench.distilled_budget(count, steps))]
     if control is not None:
-        title = "Start images, no synthesis" if control else f"{label}: start images, no synthesis"
+        title = "Start images, no synthesis"
         arms.append(Arm(control or f"{name}_control", title, "control", budget=bench.distilled_budget(count)))
     for seed in bench.seeds:
         teacher = bench.teacher(seed)

@@ -30,7 +30,7 @@ def test_the_logit_of_the_class_rises(teacher, moves):
 
 def test_samples_stop_at_their_threshold(teacher):
     low, high = 0.5, 0.6
-    settings = ClassImpressionSettings(steps=60, confidence=(low, high), learning_rate=0.005, **STILL)
+    settings = ClassImpressionSettings(steps=150, confidence=(low, high), learning_rate=0.001, **STILL)
     made = core.run(class_impressions(teacher, settings, 12, 12), KEY, 1)
     start = core.run(class_impressions(teacher, settings, 12, 12, control=True), KEY, 1).state
     before, after = of_class(teacher, start)[1], of_class(teacher, made.state)[1]
@@ -39,10 +39,10 @@ def test_samples_stop_at_their_threshold(teacher):
     np.testing.assert_array_equal(made.state.images[ready], start.images[ready])
     reached = after >= low
     assert made.metrics["reached"][0] == pytest.approx(np.mean(after >= low), abs=1 / 12 + 1e-6)
-    assert 0 < made.metrics["updates"][0] < 60
+    assert 0 < made.metrics["updates"][0] < 150
     climbed = ~ready & reached
     assert climbed.any()
-    assert (after[climbed] < high + 0.05).all(), "a small step takes it hardly past the threshold"
+    assert (after[climbed] < high + 0.02).all(), "a small step takes it hardly past the threshold"
 
 
 def test_reached_counts_samples_that_ever_got_there(teacher):
