@@ -140,7 +140,21 @@ def built(name, seed=0):
     return METHODS[name](seed)
 
 
+# Programs that differ from a neighbour in the table by one term of the loss or one option.
+VARIANTS = {
+    "distillation of a table",
+    "distillation with labels",
+    "data impressions with a prior",
+    "data impressions, control",
+    "activation records, top",
+    "DeepInversion, squared",
+    "DeepInversion, kl",
+    "DeepDream",
+}
 every_method = pytest.mark.parametrize("name", METHODS)
+every_kind = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in METHODS]
+)
 
 
 @jax.jit
@@ -218,7 +232,7 @@ def test_metrics_are_finite_scalars(name):
     assert all(np.isfinite(raw(leaf)).all() for leaf in jax.tree.leaves(after))
 
 
-@every_method
+@every_kind
 def test_compiled_and_scanned_equal_eager(name):
     before, after, metrics = two_steps(name)
     method, key, state, history = built(name), jax.random.fold_in(KEY, 0), before, []
@@ -239,7 +253,7 @@ def test_the_same_key_gives_the_same_bits_and_another_key_others(name):
     assert not same_bits(two_steps(name, key=1)[1], after)
 
 
-@every_method
+@every_kind
 def test_vmap_over_keys_equals_single_runs(name):
     method, keys = built(name), jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(2))
 
@@ -254,7 +268,7 @@ def test_vmap_over_keys_equals_single_runs(name):
         assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], metrics), reported)
 
 
-@every_method
+@every_kind
 def test_a_population_of_one_is_the_single_run(name):
     _, after, metrics = two_steps(name)
     one, keys = core.population(built(name), strategy="map"), jax.random.fold_in(KEY, 0)[None]
