@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dfke_jax.core.errors import CheckpointError
+from dfke_jax.core.errors import CheckpointError, InputError
 from dfke_jax.core.mesh import default_sharding
 from dfke_jax.core.types import PyTree
 
@@ -199,6 +199,8 @@ class Checkpoints:
     def __init__(self, directory: str | os.PathLike, *, config: str = "", keep: int = 2):
         self.directory = writable_directory(directory)
         self.config = config
+        if keep < 1:
+            raise InputError(f"keep must be at least 1, got {keep}")
         self.keep = keep
 
     def steps(self) -> list[int]:

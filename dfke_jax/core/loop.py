@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax.core.checkpoint import Checkpoints
-from dfke_jax.core.errors import InputError, Interrupted, NonFiniteError
+from dfke_jax.core.errors import CheckpointError, InputError, Interrupted, NonFiniteError
 from dfke_jax.core.method import HostMethod, Method
 from dfke_jax.core.tracking import Tracker
 from dfke_jax.core.types import Key, Metrics, PyTree
@@ -24,7 +24,8 @@ class Run(NamedTuple):
 
     Attributes:
       state: the method's last state.
-      metrics: name -> array (steps,) of what every step of this call reported (a trailing axis M for populations).
+      metrics: name -> array (steps,) of what every step *of this call* reported; empty when a resumed run was complete
+        already (a trailing axis M for populations).
       steps: how many steps the run has taken in all, those before a resumption included.
       seconds: of stepping in this call, the first chunk's compilation excluded.
       compile_seconds: of lowering and compiling.
@@ -91,6 +92,10 @@ def run(
         init_key = _fold(key, jnp.uint32(2**32 - 1))
         if resume and checkpoints is not None and checkpoints.latest is not None:
             start = checkpoints.latest
+            if start > steps:
+                raise CheckpointError(
+                    f"{checkpoints.directory} holds the state after {start} steps, beyond the {steps} asked for"
+                )
             state = checkpoints.restore(jax.eval_shape(method.init, init_key))
         else:
             state = method.init(init_key) if isinstance(method, HostMethod) else _init(method, init_key)

@@ -83,7 +83,8 @@ def data_impressions(
       count: N, a multiple of `batch_size`.
       batch_size: samples optimised side by side. They are independent: it changes speed and nothing else (except with
         ``released``, whose rescaling couples a batch).
-      control: return the same start images without any optimisation.
+      control: return the same start images without any optimisation (with ``released``: every batch afresh, in the
+        paper's order of classes).
 
     Returns:
       A `Method` over `Pool`, one batch per step.

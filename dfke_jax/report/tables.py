@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.report.figures import arms
 from dfke_jax.report.words import (
     RULE,
     comparisons,
@@ -16,6 +17,7 @@ from dfke_jax.report.words import (
     signed,
     spread,
     total_seconds,
+    verdict,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ def markdown_table(results: Sequence[Result]) -> str:
 
 
 def results_page(directory: str | os.PathLike) -> Path:
-    """Writes ``README.md`` beside the result files of a directory: one table made from all of them, and nothing typed in.
+    """Writes ``README.md`` and ``figures/`` beside the result files of a directory, from them alone.
 
     Args:
       directory: holds ``NAME.json`` files, each a `result.json`.
@@ -90,7 +92,8 @@ def results_page(directory: str | os.PathLike) -> Path:
       The page's path.
     """
     directory = Path(directory)
-    results = [Result.read(path) for path in sorted(directory.glob("*.json"))]
+    paths = sorted(directory.glob("*.json"))
+    results = [Result.read(path) for path in paths]
     if not results:
         raise InputError(f"there are no result files in {directory}")
     notes = [
@@ -101,9 +104,16 @@ def results_page(directory: str | os.PathLike) -> Path:
         "seeds; every seed has its own teacher. *Over control* is the gain over the same pipeline without the method's own step,",
         f"seed by seed. {RULE}",
         "",
+        "",
     ]
     page = directory / "README.md"
-    page.write_text("\n".join(notes) + markdown_table(results))
+    pictures = []
+    (directory / "figures").mkdir(exist_ok=True)
+    for path, result in zip(paths, results, strict=True):
+        arms(result).savefig(directory / "figures" / f"{path.stem}.png", dpi=100)
+        said = " ".join(verdict(result))
+        pictures += ["", f"## {path.stem}", "", said, "", f"![{path.stem}](figures/{path.stem}.png)"]
+    page.write_text("\n".join(notes) + markdown_table(results) + "\n".join(pictures) + "\n")
     return page
 
 

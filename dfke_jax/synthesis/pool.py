@@ -46,7 +46,7 @@ Synthesiser = Callable[[Key, Array, PyTree], Batch]
 def fill_pool(
     synthesiser: Synthesiser, count: int, batch_size: int, shape: tuple[int, int, int], carry: PyTree = ()
 ) -> Method:
-    """A method whose every step synthesises one batch into a pool; run it for ``count // batch_size`` steps.
+    """A method whose every step synthesises one batch into a pool; run it for ``count // batch_size`` steps, not more.
 
     Args:
       synthesiser: makes one batch.

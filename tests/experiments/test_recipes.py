@@ -19,6 +19,8 @@ from dfke_jax.experiments.workbench import Workbench
 
 TINY = {
     "seeds": 2,
+    "teacher": "mlp_small",
+    "student": "mlp_small",
     "teacher_steps": 30,
     "teacher_batch": 32,
     "distillation_steps": 20,
@@ -32,9 +34,9 @@ CHANGES = {
     "data-impressions": _SMALL_POOL,
     "class-impressions": _SMALL_POOL,
     "activation-records": {**_SMALL_POOL, "per_class": 20},
-    "deep-dream": _SMALL_POOL,
-    "deep-inversion": {**_SMALL_POOL, "student_steps": 3},
-    "adaptive-deep-inversion": {**_SMALL_POOL, "student_steps": 3},
+    "deep-dream": {**_SMALL_POOL, "teacher": "lenet5_bn"},
+    "deep-inversion": {**_SMALL_POOL, "student_steps": 3, "teacher": "lenet5_bn"},
+    "adaptive-deep-inversion": {**_SMALL_POOL, "student_steps": 3, "teacher": "lenet5_bn"},
 }
 
 
@@ -54,7 +56,13 @@ def test_every_recipe_is_covered_here():
     assert set(CHANGES) == set(recipes())
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("deep-dream", "adaptive-deep-inversion") else [])
+        for name in CHANGES
+    ],
+)
 def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
     found = run_recipe(recipe(name), tiny(name), out=tmp_path / "run", progress=False, devices=1)
     content = json.loads((tmp_path / "run" / "result.json").read_text())
