@@ -2,32 +2,30 @@
 
 import dataclasses
 
+from dfke_jax.core.errors import InputError
 from dfke_jax.distillation.activation_records import RecordSettings, from_records, record_activations
 from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Arm, Published
-from dfke_jax.experiments.settings import Settings
+from dfke_jax.experiments.settings import PoolSettings
 from dfke_jax.experiments.workbench import Workbench, noise_arm, synthesis_arms
 
 
 @dataclasses.dataclass(frozen=True)
-class ActivationRecordSettings(Settings):
+class ActivationRecordSettings(PoolSettings):
     """Settings of activation records."""
 
-    samples: int = 3000
-    """Synthesised images."""
-    synthesis_batch: int = 500
-    """Samples optimised side by side: a multiple of the number of classes; independent of one another."""
     per_class: int = 1000
     """Most real images per class from which the records are made."""
-    baselines: bool = True
-    """Whether uniform noise is distilled from as well."""
     synthesis: RecordSettings = RecordSettings(steps=200)
     """How images are made; `layers` is set by the two arms, top layer and all layers."""
 
 
 def execute(config: ActivationRecordSettings, bench: Workbench) -> list[Arm]:
     """Anchors, noise, the matched control, records of the top layer and of all layers."""
+    classes = bench.dataset.num_classes
+    if config.synthesis_batch % classes:
+        raise InputError(f"synthesis_batch must be a multiple of the {classes} classes, got {config.synthesis_batch}")
     arms = bench.anchors()
     if config.baselines:
         arms.append(noise_arm(bench, config.samples))

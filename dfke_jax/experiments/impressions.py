@@ -8,7 +8,7 @@ from dfke_jax.distillation.data_impressions import ImpressionSettings
 from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Arm, Published
-from dfke_jax.experiments.settings import Settings, augmentation
+from dfke_jax.experiments.settings import PoolSettings, augmentation
 from dfke_jax.experiments.workbench import Workbench, noise_arm, synthesis_arms
 
 _PRIOR = ImpressionSettings(
@@ -21,15 +21,9 @@ _DARK = dataclasses.replace(_PRIOR, start_mean=(0.0, 0.0), start_sd=(0.5, 0.5))
 
 
 @dataclasses.dataclass(frozen=True)
-class DataImpressionSettings(Settings):
+class DataImpressionSettings(PoolSettings):
     """Settings of data impressions."""
 
-    samples: int = 3000
-    """Data impressions."""
-    synthesis_batch: int = 500
-    """Samples optimised side by side; independent of one another."""
-    baselines: bool = True
-    """Whether uniform noise is distilled from as well."""
     other_augmentations: tuple[str, ...] = ()
     """Augmentations to distil the same samples, and the same controls, with as well."""
     synthesis: ImpressionSettings = ImpressionSettings()
@@ -91,15 +85,9 @@ def _other_augmentation(config: DataImpressionSettings, bench: Workbench, make, 
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassImpressionRecipeSettings(Settings):
+class ClassImpressionRecipeSettings(PoolSettings):
     """Settings of class impressions."""
 
-    samples: int = 3000
-    """Class impressions."""
-    synthesis_batch: int = 500
-    """Samples optimised side by side; independent of one another."""
-    baselines: bool = True
-    """Whether uniform noise is distilled from as well."""
     synthesis: ClassImpressionSettings = ClassImpressionSettings()
     """How the impressions are made."""
 

@@ -7,14 +7,15 @@ from dfke_jax.distillation.deep_inversion import InversionSettings, adaptive_dee
 from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Arm
-from dfke_jax.experiments.settings import Settings, augmentation
+from dfke_jax.experiments.settings import PoolSettings, augmentation
 from dfke_jax.experiments.workbench import Workbench, noise_arm, synthesis_arms
+from dfke_jax.nn.registry import describe
 
 ARMS = ("deep_dream", "deep_inversion", "adaptive_deep_inversion")
 
 
 @dataclasses.dataclass(frozen=True)
-class InversionRecipeSettings(Settings):
+class InversionRecipeSettings(PoolSettings):
     """Settings of DeepInversion and its relatives."""
 
     teacher: str = "lenet5_bn"
@@ -27,8 +28,6 @@ class InversionRecipeSettings(Settings):
     """Images whose statistics are matched together."""
     student_steps: int = 400
     """Adaptive: distillation steps of the opponent after every batch."""
-    baselines: bool = True
-    """Whether uniform noise is distilled from as well."""
     synthesis: InversionSettings = InversionSettings(steps=200)
     """How images are inverted."""
 
@@ -39,6 +38,11 @@ class InversionRecipeSettings(Settings):
                 raise UnknownNameError("arm", name, ARMS)
         if not self.arms:
             raise InputError(f"choose at least one arm of {', '.join(ARMS)}")
+        if self.synthesis.statistics and set(self.arms) != {"deep_dream"} and not describe(self.teacher).batch_norm:
+            raise InputError(
+                f"DeepInversion needs a teacher with batch normalisation and {self.teacher} has none; "
+                "use lenet5_bn, a ResNet or a WRN"
+            )
 
 
 def execute(config: InversionRecipeSettings, bench: Workbench) -> list[Arm]:

@@ -4,9 +4,12 @@ import dataclasses
 import functools
 from typing import Literal
 
+import jax
+
 from dfke_jax import data
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Augmentation
+from dfke_jax.nn import registry
 from dfke_jax.nn.classifier import Classifier, Preprocessing
 
 
@@ -55,9 +58,30 @@ class Settings:
             raise InputError(f"temperature must be positive, got {self.temperature}")
         if self.teacher_learning_rate <= 0 or self.distillation_learning_rate <= 0:
             raise InputError("learning rates must be positive")
+        registry.describe(self.teacher)
+        registry.describe(self.student)
         augmentation(self.augmentation)
         augmentation(self.real_augmentation)
         augmentation(self.teacher_augmentation)
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolSettings(Settings):
+    """Settings of recipes that synthesise a pool of samples."""
+
+    samples: int = 3000
+    """Synthesised images."""
+    synthesis_batch: int = 500
+    """Samples optimised side by side."""
+    baselines: bool = True
+    """Whether uniform noise is distilled from as well."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.samples < 1 or self.synthesis_batch < 1 or self.samples % self.synthesis_batch:
+            raise InputError(
+                f"samples ({self.samples}) must be a positive multiple of synthesis_batch ({self.synthesis_batch})"
+            )
 
 
 @functools.cache
@@ -92,10 +116,6 @@ def network(name: str, num_classes: int, shape: tuple[int, int, int], fit: str =
       UnknownNameError: for a name that is not registered.
       InputError: where the network cannot take the images.
     """
-    import jax
-
-    from dfke_jax.nn import registry
-
     size = registry.describe(name).input_size
     if size is not None and fit == "pad" and max(shape[0] / size[0], shape[1] / size[1]) > 1:
         fit = "bilinear"
@@ -103,4 +123,4 @@ def network(name: str, num_classes: int, shape: tuple[int, int, int], fit: str =
     return Classifier.create(registry.build(name, num_classes), jax.random.key(0), shape, preprocessing)
 
 
-__all__ = ["Settings", "augmentation", "network"]
+__all__ = ["PoolSettings", "Settings", "augmentation", "network"]
