@@ -225,17 +225,17 @@ def _recipe_table():
 
     view = _table(show_lines=False)
     view.add_column("recipe", no_wrap=True, style="bold")
-    view.add_column("what it does", ratio=1)
-    view.add_column("data sets, published %", no_wrap=True)
+    view.add_column("what it does, published figures (%), and what it takes", ratio=1)
     for name, entry in recipes().items():
         about = f"[bold]{escape(entry.title)}[/]\n{escape(entry.summary)}\n[dim]{escape(entry.paper)}[/]"
-        if entry.time:
-            about += f"\n[dim]Takes {escape(entry.time)}.[/]"
         figures = {dataset: [] for dataset in entry.datasets}
         for figure in entry.published:
-            figures.setdefault(figure.dataset, []).append(f"{figure.value:g}")
-        lines = [f"{escape(dataset)}  {', '.join(values) or '–'}" for dataset, values in figures.items()]
-        view.add_row(name, about, "\n".join(lines))
+            figures.setdefault(figure.dataset, []).append(f"{figure.arm} {figure.value:g}")
+        for dataset, values in figures.items():
+            about += f"\n[cyan]{escape(dataset)}[/]" + (f": {escape(', '.join(values))}" if values else "")
+        if entry.time:
+            about += f"\n[dim]Takes {escape(entry.time)}.[/]"
+        view.add_row(name, about)
         view.add_section()
     return view
 
@@ -295,7 +295,11 @@ def _run(name: str, rest: list[str], argv: list[str]) -> int:
     from dfke_jax.experiments.registry import recipe as find
 
     recipe = find(name)
-    options = _parse_run(recipe, rest)
+    try:
+        options = _parse_run(recipe, rest)
+    except ValueError as error:  # a setting out of range; InputError is one
+        _complain(f"error: {error}")
+        return USAGE
     config = options.settings
     out = options.out or Path("runs") / f"{recipe.name}-{_slug(config.dataset)}"
     _refuse_finished(out, options.resume)

@@ -83,9 +83,7 @@ def calls(monkeypatch, tmp_path):
         result.write(out)
         return result
 
-    bench = types.ModuleType("dfke_jax.experiments.bench")
-    bench.run_recipe = run_recipe
-    monkeypatch.setitem(sys.modules, bench.__name__, bench)
+    monkeypatch.setattr("dfke_jax.experiments.run.run_recipe", run_recipe)
     return seen
 
 
@@ -93,7 +91,7 @@ def failing(monkeypatch, error):
     def run_recipe(*_, **__):
         raise error
 
-    monkeypatch.setattr(sys.modules["dfke_jax.experiments.bench"], "run_recipe", run_recipe)
+    monkeypatch.setattr("dfke_jax.experiments.run.run_recipe", run_recipe)
 
 
 def said(capsys):
@@ -235,7 +233,7 @@ def test_devices_come_before_jax_starts(calls, capsys):
 def test_list(calls, capsys):
     assert cli.main(["list"]) == 0
     out, _ = said(capsys)
-    for piece in ("fake", "A fake recipe", "It pretends", "digits 90", "no time"):
+    for piece in ("fake", "A fake recipe", "It pretends", "digits: made_up 90", "no time"):
         assert piece in out
     assert cli.main(["list", "--methods"]) == 0
     assert said(capsys)[0] == out
@@ -269,7 +267,13 @@ def test_reproduce(monkeypatch, capsys, tmp_path):
     seen = []
     module = types.ModuleType("dfke_jax.experiments.reproduce")
     module.EXPERIMENTS = {"table_one": types.SimpleNamespace(description="all [methods]", time="2 min")}
-    module.main = lambda names, **options: seen.append((names, options))
+
+    def main(names, **options):
+        seen.append((names, options))
+        written = result_of(RECIPE.config()).write(options["out"])
+        written.rename(options["out"] / "table_one.json")
+
+    module.main = main
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("dfke_jax.experiments.reproduce", module, raising=False)
     assert cli.main(["reproduce", "--list"]) == 0
@@ -277,6 +281,8 @@ def test_reproduce(monkeypatch, capsys, tmp_path):
     assert "table_one all [methods] 2 min" in out
     assert cli.main(["reproduce", "table_one", "--out", str(tmp_path)]) == 0
     assert seen == [(["table_one"], {"out": tmp_path, "data_dir": None})]
+    assert "90.50 ± 0.71 (2)" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "figures" / "table_one.png").stat().st_size > 1000
     assert cli.main(["reproduce", "table_two"]) == 1
     assert "unknown experiment 'table_two'; nearest: table_one" in said(capsys)[1]
 
