@@ -99,8 +99,10 @@ def comparisons(result: Result) -> list[Comparison]:
             words = f"not reproduced ({side})"
         elif difference < 0:
             words = f"reproduced within {TOLERANCE} points ({side})"
-        else:
+        elif difference <= TOLERANCE:
             words = f"reproduced ({side})"
+        else:
+            words = f"exceeded ({side})"
         found.append(Comparison(figure, arm, difference, reproduced, words))
     return found
 
