@@ -13,21 +13,15 @@ from benchmarks.harness import Json
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks", description="Speed of dfke_jax, against its peers."
-    )
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Speed of dfke_jax, against its peers.")
     commands = parser.add_subparsers(dest="command", required=True)
     lister = commands.add_parser("list", help="the rows of a suite")
     runner = commands.add_parser("run", help="measure rows")
-    runner.add_argument(
-        "names", nargs="*", default=["*"], help="names or patterns such as 'noise*'; all by default"
-    )
+    runner.add_argument("names", nargs="*", default=["*"], help="names or patterns such as 'noise*'; all by default")
     for command in (lister, runner):
         command.add_argument("--suite", choices=("smoke", "full"), default="full")
     runner.add_argument("--out", help="JSON lines are added to this file")
-    runner.add_argument(
-        "--repeats", type=int, help="blocks per contender instead of the row's own number; at least 7"
-    )
+    runner.add_argument("--repeats", type=int, help="blocks per contender instead of the row's own number; at least 7")
     comparer = commands.add_parser("compare", help="ratios between two files")
     comparer.add_argument("a")
     comparer.add_argument("b")
@@ -70,9 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     console = _console()
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > 0.3 * cores:
-        console.print(
-            f"[yellow]The machine is busy (load {load:.1f} on {cores} cores): read ratios, not rates."
-        )
+        console.print(f"[yellow]The machine is busy (load {load:.1f} on {cores} cores): read ratios, not rates.")
     records: list[Json] = []
     for name in wanted:
         with console.status(name) as status:

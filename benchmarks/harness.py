@@ -277,9 +277,7 @@ def measure(
                 "bytes": {"accessed_per_unit": _number(executed[1]) if executed else None},
                 "memory": prepared.memory,
                 "ratio_to": {
-                    other: summary(np.divide(own, theirs))
-                    for other, theirs in rates.items()
-                    if other != contender
+                    other: summary(np.divide(own, theirs)) for other, theirs in rates.items() if other != contender
                 },
                 "torch": {"threads": prepared.threads, "seconds_per_call": prepared.calibration}
                 if isinstance(prepared, PreparedPeer)
@@ -300,9 +298,7 @@ def _calls_per_block(work: Prepared | PreparedPeer, min_seconds: float) -> int:
 
 def summary(values: Any) -> Json:
     """Median, 10 % and 90 % quantile, and how many."""
-    low, middle, high = (
-        float(value) for value in np.quantile(np.asarray(values, np.float64), (0.1, 0.5, 0.9))
-    )
+    low, middle, high = (float(value) for value in np.quantile(np.asarray(values, np.float64), (0.1, 0.5, 0.9)))
     return {"median": middle, "p10": low, "p90": high, "n": len(values)}
 
 
@@ -310,9 +306,7 @@ def _memory(compiled: Any) -> Json | None:
     found = compiled.memory_analysis()
     if found is None:
         return None
-    sizes = {
-        part: getattr(found, f"{part}_size_in_bytes") for part in ("argument", "output", "temp", "alias")
-    }
+    sizes = {part: getattr(found, f"{part}_size_in_bytes") for part in ("argument", "output", "temp", "alias")}
     return {**sizes, "total": sizes["argument"] + sizes["output"] + sizes["temp"] - sizes["alias"]}
 
 

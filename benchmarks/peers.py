@@ -166,9 +166,7 @@ def resnet_from(variables: Mapping, depths: tuple[int, ...], widths: tuple[int, 
 class NoiseOptimisation:
     """Adam on a batch of images under the softened cross-entropy of a frozen network, clipped to [0, 1]."""
 
-    def __init__(
-        self, network: nn.Module, start: Any, targets: Any, temperature: float, rate: float, steps: int
-    ):
+    def __init__(self, network: nn.Module, start: Any, targets: Any, temperature: float, rate: float, steps: int):
         self.network, self.temperature, self.steps = network, temperature, steps
         self.targets = _tensor(targets)
         self.images = images_from(start).requires_grad_(True)
@@ -191,9 +189,7 @@ class ClassifierTraining:
     def __init__(self, networks: list[Any], images: Any, labels: Any, batch: int, rate: float, steps: int):
         self.images, self.labels = images_from(images), _tensor(labels).long()
         self.batch, self.steps = batch, steps
-        self.members = [
-            (network.train(), torch.optim.Adam(network.parameters(), lr=rate)) for network in networks
-        ]
+        self.members = [(network.train(), torch.optim.Adam(network.parameters(), lr=rate)) for network in networks]
 
     def __call__(self) -> None:
         for _ in range(self.steps):
@@ -303,10 +299,7 @@ class DeepInversion:
             optimizer.zero_grad(set_to_none=True)
             down, right = np.random.randint(-self.jitter, self.jitter + 1, 2).tolist()  # noqa: NPY002
             x = torch.roll(images, (down, right), (2, 3))
-            loss = (
-                F.cross_entropy(self.network(x), self.labels)
-                + self.statistics * torch.stack(self.terms).sum()
-            )
+            loss = F.cross_entropy(self.network(x), self.labels) + self.statistics * torch.stack(self.terms).sum()
             variation = (
                 (x[:, :, 1:] - x[:, :, :-1]).norm()
                 + (x[:, :, :, 1:] - x[:, :, :, :-1]).norm()

@@ -72,9 +72,7 @@ def _plain_step(
     return (jnp.clip(moved, *teacher.preprocessing.box), moments), {"loss": value / targets.shape[0]}
 
 
-def row(
-    network: str, batch: int, steps: int, *, plain_steps: int = 0, peer_steps: int = 10, blocks: int = 11
-) -> Row:
+def row(network: str, batch: int, steps: int, *, plain_steps: int = 0, peer_steps: int = 10, blocks: int = 11) -> Row:
     """Noise optimisation of one batch.
 
     Args:
@@ -126,8 +124,6 @@ def rows(suite: str) -> Rows:
         }
     return {
         "noise_optimisation/lenet5/100": functools.partial(row, "lenet5", 100, 100, plain_steps=20),
-        "noise_optimisation/lenet5/400": functools.partial(
-            row, "lenet5", 400, 100, plain_steps=10, peer_steps=5
-        ),
+        "noise_optimisation/lenet5/400": functools.partial(row, "lenet5", 400, 100, plain_steps=10, peer_steps=5),
         "noise_optimisation/resnet18/32": functools.partial(row, "resnet18", 32, 2, peer_steps=1, blocks=7),
     }

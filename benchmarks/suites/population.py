@@ -11,18 +11,14 @@ from benchmarks.suites.training import RATE, supervised
 from dfke_jax.core import population
 
 
-def row(
-    members: int, batch: int, pool: int, length: int, plain_length: int, peer_steps: int, blocks: int = 11
-) -> Row:
+def row(members: int, batch: int, pool: int, length: int, plain_length: int, peer_steps: int, blocks: int = 11) -> Row:
     """Cross-entropy training of `members` LeNets, each with rows of its own from one pool."""
     single = supervised("lenet5", pool, batch)
     keys = jax.random.split(jax.random.key(6), members)
 
     def program(strategy: Any, length: int, **options: Any) -> Program:
         made = population(single, strategy=strategy)
-        return Program(
-            made, keys, units=members, length=length, elementary=single, repeats=members, **options
-        )
+        return Program(made, keys, units=members, length=length, elementary=single, repeats=members, **options)
 
     def peer() -> Any:
         from benchmarks import peers
