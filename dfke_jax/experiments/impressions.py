@@ -7,7 +7,7 @@ from dfke_jax.distillation.class_impressions import ClassImpressionSettings
 from dfke_jax.distillation.data_impressions import ImpressionSettings
 from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
 from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm, Published
+from dfke_jax.experiments.result import Arm, Published, Role
 from dfke_jax.experiments.settings import PoolSettings, augmentation
 from dfke_jax.experiments.workbench import Workbench, noise_arm, synthesis_arms
 
@@ -62,10 +62,11 @@ def execute_data(config: DataImpressionSettings, bench: Workbench) -> list[Arm]:
 def _other_augmentation(config: DataImpressionSettings, bench: Workbench, make, other: str) -> list[Arm]:
     """The pools of `execute_data` (restored, not made again), distilled with another augmentation."""
     made = []
-    for source, label, role in (
+    variants: tuple[tuple[str, str, Role], ...] = (
         ("data_impressions", "Data impressions", "method"),
         ("data_impressions_control", "Start images, no synthesis", "control"),
-    ):
+    )
+    for source, label, role in variants:
         name = f"data_impressions_{other}" + ("_control" if role == "control" else "")
         steps = 0 if role == "control" else config.synthesis.steps
         arm = Arm(name, f"{label}, {other} augmentation", role, budget=bench.distilled_budget(config.samples, steps))
