@@ -49,6 +49,12 @@ def convolution(implementation: Implementation) -> AbstractContextManager:
     return _implementation(implementation)
 
 
+def uses_fast_forms() -> bool:
+    """Whether operations with a special form for the CPU take it: not on accelerators, and not under ``"lax"``."""
+    chosen = _implementation.value
+    return chosen != "lax" and (chosen != "auto" or jax.default_backend() == "cpu")
+
+
 def conv_general_dilated(
     lhs: Array,
     rhs: Array,
@@ -96,16 +102,14 @@ def conv_general_dilated(
         and feature_group_count == batch_group_count == 1
         and preferred_element_type in (None, lhs.dtype)
     )
-    chosen = _implementation.value
-    if chosen == "auto":
-        chosen = "fast" if jax.default_backend() == "cpu" else "lax"
-    if chosen == "lax" or not covered:
+    if not uses_fast_forms() or not covered:
         return plain()
+    chosen = _implementation.value
     strides = tuple(window_strides)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     padding = tuple((int(low), int(high)) for low, high in padding)
-    if chosen == "fast":
+    if chosen == "auto":
         chosen = "banded" if _banded_pays(lhs.shape, rhs.shape, strides, padding) else "loop_safe"
     if chosen == "banded":
         return _banded(lhs, rhs, strides, padding, precision)
@@ -298,4 +302,4 @@ def upsample_convolve(images: Array, kernel: Array, bias: Array | None = None) -
     return result if bias is None else result + bias.reshape(1, 1, 1, -1)
 
 
-__all__ = ["Implementation", "conv_general_dilated", "convolution", "upsample_convolve"]
+__all__ = ["Implementation", "conv_general_dilated", "convolution", "upsample_convolve", "uses_fast_forms"]
