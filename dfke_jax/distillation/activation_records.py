@@ -16,7 +16,7 @@ from dfke_jax.nn.classifier import Classifier, as_float, check_images, check_lab
 from dfke_jax.nn.training import optimiser
 from dfke_jax.synthesis.noise import optimise_noise
 from dfke_jax.synthesis.pool import Batch, fill_pool
-from dfke_jax.synthesis.starts import Range, start_images
+from dfke_jax.synthesis.starts import Range, SynthesisSettings
 from dfke_jax.synthesis.targets import balanced_labels
 
 
@@ -113,7 +113,7 @@ def _gaussian(flat: np.ndarray, full_rank_limit: int, rank: int) -> tuple[np.nda
 
 
 @dataclasses.dataclass(frozen=True)
-class RecordSettings:
+class RecordSettings(SynthesisSettings):
     """How images are made from activation records.
 
     Attributes:
@@ -124,18 +124,8 @@ class RecordSettings:
     """
 
     layers: Literal["top", "all"] | tuple[str, ...] = "all"
-    steps: int = 1000
-    learning_rate: float = 0.01
-    start: Literal["uniform", "gaussian", "smooth"] = "gaussian"
     start_mean: Range = (0.15, 0.15)
     start_sd: Range = (0.1, 0.1)
-    start_blur: Range = (1.0, 4.0)
-
-    def __post_init__(self):
-        if self.steps < 1:
-            raise InputError(
-                f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives"
-            )
 
 
 def from_records(
@@ -184,9 +174,7 @@ def _synthesise(teacher: Classifier, record: Record, static: Static, key: Key, r
     start_key, record_key, noise_key = jax.random.split(key, 3)
     labels = balanced_labels(rows, teacher.num_classes)
     shape = (batch_size, *teacher.input_shape)
-    start = start_images(
-        settings.start, start_key, shape, mean=settings.start_mean, sd=settings.start_sd, blur=settings.start_blur
-    )
+    start = settings.draw(start_key, shape)
     if control:
         return Batch(start, labels, carry, {})
     per_class = batch_size // teacher.num_classes

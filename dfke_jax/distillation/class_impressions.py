@@ -15,12 +15,12 @@ from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import optimiser
 from dfke_jax.synthesis.noise import optimise_noise
 from dfke_jax.synthesis.pool import Batch, fill_pool
-from dfke_jax.synthesis.starts import Range, start_images
+from dfke_jax.synthesis.starts import Range, SynthesisSettings
 from dfke_jax.synthesis.targets import balanced_labels
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassImpressionSettings:
+class ClassImpressionSettings(SynthesisSettings):
     """How class impressions are made.
 
     Attributes:
@@ -39,15 +39,9 @@ class ClassImpressionSettings:
     scaling: Range = (0.95, 1.05)
     shift: float = 1.0
     start: Literal["uniform", "gaussian", "smooth"] = "uniform"
-    start_mean: Range = (0.0, 1.0)
-    start_sd: Range = (0.0, 1.0)
-    start_blur: Range = (1.0, 4.0)
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise InputError(
-                f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives"
-            )
+        super().__post_init__()
         if not 0 < self.confidence[0] <= self.confidence[1] <= 1:
             raise InputError(f"confidence must be (low, high) with 0 < low <= high <= 1, got {self.confidence}")
 
@@ -82,9 +76,7 @@ def _impressions(teacher: Classifier, static: Static, key: Key, rows: Array, car
     start_key, stop_key, noise_key = jax.random.split(key, 3)
     labels = balanced_labels(rows, teacher.num_classes)
     shape = (batch_size, *teacher.input_shape)
-    start = start_images(
-        settings.start, start_key, shape, mean=settings.start_mean, sd=settings.start_sd, blur=settings.start_blur
-    )
+    start = settings.draw(start_key, shape)
     if control:
         return Batch(start, labels, carry, {})
     moves = bool(settings.rotation or settings.shift or settings.scaling != (1.0, 1.0))

@@ -1,7 +1,7 @@
 """Data impressions (zero-shot knowledge distillation): samples whose softmax the teacher's weights ask for."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ from dfke_jax.nn.training import optimiser
 from dfke_jax.synthesis.noise import optimise_noise
 from dfke_jax.synthesis.pool import Batch, fill_pool
 from dfke_jax.synthesis.priors import l2, total_variation
-from dfke_jax.synthesis.starts import Range, start_images
+from dfke_jax.synthesis.starts import Range, SynthesisSettings, uniform_noise
 from dfke_jax.synthesis.targets import balanced_labels, class_similarity, concentrations, dirichlet_targets, per_row
 
 
 @dataclasses.dataclass(frozen=True)
-class ImpressionSettings:
+class ImpressionSettings(SynthesisSettings):
     """How data impressions are made. The defaults are the published method for grey images.
 
     Attributes:
@@ -41,24 +41,18 @@ class ImpressionSettings:
     """
 
     steps: int = 1500
-    learning_rate: float = 0.01
     temperature: float = 20.0
     scales: tuple[float, ...] = (1.0, 0.1)
     floor: float = 1e-4
-    start: Literal["uniform", "gaussian", "smooth"] = "gaussian"
     start_mean: Range = (0.0, 0.0)
     start_sd: Range = (0.1, 0.1)
-    start_blur: Range = (1.0, 4.0)
     total_variation: Range = (0.0, 0.0)
     l2: float = 0.0
     jitter: int = 0
     released: bool = False
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise InputError(
-                f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives"
-            )
+        super().__post_init__()
         if not self.scales or min(self.scales) <= 0:
             raise InputError(f"scales must be positive, got {self.scales}")
         if self.temperature <= 0:
@@ -104,8 +98,7 @@ def _carry(teacher: Classifier, settings: ImpressionSettings, batch_size: int, s
 
 
 def _start(key: Key, settings: ImpressionSettings, shape: tuple[int, ...]) -> Array:
-    kind = "uniform" if settings.released else settings.start
-    return start_images(kind, key, shape, mean=settings.start_mean, sd=settings.start_sd, blur=settings.start_blur)
+    return uniform_noise(key, shape) if settings.released else settings.draw(key, shape)
 
 
 def _targets(key: Key, teacher: Classifier, settings: ImpressionSettings, labels: Array, scale: Array | float) -> Array:

@@ -1,7 +1,7 @@
 """DeepDream prior, DeepInversion and adaptive DeepInversion."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,12 @@ from dfke_jax.synthesis.priors import (
     normalisation_statistics,
     total_variation_l2,
 )
-from dfke_jax.synthesis.starts import Range, start_images
+from dfke_jax.synthesis.starts import Range, SynthesisSettings
 from dfke_jax.synthesis.targets import balanced_labels
 
 
 @dataclasses.dataclass(frozen=True)
-class InversionSettings:
+class InversionSettings(SynthesisSettings):
     """How images are inverted out of a network. Defaults follow the CIFAR-10 recipe of the DeepInversion authors.
 
     Attributes:
@@ -53,16 +53,8 @@ class InversionSettings:
     competition_temperature: float = 3.0
     jitter: int = 2
     parametrisation: Parametrisation = "clip"
-    start: Literal["uniform", "gaussian", "smooth"] = "gaussian"
     start_mean: Range = (0.5, 0.5)
     start_sd: Range = (0.5, 0.5)
-    start_blur: Range = (1.0, 4.0)
-
-    def __post_init__(self):
-        if self.steps < 1:
-            raise InputError(
-                f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives"
-            )
 
 
 def deep_inversion(
@@ -167,9 +159,7 @@ def _inversion(
     start_key, noise_key = jax.random.split(key)
     labels = balanced_labels(rows, teacher.num_classes)
     shape = (batch_size, *teacher.input_shape)
-    start = start_images(
-        settings.start, start_key, shape, mean=settings.start_mean, sd=settings.start_sd, blur=settings.start_blur
-    )
+    start = settings.draw(start_key, shape)
     if control:
         return Batch(start, labels, carry, {})
     centre = sum(teacher.preprocessing.mean) / len(teacher.preprocessing.mean)

@@ -9,13 +9,14 @@ from dfke_jax.synthesis.priors import (
     total_variation,
     total_variation_l2,
 )
-from dfke_jax.synthesis.starts import gaussian_noise, smooth_noise, start_images, uniform_noise
+from dfke_jax.synthesis.starts import SynthesisSettings, gaussian_noise, smooth_noise, start_images, uniform_noise
 from dfke_jax.synthesis.targets import balanced_labels, class_similarity, concentrations, dirichlet_targets
 
 __all__ = [
     "Batch",
     "Objective",
     "Pool",
+    "SynthesisSettings",
     "Synthesised",
     "Synthesiser",
     "balanced_labels",

@@ -1,9 +1,12 @@
 """Images to begin with, and to stand for no synthesis at all in the matched control."""
 
+import dataclasses
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
-from dfke_jax.core.errors import UnknownNameError
+from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key
 
 Range = tuple[float, float]
@@ -74,4 +77,33 @@ def start_images(
     raise UnknownNameError("start distribution", kind, ("uniform", "gaussian", "smooth"))
 
 
-__all__ = ["Range", "gaussian_noise", "smooth_noise", "start_images", "uniform_noise"]
+@dataclasses.dataclass(frozen=True)
+class SynthesisSettings:
+    """What the settings of every method that optimises noise have in common; each has defaults of its own.
+
+    Attributes:
+      steps: updates per sample, >= 1.
+      learning_rate: of Adam.
+      start: ``uniform``, ``gaussian`` or ``smooth``.
+      start_mean, start_sd, start_blur: of `start_images`, each (low, high).
+    """
+
+    steps: int = 1000
+    learning_rate: float = 0.01
+    start: Literal["uniform", "gaussian", "smooth"] = "gaussian"
+    start_mean: Range = (0.0, 1.0)
+    start_sd: Range = (0.0, 1.0)
+    start_blur: Range = (1.0, 4.0)
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise InputError(
+                f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives"
+            )
+
+    def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
+        """Start images (B, H, W, C)."""
+        return start_images(self.start, key, shape, mean=self.start_mean, sd=self.start_sd, blur=self.start_blur)
+
+
+__all__ = ["Range", "SynthesisSettings", "gaussian_noise", "smooth_noise", "start_images", "uniform_noise"]
