@@ -150,17 +150,16 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path, moment):
     """kill -9 at a share of the uninterrupted run's time, then --resume: the same metrics, bit for bit."""
     environment = {**os.environ, "DFKE_CACHE_DIR": str(tmp_path / "cache-a"), "JAX_PLATFORMS": "cpu"}
 
+    log = tmp_path / "log"
+
     def start(out, *more):
-        return subprocess.Popen(
-            [sys.executable, "-c", _KILLED, *_arguments(out), *more],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                [sys.executable, "-c", _KILLED, *_arguments(out), *more], env=environment, stdout=file, stderr=file
+            )
 
     began = time.monotonic()
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0, whole.stderr.read().decode()
+    assert start(tmp_path / "whole").wait() == 0, log.read_text()
     lasted = time.monotonic() - began
 
     environment["DFKE_CACHE_DIR"] = str(tmp_path / "cache-b")
@@ -168,8 +167,7 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path, moment):
     time.sleep(moment * lasted)
     cut.send_signal(signal.SIGKILL)
     cut.wait()
-    resumed = start(tmp_path / "cut", "--resume")
-    assert resumed.wait() == 0, resumed.stderr.read().decode()
+    assert start(tmp_path / "cut", "--resume").wait() == 0, log.read_text()
     read = lambda name: json.loads((tmp_path / name / "result.json").read_text())["metrics"]
     assert read("whole") == read("cut")
 
