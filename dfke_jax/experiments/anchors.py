@@ -8,8 +8,8 @@ from dfke_jax.experiments.settings import Settings
 from dfke_jax.experiments.workbench import Workbench
 
 DIGITS = {
-    "teacher_steps": 1200,
-    "distillation_steps": 1500,
+    "teacher_steps": 800,
+    "distillation_steps": 1000,
     "fit": "bilinear",
     "real_augmentation": "affine",
     "teacher_augmentation": "none",
