@@ -32,10 +32,9 @@ _REQUIRED = {
     "tyro": "tyro",
 }
 _OPTIONAL = {
-    "torch": "PyTorch victims and the benchmark against it",
+    "torch": "the benchmark against PyTorch and the tests of equal weights",
     "tensorboardX": "metrics in TensorBoard",
     "wandb": "metrics in Weights & Biases",
-    "starlette": "the prediction endpoint",
 }
 
 

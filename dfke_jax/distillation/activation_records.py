@@ -147,7 +147,7 @@ def from_records(
     Returns:
       A `Method` over `Pool`.
 
-    Source: Lopes, Fenu, Starner 2017, sections 3.1 and 3.2. Deviations: the logits are matched without the ReLU,
+    Source: Lopes, Fenu, Starner 2017. Deviations: the logits are matched without the ReLU,
     which would hide every negative one.
     """
     if batch_size % teacher.num_classes:

@@ -83,7 +83,7 @@ def data_impressions(
     Returns:
       A `Method` over `Pool`, one batch per step.
 
-    Source: Nayak, Mopuri, Shaj, Babu, Chakraborty, ICML 2019, section 3; the image prior is not in the paper.
+    Source: Nayak, Mopuri, Shaj, Babu, Chakraborty, ICML 2019; the image prior is not in the paper.
     """
     step = _released if settings.released and not control else _impressions
     synthesiser = Partial(step, teacher, Static((settings, control, count, batch_size)))

@@ -123,7 +123,7 @@ def adaptive_deep_inversion(
     Returns:
       A `Method` over `Adaptive`.
 
-    Source: Yin et al., CVPR 2020, section 3.3. Deviations: JS is computed in log space without the released clamp of
+    Source: Yin et al., CVPR 2020. Deviations: JS is computed in log space without the released clamp of
     probabilities to [0.01, 0.99], which has no gradient for confident samples; it is in units of log 2, so that it lies
     in [0, 1].
     """

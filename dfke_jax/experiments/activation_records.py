@@ -74,11 +74,11 @@ register(
         config=ActivationRecordSettings,
         execute=execute,
         published=(
-            Published("top_layer", "mnist", 77.30, "Lopes et al. 2017, Table 2", "recalled"),
-            Published("all_layers", "mnist", 85.61, "Lopes et al. 2017, Table 2", "recalled"),
+            Published("top_layer", "mnist", 77.30, "Lopes et al. 2017", "recalled"),
+            Published("all_layers", "mnist", 85.61, "Lopes et al. 2017", "recalled"),
             *REAL_DATA,
         ),
-        time="8 min on 2 CPU cores (mnist, 3 seeds)",
+        time="17 min on one of two shared CPU cores (mnist, 3 seeds)",
         presets={"digits": {**DIGITS, "samples": 1000}},
     )
 )

@@ -105,7 +105,7 @@ register(
         "Images whose batch statistics agree with those stored in the teacher's normalisation layers, beside the "
         "DeepDream prior (without them) and the adaptive form (images that divide teacher and student).",
         ARMS,
-        "15 min on 2 CPU cores (mnist, 3 seeds)",
+        "32 min on one of two shared CPU cores (mnist, 3 seeds)",
     )
 )
 register(
@@ -114,7 +114,7 @@ register(
         "DeepDream prior",
         "Images of a class under total variation alone: DeepInversion without the statistics.",
         ("deep_dream",),
-        "6 min on 2 CPU cores (mnist, 3 seeds)",
+        "",
     )
 )
 register(
@@ -123,7 +123,7 @@ register(
         "Adaptive DeepInversion",
         "DeepInversion whose images also divide teacher and student; the student learns between the batches.",
         ("deep_inversion", "adaptive_deep_inversion"),
-        "12 min on 2 CPU cores (mnist, 3 seeds)",
+        "",
     )
 )
 

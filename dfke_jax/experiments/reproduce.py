@@ -20,7 +20,7 @@ class Experiment:
     Attributes:
       recipe, dataset: what is run on what.
       description: what it shows.
-      time: what it takes on two CPU cores.
+      time: what it took on a machine of two CPU cores, where it was measured.
       changes: configuration fields that differ from the preset; those of nested settings as a dictionary.
     """
 
@@ -47,31 +47,56 @@ _NO_NOISE = {"baselines": False}
 
 EXPERIMENTS: dict[str, Experiment] = {
     "anchors-mnist": Experiment("anchors", "mnist", "what real data gives", "5 min"),
-    "anchors-fashion_mnist": Experiment("anchors", "fashion_mnist", "what real data gives", "5 min"),
-    "data-impressions-mnist": Experiment("data-impressions", "mnist", "image prior, 3,000 impressions", "7 min"),
-    "data-impressions-fashion_mnist": Experiment("data-impressions", "fashion_mnist", "image prior, 3,000", "7 min"),
-    "zskd-mnist": Experiment("zskd", "mnist", "no image prior, 3,000 impressions of 200 steps", "5 min", _NO_NOISE),
-    "zskd-fashion_mnist": Experiment("zskd", "fashion_mnist", "no image prior, 3,000 of 200 steps", "5 min", _NO_NOISE),
-    "activation-records-mnist": Experiment("activation-records", "mnist", "top layer and all layers", "8 min"),
-    "class-impressions-mnist": Experiment("class-impressions", "mnist", "3,000 class impressions", "5 min", _NO_NOISE),
+    "anchors-fashion_mnist": Experiment("anchors", "fashion_mnist", "what real data gives", "not measured"),
+    "data-impressions-mnist": Experiment(
+        "data-impressions", "mnist", "image prior, 3,000 impressions", "14 min, shared core"
+    ),
+    "data-impressions-fashion_mnist": Experiment(
+        "data-impressions", "fashion_mnist", "image prior, 3,000", "24 min, shared core"
+    ),
+    "data-impressions-mnist-blind": Experiment(
+        "data-impressions",
+        "mnist",
+        "the same, start level and contrast blind to the data",
+        "not measured",
+        {"baselines": False, "synthesis": {"start_mean": (0.0, 1.0), "start_sd": (0.0, 1.0)}},
+    ),
+    "zskd-mnist": Experiment(
+        "zskd", "mnist", "no image prior, 3,000 impressions of 200 steps", "12 min, shared core", _NO_NOISE
+    ),
+    "zskd-fashion_mnist": Experiment(
+        "zskd", "fashion_mnist", "no image prior, 3,000 of 200 steps", "not measured", _NO_NOISE
+    ),
+    "activation-records-mnist": Experiment(
+        "activation-records", "mnist", "top layer and all layers", "17 min, shared core"
+    ),
+    "class-impressions-mnist": Experiment(
+        "class-impressions", "mnist", "3,000 class impressions", "not measured", _NO_NOISE
+    ),
     "class-impressions-fashion_mnist": Experiment(
-        "class-impressions", "fashion_mnist", "3,000 class impressions", "4 min", _NO_NOISE
+        "class-impressions", "fashion_mnist", "3,000 class impressions", "29 min, shared core", _NO_NOISE
     ),
-    "deep-inversion-mnist": Experiment("deep-inversion", "mnist", "DeepDream, plain and adaptive", "12 min"),
+    "deep-inversion-mnist": Experiment(
+        "deep-inversion", "mnist", "DeepDream, plain and adaptive", "32 min, shared core"
+    ),
     "deep-inversion-fashion_mnist": Experiment(
-        "deep-inversion", "fashion_mnist", "DeepDream, plain and adaptive", "9 min", _SHORT
+        "deep-inversion", "fashion_mnist", "DeepDream, plain and adaptive", "30 min, shared core", _SHORT
     ),
-    "transfer-sets-mnist": Experiment("transfer-sets", "mnist", "noise; clothes as unrelated images", "5 min"),
-    "transfer-sets-fashion_mnist": Experiment("transfer-sets", "fashion_mnist", "noise; digits as unrelated", "5 min"),
-    "data-impressions-mnist-24k": Experiment("data-impressions", "mnist", "image prior, 24,000", "25 min", _LARGE),
+    "transfer-sets-mnist": Experiment("transfer-sets", "mnist", "noise; clothes as unrelated images", "not measured"),
+    "transfer-sets-fashion_mnist": Experiment(
+        "transfer-sets", "fashion_mnist", "noise; digits as unrelated", "not measured"
+    ),
+    "data-impressions-mnist-24k": Experiment(
+        "data-impressions", "mnist", "image prior, 24,000", "not measured", _LARGE
+    ),
     "data-impressions-fashion_mnist-24k": Experiment(
-        "data-impressions", "fashion_mnist", "image prior, 24,000", "25 min", _LARGE
+        "data-impressions", "fashion_mnist", "image prior, 24,000", "not measured", _LARGE
     ),
     "zskd-mnist-published": Experiment(
         "zskd",
         "mnist",
         "the published budget: 24,000 impressions of 1,500 steps, both scalings, the paper's augmentations",
-        "30 min",
+        "not measured",
         {
             "samples": 24000,
             "synthesis_batch": 100,

@@ -31,7 +31,7 @@ class MLP(nn.Module):
 
 
 def hinton_mlp(num_classes: int = 10) -> MLP:
-    """784-1200-1200-10, the teacher of Hinton et al. 2015 (section 3); 2,395,210 parameters on 28×28×1.
+    """784-1200-1200-10, the teacher of Hinton et al. 2015; 2,395,210 parameters on 28×28×1.
 
     Deviation: no dropout and no weight constraint, which the paper trains with; as in Lopes et al. 2017.
     """
@@ -39,7 +39,7 @@ def hinton_mlp(num_classes: int = 10) -> MLP:
 
 
 def hinton_mlp_half(num_classes: int = 10) -> MLP:
-    """784-800-800-10, the student of Hinton et al. 2015 (section 3); 1,276,810 parameters on 28×28×1."""
+    """784-800-800-10, the student of Hinton et al. 2015; 1,276,810 parameters on 28×28×1."""
     return MLP(num_classes, (800, 800))
 
 

@@ -102,7 +102,8 @@ def results_page(directory: str | os.PathLike) -> Path:
         "Made from the `.json` files in this directory by `dfke reproduce`; each file holds its configuration, seeds, budgets,",
         "environment and code revision. Accuracy is that of the last iterate on the test set, mean ± standard deviation over (n)",
         "seeds; every seed has its own teacher. *Over control* is the gain over the same pipeline without the method's own step,",
-        f"seed by seed. {RULE}",
+        f"seed by seed. {RULE} Which settings were chosen on test data says `docs/design.md`. Times were taken on a",
+        "machine that other work shared.",
         "",
         "",
     ]

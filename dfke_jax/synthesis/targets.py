@@ -15,7 +15,7 @@ def balanced_labels(rows: Array, num_classes: int) -> Array:
 def class_similarity(head_kernel: Array) -> Array:
     """Cosine similarity of the last layer's weight vectors: C(i, j) = wᵢᵀwⱼ / (‖wᵢ‖‖wⱼ‖), (D, K) -> (K, K).
 
-    Source: Nayak et al., ICML 2019, equation 2.
+    Source: Nayak et al., ICML 2019.
     """
     unit = head_kernel / jnp.linalg.norm(head_kernel, axis=0, keepdims=True)
     return unit.T @ unit
@@ -24,7 +24,7 @@ def class_similarity(head_kernel: Array) -> Array:
 def concentrations(similarity: Array, floor: float = 1e-4) -> Array:
     """Dirichlet concentrations of every class: its row of the similarity matrix, min-max normalised, plus `floor`.
 
-    (K, K) -> (K, K), row k with values in [floor, 1 + floor]. Source: Nayak et al., ICML 2019, section 3.2; the floor
+    (K, K) -> (K, K), row k with values in [floor, 1 + floor]. Source: Nayak et al., ICML 2019; the floor
     is that of the released code, without which the least similar class has none.
     """
     least = similarity.min(1, keepdims=True)
