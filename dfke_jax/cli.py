@@ -70,8 +70,9 @@ def enable_compilation_cache() -> Path | None:
     configured = getattr(jax.config, "jax_compilation_cache_dir", None)
     if configured:
         return Path(configured)
-    home = os.environ.get("DFKE_CACHE_DIR")
-    directory = (Path(home) if home else Path("~/.cache/dfke_jax")).expanduser() / f"programs-{version.__version__}"
+    from dfke_jax.core.checkpoint import cache_directory
+
+    directory = cache_directory() / f"programs-{version.__version__}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -42,6 +42,11 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no place in a configuration")
 
 
+def cache_directory() -> Path:
+    """Where compiled programs and trained teachers are kept between runs: DFKE_CACHE_DIR or ``~/.cache/dfke_jax``."""
+    return Path(os.environ.get("DFKE_CACHE_DIR") or "~/.cache/dfke_jax").expanduser()
+
+
 def writable_directory(path: str | os.PathLike, needed_bytes: int = _FREE_BYTES) -> Path:
     """Creates a directory and makes sure, before any long work, that something can be written into it.
 
@@ -86,7 +91,6 @@ def save(path: str | os.PathLike, tree: PyTree, *, config: str = "", metadata: d
             overwrite=True,
             custom_metadata={
                 "config": config,
-                "tree": str(jax.tree.structure(tree)),
                 "leaves": _described(tree),
                 **(metadata or {}),
             },
@@ -231,4 +235,4 @@ class Checkpoints:
             shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
 
-__all__ = ["Checkpoints", "fingerprint", "restore", "save", "writable_directory"]
+__all__ = ["Checkpoints", "cache_directory", "fingerprint", "restore", "save", "writable_directory"]

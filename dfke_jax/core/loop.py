@@ -24,8 +24,8 @@ class Run(NamedTuple):
 
     Attributes:
       state: the method's last state.
-      metrics: name -> array (steps,) of what every step *of this call* reported; empty when a resumed run was complete
-        already (a trailing axis M for populations).
+      metrics: name -> array (steps,) of what every step *of this call* reported, with a trailing axis M for populations;
+        empty when a resumed run was complete already.
       steps: how many steps the run has taken in all, those before a resumption included.
       seconds: of stepping in this call, the first chunk's compilation excluded.
       compile_seconds: of lowering and compiling.
@@ -156,7 +156,7 @@ def _chunk(method: Method, key: Key, state: PyTree, start: jax.Array, length: in
 
 
 class _Compiled:
-    """Compiles each chunk length once, ahead of time, so that compile time and running time are told apart."""
+    """Runs chunks and tells the time of compiling from that of running."""
 
     def __init__(self):
         self.seconds = 0.0

@@ -8,7 +8,7 @@ from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Arm, Published
 from dfke_jax.experiments.settings import PoolSettings
-from dfke_jax.experiments.workbench import Workbench, noise_arm, synthesis_arms
+from dfke_jax.experiments.workbench import Workbench, opening_arms, synthesis_arms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,7 @@ def execute(config: ActivationRecordSettings, bench: Workbench) -> list[Arm]:
     classes = bench.dataset.num_classes
     if config.synthesis_batch % classes:
         raise InputError(f"synthesis_batch must be a multiple of the {classes} classes, got {config.synthesis_batch}")
-    arms = bench.anchors()
-    if config.baselines:
-        arms.append(noise_arm(bench, config.samples))
+    arms = opening_arms(config, bench)
     train = bench.dataset.train
     records = {}
 

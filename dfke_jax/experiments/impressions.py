@@ -1,6 +1,7 @@
 """Data impressions (ZSKD) and class impressions."""
 
 import dataclasses
+from collections.abc import Callable
 
 from dfke_jax.distillation import class_impressions, data_impressions
 from dfke_jax.distillation.class_impressions import ClassImpressionSettings
@@ -9,12 +10,11 @@ from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Arm, Published, Role
 from dfke_jax.experiments.settings import PoolSettings, augmentation
-from dfke_jax.experiments.workbench import Workbench, noise_arm, synthesis_arms
+from dfke_jax.experiments.workbench import Workbench, opening_arms, synthesis_arms
 
 _PRIOR = ImpressionSettings(
     steps=200, start="smooth", start_mean=(0.0, 1.0), start_sd=(0.0, 1.0), total_variation=(0.002, 0.032)
 )
-
 """Blind to the data: level and contrast of the start images are uniform over the box."""
 _DARK = dataclasses.replace(_PRIOR, start_mean=(0.0, 0.0), start_sd=(0.5, 0.5))
 """Smooth strokes on a black ground: knows that much of MNIST."""
@@ -35,27 +35,24 @@ class DataImpressionSettings(PoolSettings):
             augmentation(name)
 
 
+def _execute(config: PoolSettings, bench: Workbench, name: str, label: str, make: Callable) -> list[Arm]:
+    """Anchors, noise, a method and its matched control."""
+    arms = opening_arms(config, bench)
+    steps = config.synthesis.steps  # pyright: ignore[reportAttributeAccessIssue]
+    arms += synthesis_arms(bench, name, label, make, config.samples, config.synthesis_batch, steps)
+    bench.similarity()
+    return arms
+
+
 def execute_data(config: DataImpressionSettings, bench: Workbench) -> list[Arm]:
-    """Anchors, noise, the matched control and data impressions."""
-    arms = bench.anchors()
-    if config.baselines:
-        arms.append(noise_arm(bench, config.samples))
+    """Anchors, noise, data impressions and their control; the same samples under other augmentations."""
 
     def make(teacher, seed, control):
         return data_impressions(teacher, config.synthesis, config.samples, config.synthesis_batch, control=control)
 
-    arms += synthesis_arms(
-        bench,
-        "data_impressions",
-        "Data impressions",
-        make,
-        config.samples,
-        config.synthesis_batch,
-        config.synthesis.steps,
-    )
+    arms = _execute(config, bench, "data_impressions", "Data impressions", make)
     for other in config.other_augmentations:
         arms += _other_augmentation(config, bench, make, other)
-    bench.similarity()
     return arms
 
 
@@ -94,25 +91,12 @@ class ClassImpressionRecipeSettings(PoolSettings):
 
 
 def execute_class(config: ClassImpressionRecipeSettings, bench: Workbench) -> list[Arm]:
-    """Anchors, noise, the matched control and class impressions."""
-    arms = bench.anchors()
-    if config.baselines:
-        arms.append(noise_arm(bench, config.samples))
+    """Anchors, noise, class impressions and their control."""
 
     def make(teacher, seed, control):
         return class_impressions(teacher, config.synthesis, config.samples, config.synthesis_batch, control=control)
 
-    arms += synthesis_arms(
-        bench,
-        "class_impressions",
-        "Class impressions",
-        make,
-        config.samples,
-        config.synthesis_batch,
-        config.synthesis.steps,
-    )
-    bench.similarity()
-    return arms
+    return _execute(config, bench, "class_impressions", "Class impressions", make)
 
 
 _DIGITS = {**DIGITS, "samples": 1000}

@@ -8,7 +8,7 @@ from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Arm
 from dfke_jax.experiments.settings import PoolSettings, augmentation
-from dfke_jax.experiments.workbench import Workbench, noise_arm, synthesis_arms
+from dfke_jax.experiments.workbench import Workbench, opening_arms, synthesis_arms
 from dfke_jax.nn.registry import describe
 
 ARMS = ("deep_dream", "deep_inversion", "adaptive_deep_inversion")
@@ -47,9 +47,7 @@ class InversionRecipeSettings(PoolSettings):
 
 def execute(config: InversionRecipeSettings, bench: Workbench) -> list[Arm]:
     """Anchors, noise, one control for all methods (they start from the same images), and the methods."""
-    arms = bench.anchors()
-    if config.baselines:
-        arms.append(noise_arm(bench, config.samples))
+    arms = opening_arms(config, bench)
     count, batch = config.samples, config.synthesis_batch
     labels = {
         "deep_dream": "DeepDream prior",

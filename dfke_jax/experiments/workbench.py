@@ -6,15 +6,14 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from dfke_jax import data
-from dfke_jax.core.checkpoint import Checkpoints, fingerprint, writable_directory
-from dfke_jax.core.errors import CheckpointError, InputError
+from dfke_jax.core.checkpoint import Checkpoints, cache_directory, fingerprint, writable_directory
+from dfke_jax.core.errors import CheckpointError
 from dfke_jax.core.loop import run
 from dfke_jax.core.mesh import device_mesh, replicate
 from dfke_jax.core.method import Method
@@ -23,24 +22,19 @@ from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.distillation.response import cross_entropy_training, knowledge_distillation
 from dfke_jax.evaluation import accuracy, agreement, class_histogram, histogram_entropy
 from dfke_jax.experiments.result import Arm
-from dfke_jax.experiments.settings import Settings, augmentation, network
+from dfke_jax.experiments.settings import PoolSettings, Settings, augmentation, network
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import trained
 from dfke_jax.synthesis.pool import Pool
 from dfke_jax.synthesis.targets import class_similarity
 
 
-def cache_directory() -> Path:
-    """Where compiled programs and trained teachers are kept between runs: ``DFKE_CACHE_DIR`` or ``~/.cache/dfke_jax``."""
-    return Path(os.environ.get("DFKE_CACHE_DIR") or Path.home() / ".cache" / "dfke_jax")
-
-
 class Workbench:
     """One run of one recipe.
 
     Every stage (a training, a synthesis) is saved under its name as it goes and when it is done, so that a run that
-    was stopped at any moment repeats nothing but its last chunk and ends in the same bits. Networks trained on real data (teachers and anchors)
-    depend on data and budgets alone and are kept in the user's cache, where other recipes find them.
+    was stopped at any moment goes on from the last saved chunk and ends in the same bits. Networks trained on real data
+    (teachers and anchors) depend on data and budgets alone and are kept in the user's cache, where other recipes find them.
 
     Attributes:
       config: the recipe's settings.
@@ -241,8 +235,6 @@ class Workbench:
           name: of the arm. seed, method, count, batch_size: of the pool.
           draws_as: the arm whose keys are used; a control uses its method's, and so gets its start images.
         """
-        if count < 1 or batch_size < 1 or count % batch_size:
-            raise InputError(f"samples ({count}) must be a positive multiple of synthesis_batch ({batch_size})")
         steps = count // batch_size
         stage, key = f"{name}/synthesis", f"{draws_as or name}/synthesis"
         state = self.stage("synthesis", stage, seed, method, steps, rows=batch_size, chunk=1, draws_as=key)
@@ -347,6 +339,11 @@ def noise_arm(bench: Workbench, count: int) -> Arm:
     return arm
 
 
+def opening_arms(config: PoolSettings, bench: Workbench) -> list[Arm]:
+    """What every synthesis recipe begins with: teacher, distillation with real data and, if wanted, uniform noise."""
+    return bench.anchors() + ([noise_arm(bench, config.samples)] if config.baselines else [])
+
+
 def synthesis_arms(
     bench: Workbench,
     name: str,
@@ -397,4 +394,4 @@ def pool_metrics(pool: Pool, teacher: Classifier) -> dict[str, float]:
     return {"class_entropy": entropy, "label_agreement": 100 * float((predicted == np.asarray(pool.labels)).mean())}
 
 
-__all__ = ["Workbench", "cache_directory", "noise_arm", "pool_metrics", "synthesis_arms"]
+__all__ = ["Workbench", "noise_arm", "opening_arms", "pool_metrics", "synthesis_arms"]

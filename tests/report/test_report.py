@@ -207,6 +207,8 @@ def test_sample_grid_takes_any_images(shape, labelled):
     labels = np.arange(shape[0]) % 30 if labelled else None
     figure = figures.sample_grid(images, labels, ["$a_class_with_a_long_name$"] * 3)
     figure.canvas.draw()
+    drawn = np.asarray(figure.canvas.buffer_rgba())  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(np.unique(drawn[..., :3])) > 10, "nothing but the ground"
 
 
 @pytest.mark.parametrize("classes", [2, 12, 100])
