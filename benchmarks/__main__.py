@@ -51,7 +51,9 @@ def _run(options: argparse.Namespace) -> int:
 
     from benchmarks.harness import append, measure
     from benchmarks.suites import rows
+    from dfke_jax.core.mesh import split_cpu
 
+    split_cpu()
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be times of compiling
     available = rows(options.suite)
     wanted = []

@@ -5,6 +5,7 @@ A B C A B C ..., so that whatever else slows the machine slows them alike; ratio
 as many calls as last about `min_seconds`, and waits once, at its end.
 """
 
+import contextlib
 import datetime
 import functools
 import importlib.metadata
@@ -24,6 +25,7 @@ import numpy as np
 
 from dfke_jax.core import Method
 from dfke_jax.core.loop import _chunk, _fold, _init  # what `run` executes
+from dfke_jax.core.mesh import device_mesh, replicate
 from dfke_jax.core.types import Key
 from dfke_jax.nn.conv import Implementation, convolution
 
@@ -44,6 +46,7 @@ class Program(NamedTuple):
       elementary: a method whose step is one pass of what `method` repeats inside, for counting arithmetic; `method`
         itself by default. It must not contain a loop, whose body would be counted once.
       repeats: elementary steps in one step of `method`.
+      spread: over all devices, as `dfke run` does it: samples are split where the method asks for it.
     """
 
     method: Method
@@ -54,6 +57,7 @@ class Program(NamedTuple):
     scanned: bool = True
     elementary: Method | None = None
     repeats: int = 1
+    spread: bool = False
 
 
 class Peer(NamedTuple):
@@ -110,13 +114,17 @@ class Prepared:
 
     def __init__(self, program: Program):
         self.units = program.units * program.length
-        self.state = _init(program.method, _fold(program.key, np.uint32(2**32 - 1)))  # type: ignore[arg-type]
+        self._mesh = device_mesh() if program.spread and jax.device_count() > 1 else None
         self._fixed = (program.method, program.key)
+        if self._mesh:
+            self._fixed = replicate(self._fixed, self._mesh)
+        with self._devices():
+            self.state = _init(self._fixed[0], _fold(self._fixed[1], np.uint32(2**32 - 1)))  # type: ignore[arg-type]
         self._count = 0
         jax.clear_caches()  # so that no contender profits from what another has traced
         jax.block_until_ready(self.state)
         began = time.perf_counter()
-        with convolution(program.convolution):
+        with convolution(program.convolution), self._devices():
             if program.scanned:
                 lowered = _chunk.lower(*self._fixed, self.state, np.uint32(0), program.length)
             else:
@@ -126,6 +134,9 @@ class Prepared:
         self.compile = {"trace_lower": lowered_at - began, "compile": time.perf_counter() - lowered_at}
         self.compile["first_call"] = self.run(1)
         self.memory = _memory(self._compiled)
+
+    def _devices(self) -> Any:
+        return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
 
     def run(self, calls: int) -> float:
         """Seconds of that many calls, each going on from the state of the previous one, with a key of its own."""
@@ -259,6 +270,7 @@ def measure(
         executed = None
         if isinstance(work, Program):
             record |= {"steps_per_call": work.length * work.repeats, "convolution": work.convolution}
+            record |= {"devices": jax.device_count() if work.spread else 1}
             executed = plain if work.convolution == "lax" else counted(work, work.convolution)
         records.append(
             record

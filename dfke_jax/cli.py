@@ -125,7 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("names", nargs="*", metavar="NAME", help="experiments; all of them by default")
     again.add_argument("--out", type=Path, default=Path("docs/results"), help="where results go (default: %(default)s)")
     again.add_argument("--list", action="store_true", dest="listing", help="only list them")
-    again.add_argument("--devices", type=_positive, metavar="N", help="split the CPU into so many devices")
+    again.add_argument(
+        "--devices",
+        type=_positive,
+        metavar="N",
+        help="split the CPU into so many devices; by default one per core, up to four",
+    )
     _add_data_dir(again)
 
     page = command("report", "Draw the report of a finished run, or of every run in a directory.", _report)
@@ -293,6 +298,7 @@ def _split_run(rest: list[str]) -> tuple[str, list[str], bool]:
 
 
 def _run(name: str, rest: list[str], argv: list[str]) -> int:
+    from dfke_jax.core.mesh import split_cpu
     from dfke_jax.experiments.registry import recipe as find
 
     recipe = find(name)
@@ -304,7 +310,7 @@ def _run(name: str, rest: list[str], argv: list[str]) -> int:
     config = options.settings
     out = options.out or Path("runs") / f"{recipe.name}-{_slug(config.dataset)}"
     _refuse_finished(out, options.resume)
-    _use_devices(options.devices)
+    split_cpu(options.devices)
     enable_compilation_cache()
 
     from dfke_jax.experiments.run import run_recipe
@@ -349,7 +355,7 @@ def _parse_run(recipe: "Recipe", rest: Sequence[str]):
         quiet: tyro.conf.FlagCreatePairsOff[bool] = False
         """No progress bars."""
         devices: int | None = None
-        """Split the CPU into so many devices."""
+        """Split the CPU into so many devices; by default one per core, up to four."""
         debug: tyro.conf.FlagCreatePairsOff[bool] = False
         """Show the traceback of an error."""
 
@@ -382,28 +388,12 @@ def _refuse_finished(out: Path, resume: bool) -> None:
         )
 
 
-def _use_devices(count: int | None) -> None:
-    from dfke_jax.core.errors import InputError
-
-    if count is None:
-        return
-    if count < 1:
-        raise InputError(f"--devices must be at least 1, got {count}")
-    import jax
-
-    if count == getattr(jax.config, "jax_num_cpu_devices", None):
-        return
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError as error:
-        raise InputError(f"--devices {count} comes too late: JAX has already started") from error
-
-
 def _reproduce(options: argparse.Namespace) -> int:
     from dfke_jax.core.errors import UnknownNameError
+    from dfke_jax.core.mesh import split_cpu
 
     if not options.listing:
-        _use_devices(options.devices)
+        split_cpu(options.devices)
         enable_compilation_cache()
     from dfke_jax import report
     from dfke_jax.experiments import reproduce

@@ -38,15 +38,15 @@ def results(tmp_path):
 
 def test_a_row_becomes_well_formed_lines(results):
     records = harness.read(results)
-    assert [record["contender"] for record in records] == ["ours", "lax_step", "pytorch"]
-    ours, plain, peer = records
+    assert [record["contender"] for record in records] == ["ours", "ours_one_device", "lax_step", "pytorch"]
+    ours, alone, plain, peer = records
     for record in records:
         assert record["params"]["batch"] == 2
         assert record["unit"] == "image-steps/s"
         assert record["device"]["platform"] == jax.default_backend()
         assert {"jax", "jaxlib", "torch", "dfke-jax"} <= set(record["versions"])
         assert "revision" in record
-    for record in (ours, plain):
+    for record in (ours, alone, plain):
         rate = record["rate"]
         assert 0 < rate["p10"] <= rate["median"] <= rate["p90"]
         assert rate["n"] == len(record["blocks"]) == 7
@@ -58,11 +58,11 @@ def test_a_row_becomes_well_formed_lines(results):
     assert ("skipped" in peer) == (importlib.util.find_spec("torch") is None)
     if "skipped" not in peer:
         assert peer["torch"]["threads"] in map(int, peer["torch"]["seconds_per_call"])
-    assert table(records).row_count == 3
+    assert table(records).row_count == 4
 
 
 def test_model_arithmetic_is_that_of_the_plain_convolution():
-    ours, plain, *_ = measured()
+    ours, _, plain, *_ = measured()
     forward = 2 * (28**2 * 6 * 25 + 10**2 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10)
     assert ours["flops"]["model_per_unit"] == pytest.approx(2 * forward, rel=0.1)
     assert plain["flops"]["executed_per_unit"] == ours["flops"]["model_per_unit"]

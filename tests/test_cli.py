@@ -226,7 +226,7 @@ def test_devices_come_before_jax_starts(calls, capsys):
     jax.devices()
     assert cli.main(["run", "fake", "--devices", str(jax.config.jax_num_cpu_devices)]) == 0
     assert cli.main(["run", "fake", "--devices", "7", "--out", "other"]) == 1
-    assert "comes too late" in said(capsys)[1]
+    assert "come too late" in said(capsys)[1]
     assert cli.main(["run", "fake", "--devices", "0", "--out", "other"]) == 1
 
 

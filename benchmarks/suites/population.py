@@ -8,7 +8,7 @@ import jax
 from benchmarks.harness import Peer, Program, Row, Rows
 from benchmarks.suites.common import random_images, random_labels
 from benchmarks.suites.training import RATE, supervised
-from dfke_jax.core import population
+from dfke_jax.core import device_mesh, population
 
 
 def row(members: int, batch: int, pool: int, length: int, plain_length: int, peer_steps: int, blocks: int = 11) -> Row:
@@ -16,8 +16,11 @@ def row(members: int, batch: int, pool: int, length: int, plain_length: int, pee
     single = supervised("lenet5", pool, batch)
     keys = jax.random.split(jax.random.key(6), members)
 
-    def program(strategy: Any, length: int, **options: Any) -> Program:
-        made = population(single, strategy=strategy)
+    mesh = device_mesh(models=jax.device_count())
+    spreads = jax.device_count() > 1 and members % jax.device_count() == 0
+
+    def program(strategy: Any, length: int, spread: bool = False, **options: Any) -> Program:
+        made = population(single, strategy=strategy, mesh=mesh if spread else None)
         return Program(made, keys, units=members, length=length, elementary=single, repeats=members, **options)
 
     def peer() -> Any:
@@ -28,8 +31,8 @@ def row(members: int, batch: int, pool: int, length: int, plain_length: int, pee
         return peers.ClassifierTraining(networks, images, labels, batch, RATE, peer_steps)
 
     contenders = {
-        "ours_auto": program("auto", length),
-        "ours_vmap": program("vmap", length),
+        "ours": program("auto", length, spread=spreads),
+        "ours_one_device": program("auto", length),
         "lax_vmap": program("vmap", plain_length, convolution="lax"),
         "pytorch": Peer(peer, units=members * peer_steps),
     }

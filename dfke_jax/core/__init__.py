@@ -11,7 +11,15 @@ from dfke_jax.core.errors import (
     UnknownNameError,
 )
 from dfke_jax.core.loop import Run, run
-from dfke_jax.core.mesh import constrain_samples, default_sharding, device_mesh, initialise_hosts, replicate, shard
+from dfke_jax.core.mesh import (
+    constrain_samples,
+    default_sharding,
+    device_mesh,
+    initialise_hosts,
+    replicate,
+    shard,
+    split_cpu,
+)
 from dfke_jax.core.method import Attack, HostMethod, Method, Static, against, method
 from dfke_jax.core.population import population
 from dfke_jax.core.tracking import JsonLines, TensorBoard, WeightsAndBiases
@@ -46,5 +54,6 @@ __all__ = [
     "run",
     "save",
     "shard",
+    "split_cpu",
     "writable_directory",
 ]

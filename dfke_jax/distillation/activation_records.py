@@ -184,11 +184,11 @@ def _synthesise(teacher: Classifier, record: Record, static: Static, key: Key, r
         # Rows come as r, r + 1, ... with r a multiple of K, so class k stands at every K-th place.
         wanted[name] = drawn.reshape(batch_size, -1)
 
-    def objective(key: Key, images: Array) -> tuple[Array, Array]:
+    def objective(key: Key, images: Array, wanted: dict[str, Array]) -> tuple[Array, Array]:
         activations = teacher.activations(images)
-        loss = jnp.zeros(batch_size)
+        loss = jnp.zeros(len(images))
         for name, target in wanted.items():
-            got = activations[name].reshape(batch_size, -1)
+            got = activations[name].reshape(len(images), -1)
             if name != "logits":
                 got, target = jax.nn.relu(got), jax.nn.relu(target)
             loss = loss + jnp.square(got - target).mean(1)
@@ -201,6 +201,7 @@ def _synthesise(teacher: Classifier, record: Record, static: Static, key: Key, r
         steps=settings.steps,
         optimizer=optimiser("adam", settings.learning_rate),
         box=teacher.preprocessing.box,
+        context=wanted,
     )
     return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})
 

@@ -106,10 +106,11 @@ def _targets(key: Key, teacher: Classifier, settings: ImpressionSettings, labels
     return dirichlet_targets(key, alpha, labels, scale)
 
 
-def _objective(teacher: Classifier, settings: ImpressionSettings, targets: Array, smoothness: Array) -> Any:
+def _objective(teacher: Classifier, settings: ImpressionSettings) -> Any:
     box = teacher.preprocessing.box
 
-    def objective(key: Key, images: Array) -> tuple[Array, Array]:
+    def objective(key: Key, images: Array, context: tuple[Array, Array]) -> tuple[Array, Array]:
+        targets, smoothness = context
         loss = soft_cross_entropy(teacher(images), targets, settings.temperature)
         if settings.total_variation[1]:
             loss = loss + smoothness * total_variation(images)
@@ -142,12 +143,13 @@ def _impressions(teacher: Classifier, static: Static, key: Key, rows: Array, car
     targets = _targets(target_key, teacher, settings, labels, scale)
     made = optimise_noise(
         noise_key,
-        _objective(teacher, settings, targets, _smoothness(settings, rows, count)),
+        _objective(teacher, settings),
         start,
         steps=settings.steps,
         optimizer=optimiser("adam", settings.learning_rate),
         box=teacher.preprocessing.box,
         jitter=settings.jitter,
+        context=(targets, _smoothness(settings, rows, count)),
     )
     return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})
 
@@ -167,13 +169,14 @@ def _released(teacher: Classifier, static: Static, key: Key, rows: Array, carry:
     targets = _targets(target_key, teacher, settings, labels, 1.0)
     made = optimise_noise(
         noise_key,
-        _objective(teacher, settings, targets, jnp.zeros(batch_size)),
+        _objective(teacher, settings),
         start,
         steps=settings.steps,
         optimizer=rule,
         box=teacher.preprocessing.box,
         parametrisation="rescale",
         optimizer_state=state,
+        context=(targets, jnp.zeros(batch_size)),
     )
     return Batch(made.images, labels, (made.images, made.optimizer_state), {"loss": jnp.mean(made.loss)})
 

@@ -10,12 +10,15 @@ import jax.numpy as jnp
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array
-from dfke_jax.nn.conv import conv_general_dilated, upsample_convolve, uses_fast_forms
+from dfke_jax.nn.conv import conv_general_dilated, upsample_convolve
+from dfke_jax.nn.pooling import avg_pool, max_pool
+from dfke_jax.nn.tiles import FeatureMaps, tile_size, tiled_convolution
 
 Conv = functools.partial(nn.Conv, conv_general_dilated_cls=lambda: conv_general_dilated)
 """`flax.linen.Conv` over `dfke_jax.nn.conv.conv_general_dilated`."""
 
 RECORD_MARK = "@"
+_NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 class BatchNorm(nn.Module):
@@ -70,6 +73,32 @@ class BatchNorm(nn.Module):
         return (x * factor.reshape(shape) + offset.reshape(shape)).astype(x.dtype)
 
 
+class PooledConv(nn.Module):
+    """A ``VALID`` convolution of stride one that a 2×2 max-pooling follows; parameters and function are `Conv`'s.
+
+    It returns `FeatureMaps`: normalise with ``maps.map(norm)``, look with ``maps.image()``, go on with
+    ``maps.max_pool()``. On CPU, with few channels, both operations run in tiles.
+
+    Attributes:
+      features: filters F.
+      kernel_size: (k, k).
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> FeatureMaps:
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
+        tile = tile_size(x.shape, shape)
+        if tile:
+            return FeatureMaps(tiled_convolution(x, kernel, tile), bias, tile)
+        return FeatureMaps(conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=_NHWC), bias)
+
+
 class UpsampleConv(nn.Module):
     """Nearest-neighbour upsampling by two, then a 3×3 convolution (see `upsample_convolve`); as one exact operation.
 
@@ -87,50 +116,6 @@ class UpsampleConv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
         return upsample_convolve(x, kernel.astype(x.dtype), bias)
-
-
-def _windows(x: Array, size: int) -> Array:
-    batch, height, width, channels = x.shape
-    if height % size or width % size:
-        x = x[:, : height - height % size, : width - width % size]
-        height, width = x.shape[1:3]
-    return x.reshape(batch, height // size, size, width // size, size, channels)
-
-
-def max_pool(x: Array, size: int = 2) -> Array:
-    """Maximum over non-overlapping size × size windows; odd rows and columns at the end are dropped (``VALID``).
-
-    (B, H, W, C) -> (B, H // size, W // size, C). A reshape, because the gradient of the general operation is slow;
-    where several elements tie for the maximum its gradient is shared among them. A ReLU that follows the pooling is the
-    same function as one before it, on a quarter of the elements. Forward-mode and second derivatives need
-    ``with convolution("lax")``, like those of `Conv`.
-    """
-    windows = _windows(x, size)
-    return _window_max(windows) if uses_fast_forms() else windows.max((2, 4))
-
-
-@jax.custom_vjp
-def _window_max(windows: Array) -> Array:
-    return windows.max((2, 4))
-
-
-def _window_max_forward(windows: Array) -> tuple[Array, tuple[Array, Array]]:
-    most = windows.max((2, 4))
-    return most, (windows, most)
-
-
-def _window_max_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
-    windows, most = residuals
-    reached = (windows == most[:, :, None, :, None]).astype(windows.dtype)
-    return (reached * (cotangent / reached.sum((2, 4)))[:, :, None, :, None],)
-
-
-_window_max.defvjp(_window_max_forward, _window_max_backward)
-
-
-def avg_pool(x: Array, size: int = 2) -> Array:
-    """Mean over non-overlapping size × size windows, as `max_pool`."""
-    return _windows(x, size).mean((2, 4))
 
 
 def global_avg_pool(x: Array) -> Array:
@@ -173,6 +158,7 @@ def check_image_size(x: Array, expected: Sequence[int], network: str) -> None:
 __all__ = [
     "BatchNorm",
     "Conv",
+    "PooledConv",
     "UpsampleConv",
     "avg_pool",
     "check_image_size",

@@ -3,10 +3,12 @@
 Two different students are called LeNet-5-Half in the literature; here they have different names.
 """
 
+import functools
+
 import flax.linen as nn
 
 from dfke_jax.core.types import Array
-from dfke_jax.nn.layers import BatchNorm, Conv, check_image_size, flatten, head, max_pool, record
+from dfke_jax.nn.layers import BatchNorm, PooledConv, check_image_size, flatten, head, record
 
 
 class LeNet5(nn.Module):
@@ -32,17 +34,18 @@ class LeNet5(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         check_image_size(x, (32, 32), "LeNet-5")
 
-        def pre_activation(name: str, x: Array) -> Array:
-            if self.batch_norm:
-                x = BatchNorm(name=f"{name}_norm")(x, train=train)
-            return record(self, name, x)
-
         for i, filters in enumerate(self.filters, 1):
-            x = pre_activation(f"conv{i}", Conv(filters, (5, 5), padding="VALID", name=f"conv{i}")(x))
-            x = nn.relu(max_pool(x))  # the same as pooling after the ReLU, on a quarter of the elements
+            maps = PooledConv(filters, (5, 5), name=f"conv{i}")(x)
+            if self.batch_norm:
+                maps = maps.map(functools.partial(BatchNorm(name=f"conv{i}_norm"), train=train))
+            record(self, f"conv{i}", maps.image())
+            x = nn.relu(maps.max_pool())  # the same as pooling after the ReLU, on a quarter of the elements
         x = flatten(x)
         for i, units in enumerate(self.units, 1):
-            x = nn.relu(pre_activation(f"dense{i}", nn.Dense(units, name=f"dense{i}")(x)))
+            x = nn.Dense(units, name=f"dense{i}")(x)
+            if self.batch_norm:
+                x = BatchNorm(name=f"dense{i}_norm")(x, train=train)
+            x = nn.relu(record(self, f"dense{i}", x))
         return head(self.num_classes)(record(self, "features", x))
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.mesh import constrain_samples
-from dfke_jax.core.types import Array, Key
+from dfke_jax.core.mesh import constrain_samples, sample_devices
+from dfke_jax.core.types import Array, Key, PyTree
 
-Objective = Callable[[Key, Array], tuple[Array, Array]]
-"""(key, images (B, H, W, C) in pixel space) -> (loss (B,), confidence (B,)).
+Objective = Callable[..., tuple[Array, Array]]
+"""(key, images (B, H, W, C) in pixel space[, context]) -> (loss (B,), confidence (B,)).
 
 The sum of the losses is differentiated, so samples are independent unless the objective couples them (a statistics
 prior does; it adds the same scalar to every sample's loss, which multiplies the published batch mean by B and leaves
@@ -54,6 +54,8 @@ def optimise_noise(
     stop_at: Array | None = None,
     keep: Literal["last", "best"] = "last",
     optimizer_state: Any = None,
+    context: PyTree = None,
+    group: int | None = None,
 ) -> Synthesised:
     """Minimises Σ_b loss_b over a batch of images for a fixed number of steps.
 
@@ -78,6 +80,12 @@ def optimise_noise(
         image, optimiser state, loss and confidence stay what they were then.
       keep: the last iterate, or for every sample the one with the lowest loss.
       optimizer_state: to continue a previous call's.
+      context: arrays (B, ...), each sample's own share of what the objective needs; the objective gets it as its third
+        argument. To give one is to say that samples do not touch one another and that the objective draws nothing per
+        sample: only then can they be taken in groups.
+      group: samples that one device optimises together before it turns to the next ones; needs `context`. By default
+        64 on CPU, where a group should fit the cache (1.4 to 1.7 times faster than 200 to 400 on LeNet-5), and all
+        elsewhere. It changes speed and memory, not results.
 
     Returns:
       `Synthesised`.
@@ -94,16 +102,89 @@ def optimise_noise(
         raise InputError(f"jitter must not be negative, got {jitter}")
     if keep not in ("last", "best"):
         raise UnknownNameError("choice of keep", keep, ("last", "best"))
+    if group is not None and (context is None or group < 1):
+        raise InputError("group must be at least 1, and needs a context: only independent samples can be grouped")
+    options: dict[str, Any] = {
+        "steps": steps,
+        "optimizer": optimizer,
+        "box": box,
+        "parametrisation": parametrisation,
+        "jitter": jitter,
+        "keep": keep,
+    }
+    batch = start.shape[0]
+    if context is not None and parametrisation != "rescale":
+        if group is None:
+            group = 64 if jax.default_backend() == "cpu" else batch
+        split, merge, groups = _grouping(batch, group)
+        if groups > 1:
+            parts = split((start, stop_at, optimizer_state, context))
+
+            def one(part: tuple) -> Synthesised:
+                start, stop_at, state, context = part
+                return _optimise(key, objective, start, stop_at, state, context, **options)
+
+            return merge(jax.lax.map(one, parts))
+    return _optimise(key, objective, start, stop_at, optimizer_state, context, **options)
+
+
+def _grouping(batch: int, group: int) -> tuple[Callable, Callable, int]:
+    """How to take (B, ...) apart into groups, to put the results together again, and the number of groups.
+
+    Every device of the mesh in use keeps its rows: group i is the i-th part of each device's share.
+    """
+    devices = sample_devices(batch)
+    share = batch // devices
+    size = max(d for d in range(1, min(group, share) + 1) if share % d == 0)
+    groups = share // size if 2 * size >= min(group, share) else 1  # a prime share is better left whole
+
+    def split(tree: PyTree) -> PyTree:
+        def apart(leaf: Array) -> Array:
+            if leaf.ndim == 0 or leaf.shape[0] != batch:  # shared by all samples, like a step count
+                return jnp.broadcast_to(leaf, (groups, *leaf.shape))
+            leaf = leaf.reshape(devices, groups, size, *leaf.shape[1:]).swapaxes(0, 1)
+            return leaf.reshape(groups, devices * size, *leaf.shape[3:])
+
+        return jax.tree.map(apart, tree)
+
+    def merge(tree: PyTree) -> PyTree:
+        def together(leaf: Array) -> Array:
+            if leaf.ndim == 1 or leaf.shape[1] != devices * size:
+                return leaf[0]
+            leaf = leaf.reshape(groups, devices, size, *leaf.shape[2:]).swapaxes(0, 1)
+            return leaf.reshape(batch, *leaf.shape[3:])
+
+        return jax.tree.map(together, tree)
+
+    return split, merge, groups
+
+
+def _optimise(
+    key: Key,
+    objective: Objective,
+    start: Array,
+    stop_at: Array | None,
+    optimizer_state: Any,
+    context: PyTree,
+    *,
+    steps: int,
+    optimizer: optax.GradientTransformation,
+    box: tuple[float, float],
+    parametrisation: Parametrisation,
+    jitter: int,
+    keep: str,
+) -> Synthesised:
     to_images, to_parameters, project = _parametrise(parametrisation, box)
     parameters = to_parameters(constrain_samples(start))
     batch = start.shape[0]
+    context = () if context is None else (jax.tree.map(constrain_samples, context),)
 
     def total(parameters: Array, key: Key) -> tuple[Array, tuple[Array, Array]]:
         images = to_images(parameters)
         if jitter:
             key, jitter_key = jax.random.split(key)
             images = jnp.roll(images, jax.random.randint(jitter_key, (2,), -jitter, jitter + 1), (1, 2))
-        loss, confidence = objective(key, images)
+        loss, confidence = objective(key, images, *context)
         return jnp.sum(loss), (loss, confidence)
 
     def per_sample(mask: Array, new: Any, old: Any) -> Any:

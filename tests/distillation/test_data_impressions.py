@@ -106,8 +106,14 @@ def test_batch_size_changes_speed_only_for_one_step_of_given_keys(teacher):
     start = jax.random.uniform(KEY, (4, 6, 6, 1))
 
     def images(start, targets):
-        objective = module._objective(teacher, settings, targets, jnp.zeros(len(start)))
-        return module.optimise_noise(KEY, objective, start, steps=3, optimizer=module.optimiser("adam", 0.05)).images
+        return module.optimise_noise(
+            KEY,
+            module._objective(teacher, settings),
+            start,
+            steps=3,
+            optimizer=module.optimiser("adam", 0.05),
+            context=(targets, jnp.zeros(len(start))),
+        ).images
 
     np.testing.assert_allclose(images(start, targets)[:2], images(start[:2], targets[:2]), atol=1e-6)
 

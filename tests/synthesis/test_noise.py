@@ -1,5 +1,6 @@
 """Noise optimisation against loops written out in NumPy."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import optax
 import pytest
 from jax.tree_util import Partial
 
-from dfke_jax.core import InputError, UnknownNameError
+from dfke_jax.core import InputError, UnknownNameError, device_mesh, replicate
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import soft_cross_entropy
 from dfke_jax.nn.mlp import MLP
@@ -280,3 +281,51 @@ def test_refusals(error, message, changes):
     arguments = {"start": jnp.asarray(START), "steps": 2, "optimizer": optax.sgd(0.1)} | changes
     with pytest.raises(error, match=message):
         optimise_noise(KEY, BOWL, **arguments)
+
+
+@pytest.mark.parametrize(("batch", "group"), [(24, 6), (24, 5), (7, 3), (4, 100)])
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_groups_change_nothing(batch, group, keep):
+    start = jax.random.uniform(jax.random.key(3), (batch, 4, 4, 1))
+    goal = jax.random.uniform(jax.random.key(4), (batch, 4, 4, 1))
+    stop = jnp.linspace(-0.5, -0.01, batch)
+
+    def objective(key, images, goal):
+        loss = jnp.square(images - goal).sum((1, 2, 3))
+        return loss, -loss
+
+    adam = optax.adam(0.05)
+
+    def run(start, state=None, **options):
+        return optimise_noise(
+            KEY, objective, start, steps=6, optimizer=adam, jitter=1, keep=keep, stop_at=stop, context=goal,
+            optimizer_state=state, **options,
+        )  # fmt: skip
+
+    whole, grouped = run(start, group=batch), run(start, group=group)
+    chex.assert_trees_all_close(whole, grouped, atol=1e-6)
+    again, groups_again = (
+        run(made.images, made.optimizer_state, group=g) for made, g in ((whole, batch), (grouped, group))
+    )
+    chex.assert_trees_all_close(again, groups_again, atol=1e-6)
+
+
+def test_groups_over_devices():
+    batch, mesh = 32, device_mesh()
+    start = jax.random.uniform(jax.random.key(3), (batch, 4, 4, 1))
+    goal = jax.random.uniform(jax.random.key(4), (batch, 4, 4, 1))
+    objective = lambda key, images, goal: ((jnp.square(images - goal)).sum((1, 2, 3)), jnp.zeros(len(images)))
+
+    @jax.jit
+    def run(start, goal):
+        return optimise_noise(KEY, objective, start, steps=5, optimizer=optax.adam(0.05), context=goal, group=4).images
+
+    alone = run(start, goal)
+    with jax.set_mesh(mesh):
+        together = run(*replicate((start, goal), mesh))
+    np.testing.assert_allclose(alone, together, atol=1e-6)
+
+
+def test_only_independent_samples_are_grouped():
+    with pytest.raises(InputError, match="needs a context"):
+        optimise_noise(KEY, BOWL, jnp.asarray(START), steps=1, optimizer=optax.adam(0.1), group=2)
