@@ -1,0 +1,1 @@
+"""Dataset inference: was a model made from my data?"""

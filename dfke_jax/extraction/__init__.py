@@ -1,0 +1,1 @@
+"""Black-box extraction: one file an attack."""

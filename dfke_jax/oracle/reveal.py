@@ -1,0 +1,172 @@
+"""What an endpoint reveals of its victim, and what an attacker can read out of it."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.types import Array
+
+Kind = Literal["logits", "probabilities", "top_k", "label"]
+KINDS = ("logits", "probabilities", "top_k", "label")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reveal:
+    """How much of a victim's answer leaves the endpoint; hashable, so it can stand in a `Static`.
+
+    Attributes:
+      kind: ``logits``; ``probabilities``; ``top_k``: the k largest probabilities, zero elsewhere; ``label``: the
+        largest alone.
+      k: of ``top_k``.
+      renormalise: whether the k probabilities are divided by their sum.
+      decimals: logits or probabilities are rounded to so many decimals; None for none.
+
+    Raises:
+      UnknownNameError: for another kind.
+      InputError: for a k or decimals that mean nothing.
+    """
+
+    kind: Kind = "probabilities"
+    k: int | None = None
+    renormalise: bool = False
+    decimals: int | None = None
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UnknownNameError("kind of answer", self.kind, KINDS)
+        if (self.kind == "top_k") != (self.k is not None) or (self.k is not None and self.k < 1):
+            raise InputError(f"k >= 1 belongs to kind='top_k' and to nothing else, got kind={self.kind!r}, k={self.k}")
+        if self.decimals is not None and (self.decimals < 0 or self.kind == "label"):
+            raise InputError(f"decimals must be at least 0 and round numbers, got {self.decimals} for {self.kind!r}")
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether a finite difference of answers can be other than zero for small steps: unrounded numbers."""
+        return self.kind != "label" and self.decimals is None
+
+    def of_logits(self, logits: Array) -> Array:
+        """Logits (B, K) -> answers: (B, K), or (B,) int32 for ``label``."""
+        if self.kind == "logits":
+            return _rounded(logits, self.decimals)
+        return self.of_probabilities(jax.nn.softmax(logits)) if self.kind != "label" else _labels(logits)
+
+    def of_probabilities(self, probabilities: Array) -> Array:
+        """Probabilities (B, K) -> answers; logits cannot be had from them.
+
+        Raises:
+          InputError: for kind ``logits``.
+        """
+        if self.kind == "logits":
+            raise InputError("a victim that gives probabilities cannot reveal logits; reveal probabilities instead")
+        if self.kind == "label":
+            return _labels(probabilities)
+        if self.k is not None:
+            if self.k > probabilities.shape[-1]:
+                raise InputError(f"top {self.k} of {probabilities.shape[-1]} classes")
+            # ties at the k-th place are broken by index, as an endpoint that sorts would
+            rank = jnp.argsort(jnp.argsort(-probabilities, -1), -1)
+            probabilities = jnp.where(rank < self.k, probabilities, 0)
+            if self.renormalise:
+                probabilities = probabilities / probabilities.sum(-1, keepdims=True)
+        return _rounded(probabilities, self.decimals)
+
+
+def _rounded(values: Array, decimals: int | None) -> Array:
+    return values if decimals is None else jnp.round(values, decimals)
+
+
+def _labels(values: Array) -> Array:
+    return jnp.argmax(values, -1).astype(jnp.int32)
+
+
+def answered_labels(answers: Array, reveal: Reveal) -> Array:
+    """(B,) int32 from any kind of answer."""
+    return answers if reveal.kind == "label" else _labels(answers)
+
+
+def answered_probabilities(answers: Array, reveal: Reveal, num_classes: int) -> Array:
+    """(B, K) targets from any kind of answer.
+
+    What top-k or rounding left out of the total is spread evenly over the classes that came back as zero; labels become
+    one-hot.
+    """
+    if reveal.kind == "label":
+        return jax.nn.one_hot(answers, num_classes)
+    if reveal.kind == "logits":
+        return jax.nn.softmax(answers)
+    missing = jnp.maximum(1 - answers.sum(-1, keepdims=True), 0)
+    empty = answers <= 0
+    share = missing / jnp.maximum(empty.sum(-1, keepdims=True), 1)
+    filled = jnp.where(empty, share, answers)
+    return filled / filled.sum(-1, keepdims=True)
+
+
+def answered_logits(answers: Array, reveal: Reveal) -> Array:
+    """(B, K) logits with mean zero over the classes: z_i − mean_j z_j, from logits or from log p_i − mean_j log p_j.
+
+    Probabilities that came back as zero (top-k, rounding) stand for the largest value that would: half a unit of the
+    last decimal, or 1e-7; their logits are a guess.
+
+    Raises:
+      InputError: for labels, which have no logits.
+
+    Source: Truong et al., CVPR 2021, section 3 (logit recovery).
+    """
+    if reveal.kind == "label":
+        raise InputError("logits cannot be recovered from labels alone; use an attack for hard labels")
+    if reveal.kind == "logits":
+        values = answers
+    else:
+        floor = 1e-7 if reveal.decimals is None else 0.5 * 10.0**-reveal.decimals
+        values = jnp.log(jnp.maximum(answers, floor))
+    return values - values.mean(-1, keepdims=True)
+
+
+def check_answers(answers: Any, rows: int, num_classes: int, reveal: Reveal) -> None:
+    """Checks what came back from a host or an endpoint, before anything learns from it.
+
+    Args:
+      answers: NumPy array. rows: B that were asked. num_classes: K expected.
+
+    Raises:
+      InputError: another shape or number of classes, NaN, labels out of range, or probabilities that are negative or
+        do not sum to one (to at most one, for an unnormalised top-k; within the rounding).
+    """
+    import numpy as np
+
+    answers = np.asarray(answers)
+    shape = (rows,) if reveal.kind == "label" else (rows, num_classes)
+    if answers.shape != shape:
+        raise InputError(
+            f"asked {rows} rows of {num_classes} classes ({reveal.kind}), got answers of shape {answers.shape}"
+        )
+    if reveal.kind == "label":
+        if not np.issubdtype(answers.dtype, np.integer) or answers.min() < 0 or answers.max() >= num_classes:
+            raise InputError(f"labels must be integers in [0, {num_classes}), got {answers.min()} to {answers.max()}")
+        return
+    if not np.isfinite(answers).all():
+        raise InputError(f"{int((~np.isfinite(answers)).any(1).sum())} of {rows} answers contain NaN or infinity")
+    if reveal.kind == "logits":
+        return
+    slack = 1e-3 + (0 if reveal.decimals is None else 0.5 * num_classes * 10.0**-reveal.decimals)
+    total = answers.sum(1)
+    partial = reveal.kind == "top_k" and not reveal.renormalise
+    if answers.min() < -1e-6 or total.max() > 1 + slack or (not partial and total.min() < 1 - slack):
+        raise InputError(
+            f"probabilities must be non-negative and sum to 1, got values from {answers.min():.4g} and sums from "
+            f"{total.min():.4g} to {total.max():.4g}"
+        )
+
+
+__all__ = [
+    "KINDS",
+    "Kind",
+    "Reveal",
+    "answered_labels",
+    "answered_logits",
+    "answered_probabilities",
+    "check_answers",
+]
