@@ -40,8 +40,7 @@ class Experiment:
         return dataclasses.replace(base, **changes)
 
 
-_LARGE = {"samples": 24000, "distillation_steps": 20000}
-_SHORT = {"distillation_steps": 3000}
+_LARGE = {"samples": 24000, "distillation_steps": 20000, "baselines": False}
 # The noise baseline depends on teacher, data and distillation budget alone; the data-impressions rows carry it.
 _NO_NOISE = {"baselines": False}
 
@@ -80,7 +79,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "deep-inversion", "mnist", "DeepDream, plain and adaptive", "32 min, shared core"
     ),
     "deep-inversion-fashion_mnist": Experiment(
-        "deep-inversion", "fashion_mnist", "DeepDream, plain and adaptive", "30 min, shared core", _SHORT
+        "deep-inversion", "fashion_mnist", "DeepDream, plain and adaptive", "30 min, shared core"
     ),
     "transfer-sets-mnist": Experiment("transfer-sets", "mnist", "noise; clothes as unrelated images", "not measured"),
     "transfer-sets-fashion_mnist": Experiment(
