@@ -60,17 +60,31 @@ def table(result: Result) -> "rich.table.Table":
     return view
 
 
-def markdown_table(results: Sequence[Result]) -> str:
-    """A GitHub table with one row per arm of every result."""
-    head = ("data set", "recipe", "arm", "accuracy % (n)", "over control", "published %", "source", "time")
+def markdown_table(results: Sequence[Result], names: Sequence[str] | None = None) -> str:
+    """A GitHub table with one row per arm of every result.
+
+    Args:
+      results: what to show.
+      names: of the experiments; their recipes' names by default.
+    """
+    head = (
+        "data set",
+        "recipe" if names is None else "experiment",
+        "arm",
+        "accuracy % (n)",
+        "over control",
+        "published %",
+        "source",
+        "time",
+    )
     lines = [f"| {' | '.join(head)} |", "|---|---|---|--:|--:|--:|---|--:|"]
-    for result in results:
+    for result, name in zip(results, names or [result.recipe for result in results], strict=True):
         over = _gains(result)
         for index, arm in enumerate(result.arms):
             figures = [c for c in comparisons(result) if c.arm is arm]
             cells = (
                 result.dataset,
-                result.recipe,
+                name,
                 f"**{_plain(arm.label)}**" if arm.role == "method" else _plain(arm.label),
                 _counted(arm),
                 over.get(arm.name, ""),
@@ -114,7 +128,9 @@ def results_page(directory: str | os.PathLike) -> Path:
         arms(result).savefig(directory / "figures" / f"{path.stem}.png", dpi=100)
         said = " ".join(verdict(result))
         pictures += ["", f"## {path.stem}", "", said, "", f"![{path.stem}](figures/{path.stem}.png)"]
-    page.write_text("\n".join(notes) + markdown_table(results) + "\n".join(pictures) + "\n")
+    page.write_text(
+        "\n".join(notes) + markdown_table(results, [path.stem for path in paths]) + "\n".join(pictures) + "\n"
+    )
     return page
 
 
