@@ -1,5 +1,20 @@
 """What an adversary may see of a victim."""
 
+from dfke_jax.oracle.defences import (
+    AdaptiveMisinformation,
+    ConfidenceMask,
+    Defence,
+    GaussianNoise,
+    ReverseSigmoid,
+    Rounding,
+    Temperature,
+    TopK,
+    hellinger,
+    reverse_cross_entropy,
+)
+from dfke_jax.oracle.oracle import HostOracle, Oracle, ZerothOrderWarning, check_zeroth_order, oracle_for
+from dfke_jax.oracle.poisoning import PredictionPoisoning
+from dfke_jax.oracle.registry import DEFENCES, defence
 from dfke_jax.oracle.reveal import (
     Reveal,
     answered_labels,
@@ -7,5 +22,36 @@ from dfke_jax.oracle.reveal import (
     answered_probabilities,
     check_answers,
 )
+from dfke_jax.oracle.victims import HostVictim, from_function, from_jax, from_sklearn, from_torch, traced_torch
 
-__all__ = ["Reveal", "answered_labels", "answered_logits", "answered_probabilities", "check_answers"]
+__all__ = [
+    "DEFENCES",
+    "AdaptiveMisinformation",
+    "ConfidenceMask",
+    "Defence",
+    "GaussianNoise",
+    "HostOracle",
+    "HostVictim",
+    "Oracle",
+    "PredictionPoisoning",
+    "Reveal",
+    "ReverseSigmoid",
+    "Rounding",
+    "Temperature",
+    "TopK",
+    "ZerothOrderWarning",
+    "answered_labels",
+    "answered_logits",
+    "answered_probabilities",
+    "check_answers",
+    "check_zeroth_order",
+    "defence",
+    "from_function",
+    "from_jax",
+    "from_sklearn",
+    "from_torch",
+    "hellinger",
+    "oracle_for",
+    "reverse_cross_entropy",
+    "traced_torch",
+]
