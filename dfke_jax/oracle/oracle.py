@@ -6,7 +6,7 @@ victim -> logits -> softmax -> defences -> reveal. Two forms with one meaning: `
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.struct
@@ -20,7 +20,7 @@ from dfke_jax.core.types import Array
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.oracle.defences import TINY, Defence
 from dfke_jax.oracle.reveal import Reveal, check_answers
-from dfke_jax.oracle.victims import HostVictim, as_host_victim, victim_values
+from dfke_jax.oracle.victims import HostVictim, as_host_victim, as_shape, victim_values
 
 Transport = Literal["float32", "uint8"]
 Gives = Literal["logits", "probabilities", "label"]
@@ -123,7 +123,7 @@ class Oracle:
         the default is less than float32 (GPU, TPU). None leaves the default.
     """
 
-    victim: Callable[[Array], Array]
+    victim: Any
     defences: tuple[Defence, ...] = ()
     reveal: Reveal = flax.struct.field(pytree_node=False, default=Reveal())
     num_classes: int = flax.struct.field(pytree_node=False, default=10)
@@ -296,7 +296,7 @@ def oracle_for(
     shape = jax.eval_shape(victim, jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)).shape
     if len(shape) != 2 or shape[0] != 2 or (num_classes is not None and shape[1] != num_classes):
         raise InputError(f"asked 2 rows of {num_classes or 'any number of'} classes, the victim answers shape {shape}")
-    return Oracle(victim, tuple(defences), reveal, shape[1], tuple(input_shape), gives, transport, box, precision)
+    return Oracle(victim, tuple(defences), reveal, shape[1], as_shape(input_shape), gives, transport, box, precision)
 
 
 def check_zeroth_order(

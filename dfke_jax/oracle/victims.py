@@ -259,7 +259,7 @@ def traced_torch(
         ) from error
     original = from_torch(module, input_shape, layout=layout, mean=mean, std=std)
     state = {key: jnp.asarray(value.detach().cpu().numpy()) for key, value in module.state_dict().items()}
-    prepared = Static(_Prepared(tuple(input_shape), layout, tuple(mean), tuple(std)))
+    prepared = Static(_Prepared(as_shape(input_shape), layout, tuple(mean), tuple(std)))
     rows = _probe(input_shape, 16)
     expected = victim_values(original, rows)
     try:
@@ -309,7 +309,7 @@ def _prepared(input_shape: Shape, layout: str, mean: tuple[float, ...], std: tup
             raise InputError(f"{what} has {len(values)} values for images of {input_shape[2]} channels")
     if min(std) <= 0:
         raise InputError(f"std must be positive, got {std}")
-    return _Prepared(tuple(input_shape), layout, tuple(mean), tuple(std))
+    return _Prepared(as_shape(input_shape), layout, tuple(mean), tuple(std))
 
 
 def as_host_victim(victim: Any, input_shape: Shape | None, num_classes: int | None) -> HostVictim | None:
@@ -336,9 +336,15 @@ def as_host_victim(victim: Any, input_shape: Shape | None, num_classes: int | No
     return victim
 
 
+def as_shape(shape: Any) -> Shape:
+    """(H, W, C) as a tuple, whatever sequence it came in."""
+    height, width, channels = shape
+    return int(height), int(width), int(channels)
+
+
 def _probe(input_shape: Shape, rows: int) -> Array:
     return jax.random.uniform(jax.random.key(0), (rows, *input_shape))
 
 
-__all__ = ["HostVictim", "as_host_victim", "from_function", "from_jax", "from_sklearn", "from_torch", "traced_torch",
+__all__ = ["HostVictim", "as_host_victim", "as_shape", "from_function", "from_jax", "from_sklearn", "from_torch", "traced_torch",
            "victim_values"]  # fmt: skip
