@@ -12,9 +12,18 @@ from dfke_jax.oracle.defences import (
     hellinger,
     reverse_cross_entropy,
 )
+from dfke_jax.oracle.detectors import Alarm, Prada
+from dfke_jax.oracle.explanations import (
+    EXPLANATIONS,
+    Explained,
+    Explanation,
+    ExplanationOracle,
+    explained_gradients,
+    explanation_oracle,
+)
 from dfke_jax.oracle.oracle import HostOracle, Oracle, ZerothOrderWarning, check_zeroth_order, oracle_for
 from dfke_jax.oracle.poisoning import PredictionPoisoning
-from dfke_jax.oracle.registry import DEFENCES, defence
+from dfke_jax.oracle.registry import DEFENCES, defence, explanation
 from dfke_jax.oracle.reveal import (
     Reveal,
     answered_labels,
@@ -26,13 +35,19 @@ from dfke_jax.oracle.victims import HostVictim, from_function, from_jax, from_sk
 
 __all__ = [
     "DEFENCES",
+    "EXPLANATIONS",
     "AdaptiveMisinformation",
+    "Alarm",
     "ConfidenceMask",
     "Defence",
+    "Explained",
+    "Explanation",
+    "ExplanationOracle",
     "GaussianNoise",
     "HostOracle",
     "HostVictim",
     "Oracle",
+    "Prada",
     "PredictionPoisoning",
     "Reveal",
     "ReverseSigmoid",
@@ -46,6 +61,9 @@ __all__ = [
     "check_answers",
     "check_zeroth_order",
     "defence",
+    "explained_gradients",
+    "explanation",
+    "explanation_oracle",
     "from_function",
     "from_jax",
     "from_sklearn",

@@ -210,8 +210,9 @@ class ReverseSigmoid(Defence):
         _require(self.gamma, lambda g: g > 0, "gamma of reverse_sigmoid must be positive")
 
     def __call__(self, rows: Array, probabilities: Array) -> Array:
-        inside = jnp.clip(probabilities, 1e-7, 1 - 1e-7)
-        logit = jnp.log(inside) - jnp.log1p(-inside)
+        # 1 − p as the sum of the others: it keeps its digits where p is nearly one
+        others = jnp.matmul(probabilities, 1 - jnp.eye(probabilities.shape[-1]), precision="highest")
+        logit = jnp.log(jnp.maximum(probabilities, 1e-7)) - jnp.log(jnp.maximum(others, 1e-7))
         moved = probabilities - self.beta * (jax.nn.sigmoid(self.gamma * logit) - 0.5)
         return normalised(jnp.clip(moved, 0, 1))
 

@@ -1,4 +1,4 @@
-"""Defences by name, as they are written on a command line."""
+"""Defences and explanations by name, as they are written on a command line."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from dfke_jax.oracle.defences import (
     Temperature,
     TopK,
 )
+from dfke_jax.oracle.explanations import EXPLANATIONS, Explanation
 from dfke_jax.oracle.poisoning import PredictionPoisoning
 
 DEFENCES: dict[str, type[Defence]] = {
@@ -56,11 +57,31 @@ def defence(text: str, models: Mapping[str, Any] | None = None) -> Defence:
     if None in given.values():
         raise InputError(f"defence {name!r} needs a model: models={{{needed!r}: ...}}, rows -> logits")
     fields = {field.name: field for field in dataclasses.fields(DEFENCES[name]) if field.name not in given}  # type: ignore[arg-type]
-    for key, value in values.items():
+    return DEFENCES[name](**given, **_read(f"defence {name!r}", fields, values))
+
+
+def explanation(text: str) -> Explanation:
+    """The setting of an explanation from ``kind`` or ``kind:key=value,key=value``.
+
+    Raises:
+      UnknownNameError: for an unknown kind or argument.
+      InputError: for a value that is no number or out of range.
+
+    >>> explanation("smooth_grad:samples=8,classes=top").samples
+    8
+    """
+    kind, values = parse(text)
+    if kind not in EXPLANATIONS:
+        raise UnknownNameError("explanation", kind, EXPLANATIONS)
+    fields = {field.name: field for field in dataclasses.fields(Explanation) if field.name != "kind"}
+    return Explanation(kind, **_read(f"explanation {kind!r}", fields, values))
+
+
+def _read(what: str, fields: Mapping[str, dataclasses.Field], values: Mapping[str, str]) -> dict[str, Any]:
+    for key in values:
         if key not in fields:
-            raise UnknownNameError(f"argument of defence {name!r}", key, fields)
-        values[key] = _like(fields[key].default, value, f"{name}: {key}")
-    return DEFENCES[name](**given, **values)
+            raise UnknownNameError(f"argument of {what}", key, fields)
+    return {key: _like(fields[key].default, value, f"{what}: {key}") for key, value in values.items()}
 
 
 def parse(text: str) -> tuple[str, dict[str, str]]:
@@ -85,11 +106,12 @@ def _like(default: Any, text: str, where: str) -> Any:
         if text.lower() not in ("true", "false"):
             raise InputError(f"{where} must be true or false, got {text!r}")
         return text.lower() == "true"
+    kind = int if default is None else type(default)  # None stands for no rounding
     try:
-        return type(default)(text)
+        return kind(text)
     except ValueError:
-        kind = "a whole number" if isinstance(default, int) else "a number"
+        kind = "a whole number" if kind is int else "a number"
         raise InputError(f"{where} must be {kind}, got {text!r}") from None
 
 
-__all__ = ["DEFENCES", "MODELS", "defence", "parse"]
+__all__ = ["DEFENCES", "MODELS", "defence", "explanation", "parse"]

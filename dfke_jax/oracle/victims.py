@@ -74,6 +74,9 @@ def victim_values(victim: HostVictim, rows: Any) -> np.ndarray:
     size = victim.batch_size or max(len(rows), 1)
     parts = [np.asarray(victim.predict(rows[start : start + size])) for start in range(0, len(rows), size)]
     try:
+        for part in parts:
+            if part.ndim != (1 if victim.gives == "label" else 2):
+                raise InputError(f"gives {victim.gives}, but answered shape {part.shape}")
         values = np.concatenate(parts)
         check_answers(values, len(rows), victim.num_classes, Reveal(victim.gives))
     except (InputError, ValueError) as error:
@@ -217,7 +220,7 @@ def from_torch(
     def predict(rows: np.ndarray) -> np.ndarray:
         module.eval()
         with torch.no_grad():
-            answers = module(torch.from_numpy(np.ascontiguousarray(prepared(rows, np))).to(device))
+            answers = module(torch.from_numpy(np.array(prepared(rows, np), order="C")).to(device))
         if not isinstance(answers, torch.Tensor):
             raise InputError(f"{name} returns {type(answers).__name__}; wrap it so that it returns one tensor (B, K)")
         return answers.detach().to("cpu", torch.float32).numpy()
