@@ -4,8 +4,6 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
-from scipy.spatial.distance import cdist
 
 from dfke_jax.core.errors import InputError
 
@@ -52,7 +50,7 @@ class _Class:
         found = np.full(len(rows), np.inf)
         for start in range(0, self.size, _BLOCK):
             block = self.members[start : min(start + _BLOCK, self.size)]
-            np.minimum(found, cdist(rows, block).min(1), out=found)
+            np.minimum(found, _apart(rows, block).min(1), out=found)
         return found
 
 
@@ -131,7 +129,7 @@ class Prada:
     @staticmethod
     def _distances(group: _Class, rows: np.ndarray) -> np.ndarray:
         """The least distances of a class's new rows, in their order, while the set grows; NaN for a first one."""
-        nearest, among = group.nearest(rows), cdist(rows, rows)
+        nearest, among = group.nearest(rows), _apart(rows, rows)
         found = np.full(len(rows), np.nan)
         for i, row in enumerate(rows):
             first = group.size == 0
@@ -151,6 +149,8 @@ class Prada:
         distances = distances[inside]
         if len(distances) <= self.least:
             return
+        from scipy import stats
+
         if np.ptp(distances) == 0:
             statistic = 1.0  # as scipy has it for a constant sample, without its warning
         else:
@@ -160,6 +160,12 @@ class Prada:
         self.history.append((self.queries, statistic))
         if statistic < self.delta and self._raised_at is None:
             self._raised_at = self.queries
+
+
+def _apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    from scipy.spatial.distance import cdist
+
+    return cdist(first, second)
 
 
 __all__ = ["Alarm", "Prada"]

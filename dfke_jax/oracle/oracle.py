@@ -22,7 +22,7 @@ from dfke_jax.oracle.defences import TINY, Defence
 from dfke_jax.oracle.reveal import Reveal, check_answers
 from dfke_jax.oracle.victims import HostVictim, as_host_victim, as_shape, victim_values
 
-Transport = Literal["float32", "uint8"]
+Transport = Literal["float32", "float64", "uint8"]
 Gives = Literal["logits", "probabilities", "label"]
 Box = tuple[float, float]
 
@@ -32,13 +32,18 @@ class ZerothOrderWarning(UserWarning):
 
 
 def transported(rows: Array, transport: Transport, box: Box) -> Array:
-    """What arrives of the rows: as they are, or on the 256 levels of the box.
+    """What arrives of the rows: floats as they are, or the 256 levels of the box.
 
-    ``uint8`` is round(255·(x − low)/(high − low)) and back; what lies outside the box is clipped, as an image file would.
+    ``float64`` needs 64-bit JAX (`jax.enable_x64`) and is for attacks that solve equations. ``uint8`` is round(255·(x − low)/(high − low)) and back; what lies outside the box is clipped, as an image file would.
 
     Args:
       rows: (B, H, W, C). box: (low, high).
     """
+    if transport == "float64":
+        if not jax.config.jax_enable_x64:
+            raise InputError("transport 'float64' needs 64-bit JAX: with jax.enable_x64(True), around the whole attack")
+        return rows.astype(jnp.float64)
+    rows = rows.astype(jnp.float32)
     if transport == "float32":
         return rows
     low, high = box
@@ -60,7 +65,7 @@ def answered(values: Array, rows: Array, gives: Gives, defences: Sequence[Defenc
     """
     if gives == "label":
         return values.astype(jnp.int32)
-    values = values.astype(jnp.float32)
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     if not defences:
         return reveal.of_logits(values) if gives == "logits" else reveal.of_probabilities(values)
     probabilities = jax.nn.softmax(values) if gives == "logits" else values
@@ -84,8 +89,8 @@ def _check(gives: Gives, defences: Sequence[Any], reveal: Reveal, transport: str
         )
     if gives == "probabilities" and reveal.kind == "logits":
         raise InputError("a victim that gives probabilities cannot reveal logits; reveal probabilities instead")
-    if transport not in ("float32", "uint8"):
-        raise InputError(f"transport must be 'float32' or 'uint8', not {transport!r}")
+    if transport not in ("float32", "float64", "uint8"):
+        raise InputError(f"transport must be 'float32', 'float64' or 'uint8', not {transport!r}")
     if not box[0] < box[1]:
         raise InputError(f"box must be (low, high) with low < high, got {box}")
 
@@ -118,7 +123,8 @@ class Oracle:
       reveal: what leaves the endpoint.
       num_classes: K. input_shape: (H, W, C).
       gives: whether the victim returns logits or probabilities.
-      transport: ``uint8`` quantises the rows before anybody sees them. box: lowest and highest pixel value.
+      transport: as in `transported`: ``uint8`` quantises the rows before anybody sees them. box: lowest and highest pixel
+        value.
       precision: of the victim's products, as in `jax.default_matmul_precision`; finite differences need ``highest`` where
         the default is less than float32 (GPU, TPU). None leaves the default.
     """
@@ -180,7 +186,8 @@ def _received(oracle: Oracle, rows: Array) -> Array:
 class HostOracle:
     """The same for a victim on the host: NumPy rows -> NumPy answers; for ``against(attack, oracle, host=True)``.
 
-    Transport, defences and reveal are the compiled code of `Oracle`, so equal victims give equal answers.
+    Transport, defences and reveal are the compiled code of `Oracle`, so equal victims give equal answers. With transport
+    ``float64`` rows and answers are float64 throughout, whatever the precision of the rest of the program.
 
     Attributes:
       victim: a `HostVictim`. The others are as in `Oracle`.
@@ -213,13 +220,15 @@ class HostOracle:
           InputError: rows of another shape or with NaN; a victim that answers another number of rows or classes, NaN,
             or what are no probabilities.
         """
-        rows = np.asarray(rows, np.float32)
+        double = self.transport == "float64"
+        rows = np.asarray(rows, np.float64 if double else np.float32)
         if not np.isfinite(rows).all():
             bad = int((~np.isfinite(rows)).reshape(len(rows), -1).any(1).sum())
             raise InputError(f"{bad} of {len(rows)} rows contain NaN or infinity")
-        received = _received(self._shell, rows)
-        values = victim_values(self.victim, np.asarray(received))
-        answers = np.asarray(_defended(self._shell, values, received))
+        with jax.enable_x64(double or jax.config.jax_enable_x64):
+            received = _received(self._shell, rows)
+            values = victim_values(self.victim, np.asarray(received))
+            answers = np.asarray(_defended(self._shell, values, received))
         check_answers(answers, len(rows), self.num_classes, self._expected)
         return answers
 

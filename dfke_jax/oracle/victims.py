@@ -25,7 +25,7 @@ class HostVictim:
     """A victim on the host.
 
     Attributes:
-      predict: NumPy float32 rows (B, H, W, C) -> array (B, K), or (B,) integer labels.
+      predict: NumPy rows (B, H, W, C), float32 (or float64) -> array (B, K), or (B,) integer labels.
       num_classes: K. input_shape: (H, W, C).
       gives: what `predict` returns: ``logits``, ``probabilities`` or ``label``.
       name: for messages and results.
@@ -59,16 +59,17 @@ def victim_values(victim: HostVictim, rows: Any) -> np.ndarray:
     """What a host victim computes, checked.
 
     Args:
-      rows: (B, H, W, C).
+      rows: (B, H, W, C); float64 stays float64, anything else becomes float32.
 
     Returns:
-      (B, K) float32, or (B,) int32 labels.
+      (B, K) in the precision of the rows, or (B,) int32 labels.
 
     Raises:
       InputError: rows of another shape; or another number of rows or classes, NaN, labels out of range, or
         probabilities that are negative or do not sum to one.
     """
-    rows = np.asarray(rows, np.float32)
+    rows = np.asarray(rows)
+    rows = rows.astype(np.float64 if rows.dtype == np.float64 else np.float32, copy=False)
     if rows.ndim != 4 or rows.shape[1:] != tuple(victim.input_shape):
         raise InputError(f"rows must be (B, {', '.join(map(str, victim.input_shape))}), got shape {rows.shape}")
     size = victim.batch_size or max(len(rows), 1)
@@ -81,7 +82,7 @@ def victim_values(victim: HostVictim, rows: Any) -> np.ndarray:
         check_answers(values, len(rows), victim.num_classes, Reveal(victim.gives))
     except (InputError, ValueError) as error:
         raise InputError(f"victim {victim.name!r}: {error}") from error
-    return values.astype(np.int32 if victim.gives == "label" else np.float32)
+    return values.astype(np.int32 if victim.gives == "label" else rows.dtype)
 
 
 def from_jax(
@@ -171,7 +172,7 @@ def from_sklearn(estimator: Any, input_shape: Shape | None = None, num_classes: 
 
     def probabilities(rows: np.ndarray) -> np.ndarray:
         found = np.asarray(estimator.predict_proba(rows.reshape(len(rows), -1)))
-        answers = np.zeros((len(rows), count), np.float32)
+        answers = np.zeros((len(rows), count), found.dtype)
         answers[:, columns] = found
         return answers
 
@@ -198,7 +199,7 @@ def from_torch(
 ) -> HostVictim:
     """A host victim from a PyTorch module. It is put in eval mode, stays there, and runs without gradients.
 
-    Rows (B, H, W, C) in pixel space become (x − mean)/std, float32, in the module's layout.
+    Rows (B, H, W, C) in pixel space become (x − mean)/std in the module's layout and in the precision of its parameters.
 
     Args:
       input_shape: (H, W, C), always in this order.
@@ -213,17 +214,19 @@ def from_torch(
     """
     torch = importlib.import_module("torch")
     name = type(module).__name__
-    device = device or str(next((p.device for p in module.parameters()), "cpu"))
+    first = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    device, precision = device or str(first.device), first.dtype
     module.to(device).eval()
     prepared = _prepared(input_shape, layout, mean, std)
 
     def predict(rows: np.ndarray) -> np.ndarray:
         module.eval()
         with torch.no_grad():
-            answers = module(torch.from_numpy(np.array(prepared(rows, np), order="C")).to(device))
+            answers = module(torch.from_numpy(np.array(prepared(rows, np), order="C")).to(device, precision))
         if not isinstance(answers, torch.Tensor):
             raise InputError(f"{name} returns {type(answers).__name__}; wrap it so that it returns one tensor (B, K)")
-        return answers.detach().to("cpu", torch.float32).numpy()
+        exact = answers.dtype if answers.dtype in (torch.float32, torch.float64) else torch.float32
+        return answers.detach().to("cpu", exact).numpy()
 
     probe = predict(np.asarray(_probe(input_shape, 2)))
     if probe.ndim != 2 or len(probe) != 2 or (num_classes and probe.shape[1] != num_classes):

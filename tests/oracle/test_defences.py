@@ -1,5 +1,7 @@
 """Every defence against plain NumPy, one sample at a time."""
 
+import doctest
+import importlib
 import math
 
 import jax
@@ -211,6 +213,11 @@ def test_names_and_descriptions_go_round(name, victim):
     answers = np.asarray(made(rows, p))
     assert answers.shape == p.shape
     assert np.isfinite(answers).all()
+
+
+def test_the_examples_in_the_documentation_run():
+    found = doctest.testmod(importlib.import_module("dfke_jax.oracle.registry"))
+    assert (found.failed, found.attempted) == (0, 2)
 
 
 def test_numbers_are_read_from_text():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -177,6 +178,34 @@ def test_scikit_learn_that_does_not_fit_is_refused():
             make()
 
 
+def test_double_precision_goes_all_the_way():
+    """d + 1 answers solve a softmax regression: log p − mean log p is linear in the row."""
+    estimator = LogisticRegression(C=0.1).fit(FLAT, LABELS)
+    oracle = oracle_for(estimator, input_shape=SHAPE, transport="float64")
+    x = np.random.default_rng(0).uniform(-1, 1, (41, *SHAPE))
+    answers = oracle(x)
+    assert answers.dtype == np.float64
+    np.testing.assert_allclose(answers, estimator.predict_proba(x.reshape(41, -1)), rtol=1e-14)
+    z = np.log(answers)
+    solved = np.linalg.solve(np.c_[x.reshape(41, -1), np.ones(41)], z - z.mean(1, keepdims=True))
+    true = np.concatenate([estimator.coef_.T, estimator.intercept_[None]])
+    np.testing.assert_allclose(solved, true - true.mean(1, keepdims=True), atol=1e-10)
+    single = oracle_for(estimator, input_shape=SHAPE)(x)
+    assert single.dtype == np.float32
+
+
+def test_double_precision_inside_jax():
+    weights = np.random.default_rng(0).normal(size=(40, 3))
+    x = np.random.default_rng(1).uniform(size=(6, *SHAPE))
+    with jax.enable_x64(True):
+        victim = Partial(lambda w, rows: rows.reshape(len(rows), -1) @ w, jnp.asarray(weights))
+        oracle = oracle_for(victim, Reveal("logits"), input_shape=SHAPE, transport="float64")
+        found = np.asarray(jax.jit(lambda o, rows: o(rows))(oracle, x))
+    np.testing.assert_allclose(found, x.reshape(6, -1) @ weights, rtol=1e-12)
+    with pytest.raises(core.InputError, match="enable_x64"):
+        oracle(x)
+
+
 torch = pytest.importorskip("torch")
 
 
@@ -215,6 +244,8 @@ def test_a_pytorch_module_answers_in_eval_mode_on_nchw(rows):
     oracle = oracle_for(module, Reveal("logits"), input_shape=SHAPE)
     np.testing.assert_allclose(oracle(rows), expected, atol=1e-5)
     assert oracle.describe()["victim"] == "Sequential"
+    double = oracle_for(from_torch(network().double(), SHAPE), Reveal("logits"), transport="float64")
+    np.testing.assert_allclose(double(rows.astype(np.float64)), by_hand(network().double(), rows), rtol=1e-11)
 
 
 def test_a_pytorch_module_with_normalisation_and_on_nhwc(rows):
