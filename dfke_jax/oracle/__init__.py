@@ -1,5 +1,29 @@
 """What an adversary may see of a victim."""
 
+from dfke_jax.oracle.defences import (
+    AdaptiveMisinformation,
+    ConfidenceMask,
+    Defence,
+    GaussianNoise,
+    ReverseSigmoid,
+    Rounding,
+    Temperature,
+    TopK,
+    hellinger,
+    reverse_cross_entropy,
+)
+from dfke_jax.oracle.detectors import Alarm, Prada
+from dfke_jax.oracle.explanations import (
+    EXPLANATIONS,
+    Explained,
+    Explanation,
+    ExplanationOracle,
+    explained_gradients,
+    explanation_oracle,
+)
+from dfke_jax.oracle.oracle import HostOracle, Oracle, ZerothOrderWarning, check_zeroth_order, oracle_for
+from dfke_jax.oracle.poisoning import PredictionPoisoning
+from dfke_jax.oracle.registry import DEFENCES, defence, explanation
 from dfke_jax.oracle.reveal import (
     Reveal,
     answered_labels,
@@ -7,5 +31,45 @@ from dfke_jax.oracle.reveal import (
     answered_probabilities,
     check_answers,
 )
+from dfke_jax.oracle.victims import HostVictim, from_function, from_jax, from_sklearn, from_torch, traced_torch
 
-__all__ = ["Reveal", "answered_labels", "answered_logits", "answered_probabilities", "check_answers"]
+__all__ = [
+    "DEFENCES",
+    "EXPLANATIONS",
+    "AdaptiveMisinformation",
+    "Alarm",
+    "ConfidenceMask",
+    "Defence",
+    "Explained",
+    "Explanation",
+    "ExplanationOracle",
+    "GaussianNoise",
+    "HostOracle",
+    "HostVictim",
+    "Oracle",
+    "Prada",
+    "PredictionPoisoning",
+    "Reveal",
+    "ReverseSigmoid",
+    "Rounding",
+    "Temperature",
+    "TopK",
+    "ZerothOrderWarning",
+    "answered_labels",
+    "answered_logits",
+    "answered_probabilities",
+    "check_answers",
+    "check_zeroth_order",
+    "defence",
+    "explained_gradients",
+    "explanation",
+    "explanation_oracle",
+    "from_function",
+    "from_jax",
+    "from_sklearn",
+    "from_torch",
+    "hellinger",
+    "oracle_for",
+    "reverse_cross_entropy",
+    "traced_torch",
+]

@@ -1,0 +1,356 @@
+"""Victims of every make, as the two forms that an oracle takes: callable pytrees, and functions on the host."""
+
+import dataclasses
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.core.method import Static
+from dfke_jax.core.types import Array
+from dfke_jax.oracle.reveal import Reveal, check_answers
+
+Shape = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class HostVictim:
+    """A victim on the host.
+
+    Attributes:
+      predict: NumPy rows (B, H, W, C), float32 (or float64) -> array (B, K), or (B,) integer labels.
+      num_classes: K. input_shape: (H, W, C).
+      gives: what `predict` returns: ``logits``, ``probabilities`` or ``label``.
+      name: for messages and results.
+      classes: what the K columns mean, where the victim says so.
+      batch_size: rows per call; None for all at once.
+    """
+
+    predict: Callable[[np.ndarray], Any]
+    num_classes: int
+    input_shape: Shape
+    gives: Literal["logits", "probabilities", "label"] = "probabilities"
+    name: str = "function"
+    classes: tuple[Any, ...] | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self):
+        if self.gives not in ("logits", "probabilities", "label"):
+            raise InputError(f"a victim gives logits, probabilities or label, not {self.gives!r}")
+        if self.num_classes < 2:
+            raise InputError(f"{self.name}: a classifier has at least 2 classes, got {self.num_classes}")
+        if len(self.input_shape) != 3:
+            raise InputError(f"{self.name}: input_shape must be (H, W, C), got {self.input_shape}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"{self.name}: batch_size must be at least 1, got {self.batch_size}")
+
+    def __call__(self, rows: Any) -> np.ndarray:
+        return victim_values(self, rows)
+
+
+def victim_values(victim: HostVictim, rows: Any) -> np.ndarray:
+    """What a host victim computes, checked.
+
+    Args:
+      rows: (B, H, W, C); float64 stays float64, anything else becomes float32.
+
+    Returns:
+      (B, K) in the precision of the rows, or (B,) int32 labels.
+
+    Raises:
+      InputError: rows of another shape; or another number of rows or classes, NaN, labels out of range, or
+        probabilities that are negative or do not sum to one.
+    """
+    rows = np.asarray(rows)
+    rows = rows.astype(np.float64 if rows.dtype == np.float64 else np.float32, copy=False)
+    if rows.ndim != 4 or rows.shape[1:] != tuple(victim.input_shape):
+        raise InputError(f"rows must be (B, {', '.join(map(str, victim.input_shape))}), got shape {rows.shape}")
+    size = victim.batch_size or max(len(rows), 1)
+    parts = [np.asarray(victim.predict(rows[start : start + size])) for start in range(0, len(rows), size)]
+    try:
+        for part in parts:
+            if part.ndim != (1 if victim.gives == "label" else 2):
+                raise InputError(f"gives {victim.gives}, but answered shape {part.shape}")
+        values = np.concatenate(parts)
+        check_answers(values, len(rows), victim.num_classes, Reveal(victim.gives))
+    except (InputError, ValueError) as error:
+        raise InputError(f"victim {victim.name!r}: {error}") from error
+    return values.astype(np.int32 if victim.gives == "label" else rows.dtype)
+
+
+def from_jax(
+    function: Callable[..., Array], *parameters: Any, input_shape: Shape, num_classes: int | None = None
+) -> Partial:
+    """A traceable victim from ``function(*parameters, rows) -> (B, K)``; its parameters travel as arguments.
+
+    Args:
+      function: module-level, so that its identity keeps compiled programs.
+      *parameters: pytrees, or `Static` values.
+      input_shape: (H, W, C). num_classes: K, checked when given.
+
+    Raises:
+      InputError: if JAX cannot trace it, or it answers something else than (B, K) floats, or NaN for random rows.
+    """
+    victim = Partial(function, *parameters)
+    name = getattr(function, "__name__", type(function).__name__)
+    try:
+        made = jax.eval_shape(victim, jax.ShapeDtypeStruct((2, *input_shape), jnp.float32))
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise InputError(
+            f"{name} is not traceable by JAX; use victims.from_function, which runs it on the host"
+        ) from error
+    wanted = num_classes or "K"
+    if getattr(made, "ndim", 0) != 2 or made.shape[0] != 2 or (num_classes and made.shape[1] != num_classes):
+        raise InputError(
+            f"{name} must answer 2 rows with shape (2, {wanted}), got {getattr(made, 'shape', type(made))}"
+        )
+    if not jnp.issubdtype(made.dtype, jnp.floating):
+        raise InputError(f"{name} must answer floats, got {made.dtype}")
+    if not np.isfinite(np.asarray(jax.jit(victim)(_probe(input_shape, 4)), np.float32)).all():
+        raise InputError(f"{name} answers NaN or infinity for random rows in [0, 1]")
+    return victim
+
+
+def from_function(
+    predict: Callable[[np.ndarray], Any],
+    input_shape: Shape,
+    num_classes: int,
+    *,
+    gives: Literal["logits", "probabilities", "label"] = "probabilities",
+    name: str | None = None,
+    batch_size: int | None = None,
+) -> HostVictim:
+    """A host victim from any ``predict(rows (B, H, W, C)) -> array``. It is not called before an attack asks."""
+    if not callable(predict):
+        raise InputError(f"predict must be a function of rows, got {type(predict).__name__}")
+    return HostVictim(
+        predict, num_classes, input_shape, gives, name or getattr(predict, "__name__", "function"), None, batch_size
+    )
+
+
+def from_sklearn(estimator: Any, input_shape: Shape | None = None, num_classes: int | None = None) -> HostVictim:
+    """A host victim from a fitted scikit-learn classifier (or pipeline); rows are flattened in the order H, W, C.
+
+    Column k is the estimator's ``classes_[k]``. With `num_classes` = K and integer classes in [0, K), column k is class k,
+    and classes that the estimator never saw have probability zero. One without ``predict_proba`` gives labels alone.
+
+    Args:
+      input_shape: (H, W, C); (1, 1, D) by default.
+
+    Raises:
+      InputError: for an estimator that is not fitted, is no classifier, or takes another number of features.
+    """
+    name = type(estimator).__name__
+    classes = getattr(estimator, "classes_", None)
+    if classes is None:
+        raise InputError(f"{name} has no classes_: it is not fitted, or no classifier")
+    if isinstance(classes, list):
+        raise InputError(f"{name} has several outputs; a victim has one")
+    classes = np.asarray(classes)
+    features = getattr(estimator, "n_features_in_", None)
+    if input_shape is None:
+        if features is None:
+            raise InputError(f"{name} does not say how many features it takes; give input_shape")
+        input_shape = (1, 1, int(features))
+    if features is not None and math.prod(input_shape) != features:
+        raise InputError(f"{name} takes {features} features, rows of {input_shape} have {math.prod(input_shape)}")
+    columns, count = np.arange(len(classes)), len(classes)
+    if num_classes is not None:
+        whole = np.issubdtype(classes.dtype, np.integer)
+        if whole and classes.min() >= 0 and classes.max() < num_classes:
+            columns, count = classes, num_classes
+        elif num_classes != len(classes):
+            raise InputError(f"{name} knows the classes {classes.tolist()}, not {num_classes} of them")
+    meaning = tuple(range(count)) if num_classes is not None and count != len(classes) else tuple(classes.tolist())
+
+    def probabilities(rows: np.ndarray) -> np.ndarray:
+        found = np.asarray(estimator.predict_proba(rows.reshape(len(rows), -1)))
+        answers = np.zeros((len(rows), count), found.dtype)
+        answers[:, columns] = found
+        return answers
+
+    def labels(rows: np.ndarray) -> np.ndarray:
+        found = np.asarray(estimator.predict(rows.reshape(len(rows), -1)))
+        return columns[np.searchsorted(classes, found)].astype(np.int32)
+
+    soft = hasattr(estimator, "predict_proba")  # an SVC offers it only where it was fitted for it
+    gives = "probabilities" if soft else "label"
+    return HostVictim(probabilities if soft else labels, count, input_shape, gives, name, meaning)
+
+
+def from_torch(
+    module: Any,
+    input_shape: Shape,
+    num_classes: int | None = None,
+    *,
+    gives: Literal["logits", "probabilities"] = "logits",
+    layout: Literal["NCHW", "NHWC"] = "NCHW",
+    mean: tuple[float, ...] = (0.0,),
+    std: tuple[float, ...] = (1.0,),
+    device: str | None = None,
+    batch_size: int = 256,
+) -> HostVictim:
+    """A host victim from a PyTorch module. It is put in eval mode, stays there, and runs without gradients.
+
+    Rows (B, H, W, C) in pixel space become (x − mean)/std in the module's layout and in the precision of its parameters.
+
+    Args:
+      input_shape: (H, W, C), always in this order.
+      num_classes: K; found by asking for two rows where it is not given.
+      layout: of the module's input.
+      mean, std: one number, or one per channel.
+      device: where it is moved; where its parameters are by default.
+      batch_size: rows per call.
+
+    Raises:
+      InputError: if it does not return one tensor (B, K).
+    """
+    torch = importlib.import_module("torch")
+    name = type(module).__name__
+    first = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    device, precision = device or str(first.device), first.dtype
+    module.to(device).eval()
+    prepared = _prepared(input_shape, layout, mean, std)
+
+    def predict(rows: np.ndarray) -> np.ndarray:
+        module.eval()
+        with torch.no_grad():
+            answers = module(torch.from_numpy(np.array(prepared(rows, np), order="C")).to(device, precision))
+        if not isinstance(answers, torch.Tensor):
+            raise InputError(f"{name} returns {type(answers).__name__}; wrap it so that it returns one tensor (B, K)")
+        exact = answers.dtype if answers.dtype in (torch.float32, torch.float64) else torch.float32
+        return answers.detach().to("cpu", exact).numpy()
+
+    probe = predict(np.asarray(_probe(input_shape, 2)))
+    if probe.ndim != 2 or len(probe) != 2 or (num_classes and probe.shape[1] != num_classes):
+        raise InputError(f"{name} must answer 2 rows with shape (2, {num_classes or 'K'}), got {probe.shape}")
+    return HostVictim(predict, probe.shape[1], input_shape, gives, name, None, batch_size)
+
+
+def traced_torch(
+    module: Any,
+    input_shape: Shape,
+    *,
+    layout: Literal["NCHW", "NHWC"] = "NCHW",
+    mean: tuple[float, ...] = (0.0,),
+    std: tuple[float, ...] = (1.0,),
+    tolerance: float = 1e-3,
+) -> Partial:
+    """A PyTorch module as a traceable victim, through the package torch2jax (``t2j``), if that agrees with the original.
+
+    Args:
+      tolerance: the largest difference on 16 random rows, relative to the largest answer (at least 1).
+      The others are as in `from_torch`.
+
+    Returns:
+      A `Partial` over the module's state, for `Oracle`.
+
+    Raises:
+      InputError: if torch2jax is not installed, cannot convert the module, or its answers differ.
+    """
+    name = type(module).__name__
+    try:
+        t2j = importlib.import_module("torch2jax").t2j
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            "tracing a PyTorch module needs the package torch2jax with its function t2j (pip install torch2jax); "
+            "victims.from_torch runs the module on the host without it"
+        ) from error
+    original = from_torch(module, input_shape, layout=layout, mean=mean, std=std)
+    state = {key: jnp.asarray(value.detach().cpu().numpy()) for key, value in module.state_dict().items()}
+    prepared = Static(_Prepared(as_shape(input_shape), layout, tuple(mean), tuple(std)))
+    rows = _probe(input_shape, 16)
+    expected = victim_values(original, rows)
+    try:
+        victim = Partial(_traced, Static(t2j(module)), prepared, state)
+        found = np.asarray(jax.jit(victim)(rows))
+    except Exception as error:
+        raise InputError(
+            f"torch2jax cannot convert {name} ({type(error).__name__}: {error}); use victims.from_torch"
+        ) from error
+    if found.shape != expected.shape:
+        raise InputError(f"torch2jax answers shape {found.shape} for {name}, PyTorch {expected.shape}")
+    apart = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+    if not apart <= tolerance:
+        raise InputError(
+            f"torch2jax and PyTorch differ by {apart:.2g} for {name} on random rows, more than {tolerance:g}; "
+            "use victims.from_torch"
+        )
+    return victim
+
+
+def _traced(converted: Static, prepared: Static, state: dict[str, Array], rows: Array) -> Array:
+    return converted.value(prepared.value(rows, jnp), state_dict=state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """From pixel rows to a module's input, in NumPy or JAX."""
+
+    input_shape: Shape
+    layout: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, rows: Any, numpy: Any) -> Any:
+        shape = (1, 1, 1, self.input_shape[2])
+        mean, std = (np.broadcast_to(np.asarray(v, np.float32), shape) for v in (self.mean, self.std))
+        if self.mean != (0.0,) or self.std != (1.0,):
+            rows = (rows - mean) / std
+        return numpy.transpose(rows, (0, 3, 1, 2)) if self.layout == "NCHW" else rows
+
+
+def _prepared(input_shape: Shape, layout: str, mean: tuple[float, ...], std: tuple[float, ...]) -> _Prepared:
+    if layout not in ("NCHW", "NHWC"):
+        raise InputError(f"layout must be 'NCHW' or 'NHWC', not {layout!r}")
+    for what, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, input_shape[2]):
+            raise InputError(f"{what} has {len(values)} values for images of {input_shape[2]} channels")
+    if min(std) <= 0:
+        raise InputError(f"std must be positive, got {std}")
+    return _Prepared(as_shape(input_shape), layout, tuple(mean), tuple(std))
+
+
+def as_host_victim(victim: Any, input_shape: Shape | None, num_classes: int | None) -> HostVictim | None:
+    """A host victim from a `HostVictim`, a PyTorch module or a scikit-learn estimator; None for anything else.
+
+    Raises:
+      InputError: if shape or classes disagree with the victim's own, or a module comes without a shape.
+    """
+    torch = sys.modules.get("torch")  # a module cannot exist before torch was imported
+    if torch is not None and isinstance(victim, torch.nn.Module):
+        if input_shape is None:
+            raise InputError("a PyTorch module needs input_shape=(H, W, C)")
+        return from_torch(victim, input_shape, num_classes)
+    if hasattr(victim, "get_params") and hasattr(victim, "predict") and not isinstance(victim, HostVictim):
+        return from_sklearn(victim, input_shape, num_classes)
+    if not isinstance(victim, HostVictim):
+        return None
+    for what, given, own in (
+        ("input_shape", input_shape, victim.input_shape),
+        ("num_classes", num_classes, victim.num_classes),
+    ):
+        if given is not None and given != own:
+            raise InputError(f"{what} is {own} for victim {victim.name!r}, not {given}")
+    return victim
+
+
+def as_shape(shape: Any) -> Shape:
+    """(H, W, C) as a tuple, whatever sequence it came in."""
+    height, width, channels = shape
+    return int(height), int(width), int(channels)
+
+
+def _probe(input_shape: Shape, rows: int) -> Array:
+    return jax.random.uniform(jax.random.key(0), (rows, *input_shape))
+
+
+__all__ = ["HostVictim", "as_host_victim", "as_shape", "from_function", "from_jax", "from_sklearn", "from_torch", "traced_torch",
+           "victim_values"]  # fmt: skip
