@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import hmac
 import json
+import logging
 import math
 import threading
 import time
@@ -28,6 +29,7 @@ from dfke_jax.oracle.codec import from_npy, to_npy
 from dfke_jax.oracle.reveal import Reveal, check_answers
 
 NPY = "application/x-npy"
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,9 +270,12 @@ class Service:
         try:
             answers = await asyncio.to_thread(self._predicted, rows)
             check_answers(answers, len(rows), self.endpoint.num_classes, self.endpoint.reveal)
-        except BaseException:
+        except BaseException as error:
             self.accounts.refund(account, len(rows))
-            raise
+            if not isinstance(error, Exception):
+                raise
+            _log.exception("the model failed on %d rows", len(rows))
+            raise Refusal(500, "failed", "the model failed to answer; nothing was charged") from None
         return answers
 
     def _predicted(self, rows: np.ndarray) -> np.ndarray:
@@ -367,7 +372,7 @@ def create_app(
         return said(400, "disconnected", "the body did not arrive")
 
     async def failed(_: Request, error: Exception) -> Response:
-        return said(500, "failed", "the model failed to answer; nothing was charged")
+        return said(500, "failed", "the endpoint failed")
 
     app = Starlette(
         routes=[
