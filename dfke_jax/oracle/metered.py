@@ -61,7 +61,7 @@ class Metered:
 
     A victim is any callable, rows -> answers (an array, or a tuple or dictionary of arrays, with leading axis B). One
     with a method ``request(rows, key)`` (`RemoteVictim`) is asked through it, in requests of its `batch`, `concurrency`
-    at a time. An exception leaves the rows of its request as of unknown outcome, which counts against the budget, unless
+    at a time; one with a method ``check(rows)`` may object to rows before they are entered. An exception leaves the rows of its request as of unknown outcome, which counts against the budget, unless
     it is an `EndpointError` that says that they were certainly not answered.
 
     Args:
@@ -116,8 +116,7 @@ class Metered:
           InputError: for rows that cannot be sent, or answers that cannot be right.
           EndpointError: from a remote victim. What was answered before is in the ledger.
         """
-        rows = np.asarray(rows)
-        keys = row_keys(rows, self.endpoint, self._described)
+        rows, keys = self._keyed(rows)
         place = {key: i for i, key in reversed(list(enumerate(keys)))}  # of the first of equal rows
         known = self.ledger.lookup(list(place))
         missing = [key for key in dict.fromkeys(keys) if key not in known]
@@ -137,8 +136,7 @@ class Metered:
 
         Raises: as for a call.
         """
-        rows = np.asarray(rows)
-        keys = row_keys(rows, self.endpoint, self._described)
+        rows, keys = self._keyed(rows)
         self.ledger.check(len(keys))
         size = self.batch or len(keys)
         answered: list[tuple[str, bytes]] = []
@@ -149,8 +147,7 @@ class Metered:
 
     def evaluate(self, rows: Any) -> Any:
         """Asks rows in order to measure a clone: on the other meter, outside the budget, neither from nor into the cache."""
-        rows = np.asarray(rows)
-        keys = row_keys(rows, self.endpoint, self._described)
+        rows, keys = self._keyed(rows)
         size = self.batch or len(rows)
         parts = [slice(start, start + size) for start in range(0, len(rows), size)]
 
@@ -198,6 +195,14 @@ class Metered:
         layout, data = self._checked(answers, len(keys))
         self.ledger.settle(number, keys, layout, data if keep else ())
         return [(layout, row) for row in data]
+
+    def _keyed(self, rows: Any) -> tuple[np.ndarray, list[bytes]]:
+        rows = np.asarray(rows)
+        keys = row_keys(rows, self.endpoint, self._described)
+        check = getattr(self.oracle, "check", None)
+        if check:
+            check(rows)
+        return rows, keys
 
     def _asked(self, rows: np.ndarray, key: str) -> Any:
         request = getattr(self.oracle, "request", None)

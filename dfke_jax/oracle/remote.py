@@ -106,7 +106,7 @@ class RemoteVictim:
           EndpointError: when rows were refused, or the endpoint could not be reached.
           UnknownOutcomeError: when rows were sent and no usable answer came back.
         """
-        rows = self._checked(rows)
+        rows = self.check(rows)
         parts = [rows[start : start + self.batch] for start in range(0, len(rows), self.batch)]
         name = lambda part: hashlib.sha256(self._session.encode() + to_npy(part)).hexdigest()
         return np.concatenate(concurrently(lambda part: self.request(part, name(part)), parts, self.concurrency))
@@ -119,7 +119,7 @@ class RemoteVictim:
 
         Raises: as for a call.
         """
-        rows = self._checked(rows)
+        rows = self.check(rows)
         body = to_npy(rows)
         if len(rows) > self.max_rows or len(body) > self.max_bytes:
             raise EndpointError(
@@ -137,6 +137,27 @@ class RemoteVictim:
                 f"{self.endpoint} answered {len(rows)} rows with what is no answer: {error}"
             ) from error
         return answers
+
+    def check(self, rows: Any) -> np.ndarray:
+        """The rows, if the endpoint takes such.
+
+        Raises:
+          InputError: for another type, shape or range.
+        """
+        rows = np.asarray(rows)
+        if rows.dtype != np.uint8 and rows.dtype.name != self.dtype:
+            raise InputError(f"{self.endpoint} takes rows in {self.dtype} or uint8, got {rows.dtype}")
+        if len(self.input_shape) == 3:
+            check_images(rows, self.input_shape, self.box or (-math.inf, math.inf), "rows")
+            return rows
+        if rows.ndim != 1 + len(self.input_shape) or rows.shape[1:] != self.input_shape or not len(rows):
+            raise InputError(f"rows must be (B, {', '.join(map(str, self.input_shape))}), got shape {rows.shape}")
+        if rows.dtype != np.uint8 and not np.isfinite(rows).all():
+            raise InputError("rows contain NaN or infinity")
+        low, high = self.box or (-math.inf, math.inf)
+        if rows.dtype != np.uint8 and (rows.min() < low - 1e-6 or rows.max() > high + 1e-6):
+            raise InputError(f"rows must lie in [{low}, {high}], got values from {rows.min():.4g} to {rows.max():.4g}")
+        return rows
 
     def usage(self) -> dict[str, Any]:
         """What the endpoint says that this key was charged."""
@@ -186,22 +207,6 @@ class RemoteVictim:
         if not isinstance(value, dict):
             raise EndpointError(f"{self.endpoint}{path} answered with something other than a JSON object")
         return value
-
-    def _checked(self, rows: Any) -> np.ndarray:
-        rows = np.asarray(rows)
-        if rows.dtype != np.uint8 and rows.dtype.name != self.dtype:
-            raise InputError(f"{self.endpoint} takes rows in {self.dtype} or uint8, got {rows.dtype}")
-        if len(self.input_shape) == 3:
-            check_images(rows, self.input_shape, self.box or (-math.inf, math.inf), "rows")
-            return rows
-        if rows.ndim != 1 + len(self.input_shape) or rows.shape[1:] != self.input_shape or not len(rows):
-            raise InputError(f"rows must be (B, {', '.join(map(str, self.input_shape))}), got shape {rows.shape}")
-        if rows.dtype != np.uint8 and not np.isfinite(rows).all():
-            raise InputError("rows contain NaN or infinity")
-        low, high = self.box or (-math.inf, math.inf)
-        if rows.dtype != np.uint8 and (rows.min() < low - 1e-6 or rows.max() > high + 1e-6):
-            raise InputError(f"rows must lie in [{low}, {high}], got values from {rows.min():.4g} to {rows.max():.4g}")
-        return rows
 
     # ---- one exchange, with its repetitions
 

@@ -16,6 +16,7 @@ import hmac
 import json
 import logging
 import math
+import socket
 import threading
 import time
 from collections import OrderedDict
@@ -400,15 +401,21 @@ async def _body(request: Any, limit: int) -> bytes:
     return bytes(body)
 
 
-def serve(app: Any, host: str = "127.0.0.1", port: int = 8000) -> None:
+def serve(
+    app: Any, host: str = "127.0.0.1", port: int = 8000, *, ready: Callable[[str], None] = lambda url: None
+) -> None:
     """Serves an application until it is interrupted.
 
     Args:
       app: of `create_app`. host: the address to listen on; by default this machine alone can reach it. port: 0 for any.
-    """
-    import uvicorn
+      ready: called with the URL as soon as connections are taken.
 
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+    Raises:
+      InputError: when nothing can listen there.
+    """
+    with _listening(app, host, port) as (server, listener, url), contextlib.suppress(KeyboardInterrupt):
+        ready(url)
+        server.run(sockets=[listener])
 
 
 @contextlib.contextmanager
@@ -416,30 +423,36 @@ def background(app: Any, host: str = "127.0.0.1", port: int = 0) -> Iterator[str
     """Serves an application in a thread for the length of a ``with`` block, and gives its URL.
 
     Raises:
-      OSError: when it cannot listen there.
+      InputError: when nothing can listen there.
     """
-    import socket
-
-    import uvicorn
-
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        config = uvicorn.Config(
-            app, log_level="critical", server_header=False, lifespan="off", timeout_graceful_shutdown=1
-        )
-        server = uvicorn.Server(config)
+    with _listening(app, host, port) as (server, listener, url):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
             while not server.started:
                 if not thread.is_alive():
-                    raise OSError(f"the server did not start on {host}:{port}")
+                    raise InputError(f"the server at {url} did not start")
                 time.sleep(0.005)
-            yield f"http://{host}:{listener.getsockname()[1]}"
+            yield url
         finally:
             server.should_exit = True
             thread.join(10)
+
+
+@contextlib.contextmanager
+def _listening(app: Any, host: str, port: int) -> Iterator[tuple[Any, socket.socket, str]]:
+    """(uvicorn server, its socket, URL)."""
+    import uvicorn
+
+    version6 = ":" in host
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if version6 else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error}; choose another host or port") from error
+    with listener:
+        quiet = {"log_level": "critical", "server_header": False, "lifespan": "off", "timeout_graceful_shutdown": 1}
+        url = f"http://{f'[{host}]' if version6 else host}:{listener.getsockname()[1]}"
+        yield uvicorn.Server(uvicorn.Config(app, **quiet)), listener, url
 
 
 __all__ = ["Accounts", "Endpoint", "Refusal", "Service", "background", "create_app", "serve"]

@@ -157,6 +157,7 @@ def test_it_reads_what_the_endpoint_is(world):
 def test_rows_that_the_endpoint_would_refuse_are_not_sent(world):
     world = world()
     victim = world.victim()
+    metered = Metered(victim, Ledger())
     for rows in (
         some_rows(2)[:, :3],
         some_rows(2) + 1,
@@ -164,9 +165,11 @@ def test_rows_that_the_endpoint_would_refuse_are_not_sent(world):
         some_rows(2).astype(np.float64),
         some_rows(0),
     ):
-        with pytest.raises(InputError):
-            victim(rows)
+        for ask in (victim, metered, metered.evaluate, metered.again):
+            with pytest.raises(InputError):
+                ask(rows)
     assert world.faults.count == 0
+    assert metered.ledger.counts()["requests"] == metered.ledger.spent == 0
     pixels = np.random.default_rng(0).integers(0, 256, (2, *SHAPE)).astype(np.uint8)
     np.testing.assert_allclose(victim(pixels), probabilities(pixels.astype(np.float32) / 255), atol=1e-6)
 
