@@ -30,6 +30,7 @@ examples:
   dfke run RECIPE --help                          every option of a recipe, with its default
   dfke run RECIPE --dataset mnist --data-dir DIR  run it, then write its report
   dfke report runs/RECIPE-mnist                   draw the report again
+  dfke serve digits --reveal label --quota 1000   an endpoint to attack
 """
 
 

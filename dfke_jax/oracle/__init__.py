@@ -3,7 +3,8 @@
 The function that serves an application is `dfke_jax.oracle.serve.serve`.
 """
 
-from dfke_jax.oracle.ledger import Ledger, check_spent, rows_per_step
+from dfke_jax.oracle.formulas import check_spent, rows_per_step
+from dfke_jax.oracle.ledger import Ledger
 from dfke_jax.oracle.metered import Metered
 from dfke_jax.oracle.remote import RemoteVictim
 from dfke_jax.oracle.reveal import (

@@ -5,20 +5,20 @@ holds every answer, so that a run that was killed goes through the same question
 """
 
 import contextlib
-import inspect
 import os
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dfke_jax.core.errors import BudgetError, InputError, LedgerError, UnknownNameError
+from dfke_jax.core.errors import BudgetError, InputError, LedgerError
 
 _APPLICATION = 0x64666B65
 _VERSION = 1
 _METERS = (
     "rows",
+    "unique_rows",
     "unknown_rows",
     "fused_rows",
     "requests",
@@ -60,6 +60,9 @@ class Ledger:
     A block's number is its total so far, so a run that is resumed from a checkpoint, and computes the same rows again,
     says the same numbers again and is charged once. Without a block every call counts anew.
 
+    Threads may share it, and processes its file, under one budget; of two processes that ask the same row at the same
+    moment, both pay. `turn` is held by whoever asks, so that threads of one process do not.
+
     Args:
       path: of the file, created if absent; None keeps everything in memory.
       budget: rows that may be spent; None for no limit. It is no part of the file, so that a run may go on with more.
@@ -77,6 +80,7 @@ class Ledger:
         self.budget = budget
         self._held = 0
         self._lock = threading.RLock()
+        self.turn = threading.Lock()
         try:
             self._database = sqlite3.connect(
                 self.path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False
@@ -125,13 +129,10 @@ class Ledger:
         """
         with self._locked():
             meters = self._meters()
-            unique = self._one("SELECT count(*) FROM answers")
-        return {
-            "budget": self.budget,
-            "rows": meters["rows"],
-            "unique_rows": None if meters["fused_rows"] else unique,
-            **{name: meters[name] for name in _METERS if name not in ("rows", "fused_rows")},
-        }
+        counts: dict[str, int | None] = {name: meters[name] for name in _METERS if name != "fused_rows"}
+        if meters["fused_rows"]:
+            counts["unique_rows"] = None
+        return {"budget": self.budget, **counts}
 
     @property
     def spent(self) -> int:
@@ -246,15 +247,21 @@ class Ledger:
                 self._add(cache_hits=rows)
 
     def open_requests(self) -> list[tuple[int, tuple[bytes, ...]]]:
-        """(number, keys of the rows) of the requests whose outcome is unknown."""
+        """(number, keys of the rows) of the requests whose outcome is unknown and that may be sent again."""
         with self._locked():
-            found = self._database.execute("SELECT id, keys FROM requests WHERE state = 'sent' ORDER BY id").fetchall()
+            found = self._database.execute(
+                "SELECT id, keys FROM requests WHERE state = 'sent' AND keys != x'' ORDER BY id"
+            ).fetchall()
         return [
             (number, tuple(keys[i : i + _KEY_BYTES] for i in range(0, len(keys), _KEY_BYTES))) for number, keys in found
         ]
 
-    def begin(self, keys: Sequence[bytes], *, explained: bool = False) -> int:
+    def begin(self, keys: Sequence[bytes], *, explained: bool = False, single: bool = False) -> int:
         """Enters a request that is about to be sent, as of unknown outcome.
+
+        Args:
+          keys: of its rows. explained: whether they are answered with an explanation.
+          single: whether it must not be sent again should its outcome stay unknown: `open_requests` leaves it out.
 
         Returns:
           Its number, for `settle` or `withdraw`.
@@ -267,7 +274,7 @@ class Ledger:
             self._add(unknown_rows=len(keys), requests=1)
             made = self._database.execute(
                 "INSERT INTO requests (state, count, explained, keys) VALUES ('sent', ?, ?, ?)",
-                (len(keys), int(explained), b"".join(keys)),
+                (len(keys), int(explained), b"" if single else b"".join(keys)),
             )
             assert made.lastrowid is not None
             return made.lastrowid
@@ -281,10 +288,11 @@ class Ledger:
                 return
             self._database.execute("INSERT OR IGNORE INTO layouts (layout) VALUES (?)", (layout,))
             (place,) = self._database.execute("SELECT id FROM layouts WHERE layout = ?", (layout,)).fetchone()
-            self._database.executemany(
+            added = self._database.executemany(
                 "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)",
                 [(key, place, row) for key, row in zip(keys, rows, strict=True)],
             )
+            self._add(unique_rows=added.rowcount)
 
     def withdraw(self, number: int) -> None:
         """Takes a request out that was certainly not answered: it costs nothing."""
@@ -293,15 +301,18 @@ class Ledger:
                 self._add(requests=-1)
 
     def _close(self, number: int, state: str) -> tuple[int, int]:
-        """Marks an open request; what was closed before, by whoever shares the file, counts no rows."""
+        """Marks a request; what another process closed before is not counted again, unless it now has its answers."""
         found = self._database.execute(
-            "SELECT count, explained FROM requests WHERE id = ? AND state = 'sent'", (number,)
+            "SELECT state, count, explained FROM requests WHERE id = ?", (number,)
         ).fetchone()
         if found is None:
+            raise LedgerError(f"the ledger {self.path or 'in memory'} has no request {number}")
+        was, count, explained = found
+        if was in ("answered", state):
             return 0, 0
         self._database.execute("UPDATE requests SET state = ?, keys = x'' WHERE id = ?", (state, number))
-        self._add(unknown_rows=-found[0])
-        return found
+        self._add(**({"unknown_rows": -count} if was == "sent" else {"requests": 1}))
+        return count, explained
 
     # ---- plumbing
 
@@ -369,108 +380,4 @@ def _count(rows: int) -> int:
     return rows
 
 
-# ---- what an attack costs
-
-
-def _dfme(*, batch: int, generator_steps: int, directions: int, clone_steps: int) -> int:
-    return batch * (generator_steps * (directions + 1) + clone_steps)
-
-
-def _maze(*, batch: int, generator_steps: int, directions: int, clone_steps: int, reuse: bool = False) -> int:
-    return batch * (generator_steps * (directions + 1) + clone_steps - reuse)
-
-
-def _megex(*, batch: int, generator_steps: int, clone_steps: int) -> int:
-    return batch * (generator_steps + clone_steps)
-
-
-def _clone_steps_only(*, batch: int, clone_steps: int) -> int:
-    return batch * clone_steps
-
-
-def _jbda(*, seeds: int, rounds: int) -> int:
-    return seeds * 2**rounds
-
-
-def _equation_solving(*, features: int) -> int:
-    return features + 1
-
-
-def _retraining(*, features: int, classes: int, factor: int = 1) -> int:
-    return factor * classes * (features + 1)
-
-
-def _functional_equivalence(*, brackets: int, neurons: int, features: int) -> int:
-    return 5 * brackets + 2 * (features + 1) * neurons + 4 * (neurons + features + 1)
-
-
-_FORMULAS: dict[str, Callable[..., int]] = {
-    "dfme": _dfme,
-    "maze": _maze,
-    "megex": _megex,
-    "dfms": _clone_steps_only,
-    "disguide": _clone_steps_only,
-    "dual_students": _clone_steps_only,
-    "ideal": _clone_steps_only,
-    "jbda": _jbda,
-    "equation_solving": _equation_solving,
-    "retraining": _retraining,
-    "functional_equivalence": _functional_equivalence,
-}
-
-
-def rows_per_step(name: str, **sizes: int) -> int:
-    """Rows that one iteration of an attack asks, from its published form.
-
-    | attack | rows | sizes |
-    |---|---|---|
-    | ``dfme`` | B (n_G (m + 1) + n_S) | batch, generator_steps, directions, clone_steps |
-    | ``maze`` | the same; B less with `reuse` of the generator's batch, whose answer is then not asked again | ..., reuse |
-    | ``megex`` | B (n_G + n_S), of which n_G B with explanations | batch, generator_steps, clone_steps |
-    | ``dfms``, ``disguide``, ``dual_students``, ``ideal`` | B n_S | batch, clone_steps |
-    | ``jbda`` | N_0 2^ρ, in all | seeds, rounds |
-    | ``equation_solving`` | D + 1, in all | features |
-    | ``retraining`` | α K (D + 1), in all | features, classes, factor |
-    | ``functional_equivalence`` | 5 a bracket + 2 (D + 1) a neuron + 4 (h + D + 1), in all | brackets, neurons, features |
-
-    Raises:
-      UnknownNameError: for another attack.
-      InputError: for sizes that are missing, unknown or negative.
-
-    Source: Truong et al., CVPR 2021, section 3 (DFME); Kariyappa et al., CVPR 2021 (MAZE); Miura et al., 2021 (MEGEX);
-    Papernot et al., 2017 (JBDA); Tramèr et al., 2016, section 4 (equations); Jagielski et al., 2020 (ReLU networks).
-    """
-    if name not in _FORMULAS:
-        raise UnknownNameError("attack", name, _FORMULAS)
-    formula = _FORMULAS[name]
-    known = inspect.signature(formula).parameters
-    missing = [size for size, about in known.items() if about.default is about.empty and size not in sizes]
-    wrong = [size for size in sizes if size not in known]
-    if missing or wrong:
-        raise InputError(
-            f"{name} costs a function of {', '.join(known)}; missing: {', '.join(missing) or 'nothing'}, "
-            f"unknown: {', '.join(wrong) or 'nothing'}"
-        )
-    if any(size < 0 for size in sizes.values()):
-        raise InputError(f"sizes must be at least 0, got {sizes}")
-    return int(formula(**sizes))
-
-
-def check_spent(ledger: Ledger, expected: int) -> None:
-    """Whether an attack asked what its formula says: call it after every step, or at the end.
-
-    Rows sent must not exceed `expected`, and make it up together with those that the ledger answered.
-
-    Raises:
-      LedgerError: when they do not.
-    """
-    counts = ledger.counts()
-    rows, hits = counts["rows"] or 0, counts["cache_hits"] or 0
-    if not rows <= expected <= rows + hits:
-        raise LedgerError(
-            f"the attack's formula says {expected} rows, and it asked {rows}"
-            + (f" and {hits} that the ledger had answers for" if hits else "")
-        )
-
-
-__all__ = ["Ledger", "check_spent", "rows_per_step"]
+__all__ = ["Ledger"]

@@ -118,17 +118,18 @@ class Metered:
         """
         rows, keys = self._keyed(rows)
         place = {key: i for i, key in reversed(list(enumerate(keys)))}  # of the first of equal rows
-        known = self.ledger.lookup(list(place))
-        missing = [key for key in dict.fromkeys(keys) if key not in known]
-        requests = self._requests(missing)
-        self.ledger.check(sum(len(part) for number, part in requests if number is None))
+        with self.ledger.turn:
+            known = self.ledger.lookup(list(place))
+            missing = [key for key in dict.fromkeys(keys) if key not in known]
+            requests = self._requests(missing)
+            self.ledger.check(sum(len(part) for number, part in requests if number is None))
 
-        def send(request: tuple[int | None, Sequence[bytes]]) -> None:
-            part = request[1]
-            known.update(zip(part, self._send(rows[[place[key] for key in part]], *request), strict=True))
+            def send(request: tuple[int | None, Sequence[bytes]]) -> None:
+                part = request[1]
+                known.update(zip(part, self._send(rows[[place[key] for key in part]], *request), strict=True))
 
-        concurrently(send, requests, self.concurrency)
-        self.ledger.hit(len(keys) - len(missing))
+            concurrently(send, requests, self.concurrency)
+            self.ledger.hit(len(keys) - len(missing))
         return decode_answers([known[key] for key in keys])
 
     def again(self, rows: Any) -> Any:
@@ -168,8 +169,9 @@ class Metered:
         requests: list[tuple[int | None, Sequence[bytes]]] = []
         left = dict.fromkeys(missing)
         if self.repeatable and left:
+            most = getattr(self.oracle, "max_rows", None) or len(missing)
             for number, part in self.ledger.open_requests():
-                if all(key in left for key in part):
+                if len(part) <= most and all(key in left for key in part):
                     requests.append((number, part))
                     for key in part:
                         del left[key]
@@ -183,7 +185,7 @@ class Metered:
         """One request and its entries in the ledger; (layout, bytes) of every row."""
         begun = number is None
         if number is None:
-            number = self.ledger.begin(keys, explained=self.explanations)
+            number = self.ledger.begin(keys, explained=self.explanations, single=not keep)
         try:
             answers = self._asked(rows, self._name("attack" if keep else f"again {number}", keys))
         except UnknownOutcomeError:

@@ -30,7 +30,8 @@ class RemoteVictim:
 
     ``/v1/describe`` is read first: shape, classes, what is revealed, limits. Rows are checked, split into batches, sent
     concurrently, and come back in order. Connections that fail, 429 and 5xx are repeated after
-    U(0, min(`max_backoff`, `backoff`·2^n)) seconds, or what Retry-After asks for if that is longer. Every request carries
+    U(0, min(`max_backoff`, `backoff`·2^n)) seconds, or what Retry-After asks for if that is longer. Where the endpoint names a
+    rate, requests are spaced so as to keep it. Every request carries
     an idempotency key made from its content, so that an endpoint that knows them (``"idempotency": true``) charges a
     repeated one once; with one that does not, only requests that were certainly not answered are repeated.
 
@@ -43,9 +44,9 @@ class RemoteVictim:
       batch: rows in a request; no more than the endpoint takes, which is also the default.
       concurrency: requests under way at a time.
       timeout: seconds for one request as a whole.
-      retries: attempts after the first.
+      retries: attempts after the first; those that were told by Retry-After when to come back are not counted.
       backoff, max_backoff: seconds.
-      max_wait: the longest Retry-After that is obeyed; beyond it the request is given up.
+      max_wait: seconds that one request may spend on obeying Retry-After; beyond them it is given up.
       input_shape, num_classes: what the caller expects, checked against the endpoint.
 
     Raises:
@@ -82,6 +83,7 @@ class RemoteVictim:
         self._session = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._random = random.Random()
+        self._free = 0.0  # when the next request may leave
         try:
             self._client = httpx.Client(
                 base_url=self.endpoint,
@@ -128,6 +130,7 @@ class RemoteVictim:
             )
         headers = {"Content-Type": _NPY, "Idempotency-Key": key}
         limit = _SLACK + 8 * len(rows) * self.num_classes
+        self._pace(len(rows))
         said = self._exchange("POST", "/v1/predict", limit, headers, body)
         try:
             answers = from_npy(said)
@@ -186,7 +189,10 @@ class RemoteVictim:
             limits = said.get("limits") or {}
             self.max_rows = int(limits.get("max_rows") or 1024)
             self.max_bytes = int(limits.get("max_bytes") or 2**62)
+            self.rate = None if limits.get("rate") is None else float(limits["rate"])
             self.repeatable = said.get("idempotency") is True
+            if self.rate is not None and not self.rate > 0:
+                raise ValueError("a rate must be positive")
             if min(*self.input_shape, self.num_classes, self.max_rows) < 1 or self.dtype not in ("float32", "float64"):
                 raise ValueError("sizes must be positive and the type float32 or float64")
         except (KeyError, TypeError, ValueError, IndexError, UnknownNameError, InputError) as error:
@@ -210,9 +216,23 @@ class RemoteVictim:
 
     # ---- one exchange, with its repetitions
 
+    def _pace(self, rows: int) -> None:
+        """Waits for this request's place in a row of requests that keeps the endpoint's rate."""
+        if self.rate is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            leaves = max(now, self._free)
+            self._free = leaves + rows / self.rate
+        if leaves > now:
+            time.sleep(leaves - now)
+
     def _exchange(self, method: str, path: str, limit: int, headers: dict[str, str], body: bytes | None) -> bytes:
         sent = False  # whether an attempt may have been answered without our knowing
-        for attempt in range(self.retries + 1):
+        attempts = failures = 0
+        obeyed = 0.0
+        while True:
+            attempts += 1
             pause, reason = 0.0, ""
             try:
                 status, told, said = self._attempt(method, path, limit, headers, body)
@@ -227,14 +247,16 @@ class RemoteVictim:
                 sent = sent or status < 300 or status == 408 or (status >= 500 and status not in _NEVER_ANSWERED)
                 pause = _seconds(told.get("retry-after"))
                 again = status in _RETRIED and (not sent or method == "GET" or self.repeatable)
-            if not again or attempt == self.retries or pause > self.max_wait:
+            obeyed += pause
+            failures += pause == 0
+            if not again or failures > self.retries or obeyed > self.max_wait:
                 break
             with self._lock:
-                jitter = self._random.uniform(0, min(self.max_backoff, self.backoff * 2.0**attempt))
+                jitter = self._random.uniform(0, min(self.max_backoff, self.backoff * 2.0 ** min(attempts - 1, 60)))
             time.sleep(max(jitter, pause))
-        tried = f"{attempt + 1} attempt{'s' if attempt else ''} at {self.endpoint}{path}; the last: {reason}"
-        if pause > self.max_wait:
-            tried += f" (asks to wait {pause:.0f} s, more than max_wait={self.max_wait:.0f})"
+        tried = f"{attempts} attempt{'s' if attempts > 1 else ''} at {self.endpoint}{path}; the last: {reason}"
+        if obeyed > self.max_wait:
+            tried += f" (it asks to wait {obeyed:.0f} s in all, more than max_wait={self.max_wait:.0f})"
         if sent and method == "POST":
             raise UnknownOutcomeError(f"rows were sent and it is not known whether they count: {tried}")
         raise EndpointError(f"nothing was answered and nothing counts: {tried}")

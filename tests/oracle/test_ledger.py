@@ -353,6 +353,40 @@ def test_two_users_of_one_file_share_one_budget(tmp_path):
         assert sum(asked) >= 33
 
 
+def test_threads_that_ask_the_same_rows_pay_once():
+    ledger, victim = Ledger(budget=8), Counting()
+    ask, rows = metered(ledger, victim, batch=3), pixel_rows(range(8))
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(ask(rows))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 4
+    for answer in answers:
+        np.testing.assert_array_equal(answer, expected(rows))
+    assert ledger.spent == len(victim.asked) == 8
+    assert ledger.counts()["cache_hits"] == 24
+
+
+def test_two_processes_that_repeat_one_request_count_it_once(tmp_path):
+    """One of them is refused and takes it out, the other gets its answer; in either order it is paid once."""
+    layout, rows = encode_answers(np.ones((1, 2), np.float32), 1)
+    for name, order in (("a", ["withdraw", "settle"]), ("b", ["settle", "withdraw"]), ("c", ["settle", "settle"])):
+        with Ledger(tmp_path / name) as one, Ledger(tmp_path / name) as other:
+            key = row_keys(pixel_rows([1]), "test", "label")
+            number = one.begin(key)
+            for ledger, what in zip((one, other), order, strict=True):
+                if what == "settle":
+                    ledger.settle(number, key, layout, rows)
+                else:
+                    ledger.withdraw(number)
+            counts = one.counts()
+            assert (counts["rows"], counts["unique_rows"], counts["unknown_rows"], counts["requests"]) == (1, 1, 0, 1)
+            with pytest.raises(LedgerError, match="no request 99"):
+                one.withdraw(99)
+
+
 # ---- what becomes of requests that fail
 
 
@@ -450,6 +484,16 @@ def test_asking_again_is_counted_and_reaches_the_victim():
     assert (ledger.counts()["rows"], ledger.counts()["unique_rows"]) == (6, 2)
     with pytest.raises(BudgetError):
         ask.again(rows)
+
+
+def test_a_second_asking_that_was_lost_is_not_taken_for_a_first():
+    """Its rows stay unknown and paid; asked in earnest they are a request of their own."""
+    ledger = Ledger()
+    ask = metered(ledger, Counting(fail={1: UnknownOutcomeError("lost")}), repeatable=True)
+    with pytest.raises(UnknownOutcomeError):
+        ask.again(pixel_rows([1, 2]))
+    ask(pixel_rows([1, 2]))
+    assert (ledger.spent, ledger.counts()["rows"], ledger.counts()["unknown_rows"]) == (4, 2, 2)
 
 
 def test_explanations_have_a_column_and_keys_of_their_own():

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from dfke_jax.core.errors import BudgetError, EndpointError, InputError, LedgerError, UnknownOutcomeError
-from dfke_jax.oracle import Ledger, Metered, RemoteVictim, Reveal, background, create_app
+from dfke_jax.oracle import Ledger, Metered, RemoteVictim, Reveal, background, create_app, remote
 from dfke_jax.oracle.codec import to_npy
 from dfke_jax.oracle.remote import _seconds
 
@@ -234,9 +234,35 @@ def test_retry_after_is_obeyed(world, waited):
     patient(some_rows(1))
     assert waited[0] == 7
     assert waited[1] <= 0.02
-    with pytest.raises(EndpointError, match="asks to wait 7 s, more than max_wait=5"):
+    with pytest.raises(EndpointError, match="asks to wait 7 s in all, more than max_wait=5"):
         hasty(some_rows(1, 1))
     assert len(waited) == 2
+
+
+def test_being_told_when_to_come_back_is_no_failure(world, waited):
+    """Forty refusals by a busy endpoint, with two retries: the client comes back until its patience ends."""
+    world = world(every=lambda count: (429, {"Retry-After": "1"}) if count <= 40 else None)
+    np.testing.assert_array_equal(world.victim(retries=2)(some_rows(3)), probabilities(some_rows(3)))
+    assert waited == [1.0] * 40
+    world.faults.every = lambda count: (429, {"Retry-After": "1"})
+    with pytest.raises(EndpointError, match="11 attempts"):
+        world.victim(retries=2, max_wait=10)(some_rows(3, 1))
+
+
+def test_a_rate_that_is_named_is_kept(world, waited):
+    """Requests are spaced by their rows over the rate, and the endpoint has nothing to refuse."""
+    now = [0.0]
+    world = world(rate=50.0, clock=lambda: now[0])
+    victim = world.victim(batch=10, concurrency=1)
+
+    def sleep(seconds):
+        waited.append(seconds)
+        now[0] += seconds
+
+    remote.time.sleep, remote.time.monotonic = sleep, lambda: now[0]
+    victim(some_rows(200))
+    assert world.faults.count == 20
+    np.testing.assert_allclose(waited, [0.2] * 19, rtol=1e-6)
 
 
 def test_waiting_times_grow_and_are_jittered(world, waited):

@@ -12,7 +12,7 @@ import pytest
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.oracle import Reveal, background, create_app
-from dfke_jax.oracle.serve import Accounts, Endpoint, Refusal
+from dfke_jax.oracle.limits import Accounts, Endpoint, Refusal
 
 SHAPE = (4, 4, 1)
 WEIGHTS = np.random.default_rng(5).normal(size=(16, 3))
