@@ -1,4 +1,4 @@
-"""The command line: ``dfke list``, ``run``, ``reproduce``, ``report``, ``doctor``.
+"""The command line: ``dfke list``, ``run``, ``reproduce``, ``report``, ``serve``, ``doctor``.
 
 Two levels: argparse picks the command; what follows ``dfke run RECIPE`` is parsed by tyro from the recipe's
 own configuration, so that every field is an option. JAX is imported only by the commands that need it.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dfke_jax._version import __version__
+from dfke_jax.serving import add_options
 
 if TYPE_CHECKING:
     from dfke_jax.experiments.registry import Recipe
@@ -29,6 +30,7 @@ examples:
   dfke run RECIPE --help                          every option of a recipe, with its default
   dfke run RECIPE --dataset mnist --data-dir DIR  run it, then write its report
   dfke report runs/RECIPE-mnist                   draw the report again
+  dfke serve digits --reveal label --quota 1000   an endpoint to attack
 """
 
 
@@ -135,6 +137,8 @@ def _parser() -> argparse.ArgumentParser:
 
     page = command("report", "Draw the report of a finished run, or of every run in a directory.", _report)
     page.add_argument("directory", type=Path, metavar="DIR", help="directory of a run, or of several")
+
+    add_options(command("serve", "Serve a classifier over HTTP, to be attacked.", _serve))
 
     doctor = command("doctor", "Say what this machine can do, what is missing and what would help.", _doctor)
     _add_data_dir(doctor)
@@ -429,6 +433,14 @@ def _report(options: argparse.Namespace) -> int:
         for sentence in report.verdict(result):
             console.print(sentence, markup=False)
     print(f"\nreport  {page}")
+    return OK
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from dfke_jax.serving import serve_model
+
+    enable_compilation_cache()
+    serve_model(options)
     return OK
 
 

@@ -2,13 +2,17 @@
 
 from dfke_jax.core.checkpoint import Checkpoints, fingerprint, restore, save, writable_directory
 from dfke_jax.core.errors import (
+    BudgetError,
     CheckpointError,
     DfkeError,
+    EndpointError,
     InputError,
     Interrupted,
+    LedgerError,
     MissingDataError,
     NonFiniteError,
     UnknownNameError,
+    UnknownOutcomeError,
 )
 from dfke_jax.core.loop import Run, run
 from dfke_jax.core.mesh import (
@@ -26,13 +30,16 @@ from dfke_jax.core.tracking import JsonLines, TensorBoard, WeightsAndBiases
 
 __all__ = [
     "Attack",
+    "BudgetError",
     "CheckpointError",
     "Checkpoints",
     "DfkeError",
+    "EndpointError",
     "HostMethod",
     "InputError",
     "Interrupted",
     "JsonLines",
+    "LedgerError",
     "Method",
     "MissingDataError",
     "NonFiniteError",
@@ -40,6 +47,7 @@ __all__ = [
     "Static",
     "TensorBoard",
     "UnknownNameError",
+    "UnknownOutcomeError",
     "WeightsAndBiases",
     "against",
     "constrain_samples",

@@ -34,16 +34,47 @@ class NonFiniteError(DfkeError, FloatingPointError):
     """A metric stopped being finite; the message names the step and the metric."""
 
 
+class BudgetError(DfkeError, RuntimeError):
+    """Rows were asked that the query budget does not cover; they were not sent.
+
+    Attributes:
+      asked: rows of the refused call. spent: rows that count already. budget: the limit.
+    """
+
+    def __init__(self, asked: int, spent: int, budget: int, detail: str = ""):
+        self.asked, self.spent, self.budget = asked, spent, budget
+        super().__init__(
+            f"{asked} rows asked, {spent} of a budget of {budget} spent, {max(budget - spent, 0)} left{detail}; "
+            "ask fewer rows or raise the budget"
+        )
+
+
+class LedgerError(DfkeError, RuntimeError):
+    """A query ledger cannot be used: damaged, of another endpoint or configuration, or at odds with the formula."""
+
+
+class EndpointError(DfkeError, RuntimeError):
+    """A remote victim refused or could not be reached: the rows were certainly not answered and cost nothing."""
+
+
+class UnknownOutcomeError(EndpointError):
+    """Rows were sent, and whether they were answered and counted is not known (or the answer was of no use)."""
+
+
 class Interrupted(DfkeError, KeyboardInterrupt):  # noqa: N818 - an interruption is not an error of anybody's
     """The run was stopped by Ctrl-C or SIGTERM; its state is saved and the message says how to resume."""
 
 
 __all__ = [
+    "BudgetError",
     "CheckpointError",
     "DfkeError",
+    "EndpointError",
     "InputError",
     "Interrupted",
+    "LedgerError",
     "MissingDataError",
     "NonFiniteError",
     "UnknownNameError",
+    "UnknownOutcomeError",
 ]

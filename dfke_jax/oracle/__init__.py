@@ -1,4 +1,7 @@
-"""What an adversary may see of a victim."""
+"""What an adversary may see of a victim, and what it has to pay for it.
+
+The function that serves an application is `dfke_jax.oracle.serve.serve`.
+"""
 
 from dfke_jax.oracle.defences import (
     AdaptiveMisinformation,
@@ -21,9 +24,13 @@ from dfke_jax.oracle.explanations import (
     explained_gradients,
     explanation_oracle,
 )
+from dfke_jax.oracle.formulas import check_spent, rows_per_step
+from dfke_jax.oracle.ledger import Ledger
+from dfke_jax.oracle.metered import Metered
 from dfke_jax.oracle.oracle import HostOracle, Oracle, ZerothOrderWarning, check_zeroth_order, oracle_for
 from dfke_jax.oracle.poisoning import PredictionPoisoning
 from dfke_jax.oracle.registry import DEFENCES, defence, explanation
+from dfke_jax.oracle.remote import RemoteVictim
 from dfke_jax.oracle.reveal import (
     Reveal,
     answered_labels,
@@ -31,6 +38,7 @@ from dfke_jax.oracle.reveal import (
     answered_probabilities,
     check_answers,
 )
+from dfke_jax.oracle.serve import background, create_app
 from dfke_jax.oracle.victims import HostVictim, from_function, from_jax, from_sklearn, from_torch, traced_torch
 
 __all__ = [
@@ -46,9 +54,12 @@ __all__ = [
     "GaussianNoise",
     "HostOracle",
     "HostVictim",
+    "Ledger",
+    "Metered",
     "Oracle",
     "Prada",
     "PredictionPoisoning",
+    "RemoteVictim",
     "Reveal",
     "ReverseSigmoid",
     "Rounding",
@@ -58,8 +69,11 @@ __all__ = [
     "answered_labels",
     "answered_logits",
     "answered_probabilities",
+    "background",
     "check_answers",
+    "check_spent",
     "check_zeroth_order",
+    "create_app",
     "defence",
     "explained_gradients",
     "explanation",
@@ -71,5 +85,6 @@ __all__ = [
     "hellinger",
     "oracle_for",
     "reverse_cross_entropy",
+    "rows_per_step",
     "traced_torch",
 ]

@@ -1,0 +1,120 @@
+"""Rows and answers as bytes: keys of a ledger, what it stores, and what travels to an endpoint. Nothing is ever pickled."""
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dfke_jax.core.errors import InputError, LedgerError
+
+_ROW_TYPES = ("float16", "float32", "float64", "uint8")
+
+
+def row_keys(rows: np.ndarray, endpoint: str, reveal: str) -> list[bytes]:
+    """SHA-256(endpoint ‖ reveal ‖ type ‖ shape ‖ bytes) of every row of (B, ...).
+
+    Bytes are little-endian and otherwise as they are: rows that differ in one bit, in shape or in type have other keys.
+
+    Raises:
+      InputError: for rows that are empty, not finite, or of a type that no endpoint takes.
+    """
+    if rows.ndim < 2 or len(rows) == 0:
+        raise InputError(f"rows must be (B, ...) with B >= 1, got shape {rows.shape}")
+    if rows.dtype.name not in _ROW_TYPES:
+        raise InputError(f"rows must be one of {', '.join(_ROW_TYPES)}, got {rows.dtype}")
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        bad = int((~np.isfinite(rows)).reshape(len(rows), -1).any(1).sum())
+        raise InputError(f"{bad} of {len(rows)} rows contain NaN or infinity; they were not sent")
+    rows = np.ascontiguousarray(rows.astype(rows.dtype.newbyteorder("<"), copy=False))
+    start = hashlib.sha256(json.dumps([endpoint, reveal, rows.dtype.name, rows.shape[1:]]).encode())
+    keys = []
+    for row in rows:
+        digest = start.copy()
+        digest.update(row.tobytes())
+        keys.append(digest.digest())
+    return keys
+
+
+def encode_answers(answers: Any, count: int) -> tuple[str, list[bytes]]:
+    """Answers with leading axis B -> (layout of one row, bytes of every row).
+
+    Args:
+      answers: an array, or a tuple or dictionary of arrays. count: B.
+
+    Raises:
+      InputError: for another structure, type of number, or leading axis.
+    """
+    if isinstance(answers, dict):
+        kind, leaves = sorted(answers), [answers[name] for name in sorted(answers)]
+    elif type(answers) is tuple:
+        kind, leaves = "tuple", list(answers)
+    else:
+        kind, leaves = "array", [answers]
+    leaves = [np.asarray(leaf) for leaf in leaves]
+    for leaf in leaves:
+        if leaf.dtype.kind not in "biuf":
+            raise InputError(f"answers must be arrays of numbers, or a tuple or dictionary of them, got {leaf.dtype}")
+        if leaf.ndim == 0 or len(leaf) != count:
+            raise InputError(f"{count} rows were asked and answers of shape {leaf.shape} came back")
+    leaves = [np.ascontiguousarray(leaf.astype(leaf.dtype.newbyteorder("<"), copy=False)) for leaf in leaves]
+    layout = json.dumps([kind, [[leaf.dtype.str, leaf.shape[1:]] for leaf in leaves]])
+    return layout, [b"".join(leaf[i].tobytes() for leaf in leaves) for i in range(count)]
+
+
+def decode_answers(rows: Sequence[tuple[str, bytes]]) -> Any:
+    """(layout, bytes) of B rows -> what `encode_answers` was given.
+
+    Raises:
+      LedgerError: when rows were answered in different layouts.
+    """
+    layouts = {layout for layout, _ in rows}
+    if len(layouts) != 1:
+        raise LedgerError(f"the endpoint answered in different forms: {'; '.join(sorted(layouts))}")
+    kind, described = json.loads(layouts.pop())
+    data = np.frombuffer(b"".join(row for _, row in rows), np.uint8).reshape(len(rows), -1)
+    leaves, start = [], 0
+    for name, shape in described:
+        dtype = np.dtype(name)
+        stop = start + dtype.itemsize * int(np.prod(shape))
+        leaf = np.ascontiguousarray(data[:, start:stop]).view(dtype).reshape(len(rows), *shape)
+        leaves.append(leaf.astype(dtype.newbyteorder("="), copy=False))
+        start = stop
+    if kind == "array":
+        return leaves[0]
+    return tuple(leaves) if kind == "tuple" else dict(zip(kind, leaves, strict=True))
+
+
+def to_npy(array: Any) -> bytes:
+    """An array in NumPy's own file format."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def from_npy(body: bytes) -> np.ndarray:
+    """Reads `to_npy` from a stranger: the size that the header claims must be the size that is there.
+
+    Raises:
+      InputError: for anything but a whole array of numbers.
+    """
+    buffer = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(buffer)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = readers[version](buffer)
+    except (ValueError, KeyError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
+        raise InputError("the body is no array in npy format (numpy.save with allow_pickle=False)") from error
+    if dtype.kind not in "biuf":
+        raise InputError(f"an array of numbers was expected, the body holds {dtype}")
+    wanted, there = dtype.itemsize * math.prod(shape), len(body) - buffer.tell()
+    if wanted != there:
+        raise InputError(f"the body announces an array {shape} of {dtype}, {wanted} bytes, and holds {there}")
+    array = np.frombuffer(body, dtype, offset=buffer.tell()).reshape(shape, order="F" if fortran else "C")
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+__all__ = ["decode_answers", "encode_answers", "from_npy", "row_keys", "to_npy"]

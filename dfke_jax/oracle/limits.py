@@ -1,0 +1,196 @@
+"""What an endpoint takes and whom it lets ask: shapes and sizes, API keys, quotas, rates."""
+
+import dataclasses
+import hashlib
+import hmac
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.oracle.codec import from_npy
+from dfke_jax.oracle.reveal import Reveal
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """What an endpoint says of itself, and holds its callers to.
+
+    Attributes:
+      input_shape: (H, W, C) of a row. num_classes: K. reveal: what it answers.
+      box: lowest and highest value of a row; None for any finite numbers.
+      dtype: ``float32`` or ``float64``, what rows are sent in. uint8 rows are taken as 0 to 255 across the box.
+      quota: rows of a key, ever. rate: rows a second of a key, on average. burst: rows that it may have at once after
+        a rest; `rate` by default.
+      max_rows: in a request. max_bytes: of a body.
+      max_recorded: bytes of answers that are kept for repeated requests; the oldest are forgotten.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+    reveal: Reveal
+    box: tuple[float, float] | None = (0.0, 1.0)
+    dtype: str = "float32"
+    quota: int | None = None
+    rate: float | None = None
+    burst: int | None = None
+    max_rows: int = 1024
+    max_bytes: int = 64 * 2**20
+    max_recorded: int = 256 * 2**20
+
+    def __post_init__(self):
+        if not self.input_shape or any(size < 1 for size in self.input_shape) or self.num_classes < 1:
+            raise InputError(
+                f"input_shape and num_classes must be positive, got {self.input_shape}, {self.num_classes}"
+            )
+        if self.dtype not in ("float32", "float64"):
+            raise InputError(f"dtype must be float32 or float64, got {self.dtype!r}")
+        if self.box is not None and not self.box[0] < self.box[1]:
+            raise InputError(f"box must be (low, high) with low < high, got {self.box}")
+        if min(self.max_rows, self.max_bytes) < 1 or self.max_recorded < 0 or (self.quota or 0) < 0:
+            raise InputError("max_rows and max_bytes must be at least 1, quota and max_recorded at least 0")
+        if (self.rate is not None and not 0 < self.rate < math.inf) or (self.burst is not None and self.burst < 1):
+            raise InputError(f"rate must be positive and burst at least 1, got {self.rate} and {self.burst}")
+
+    @property
+    def bucket(self) -> int | None:
+        """Rows that fit a key's token bucket; None without a rate."""
+        if self.rate is None:
+            return None
+        return self.burst or max(1, int(self.rate))
+
+    @property
+    def rows_at_once(self) -> int:
+        """The largest request: no more than the bucket can ever hold."""
+        return self.max_rows if self.bucket is None else min(self.max_rows, self.bucket)
+
+    def describe(self) -> dict[str, Any]:
+        """The body of ``/v1/describe``."""
+        return {
+            "input_shape": list(self.input_shape),
+            "num_classes": self.num_classes,
+            "reveal": dataclasses.asdict(self.reveal),
+            "box": None if self.box is None else list(self.box),
+            "dtype": self.dtype,
+            "limits": {
+                "max_rows": self.rows_at_once,
+                "max_bytes": self.max_bytes,
+                "quota": self.quota,
+                "rate": self.rate,
+            },
+            "idempotency": True,
+        }
+
+    def rows(self, body: bytes, content_type: str) -> np.ndarray:
+        """The rows of a body, checked and as `predict` takes them.
+
+        Raises:
+          InputError: naming what is wrong with them.
+        """
+        array = _from_json(body, self.dtype) if content_type == "application/json" else from_npy(body)
+        if array.ndim != 1 + len(self.input_shape) or array.shape[1:] != tuple(self.input_shape) or not len(array):
+            wanted = ", ".join(["B", *map(str, self.input_shape)])
+            raise InputError(f"rows must have shape ({wanted}) with B >= 1, got {array.shape}")
+        low, high = self.box or (0.0, 1.0)
+        if array.dtype == np.uint8:
+            return (low + array.astype(self.dtype) / 255 * (high - low)).astype(self.dtype)
+        if array.dtype.name != self.dtype:
+            raise InputError(f"rows must be {self.dtype} or uint8, got {array.dtype}")
+        if not np.isfinite(array).all():
+            raise InputError("rows contain NaN or infinity")
+        if self.box is not None and (array.min() < low - 1e-6 or array.max() > high + 1e-6):
+            raise InputError(
+                f"rows must lie in [{low}, {high}], got values from {array.min():.4g} to {array.max():.4g}"
+            )
+        return array
+
+
+def _from_json(body: bytes, dtype: str) -> np.ndarray:
+    try:
+        value = json.loads(body)
+        array = np.asarray(value["rows"] if isinstance(value, dict) else value)
+        if array.dtype.kind not in "iuf":
+            raise ValueError
+        return array.astype(dtype)
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError, UnicodeDecodeError) as error:
+        raise InputError('JSON must be {"rows": [...]} with nested lists of numbers of equal length') from error
+
+
+class Refusal(Exception):  # noqa: N818 - an answer, and nobody's error
+    """A request that is turned down: status, a word for programs, a sentence for people, headers."""
+
+    def __init__(self, status: int, code: str, message: str, **headers: str):
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class Accounts:
+    """Who may ask, and how much each has asked: keys, quotas and token buckets.
+
+    Args:
+      endpoint: the limits. keys: those that may ask; None lets anybody. clock: seconds, never going back.
+    """
+
+    def __init__(self, endpoint: Endpoint, keys: Sequence[str] | None, clock: Callable[[], float]):
+        if keys is not None and (isinstance(keys, str) or not keys or not all(keys)):
+            raise InputError("keys must be a sequence of texts that are not empty, or None for no keys")
+        self.endpoint, self.clock = endpoint, clock
+        self._keys = None if keys is None else {_digest(key): f"key {i}" for i, key in enumerate(keys)}
+        self.charged: dict[str, int] = {}
+        self.requests: dict[str, int] = {}
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def who(self, offered: str | None) -> str:
+        """The account of a key, found in a time that does not depend on it."""
+        if self._keys is None:
+            return "anybody"
+        digest, found = _digest(offered or ""), None
+        for known, name in self._keys.items():
+            if hmac.compare_digest(known, digest):
+                found = name
+        if found is None:
+            raise Refusal(401, "unauthorized", "a valid API key is required", WWW_Authenticate="Bearer")
+        return found
+
+    def admit(self, account: str, rows: int) -> None:
+        """Charges rows before they are answered, or refuses them and charges nothing."""
+        limits, charged = self.endpoint, self.charged.get(account, 0)
+        if limits.quota is not None and charged + rows > limits.quota:
+            raise Refusal(
+                403, "quota_exceeded", f"{rows} rows asked, {charged} of {limits.quota} used; nothing was charged"
+            )
+        if limits.rate is not None and limits.bucket is not None:
+            now = self.clock()
+            tokens, then = self._buckets.get(account, (float(limits.bucket), now))
+            tokens = min(float(limits.bucket), tokens + (now - then) * limits.rate)
+            self._buckets[account] = (tokens, now)
+            if tokens < rows:
+                seconds = max(1, math.ceil((rows - tokens) / limits.rate))
+                raise Refusal(429, "rate_limited", f"at most {limits.rate:g} rows a second", Retry_After=str(seconds))
+            self._buckets[account] = (tokens - rows, now)
+        self.charged[account] = charged + rows
+        self.requests[account] = self.requests.get(account, 0) + 1
+
+    def refund(self, account: str, rows: int) -> None:
+        """Takes a charge back: the rows could not be answered."""
+        self.charged[account] -= rows
+        self.requests[account] -= 1
+
+    def usage(self, account: str) -> dict[str, int | None]:
+        """The body of ``/v1/usage``."""
+        return {
+            "rows": self.charged.get(account, 0),
+            "requests": self.requests.get(account, 0),
+            "quota": self.endpoint.quota,
+        }
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+__all__ = ["Accounts", "Endpoint", "Refusal"]

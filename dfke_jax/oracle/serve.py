@@ -1,0 +1,278 @@
+"""An endpoint that stands in for a prediction API: what a defender sets up to be attacked by `RemoteVictim`.
+
+    GET  /v1/describe   what goes in, what comes out, and the limits
+    POST /v1/predict    rows in, answers out: npy bodies, or JSON for humans
+    GET  /v1/usage      what this key has been charged
+
+Keys are sent as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. A request with an ``Idempotency-Key`` that was answered
+before gets the same bytes again and is not charged. Charges and recorded answers live in this process.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.oracle.codec import to_npy
+from dfke_jax.oracle.limits import Accounts, Endpoint, Refusal
+from dfke_jax.oracle.reveal import Reveal, check_answers
+
+NPY = "application/x-npy"
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class _Recorded:
+    """A request with an idempotency key: what it said, and its answer once that is there."""
+
+    body: bytes
+    done: asyncio.Event
+    answers: np.ndarray | None = None
+
+
+class Service:
+    """An endpoint at work: predicts one request at a time, charges it, remembers it.
+
+    Args:
+      predict: rows (B, H, W, C) in the endpoint's dtype -> answers as its `reveal` says; called in a thread.
+      endpoint, accounts: what is allowed.
+    """
+
+    def __init__(self, predict: Callable[[np.ndarray], Any], endpoint: Endpoint, accounts: Accounts):
+        self.predict, self.endpoint, self.accounts = predict, endpoint, accounts
+        self._recorded: OrderedDict[tuple[str, str], _Recorded] = OrderedDict()
+        self._bytes = 0
+        self._turn = threading.Lock()
+
+    async def answer(self, account: str, rows: np.ndarray, name: str | None, body: bytes) -> tuple[np.ndarray, bool]:
+        """Answers, and whether they were recorded before; charged once for every `name`."""
+        if name is None:
+            return await self._fresh(account, rows), False
+        place, mark = (account, name), hashlib.sha256(body).digest()
+        while (found := self._recorded.get(place)) is not None:
+            if found.body != mark:
+                raise Refusal(422, "idempotency_mismatch", "this Idempotency-Key was used with another body")
+            await found.done.wait()
+            if found.answers is not None:
+                return found.answers, True
+        entry = self._recorded[place] = _Recorded(mark, asyncio.Event())
+        try:
+            entry.answers = await self._fresh(account, rows)
+        except BaseException:
+            del self._recorded[place]
+            raise
+        finally:
+            entry.done.set()
+        self._bytes += entry.answers.nbytes + 256
+        self._forget()
+        return entry.answers, False
+
+    def _forget(self) -> None:
+        for place in list(self._recorded):
+            if self._bytes <= self.endpoint.max_recorded:
+                return
+            answers = self._recorded[place].answers
+            if answers is not None:
+                self._bytes -= answers.nbytes + 256
+                del self._recorded[place]
+
+    async def _fresh(self, account: str, rows: np.ndarray) -> np.ndarray:
+        self.accounts.admit(account, len(rows))
+        try:
+            answers = await asyncio.to_thread(self._predicted, rows)
+            check_answers(answers, len(rows), self.endpoint.num_classes, self.endpoint.reveal)
+        except BaseException as error:
+            self.accounts.refund(account, len(rows))
+            if not isinstance(error, Exception):
+                raise
+            _log.exception("the model failed on %d rows", len(rows))
+            raise Refusal(500, "failed", "the model failed to answer; nothing was charged") from None
+        return answers
+
+    def _predicted(self, rows: np.ndarray) -> np.ndarray:
+        with self._turn:
+            return np.asarray(self.predict(rows))
+
+
+def create_app(
+    predict: Callable[[np.ndarray], Any],
+    *,
+    input_shape: Sequence[int],
+    reveal: Reveal,
+    num_classes: int,
+    keys: Sequence[str] | None = None,
+    quota: int | None = None,
+    rate: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    **limits: Any,
+):
+    """A Starlette application that answers rows over HTTP; run it with `serve`, `background` or any ASGI server.
+
+    Bodies are npy arrays (``numpy.save``; never pickled) or, as ``application/json``, ``{"rows": [...]}``; the answer has
+    the form of the question. Refusals are ``{"error": {"code", "message"}}`` with status 401 (key), 403 (quota), 413
+    (too many rows or bytes), 422 (rows that cannot be right), 429 (rate, with Retry-After) or 500 (the victim failed;
+    not charged).
+
+    Args:
+      predict: rows (B, H, W, C) -> answers of the kind that `reveal` names, (B, K) or (B,) integers.
+      input_shape, reveal, num_classes, quota, rate: see `Endpoint`.
+      keys: API keys; None for an open endpoint.
+      clock: seconds, for the rate.
+      **limits: `box`, `dtype`, `burst`, `max_rows`, `max_bytes`, `max_recorded` of `Endpoint`.
+
+    Returns:
+      The application; ``app.state.service`` is its `Service`, and ``app.state.service.accounts`` knows the charges.
+
+    Raises:
+      InputError: for settings that mean nothing.
+    """
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    endpoint = Endpoint(tuple(input_shape), num_classes, reveal, quota=quota, rate=rate, **limits)
+    service = Service(predict, endpoint, Accounts(endpoint, keys, clock))
+
+    def account(request: Request) -> str:
+        bearer = request.headers.get("authorization", "")
+        offered = bearer[7:].strip() if bearer[:7].lower() == "bearer " else request.headers.get("x-api-key")
+        return service.accounts.who(offered)
+
+    async def describe(request: Request) -> Response:
+        account(request)
+        return JSONResponse(endpoint.describe())
+
+    async def usage(request: Request) -> Response:
+        return JSONResponse(service.accounts.usage(account(request)))
+
+    async def predict_rows(request: Request) -> Response:
+        who = account(request)
+        body = await _body(request, endpoint.max_bytes)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in ("application/json", NPY, "application/octet-stream"):
+            raise Refusal(415, "unsupported_type", f"send {NPY} or application/json, not {kind or 'nothing'}")
+        try:
+            rows = await asyncio.to_thread(endpoint.rows, body, kind)
+        except InputError as error:
+            raise Refusal(422, "bad_input", str(error)) from error
+        if len(rows) > endpoint.rows_at_once:
+            raise Refusal(413, "too_many_rows", f"at most {endpoint.rows_at_once} rows in a request, got {len(rows)}")
+        name = request.headers.get("idempotency-key")
+        if name is not None and not 0 < len(name) <= 256:
+            raise Refusal(422, "bad_input", "an Idempotency-Key has 1 to 256 characters")
+        answers, again = await service.answer(who, rows, name, body)
+        headers = {"Idempotent-Replayed": "true"} if again else {}
+        if kind == "application/json":
+            return JSONResponse({"answers": answers.tolist()}, headers=headers)
+        return Response(to_npy(answers), media_type=NPY, headers=headers)
+
+    def said(status: int, code: str, message: str, headers: Any = None) -> Response:
+        return JSONResponse({"error": {"code": code, "message": message}}, status, headers=headers)
+
+    async def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, Refusal)
+        return said(error.status, error.code, error.message, error.headers)
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return said(error.status_code, "http_error", str(error.detail), error.headers)
+
+    async def gone(_: Request, error: Exception) -> Response:
+        return said(400, "disconnected", "the body did not arrive")
+
+    async def failed(_: Request, error: Exception) -> Response:
+        return said(500, "failed", "the endpoint failed")
+
+    app = Starlette(
+        routes=[
+            Route("/v1/describe", describe),
+            Route("/v1/usage", usage),
+            Route("/v1/predict", predict_rows, methods=["POST"]),
+        ],
+        exception_handlers={Refusal: refused, HTTPException: http, ClientDisconnect: gone, Exception: failed},
+    )
+    app.state.service = service
+    return app
+
+
+async def _body(request: Any, limit: int) -> bytes:
+    """The whole body, or a refusal as soon as it is known to be too large."""
+    too_large = Refusal(413, "too_large", f"a body may have {limit} bytes")
+    announced = request.headers.get("content-length")
+    if announced is not None and announced.isdigit() and int(announced) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+def serve(
+    app: Any, host: str = "127.0.0.1", port: int = 8000, *, ready: Callable[[str], None] = lambda url: None
+) -> None:
+    """Serves an application until it is interrupted.
+
+    Args:
+      app: of `create_app`. host: the address to listen on; by default this machine alone can reach it. port: 0 for any.
+      ready: called with the URL as soon as connections are taken.
+
+    Raises:
+      InputError: when nothing can listen there.
+    """
+    with _listening(app, host, port) as (server, listener, url), contextlib.suppress(KeyboardInterrupt):
+        ready(url)
+        server.run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def background(app: Any, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Serves an application in a thread for the length of a ``with`` block, and gives its URL.
+
+    Raises:
+      InputError: when nothing can listen there.
+    """
+    with _listening(app, host, port) as (server, listener, url):
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise InputError(f"the server at {url} did not start")
+                time.sleep(0.005)
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+
+@contextlib.contextmanager
+def _listening(app: Any, host: str, port: int) -> Iterator[tuple[Any, socket.socket, str]]:
+    """(uvicorn server, its socket, URL)."""
+    import uvicorn
+
+    version6 = ":" in host
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if version6 else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error}; choose another host or port") from error
+    with listener:
+        quiet = {"log_level": "critical", "server_header": False, "lifespan": "off", "timeout_graceful_shutdown": 1}
+        url = f"http://{f'[{host}]' if version6 else host}:{listener.getsockname()[1]}"
+        yield uvicorn.Server(uvicorn.Config(app, **quiet)), listener, url
+
+
+__all__ = ["Service", "background", "create_app", "serve"]

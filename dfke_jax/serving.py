@@ -1,0 +1,120 @@
+"""``dfke serve``: a classifier behind the endpoint of `dfke_jax.oracle.serve`, so that it can be attacked over HTTP."""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dfke_jax.nn.classifier import Classifier
+    from dfke_jax.oracle.reveal import Reveal
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="digits (a small network trained at once), or a directory of saved variables"
+    )
+    parser.add_argument("--network", default="mlp_small", metavar="NAME", help="network (default: %(default)s)")
+    parser.add_argument(
+        "--classes", type=int, default=10, metavar="K", help="of a saved network (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shape", type=int, nargs=3, default=(8, 8, 1), metavar=("H", "W", "C"), help="of a saved network's images"
+    )
+    parser.add_argument(
+        "--reveal", default="probabilities", metavar="KIND", help="label, top_k, logits or %(default)s (default)"
+    )
+    parser.add_argument("--top", type=int, metavar="K", help="how many, with --reveal top_k")
+    parser.add_argument("--round", type=int, metavar="DECIMALS", help="round what is revealed")
+    parser.add_argument("--rate", type=float, metavar="ROWS", help="rows a second of a key")
+    parser.add_argument("--quota", type=int, metavar="ROWS", help="rows of a key, ever")
+    parser.add_argument(
+        "--key", action="append", metavar="KEY", help="an API key; repeat it for more; none: open to all"
+    )
+    parser.add_argument("--max-rows", type=int, default=1024, metavar="N", help="in a request (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any (default: %(default)s)")
+
+
+def serve_model(options: argparse.Namespace) -> None:
+    """Loads or trains what is asked for and serves it until interrupted.
+
+    Raises:
+      InputError, UnknownNameError, CheckpointError: for options that do not fit together, or no such model.
+    """
+    from dfke_jax.oracle.reveal import Reveal
+    from dfke_jax.oracle.serve import create_app, serve
+
+    reveal = Reveal(options.reveal, k=options.top, decimals=options.round)
+    classifier = load(options.model, options.network, options.classes, options.shape)
+    app = create_app(
+        answering(classifier, reveal),
+        input_shape=classifier.input_shape,
+        reveal=reveal,
+        num_classes=classifier.num_classes,
+        box=classifier.preprocessing.box,
+        keys=options.key,
+        quota=options.quota,
+        rate=options.rate,
+        max_rows=options.max_rows,
+    )
+    said = f"serving {options.model} ({options.reveal}) until interrupted at"
+    serve(app, options.host, options.port, ready=lambda url: print(said, url, flush=True))
+
+
+def load(model: str, name: str, num_classes: int, shape: tuple[int, int, int]) -> "Classifier":
+    """The classifier to serve.
+
+    Args:
+      model: ``digits``, or a directory that `dfke_jax.core.save` wrote of a `Classifier`. Such a directory holds
+        variables only, so the rest must be said; preprocessing is what `experiments.settings.network` gives.
+      name, num_classes, shape: of a saved network; `digits` takes the name alone.
+    """
+    from dfke_jax.core.checkpoint import restore
+    from dfke_jax.experiments.settings import network
+
+    height, width, channels = shape
+    if model == "digits":
+        return trained_on_digits(name)
+    return restore(model, network(name, num_classes, (height, width, channels)))
+
+
+def trained_on_digits(name: str, steps: int = 600) -> "Classifier":
+    """A network trained on the bundled digits; the same one every time."""
+    import jax
+
+    from dfke_jax import data
+    from dfke_jax.core.loop import run
+    from dfke_jax.distillation.response import cross_entropy_training
+    from dfke_jax.experiments.settings import network
+    from dfke_jax.nn.training import trained
+
+    digits = data.load("digits")
+    images, labels = digits.train.on_device()
+    classifier = network(name, digits.num_classes, digits.shape)
+    return trained(
+        classifier, run(cross_entropy_training(classifier, images, labels, steps=steps), jax.random.key(0), steps).state
+    )
+
+
+def answering(classifier: "Classifier", reveal: "Reveal") -> "Callable[[np.ndarray], np.ndarray]":
+    """Rows (B, H, W, C) on the host -> what `reveal` leaves of the classifier's answers.
+
+    Batches are padded to powers of two, so that few programs are compiled.
+    """
+    import jax
+    import numpy as np
+
+    compiled = jax.jit(lambda classifier, rows: reveal.of_logits(classifier(rows)))
+
+    def predict(rows: "np.ndarray") -> "np.ndarray":
+        size = 1 << (len(rows) - 1).bit_length()
+        padded = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), 0)])
+        return np.asarray(compiled(classifier, padded))[: len(rows)]
+
+    return predict
+
+
+__all__ = ["add_options", "answering", "load", "serve_model", "trained_on_digits"]

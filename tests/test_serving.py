@@ -1,0 +1,72 @@
+"""``dfke serve`` from the command to the answers."""
+
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from dfke_jax import cli, data, serving
+from dfke_jax.core import save
+from dfke_jax.experiments.settings import network
+from dfke_jax.oracle import Reveal
+from dfke_jax.oracle.remote import RemoteVictim
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 21])
+@pytest.mark.parametrize("reveal", [Reveal("logits", decimals=2), Reveal("top_k", k=2), Reveal("label")])
+def test_it_answers_what_is_revealed(getkey, count, reveal):
+    classifier = network("mlp_small", 10, (8, 8, 1))
+    rows = np.asarray(jax.random.uniform(getkey(), (count, 8, 8, 1)))
+    answers, wanted = serving.answering(classifier, reveal)(rows), reveal.of_logits(classifier(rows))
+    assert answers.shape == wanted.shape
+    np.testing.assert_allclose(answers, wanted, atol=1e-6)
+
+
+def test_a_saved_classifier_is_served(tmp_path, getkey):
+    classifier = network("lenet5_half", 5, (28, 28, 1))
+    classifier = classifier.replace(variables=jax.tree.map(lambda leaf: leaf + 0.01, classifier.variables))
+    save(tmp_path / "saved", classifier)
+    found = serving.load(str(tmp_path / "saved"), "lenet5_half", 5, (28, 28, 1))
+    rows = jax.random.uniform(getkey(), (2, 28, 28, 1))
+    np.testing.assert_array_equal(found(rows), classifier(rows))
+
+
+def test_the_command_serves_until_it_is_interrupted():
+    command = [sys.executable, "-m", "dfke_jax.cli", "serve", "digits", "--reveal", "label", "--quota", "400"]
+    process = subprocess.Popen(
+        [*command, "--key", "k1", "--key", "k2", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("serving digits (label) until interrupted at http://127.0.0.1:")
+        test = data.load("digits").test
+        with RemoteVictim(line.split()[-1], key="k2", batch=100) as victim:
+            assert (victim.input_shape, victim.num_classes, victim.reveal) == ((8, 8, 1), 10, Reveal("label"))
+            assert np.mean(victim(test.images) == test.labels) > 0.93
+            assert victim.usage() == {"rows": 360, "requests": 4, "quota": 400}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        _, said = process.communicate()
+    assert said == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "there is no checkpoint at"),
+        (["digits", "--reveal", "labels"], "nearest: label"),
+        (["digits", "--reveal", "top_k"], "k >= 1"),
+        (["digits", "--network", "lenet"], "unknown network 'lenet'"),
+    ],
+)
+def test_what_cannot_be_served_is_said(capsys, arguments, said):
+    assert cli.main(["serve", *arguments]) == 1
+    assert said in capsys.readouterr().err
