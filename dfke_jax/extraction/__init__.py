@@ -4,7 +4,8 @@ from dfke_jax.extraction.active_thief import ActiveThiefSettings, ActiveThiefSta
 from dfke_jax.extraction.copycat import copycat, heavy_augmentation
 from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, JacobianState, jacobian_augmentation
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
-from dfke_jax.extraction.pool import CloneTraining, PoolSettings, RandomState, random_attack
+from dfke_jax.extraction.pool import CloneTraining, PoolSettings
+from dfke_jax.extraction.random_queries import RandomState, random_attack
 
 __all__ = [
     "ActiveThiefSettings",

@@ -5,7 +5,8 @@ import math
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array, Augmentation
 from dfke_jax.data.augment import affine, compose, gaussian_noise
-from dfke_jax.extraction.pool import PoolSettings, random_attack
+from dfke_jax.extraction.pool import PoolSettings
+from dfke_jax.extraction.random_queries import random_attack
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.oracle.reveal import Reveal
 

@@ -20,10 +20,10 @@ from dfke_jax.extraction.pool import (
     learn_labelled,
     new_clone,
     nothing_labelled,
-    random_attack,
     read_targets,
     train_clone,
 )
+from dfke_jax.extraction.random_queries import random_attack
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.losses import soft_cross_entropy
 from dfke_jax.nn.training import Training, trained
