@@ -31,6 +31,8 @@ def fidelity(victim_logits: Any, clone_logits: Any, labels: Any = None, *, confi
     Source: Jagielski et al., High Accuracy and High Fidelity Extraction of Neural Networks, USENIX Security 2020,
     section 3; Tramèr et al., USENIX Security 2016, section 4 (total variation).
     """
+    from scipy.special import softmax
+
     agreed = agreement(victim_logits, clone_logits)
     count = len(np.asarray(clone_logits))
     result: dict[str, Any] = {
@@ -39,8 +41,8 @@ def fidelity(victim_logits: Any, clone_logits: Any, labels: Any = None, *, confi
     }
     if np.ndim(victim_logits) == np.ndim(clone_logits) == 2:
         result["total_variation"] = total_variation(victim_logits, clone_logits)
-        pairs = zip(np.asarray(victim_logits)[:, None], np.asarray(clone_logits)[:, None], strict=True)
-        distances = [total_variation(victim, clone) for victim, clone in pairs]
+        victim, clone = (softmax(np.asarray(side, np.float64), -1) for side in (victim_logits, clone_logits))
+        distances = np.abs(victim - clone).sum(-1) / 2
         result["total_variation_interval"] = bootstrap_interval(distances, confidence)
     if labels is not None:
         right = accuracy(clone_logits, labels)

@@ -2,6 +2,7 @@
 
 from dfke_jax.extraction.active_thief import ActiveThiefSettings, ActiveThiefState, active_thief, deepfool_norm
 from dfke_jax.extraction.copycat import copycat, heavy_augmentation
+from dfke_jax.extraction.dissector import DissectorSettings, DissectorState, dissector
 from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, JacobianState, jacobian_augmentation
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
 from dfke_jax.extraction.pool import CloneTraining, PoolSettings
@@ -13,6 +14,8 @@ __all__ = [
     "AdaptiveState",
     "BanditSettings",
     "CloneTraining",
+    "DissectorSettings",
+    "DissectorState",
     "JacobianSettings",
     "JacobianState",
     "PoolSettings",
@@ -21,6 +24,7 @@ __all__ = [
     "adaptive_knockoff",
     "copycat",
     "deepfool_norm",
+    "dissector",
     "heavy_augmentation",
     "jacobian_augmentation",
     "knockoff",

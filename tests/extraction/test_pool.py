@@ -16,11 +16,13 @@ from dfke_jax.extraction import (
     ActiveThiefSettings,
     BanditSettings,
     CloneTraining,
+    DissectorSettings,
     JacobianSettings,
     PoolSettings,
     active_thief,
     adaptive_knockoff,
     copycat,
+    dissector,
     jacobian_augmentation,
     knockoff,
     random_attack,
@@ -75,6 +77,9 @@ ATTACKS = {
     "dfal and k-center": lambda reveal: thief("dfal_k_center", reveal),
     "Jacobian augmentation": lambda reveal: jacobian_augmentation(
         network(0), POOL[:3], reveal, JacobianSettings(3, 2, 0.1, True, TINY)
+    ),
+    "dissector": lambda reveal: dissector(
+        network(0), POOL, reveal, DissectorSettings(12, 4, 0.0, TINY, variants=3, pseudo_rows=5)
     ),
     "copycat": lambda reveal: copycat(network(0), POOL, reveal, POOL_SETTINGS),
 }
