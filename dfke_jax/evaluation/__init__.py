@@ -1,16 +1,25 @@
-"""How good, how alike and how varied: numbers about classifiers and pools, on the host."""
+"""How good, how alike and how varied: numbers about classifiers and pools."""
 
 from dfke_jax.evaluation.agreement import accuracy, agreement, total_variation
 from dfke_jax.evaluation.diversity import class_histogram, histogram_entropy, mean_pairwise_distance
+from dfke_jax.evaluation.fidelity import bootstrap_interval, class_fidelity, fidelity, self_fidelity
 from dfke_jax.evaluation.summary import summarise, wilson_interval
+from dfke_jax.evaluation.transfer import fgsm, pgd, transfer_rate
 
 __all__ = [
     "accuracy",
     "agreement",
+    "bootstrap_interval",
+    "class_fidelity",
     "class_histogram",
+    "fgsm",
+    "fidelity",
     "histogram_entropy",
     "mean_pairwise_distance",
+    "pgd",
+    "self_fidelity",
     "summarise",
     "total_variation",
+    "transfer_rate",
     "wilson_interval",
 ]

@@ -1,0 +1,178 @@
+"""Jacobian-based data set augmentation: a few seeds, and steps along the clone's gradient away from them."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.core.method import Attack, Static
+from dfke_jax.core.types import Array, Augmentation, Key, Metrics, Predict
+from dfke_jax.extraction.pool import CloneTraining, check_pool, foreseen, new_clone, read_targets, train_clone
+from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.nn.training import Training, trained
+from dfke_jax.oracle.reveal import Reveal
+
+
+@dataclasses.dataclass(frozen=True)
+class JacobianSettings:
+    """How the set grows.
+
+    Attributes:
+      rows_per_step: N₀, the number of seeds, and rows asked per step.
+      augmentations: ρ, doublings of the set (published: 6). The attack is run for `rounds` = 2^ρ steps.
+      step_size: λ, in units of pixels (published: 0.1).
+      hard: whether labels alone are learnt, as published, whatever is answered.
+      clone: after the seeds and after every doubling, from new parameters (published: SGD 0.01 with momentum 0.9).
+
+    Raises:
+      InputError: for numbers outside their range.
+    """
+
+    rows_per_step: int = 150
+    augmentations: int = 6
+    step_size: float = 0.1
+    hard: bool = True
+    clone: CloneTraining = CloneTraining(
+        steps=1000, batch_size=128, learning_rate=0.01, momentum=0.9, weight_decay=0.0, decay_at=()
+    )
+
+    def __post_init__(self):
+        if self.rows_per_step < 1 or self.augmentations < 0 or not self.step_size > 0:
+            raise InputError(
+                "rows_per_step must be at least 1, augmentations not negative and step_size positive, got "
+                f"{self.rows_per_step}, {self.augmentations} and {self.step_size}"
+            )
+
+    @property
+    def rounds(self) -> int:
+        """Steps that spend the budget: 2^ρ."""
+        return 2**self.augmentations
+
+    @property
+    def budget(self) -> int:
+        """Rows asked in all: N₀·2^ρ."""
+        return self.rows_per_step * self.rounds
+
+
+class JacobianState(NamedTuple):
+    """State of the augmentation, T = N₀·2^ρ.
+
+    Attributes:
+      images: (T, H, W, C), the seeds and what was made of them, filled from the front. targets: (T, K).
+      filled: () int32. clone: its training state; it changes only when the set has doubled.
+    """
+
+    images: Array
+    targets: Array
+    filled: Array
+    clone: Training
+
+
+def jacobian_augmentation(
+    clone: Classifier,
+    seeds: Array,
+    reveal: Reveal,
+    settings: JacobianSettings | None = None,
+    *,
+    augment: Augmentation | None = None,
+) -> Attack:
+    """Doubles a set ρ times: X ← X ∪ {x + λ·sign ∂ log S_{O(x)}(x)/∂x : x ∈ X}, O(x) the answered label.
+
+    Only the new points are asked, so that N₀·2^ρ rows are sent in all. Every step asks a block of N₀ rows: a doubling
+    from 2^(e−1)·N₀ to 2^e·N₀ rows takes 2^(e−1) steps, all made with the clone as it was when the doubling began, and
+    the clone is trained at its end. Steps of one size let the attack be compiled once and scanned.
+
+    Args:
+      clone: gives the network.
+      seeds: (N₀, H, W, C), uint8 or float in the clone's box.
+      reveal: what the oracle answers. settings: see `JacobianSettings`.
+      augment: of the training's batches.
+
+    Returns:
+      An `Attack` over `JacobianState`. Metrics: ``asked`` rows so far, and what the clone foresaw of this step's answers
+      before it learnt them (``loss``, ``agreement``).
+
+    Raises:
+      InputError: for seeds that do not fit.
+
+    Source: Papernot et al., Practical Black-Box Attacks against Machine Learning, AsiaCCS 2017, algorithm 1.
+    Deviations: new points are clipped to the box (an endpoint may refuse others); the gradient is of the
+    log-probability, whose sign is that of the probability's and which does not vanish; no reservoir sampling.
+    """
+    settings = settings or JacobianSettings()
+    check_pool(clone, seeds, settings.rows_per_step)
+    if seeds.shape[0] != settings.rows_per_step:
+        raise InputError(
+            f"rows_per_step is the number of seeds: got {settings.rows_per_step} and {seeds.shape[0]} seeds"
+        )
+    shared = (clone, seeds, augment, Static((reveal, settings)))
+    return Attack(Partial(_init, *shared), Partial(_ask, *shared), Partial(_tell, *shared))
+
+
+def jacobian_rows(
+    classifier: Predict, images: Array, labels: Array, step_size: float, box: tuple[float, float] = (0.0, 1.0)
+) -> Array:
+    """x + λ·sign ∂ log softmax(f(x))_y/∂x, clipped to the box.
+
+    Args:
+      images: (B, H, W, C) floats. labels: y, (B,) integers. step_size: λ.
+    """
+
+    def total(images: Array) -> Array:
+        scores = jax.nn.log_softmax(classifier(images))
+        return jnp.sum(jnp.take_along_axis(scores, labels[:, None], 1))
+
+    return jnp.clip(images + step_size * jnp.sign(jax.grad(total)(images)), *box)
+
+
+def _init(clone: Classifier, seeds: Array, augment: Augmentation | None, static: Static, key: Key) -> JacobianState:
+    settings = static.value[1]
+    images = jnp.zeros((settings.budget, *seeds.shape[1:]))
+    targets = jnp.zeros((settings.budget, clone.num_classes))
+    return JacobianState(images, targets, jnp.zeros((), jnp.int32), new_clone(clone, settings.clone, key))
+
+
+def _ask(
+    clone: Classifier, seeds: Array, augment: Augmentation | None, static: Static, key: Key, state: JacobianState
+) -> tuple[JacobianState, Array]:
+    settings = static.value[1]
+    count = settings.rows_per_step
+    blocks = state.filled // count
+    # the set at the beginning of this doubling is the largest power of two of blocks that are filled
+    doubled = jnp.sum(2 ** jnp.arange(settings.augmentations + 1) <= blocks)
+    begin = state.filled - count * jnp.where(blocks > 0, 2 ** (doubled - 1), 0)
+    parents = lax.dynamic_slice_in_dim(state.images, begin, count)
+    labels = jnp.argmax(lax.dynamic_slice_in_dim(state.targets, begin, count), -1)
+    box = clone.preprocessing.box
+    made = jacobian_rows(trained(clone, state.clone), parents, labels, settings.step_size, box)
+    return state, jnp.where(blocks > 0, made, as_float(seeds))
+
+
+def _tell(
+    clone: Classifier,
+    seeds: Array,
+    augment: Augmentation | None,
+    static: Static,
+    key: Key,
+    state: JacobianState,
+    rows: Array,
+    answers: Any,
+) -> tuple[JacobianState, Metrics]:
+    reveal, settings = static.value
+    count = settings.rows_per_step
+    targets = read_targets(answers, reveal, clone.num_classes, settings.hard)
+    metrics = foreseen(trained(clone, state.clone), rows, targets)
+    place = state.filled + jnp.arange(count, dtype=jnp.int32)
+    images = state.images.at[place].set(rows, mode="drop")
+    table = state.targets.at[place].set(targets, mode="drop")
+    filled = jnp.minimum(state.filled + count, settings.budget)
+    due = jnp.any(filled // count == 2 ** jnp.arange(settings.augmentations + 1))
+    learnt = train_clone(key, clone, images, table, filled, settings.clone, start=state.clone, due=due, augment=augment)
+    return JacobianState(images, table, filled, learnt), {"asked": filled.astype(jnp.float32), **metrics}
+
+
+__all__ = ["JacobianSettings", "JacobianState", "jacobian_augmentation", "jacobian_rows"]

@@ -1,0 +1,61 @@
+"""Copycat: labels alone, and augmentation that keeps them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from dfke_jax import core
+from dfke_jax.data.augment import identity
+from dfke_jax.extraction import CloneTraining, PoolSettings, copycat, heavy_augmentation
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.mlp import MLP
+from dfke_jax.oracle import Reveal
+
+KEY = jax.random.key(71)
+POOL = jax.random.uniform(KEY, (12, 6, 6, 1))
+NET = Classifier.create(MLP(3, (8,)), jax.random.key(0), (6, 6, 1))
+SETTINGS = PoolSettings(12, 4, 0.0, CloneTraining(steps=6, batch_size=4, decay_at=()))
+
+
+def probabilities(victim, rows):
+    return jax.nn.softmax(victim(rows))
+
+
+def labels(victim, rows):
+    return jnp.argmax(victim(rows), -1).astype(jnp.int32)
+
+
+def test_probabilities_are_worth_no_more_than_their_labels():
+    victim = Classifier.create(MLP(3, (8,)), jax.random.key(1), (6, 6, 1))
+    soft, hard = (
+        core.run(core.against(copycat(NET, POOL, reveal, SETTINGS), Partial(answer, victim)), KEY, 3).state
+        for reveal, answer in ((Reveal(), probabilities), (Reveal("label"), labels))
+    )
+    for a, b in zip(jax.tree.leaves(soft), jax.tree.leaves(hard), strict=True):
+        np.testing.assert_array_equal(a, b)
+    truth = np.asarray(victim(POOL)).argmax(-1)[np.asarray(soft.labelled.learnt.indices)]
+    np.testing.assert_array_equal(soft.labelled.learnt.targets, np.eye(3)[truth])
+
+
+def test_augmentation_is_used_and_can_be_left_out():
+    method = lambda augment: core.against(
+        copycat(NET, POOL, Reveal(), SETTINGS, augment=augment), Partial(probabilities, NET)
+    )
+    with_it, without = (core.run(method(augment), KEY, 3).state.clone.variables for augment in (None, identity()))
+    differ = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(with_it), jax.tree.leaves(without), strict=True)]
+    assert any(differ)
+
+
+def test_heavy_augmentation_stays_in_the_box_and_near_the_image():
+    image = np.zeros((200, 28, 28, 1), np.float32)
+    image[:, 12:16, 12:16] = 1
+    made = np.asarray(heavy_augmentation(28)(KEY, jnp.asarray(image)))
+    assert made.min() >= 0
+    assert made.max() <= 1
+    place = np.arange(28)
+    for axis in (1, 2):
+        mass = np.maximum(made - 0.2, 0).sum((3 - axis, 3))
+        centre = (mass * place[None]).sum(1) / mass.sum(1)
+        assert (np.abs(centre - 13.5) < 2.3).all()
+        assert centre.std() > 0.5

@@ -1,0 +1,317 @@
+"""What pool attacks share, and what all of them promise."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from dfke_jax import core
+from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.loop import _chunk
+from dfke_jax.extraction import (
+    ActiveThiefSettings,
+    BanditSettings,
+    CloneTraining,
+    DissectorSettings,
+    JacobianSettings,
+    PoolSettings,
+    active_thief,
+    adaptive_knockoff,
+    copycat,
+    dissector,
+    jacobian_augmentation,
+    knockoff,
+    random_attack,
+)
+from dfke_jax.extraction.pool import (
+    agreement_with,
+    in_batches,
+    label,
+    new_clone,
+    nothing_labelled,
+    read_targets,
+    train_clone,
+)
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.mlp import MLP
+from dfke_jax.nn.training import trained
+from dfke_jax.oracle import Reveal
+
+SHAPE = (4, 4, 1)
+KEY = jax.random.key(31)
+POOL = jax.random.uniform(jax.random.key(32), (24, *SHAPE))
+GROUPS = jnp.arange(24) % 4
+SOFT = Reveal()
+TINY = CloneTraining(steps=4, batch_size=3, learning_rate=0.1, momentum=0.9, decay_at=(0.5,), checks=2)
+
+
+@functools.cache
+def network(seed):
+    return Classifier.create(MLP(3, (8,)), jax.random.key(seed), SHAPE)
+
+
+def answer(reveal, victim, rows):
+    return reveal.value.of_logits(victim(rows))
+
+
+def oracle(reveal, seed=7):
+    return Partial(answer, core.Static(reveal), network(seed))
+
+
+def thief(selector, reveal=SOFT):
+    settings = ActiveThiefSettings(12, 4, 0.25, TINY, selector=selector, deepfool_steps=3, scoring_batch=10)
+    return active_thief(network(0), POOL, reveal, settings)
+
+
+POOL_SETTINGS = PoolSettings(12, 4, 0.25, TINY)
+BANDIT = BanditSettings(12, 4, 0.0, TINY, window=5, learner_steps=2)
+ATTACKS = {
+    "random": lambda reveal: random_attack(network(0), POOL, reveal, POOL_SETTINGS, train_every=1),
+    "knockoff": lambda reveal: knockoff(network(0), POOL, reveal, POOL_SETTINGS),
+    "bandit": lambda reveal: adaptive_knockoff(network(0), POOL, GROUPS, 4, reveal, BANDIT),
+    "entropy": lambda reveal: thief("entropy", reveal),
+    "dfal and k-center": lambda reveal: thief("dfal_k_center", reveal),
+    "Jacobian augmentation": lambda reveal: jacobian_augmentation(
+        network(0), POOL[:3], reveal, JacobianSettings(3, 2, 0.1, True, TINY)
+    ),
+    "dissector": lambda reveal: dissector(
+        network(0), POOL, reveal, DissectorSettings(12, 4, 0.0, TINY, variants=3, pseudo_rows=5)
+    ),
+    "copycat": lambda reveal: copycat(network(0), POOL, reveal, POOL_SETTINGS),
+}
+ROUNDS = {"Jacobian augmentation": 4}
+every_attack = pytest.mark.parametrize("name", ATTACKS)
+
+
+@functools.cache
+def finished(name):
+    return core.run(core.against(ATTACKS[name](SOFT), oracle(SOFT)), KEY, ROUNDS.get(name, 3), chunk=4)
+
+
+def raw(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@every_attack
+def test_the_state_keeps_its_structure_shapes_and_types(name):
+    attack, state = ATTACKS[name](SOFT), finished(name).state
+    before = jax.eval_shape(attack.init, KEY)
+    assert jax.tree.structure(before) == jax.tree.structure(state)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state), strict=True):
+        assert (old.shape, old.dtype) == (new.shape, new.dtype)
+    assert all(isinstance(function, Partial) for function in attack)
+    _, rows = jax.eval_shape(attack.ask, KEY, before)
+    assert rows.shape == (3 if name == "Jacobian augmentation" else 4, *SHAPE)
+    assert rows.dtype == jnp.float32
+
+
+@every_attack
+def test_metrics_are_finite_and_count_every_row(name):
+    metrics = finished(name).metrics
+    size = 3 if name == "Jacobian augmentation" else 4
+    np.testing.assert_array_equal(metrics["asked"], size * np.arange(1, len(metrics["asked"]) + 1))
+    assert {value.dtype for value in metrics.values()} == {np.dtype(np.float32)}
+    assert ((metrics["agreement"] >= 0) & (metrics["agreement"] <= 1)).all()
+
+
+@every_attack
+def test_fused_equals_a_victim_on_the_host(name):
+    """The scanned program against ask and tell compiled apart, which a NumPy oracle separates."""
+    fused = finished(name)
+    victim, attack, asked = network(7), ATTACKS[name](SOFT), []
+
+    def answers(rows):
+        assert isinstance(rows, np.ndarray)
+        asked.append(rows)
+        return np.asarray(jax.nn.softmax(victim(jnp.asarray(rows))))
+
+    apart = core.run(core.against(attack, answers, host=True), KEY, ROUNDS.get(name, 3))
+    assert jax.tree.structure(apart.state) == jax.tree.structure(fused.state)
+    for a, b in zip(raw(apart.state), raw(fused.state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(apart.metrics["loss"], fused.metrics["loss"], rtol=1e-4)
+    rows = np.concatenate(asked)
+    assert len(np.unique(rows, axis=0)) == len(rows), "no row is paid for twice"
+    assert (rows >= 0).all()
+    assert (rows <= 1).all()
+
+
+@every_attack
+def test_the_same_key_gives_the_same_bits_and_another_key_others(name):
+    first, steps = finished(name), ROUNDS.get(name, 3)
+    method = core.against(ATTACKS[name](SOFT), oracle(SOFT))
+    again = core.run(method, KEY, steps, chunk=4)
+    assert all(np.array_equal(a, b) for a, b in zip(raw(first.state), raw(again.state), strict=True))
+    other = core.run(method, jax.random.key(99), steps, chunk=4)
+    assert not np.array_equal(raw(first.state.clone.variables)[-1], raw(other.state.clone.variables)[-1])
+
+
+@every_attack
+def test_another_victim_runs_the_same_program_and_nothing_is_baked_in(name):
+    finished(name)
+    compiled = _chunk._cache_size()
+    other = core.run(core.against(ATTACKS[name](SOFT), oracle(SOFT, 8)), KEY, ROUNDS.get(name, 3), chunk=4)
+    assert _chunk._cache_size() == compiled
+    assert not np.array_equal(raw(other.state.clone.variables)[-1], raw(finished(name).state.clone.variables)[-1])
+
+
+@pytest.mark.parametrize("reveal", [Reveal("logits"), Reveal("label"), Reveal("top_k", k=1)])
+def test_every_kind_of_answer_is_learnt_from(reveal):
+    run = core.run(core.against(ATTACKS["random"](reveal), oracle(reveal)), KEY, 3, chunk=4)
+    learnt = run.state.labelled.learnt
+    np.testing.assert_allclose(learnt.targets.sum(-1), 1, rtol=1e-5)
+    labels = np.asarray(network(7)(POOL[learnt.indices])).argmax(-1)
+    np.testing.assert_array_equal(np.asarray(learnt.targets).argmax(-1), labels)
+
+
+def test_random_order_covers_the_pool_without_repetition():
+    settings = PoolSettings(24, 4, 0.25, TINY)
+    run = core.run(core.against(random_attack(network(0), POOL, SOFT, settings), oracle(SOFT)), KEY, 6)
+    learnt, held = run.state.labelled
+    assert (int(learnt.filled), int(held.filled)) == (18, 6)
+    indices = np.concatenate([learnt.indices, held.indices])
+    np.testing.assert_array_equal(np.sort(indices), np.arange(24))
+    truth = np.asarray(jax.nn.softmax(network(7)(POOL)))
+    np.testing.assert_allclose(np.concatenate([learnt.targets, held.targets]), truth[indices], rtol=1e-5)
+
+
+def test_nothing_is_written_beyond_the_budget():
+    method = core.against(knockoff(network(0), POOL, SOFT, POOL_SETTINGS), oracle(SOFT))
+    more = core.run(method, KEY, 4, chunk=1).state.labelled
+    for table, same in zip(more, core.run(method, KEY, 3, chunk=1).state.labelled, strict=True):
+        for a, b in zip(table, same, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_knockoff_trains_when_the_budget_is_spent_and_not_before():
+    method = core.against(knockoff(network(0), POOL, SOFT, POOL_SETTINGS), oracle(SOFT))
+    start = jax.jit(method.init)(jax.random.fold_in(KEY, 2**32 - 1))
+    early = core.run(method, KEY, 2, chunk=1).state
+    assert all(np.array_equal(a, b) for a, b in zip(raw(start.clone), raw(early.clone), strict=True))
+    late = core.run(method, KEY, 3, chunk=1).state
+    assert not np.array_equal(raw(start.clone.variables)[-1], raw(late.clone.variables)[-1])
+
+
+def test_labels_fill_the_tables_from_the_front():
+    settings = PoolSettings(10, 5, 0.4, TINY)
+    labelled = nothing_labelled(settings, 3)
+    targets = jax.nn.softmax(jax.random.normal(KEY, (10, 3)))
+    for step in range(2):
+        rows = jnp.arange(5) + 5 * step
+        labelled = label(jax.random.fold_in(KEY, step), labelled, rows + 100, targets[rows], 2)
+        assert int(labelled.asked) == 5 * (step + 1)
+    for table, count in zip(labelled, (6, 4), strict=True):
+        assert table.indices.shape == (count,)
+        np.testing.assert_array_equal(table.targets, targets[np.asarray(table.indices) - 100])
+    assert set(np.asarray(labelled.held.indices[:2])) < set(range(100, 105)), "two of each step are held out"
+
+
+@pytest.mark.parametrize("batch", [1, 7, 24, 100])
+def test_batches_are_put_together_again(batch):
+    pool = np.asarray(POOL * 255).astype(np.uint8)
+    made = in_batches(lambda rows: (rows.sum((1, 2, 3)), rows[:, 0, 0]), jnp.asarray(pool), batch)
+    np.testing.assert_allclose(made[0], (pool / 255).sum((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(made[1], pool[:, 0, 0] / 255, rtol=1e-5)
+
+
+def test_agreement_counts_only_the_filled_rows():
+    classifier = lambda rows: rows[:, 0, 0, :1] * jnp.asarray([[1.0, 0.0]]) + jnp.asarray([[0.0, 0.5]])
+    images = jnp.asarray([0.9, 0.1, 0.9, 0.9]).reshape(4, 1, 1, 1)
+    targets = jax.nn.one_hot(jnp.asarray([0, 1, 1, 0]), 2)
+    for rows, expected in ((0, 0), (1, 1), (3, 2 / 3), (4, 3 / 4)):
+        assert float(agreement_with(classifier, images, targets, jnp.asarray(rows))) == pytest.approx(expected)
+
+
+def test_one_update_is_momentum_descent_with_decay():
+    """Two updates of a linear clone on one repeated row, by hand; the rate falls after the first."""
+    clone = Classifier.create(MLP(3, ()), KEY, SHAPE)
+    settings = CloneTraining(2, 2, "sgd", 0.1, 0.9, 0.01, (0.5,), 0.1)
+    start = new_clone(clone, settings, KEY)
+    target = jnp.asarray([[0.2, 0.3, 0.5]])
+    state = train_clone(KEY, clone, POOL[:1], target, jnp.asarray(1), settings, start=start, fresh=False)
+    kernel, bias = (np.asarray(start.variables["params"]["head"][name], np.float64) for name in ("kernel", "bias"))
+    x, velocity = np.asarray(POOL[0], np.float64).ravel(), [0.0, 0.0]
+    for rate in (0.1, 0.01):
+        scores = np.exp(x @ kernel + bias)
+        error = scores / scores.sum() - np.asarray(target[0])
+        slopes = [np.outer(x, error) + 0.01 * kernel, error + 0.01 * bias]
+        velocity = [0.9 * v + slope for v, slope in zip(velocity, slopes, strict=True)]
+        kernel, bias = kernel - rate * velocity[0], bias - rate * velocity[1]
+    np.testing.assert_allclose(state.variables["params"]["head"]["kernel"], kernel, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state.variables["params"]["head"]["bias"], bias, rtol=1e-4, atol=1e-6)
+
+
+def test_the_kept_clone_agrees_best_with_what_was_held_out():
+    """Against every iterate of the same training: the lengths are prefixes of one sequence of updates."""
+    clone, count = network(0), jnp.asarray(12)
+    targets = jax.nn.softmax(4 * jax.random.normal(jax.random.key(5), (24, 3)))
+    held = (POOL[12:], targets[12:], count)
+    settings = CloneTraining(12, 3, "sgd", 3.0, 0.9, 0.0, (), checks=12)
+    start = new_clone(clone, settings, KEY)
+
+    @jax.jit
+    def learn(length, held=None):
+        return train_clone(
+            KEY, clone, POOL[:12], targets[:12], count, settings, start=start, steps=length, held=held
+        ).variables
+
+    iterates = [learn(i) for i in range(1, 13)]
+    scores = [float(agreement_with(trained(clone, start._replace(variables=v)), *held)) for v in iterates]
+    best = 11 - int(np.argmax(scores[::-1]))
+    assert scores[best] > scores[-1], "the last iterate is not the best here, or the test says nothing"
+    chosen = learn(None, held)
+    for a, b in zip(raw(chosen), raw(iterates[best]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_training_that_is_not_due_changes_nothing():
+    clone = network(0)
+    start = new_clone(clone, TINY, KEY)
+    targets = jnp.ones((24, 3)) / 3
+    same = train_clone(KEY, clone, POOL, targets, jnp.asarray(24), TINY, start=start, due=jnp.asarray(False))
+    assert all(np.array_equal(a, b) for a, b in zip(raw(start), raw(same), strict=True))
+
+
+def test_hard_targets_are_one_hot_whatever_is_answered():
+    np.testing.assert_array_equal(read_targets(np.array([[0.2, 0.8], [0.6, 0.4]]), SOFT, 2, True), [[0, 1], [1, 0]])
+    np.testing.assert_array_equal(read_targets(np.array([1, 0]), Reveal("label"), 2), [[0, 1], [1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "at least 1"),
+        ({"steps": 10, "checks": 3}, "multiple of checks"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"learning_rate": 0.0}, "positive"),
+        ({"decay_at": (1.5,)}, "fractions"),
+    ],
+)
+def test_trainings_that_mean_nothing(change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(CloneTraining(), **change)
+
+
+def test_settings_and_pools_that_do_not_fit():
+    with pytest.raises(UnknownNameError, match="adm"):
+        CloneTraining(optimizer="adm")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="multiple of rows_per_step"):
+        PoolSettings(10, 4)
+    with pytest.raises(InputError, match="leave rows"):
+        PoolSettings(10, 2, 0.9)
+    with pytest.raises(InputError, match="as many images, got 24"):
+        knockoff(network(0), POOL, SOFT, PoolSettings(28, 4))
+    with pytest.raises(InputError, match="4×4×1"):
+        knockoff(network(0), POOL[:, :3], SOFT, POOL_SETTINGS)
+    with pytest.raises(InputError, match="uint8 or floating, got int32"):
+        knockoff(network(0), POOL.astype(jnp.int32), SOFT, POOL_SETTINGS)
+    with pytest.raises(InputError, match="train_every"):
+        knockoff(network(0), POOL, SOFT, POOL_SETTINGS, train_every=0)
+
+
+def test_equal_settings_share_one_optimiser():
+    assert CloneTraining().rule is CloneTraining().rule
