@@ -8,25 +8,56 @@ from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive
 from dfke_jax.extraction.pool import CloneTraining, PoolSettings
 from dfke_jax.extraction.random_queries import RandomState, random_attack
 
+from dfke_jax.extraction.common import GenerativeSettings, clone_of, steps_for
+from dfke_jax.extraction.dfme import SMALL_DFME, DFMESettings, DFMEState, dfme
+from dfke_jax.extraction.dfms import Adversaries, DFMSSettings, DFMSState, adversarial_pretraining, dfms
+from dfke_jax.extraction.disagreement import (
+from dfke_jax.extraction.maze import MAZESettings, MAZEState, maze
+from dfke_jax.extraction.megex import Explained, MEGEXSettings, megex
+
 __all__ = [
     "ActiveThiefSettings",
     "ActiveThiefState",
     "AdaptiveState",
+    "Adversaries",
     "BanditSettings",
     "CloneTraining",
+    "DFMESettings",
+    "DFMEState",
+    "DFMSSettings",
+    "DFMSState",
+    "DUAL_STUDENTS",
+    "DisagreementSettings",
+    "DisagreementState",
     "DissectorSettings",
     "DissectorState",
+    "Explained",
+    "GenerativeSettings",
     "JacobianSettings",
     "JacobianState",
+    "MAZESettings",
+    "MAZEState",
+    "MEGEXSettings",
     "PoolSettings",
     "RandomState",
+    "SMALL_DFME",
+    "SMALL_DISGUIDE",
     "active_thief",
     "adaptive_knockoff",
+    "adversarial_pretraining",
+    "clone_of",
     "copycat",
     "deepfool_norm",
+    "dfme",
+    "dfms",
+    "disagreement",
     "dissector",
     "heavy_augmentation",
     "jacobian_augmentation",
     "knockoff",
+    "maze",
+    "megex",
     "random_attack",
+    "steps_for",
+    "vote",
 ]

@@ -9,11 +9,24 @@ from dfke_jax.synthesis.priors import (
     total_variation,
     total_variation_l2,
 )
+from dfke_jax.synthesis.shapes import synthetic_shapes
 from dfke_jax.synthesis.starts import SynthesisSettings, gaussian_noise, smooth_noise, start_images, uniform_noise
 from dfke_jax.synthesis.targets import balanced_labels, class_similarity, concentrations, dirichlet_targets
+from dfke_jax.synthesis.zeroth_order import (
+    Differences,
+    Estimate,
+    estimate,
+    forward_difference,
+    in_chunks,
+    perturbed_rows,
+    precise,
+    unit_directions,
+)
 
 __all__ = [
     "Batch",
+    "Differences",
+    "Estimate",
     "Objective",
     "Pool",
     "SynthesisSettings",
@@ -23,15 +36,22 @@ __all__ = [
     "class_similarity",
     "concentrations",
     "dirichlet_targets",
+    "estimate",
     "fill_pool",
+    "forward_difference",
     "gaussian_noise",
+    "in_chunks",
     "l2",
     "l2_norm",
     "normalisation_statistics",
     "optimise_noise",
+    "perturbed_rows",
+    "precise",
     "smooth_noise",
     "start_images",
+    "synthetic_shapes",
     "total_variation",
     "total_variation_l2",
     "uniform_noise",
+    "unit_directions",
 ]

@@ -1,0 +1,353 @@
+"""What the attacks that make their own queries share: settings, the players' states, and what is learned from answers."""
+
+import dataclasses
+import functools
+from typing import Any, Literal, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.types import Array, Key, PyTree
+from dfke_jax.nn.classifier import Classifier, Preprocessing
+from dfke_jax.nn.generators import Generator, squash
+from dfke_jax.nn.losses import cross_entropy, logit_l1, soft_cross_entropy
+from dfke_jax.nn.training import Training, trained
+from dfke_jax.oracle.reveal import Reveal, answered_labels, answered_logits, answered_probabilities
+
+LossName = Literal["auto", "l1", "kl", "cross_entropy"]
+LOSSES = ("auto", "l1", "kl", "cross_entropy")
+SCHEDULES = ("multistep", "cosine", "constant")
+OPTIMISERS = ("sgd", "adam")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerativeSettings:
+    """What every attack with a generator must decide.
+
+    Attributes:
+      steps: iterations that the learning-rate schedules span; see `with_budget`. Constant rates need none.
+      batch_size: B.
+      clone_batches: n_S, batches of B fresh images on which the clone takes one step each, per iteration.
+      latent, width: of the generator.
+      loss: of the clone: ``l1`` between its logits and the mean-zero logits recovered from the answer; ``kl`` from the
+        answered probabilities; ``cross_entropy`` on the answered label; ``auto`` is l1, or cross-entropy for labels.
+      clone_optimizer, clone_rate: ``sgd`` (with `momentum` and `weight_decay`) or ``adam`` (without them).
+      generator_optimizer, generator_rate: the same.
+      schedule: of both rates: ``multistep`` multiplies by `drop_factor` at the fractions `drops` of the steps, ``cosine``
+        falls to zero, ``constant``.
+      post_transform: the generator's tanh is what the network itself sees, behind the normalisation of its
+        preprocessing, and not a picture: rows are mean + std·tanh(x̃). Released code of several attacks does this; it
+        presumes that the victim's normalisation is known and explores a part of the box. Only to compare with figures
+        obtained so.
+
+    Raises:
+      InputError, UnknownNameError: for values that mean nothing.
+    """
+
+    steps: int = 0
+    batch_size: int = 256
+    clone_batches: int = 5
+    latent: int = 256
+    width: int = 64
+    loss: LossName = "auto"
+    clone_optimizer: str = "sgd"
+    clone_rate: float = 0.1
+    generator_optimizer: str = "adam"
+    generator_rate: float = 5e-4
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "multistep"
+    drops: tuple[float, ...] = (0.1, 0.3, 0.5)
+    drop_factor: float = 0.3
+    post_transform: bool = False
+
+    def __post_init__(self):
+        for name in ("batch_size", "clone_batches", "latent", "width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("clone_rate", "generator_rate", "drop_factor"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.steps < 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
+            raise InputError(
+                f"steps and weight_decay must not be negative and momentum must lie in [0, 1), got {self.steps}, "
+                f"{self.weight_decay}, {self.momentum}"
+            )
+        if list(self.drops) != sorted(self.drops) or not all(0 < drop < 1 for drop in self.drops):
+            raise InputError(f"drops must be increasing fractions of the steps in (0, 1), got {self.drops}")
+        for what, name, known in (
+            ("loss", self.loss, LOSSES),
+            ("schedule", self.schedule, SCHEDULES),
+            ("optimiser", self.clone_optimizer, OPTIMISERS),
+            ("optimiser", self.generator_optimizer, OPTIMISERS),
+        ):
+            if name not in known:
+                raise UnknownNameError(what, name, known)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that one iteration asks; what the budget is divided by."""
+        return self.batch_size * self.clone_batches
+
+    def with_budget(self, budget: int) -> Self:
+        """The same settings with `steps` for a number of rows (see `steps_for`)."""
+        return dataclasses.replace(self, steps=steps_for(budget, self.rows_per_step))
+
+
+def steps_for(budget: int, rows_per_step: int) -> int:
+    """How many whole iterations a budget of rows pays for.
+
+    Raises:
+      InputError: for a budget below one iteration.
+    """
+    if budget < rows_per_step:
+        raise InputError(
+            f"a budget of {budget} rows does not pay for one iteration, which asks {rows_per_step}; "
+            "raise the budget or lower the batch size"
+        )
+    return budget // rows_per_step
+
+
+@functools.lru_cache(maxsize=256)
+def scheduled(
+    name: str,
+    rate: float,
+    steps: int,
+    schedule: str,
+    drops: tuple[float, ...] = (),
+    factor: float = 1.0,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Adam, or SGD with momentum (not Nesterov's) and decay in the gradient; the same arguments give the same object.
+
+    Args:
+      name: ``adam`` or ``sgd``. rate: at the beginning. steps: of this optimiser. schedule, drops, factor: see
+        `GenerativeSettings`. momentum, weight_decay: of SGD alone.
+
+    Raises:
+      InputError: for a schedule over no steps.
+    """
+    if schedule != "constant" and steps < 1:
+        raise InputError(
+            f"a {schedule} schedule needs the number of steps it spans; use settings.with_budget(rows), set steps, or "
+            "choose schedule='constant'"
+        )
+    over: Any = rate
+    if schedule == "cosine":
+        over = optax.cosine_decay_schedule(rate, steps)
+    elif schedule == "multistep":
+        boundaries: dict[int, float] = {}
+        for drop in drops:
+            place = int(drop * steps)
+            boundaries[place] = boundaries.get(place, 1.0) * factor
+        over = optax.piecewise_constant_schedule(rate, boundaries)
+    if name == "adam":
+        return optax.adam(over)
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(over, momentum or None))
+
+
+def resolved_loss(name: LossName, reveal: Reveal) -> str:
+    """The loss that ``auto`` stands for.
+
+    Raises:
+      InputError: for a loss on logits or probabilities where only labels are answered.
+    """
+    if name == "auto":
+        return "cross_entropy" if reveal.kind == "label" else "l1"
+    if reveal.kind == "label" and name == "l1":
+        raise InputError("an l1 loss needs logits, which cannot be recovered from labels; use 'cross_entropy'")
+    return name
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """The fixed side of an attack: networks without their parameters, settings, what is answered. Hashable.
+
+    Attributes:
+      module, preprocessing, input_shape: of the clone. generator: the module. settings: of the attack. reveal: what the
+        oracle answers. num_classes: K.
+    """
+
+    module: nn.Module
+    preprocessing: Preprocessing
+    input_shape: tuple[int, int, int]
+    generator: Generator
+    settings: Any
+    reveal: Reveal
+    num_classes: int
+
+    @classmethod
+    def between(
+        cls,
+        clone: Classifier,
+        generator: Generator,
+        settings: GenerativeSettings,
+        reveal: Reveal,
+        num_classes: int | None = None,
+    ) -> "Game":
+        """The game of an attack, checked.
+
+        Raises:
+          InputError: the clone has another number of classes than the victim, the generator makes other images than the
+            clone takes, the loss does not fit the answers, rows behind the normalisation leave the box.
+        """
+        classes = clone.num_classes
+        if num_classes is not None and num_classes != classes:
+            raise InputError(f"the victim answers {num_classes} classes and the clone has {classes}")
+        if tuple(generator.shape) != tuple(clone.input_shape):
+            raise InputError(f"the generator makes {generator.shape} images and the clone takes {clone.input_shape}")
+        resolved_loss(settings.loss, reveal)
+        game = cls(clone.module, clone.preprocessing, clone.input_shape, generator, settings, reveal, classes)
+        if settings.post_transform:
+            low, high = clone.preprocessing.box
+            for mean in clone.preprocessing.mean:
+                for std in clone.preprocessing.std:
+                    if mean - std < low - 1e-6 or mean + std > high + 1e-6:
+                        raise InputError(
+                            f"post_transform asks rows mean ± std = {mean} ± {std}, which leave the box [{low}, {high}]; "
+                            "use post_transform=False"
+                        )
+        _ = game.clone_optimizer, game.generator_optimizer
+        return game
+
+    @property
+    def loss_name(self) -> str:
+        """The loss of the clone, with ``auto`` resolved."""
+        return resolved_loss(self.settings.loss, self.reveal)
+
+    @property
+    def clone_updates(self) -> int:
+        """Updates of the clone per iteration, which its schedule must know."""
+        return self.settings.clone_batches + getattr(self.settings, "extra_clone_updates", 0)
+
+    @property
+    def clone_optimizer(self) -> optax.GradientTransformation:
+        """As the settings say."""
+        s = self.settings
+        return self._scheduled(s.clone_optimizer, s.clone_rate, s.steps * self.clone_updates)
+
+    @property
+    def generator_optimizer(self) -> optax.GradientTransformation:
+        """As the settings say."""
+        s = self.settings
+        return self._scheduled(s.generator_optimizer, s.generator_rate, s.steps)
+
+    def _scheduled(self, name: str, rate: float, steps: int) -> optax.GradientTransformation:
+        s = self.settings
+        return scheduled(name, rate, steps, s.schedule, s.drops, s.drop_factor, s.momentum, s.weight_decay)
+
+    def new_clone(self, key: Key) -> Training:
+        """A clone that knows nothing."""
+        made = Classifier.create(self.module, key, self.input_shape, self.preprocessing).variables
+        return Training(made, self.clone_optimizer.init(made["params"]))
+
+    def new_generator(self, key: Key) -> Training:
+        """A generator that was never told anything."""
+        made = self.generator.init(key, jnp.zeros((2, self.generator.latent)))
+        return Training(made, self.generator_optimizer.init(made["params"]))
+
+    def clone(self, variables: PyTree) -> Classifier:
+        """The classifier with these variables; calling it is evaluation mode."""
+        return Classifier(self.module, variables, self.preprocessing, self.input_shape)
+
+    def pre_activations(self, variables: PyTree, z: Array) -> tuple[Array, PyTree]:
+        """(B, Z) -> x̃ (B, H, W, C) and the updated statistics; training mode."""
+        return self.generator.apply(variables, z, train=True, mutable=["batch_stats"], method="pre_activation")  # type: ignore[return-value]
+
+    def rows(self, pre_activation: Array) -> Array:
+        """x̃ -> rows to ask, in pixel space."""
+        preprocessing = self.preprocessing
+        if not self.settings.post_transform:
+            return squash(pre_activation, preprocessing.box)
+        per_channel = (1, 1, 1, -1)
+        mean, std = (jnp.asarray(values, jnp.float32) for values in (preprocessing.mean, preprocessing.std))
+        return mean.reshape(per_channel) + std.reshape(per_channel) * jnp.tanh(pre_activation)
+
+    def fresh_rows(self, variables: PyTree, z: Array) -> Array:
+        """(n, B, Z) -> (n, B, H, W, C), every batch normalised by itself; statistics are not kept."""
+        return self.rows(jax.vmap(lambda z: self.pre_activations(variables, z)[0])(z))
+
+    def targets(self, answers: Any) -> Array:
+        """What the clone learns from answers: (B, K) logits or probabilities, or (B,) labels."""
+        if self.loss_name == "l1":
+            return answered_logits(answers, self.reveal)
+        if self.loss_name == "kl":
+            return answered_probabilities(answers, self.reveal, self.num_classes)
+        return answered_labels(answers, self.reveal)
+
+    def loss(self, logits: Array, targets: Array) -> Array:
+        """(B,): distance of the clone's logits from `targets`."""
+        if self.loss_name == "l1":
+            return logit_l1(logits, targets)
+        if self.loss_name == "kl":
+            entropy = -jnp.sum(jax.scipy.special.xlogy(targets, targets), -1)
+            return soft_cross_entropy(logits, targets) - entropy
+        return cross_entropy(logits, targets)
+
+    def clone_step(self, key: Key, clone: Training, rows: Array, targets: Array) -> tuple[Training, Array]:
+        """One update of the clone, in training mode, on the mean loss of a batch; and that loss."""
+        inputs = self.preprocessing(rows)
+
+        def mean_loss(params: PyTree) -> tuple[Array, PyTree]:
+            logits, updated = self.module.apply(
+                {**clone.variables, "params": params},
+                inputs,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": key},
+            )
+            return jnp.mean(self.loss(logits.astype(jnp.float32), targets)), updated
+
+        (value, updated), gradient = jax.value_and_grad(mean_loss, has_aux=True)(clone.variables["params"])
+        return updated_by(self.clone_optimizer, clone, gradient, updated), value
+
+    def clone_steps(self, key: Key, clone: Training, rows: Array, targets: Array) -> tuple[Training, Array]:
+        """Updates on n batches one after another, rows (n, B, ...) and targets (n, B, ...); and the mean loss."""
+
+        def step(clone: Training, batch: tuple) -> tuple[Training, Array]:
+            i, rows, targets = batch
+            return self.clone_step(jax.random.fold_in(key, i), clone, rows, targets)
+
+        clone, losses = jax.lax.scan(step, clone, (jnp.arange(rows.shape[0]), rows, targets))
+        return clone, jnp.mean(losses)
+
+
+def updated_by(
+    optimizer: optax.GradientTransformation, training: Training, gradient: PyTree, statistics: PyTree
+) -> Training:
+    """The training state after one update; `statistics` replace the network's."""
+    params = training.variables["params"]
+    updates, optimizer_state = optimizer.update(gradient, training.optimizer_state, params)
+    return Training(
+        {**training.variables, **statistics, "params": optax.apply_updates(params, updates)}, optimizer_state
+    )
+
+
+def batches(tree: PyTree, count: int, size: int, start: int = 0) -> PyTree:
+    """Rows start, ..., start + count·size − 1 of every leaf as (count, size, ...)."""
+    return jax.tree.map(lambda leaf: leaf[start : start + count * size].reshape(count, size, *leaf.shape[1:]), tree)
+
+
+def clone_of(classifier: Classifier, state: Any) -> Classifier:
+    """The clone that an attack's state holds (one with a field ``clone``).
+
+    Args:
+      classifier: as given to the attack. state: of the attack.
+    """
+    return trained(classifier, state.clone)
+
+
+__all__ = [
+    "Game",
+    "GenerativeSettings",
+    "batches",
+    "clone_of",
+    "resolved_loss",
+    "scheduled",
+    "steps_for",
+    "updated_by",
+]

@@ -1,0 +1,237 @@
+"""Hard-label extraction by a GAN whose samples keep to a proxy's looks and to all of the victim's classes."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.core.method import Attack, Method, Static, method
+from dfke_jax.core.types import Array, Key, Metrics, PyTree
+from dfke_jax.extraction.common import Game, GenerativeSettings, batches, updated_by
+from dfke_jax.extraction.disagreement import negative_entropy
+from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.nn.discriminators import DCGANDiscriminator
+from dfke_jax.nn.generators import DCGANGenerator, draw_latents
+from dfke_jax.nn.training import Training
+from dfke_jax.oracle.reveal import Reveal
+
+
+@dataclasses.dataclass(frozen=True)
+class DFMSSettings(GenerativeSettings):
+    """How DFMS runs. The defaults are the published ones for CIFAR-10 where they are known.
+
+    Attributes:
+      diversity: λ of Σ_k α_k log α_k (100 for CIFAR-100). In a small batch α is noisy and this term drowns the other:
+        keep B well above K.
+      adam_decay: β_1 of Adam, for generator and discriminator.
+      loss: of the clone; ``auto`` is cross-entropy for labels (DFMS-HL) and l1 on recovered logits otherwise (DFMS-SL).
+    """
+
+    batch_size: int = 128
+    clone_batches: int = 1
+    latent: int = 100
+    schedule: str = "cosine"
+    generator_rate: float = 2e-4
+    diversity: float = 500.0
+    adam_decay: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.clone_batches != 1:
+            raise InputError(f"DFMS asks one batch an iteration, got clone_batches = {self.clone_batches}")
+        if self.diversity < 0 or not 0 <= self.adam_decay < 1:
+            raise InputError(
+                f"diversity must not be negative and adam_decay must lie in [0, 1), got {self.diversity} and "
+                f"{self.adam_decay}"
+            )
+        if self.generator_optimizer != "adam":
+            raise InputError("the generator and the discriminator of DFMS are trained by Adam")
+
+
+class Adversaries(NamedTuple):
+    """State of a generative adversarial network: variables and optimiser states of both sides."""
+
+    generator: Training
+    discriminator: Training
+
+
+class DFMSState(NamedTuple):
+    """State of the attack: variables and optimiser states of the three networks."""
+
+    clone: Training
+    generator: Training
+    discriminator: Training
+
+
+def adversarial_pretraining(images: Array, settings: DFMSSettings) -> Method:
+    """Stage 0, without any question: a DCGAN on proxy images, `synthetic_shapes` or unrelated pictures.
+
+    One step of the generator and one of the discriminator per batch, each by binary cross-entropy.
+
+    Args:
+      images: (N, H, W, C) on the device, uint8 or float in [0, 1].
+      settings: batch size, latent, width, generator rate (of both sides) and β_1.
+
+    Returns:
+      A `Method` over `Adversaries` with metrics ``generator_loss`` and ``discriminator_loss``; hand its state to `dfms`.
+
+    Source: Sanyal, Addepalli and Babu, Towards Data-Free Model Stealing in a Hard Label Setting, CVPR 2022, section 4;
+      Radford, Metz and Chintala, DCGAN, ICLR 2016.
+    """
+    height, width, channels = images.shape[1:]
+    generator = DCGANGenerator((height, width, channels), settings.width, settings.latent)
+    return method(_pretrain_begin, _pretrain, Static((generator, settings)), images)
+
+
+def dfms(
+    clone: Classifier,
+    images: Array,
+    settings: DFMSSettings | None = None,
+    reveal: Reveal | None = None,
+    num_classes: int | None = None,
+    start: Adversaries | None = None,
+) -> Attack:
+    """Model stealing in the hard-label (DFMS-HL) or soft-label (DFMS-SL) setting; one question a sample.
+
+    Every iteration asks G(z), B rows. Told the answers, S takes a step on them; G one on
+    L_G = BCE(D(x), 1) + λ·Σ_k α_k log α_k with α the batch mean of softmax S(x), on the same z; D one that tells rows of
+    `images` from G(z). Nothing of L_G needs the victim.
+
+    Args:
+      clone, reveal, num_classes: see `dfke_jax.extraction.dfme.dfme`; `reveal` is labels by default.
+      images: (N, H, W, C) proxy images on the device, uint8 or float in [0, 1]; with `synthetic_shapes` the attack uses
+        no data at all.
+      settings: see `DFMSSettings`.
+      start: of generator and discriminator, from `adversarial_pretraining`; fresh ones by default.
+
+    Returns:
+      An `Attack` over `DFMSState` with metrics ``loss``, ``generator_loss``, ``discriminator_loss`` and ``entropy`` (of
+      α, in nats).
+
+    Raises:
+      InputError: images of another shape than the clone takes, another box than [0, 1]; as `Game.between`.
+
+    Source: Sanyal, Addepalli and Babu, CVPR 2022, sections 3 and 4.
+    Deviations: the clone begins afresh and not from a first set of 50,000 answered samples; no fine-tuning of the
+      generator between stages 1 and 2; no augmentation of the clone's batches; S is in evaluation mode in L_G; the soft
+      loss is l1 on recovered logits (`loss` chooses).
+    """
+    settings = settings or DFMSSettings()
+    if tuple(images.shape[1:]) != tuple(clone.input_shape):
+        raise InputError(f"proxy images are {tuple(images.shape[1:])} and the clone takes {clone.input_shape}")
+    if settings.post_transform or clone.preprocessing.box != (0.0, 1.0):
+        raise InputError(
+            "DFMS compares its samples with proxy images in [0, 1]: the clone's box must be (0, 1) and post_transform "
+            f"False, got {clone.preprocessing.box} and {settings.post_transform}"
+        )
+    generator = DCGANGenerator(clone.input_shape, settings.width, settings.latent)
+    game = Static(Game.between(clone, generator, settings, reveal or Reveal("label"), num_classes))
+    return Attack(Partial(_begin, game, start), Partial(_ask, game), Partial(_tell, game, images))
+
+
+def _adam(settings: DFMSSettings) -> optax.GradientTransformation:
+    return optax.adam(settings.generator_rate, b1=settings.adam_decay)
+
+
+def _new_adversaries(generator: DCGANGenerator, settings: DFMSSettings, key: Key) -> Adversaries:
+    generator_key, discriminator_key = jax.random.split(key)
+    made = generator.init(generator_key, jnp.zeros((2, generator.latent)))
+    judge = DCGANDiscriminator(settings.width).init(discriminator_key, jnp.zeros((2, *generator.shape)))
+    rule = _adam(settings)
+    return Adversaries(*(Training(variables, rule.init(variables["params"])) for variables in (made, judge)))
+
+
+def _pretrain_begin(static: Static, images: Array, key: Key) -> Adversaries:
+    generator, settings = static.value
+    return _new_adversaries(generator, settings, key)
+
+
+def _pretrain(static: Static, images: Array, key: Key, state: Adversaries) -> tuple[Adversaries, Metrics]:
+    generator, settings = static.value
+    latent_key, image_key = jax.random.split(key)
+    z = draw_latents(latent_key, (settings.batch_size,), generator)
+    made, fake, loss, _ = _deceive(generator, settings, state, z, None)
+    judge, judged = _judge(settings, state.discriminator, _draw(image_key, images, settings), fake)
+    return Adversaries(made, judge), {"generator_loss": loss, "discriminator_loss": judged}
+
+
+def _draw(key: Key, images: Array, settings: DFMSSettings) -> Array:
+    return as_float(images[jax.random.randint(key, (settings.batch_size,), 0, images.shape[0])])
+
+
+def _deceive(
+    generator: DCGANGenerator, settings: DFMSSettings, state: Any, z: Array, clone: Classifier | None
+) -> tuple[Training, Array, Array, Array]:
+    """The generator's step; its state, the images before it, its adversarial loss, and the entropy of the classes."""
+    before: Training = state.generator
+    judge = DCGANDiscriminator(settings.width)
+
+    def objective(params: PyTree) -> tuple[Array, tuple]:
+        images, statistics = generator.apply(
+            {**before.variables, "params": params}, z, train=True, mutable=["batch_stats"]
+        )
+        judged, _ = judge.apply(state.discriminator.variables, images, train=True, mutable=["batch_stats"])
+        adversarial = jnp.mean(jax.nn.softplus(-judged))
+        if clone is None:
+            return adversarial, (statistics, images, adversarial, jnp.zeros(()))
+        balance = negative_entropy(jax.nn.softmax(clone(images)))
+        return adversarial + settings.diversity * balance, (statistics, images, adversarial, -balance)
+
+    gradient, (statistics, images, loss, entropy) = jax.grad(objective, has_aux=True)(before.variables["params"])
+    return updated_by(_adam(settings), before, gradient, statistics), images, loss, entropy
+
+
+def _judge(settings: DFMSSettings, before: Training, real: Array, fake: Array) -> tuple[Training, Array]:
+    """The discriminator's step; given and made images are normalised apart, as two batches."""
+    judge = DCGANDiscriminator(settings.width)
+    fake = jax.lax.stop_gradient(fake)
+
+    def objective(params: PyTree) -> tuple[Array, PyTree]:
+        variables = {**before.variables, "params": params}
+        on_real, updated = judge.apply(variables, real, train=True, mutable=["batch_stats"])
+        on_fake, updated = judge.apply({**variables, **updated}, fake, train=True, mutable=["batch_stats"])
+        return jnp.mean(jax.nn.softplus(-on_real)) + jnp.mean(jax.nn.softplus(on_fake)), updated
+
+    (loss, statistics), gradient = jax.value_and_grad(objective, has_aux=True)(before.variables["params"])
+    return updated_by(_adam(settings), before, gradient, statistics), loss
+
+
+def _begin(game: Static, start: Adversaries | None, key: Key) -> DFMSState:
+    fixed: Game = game.value
+    clone_key, other_key = jax.random.split(key)
+    others = _new_adversaries(fixed.generator, fixed.settings, other_key) if start is None else start  # type: ignore[arg-type]
+    return DFMSState(fixed.new_clone(clone_key), *jax.tree.map(jnp.array, others))
+
+
+def _latents(fixed: Game, key: Key) -> Array:
+    return draw_latents(jax.random.fold_in(key, 0), (fixed.settings.batch_size,), fixed.generator)
+
+
+def _ask(game: Static, key: Key, state: DFMSState) -> tuple[DFMSState, Array]:
+    fixed: Game = game.value
+    x, _ = fixed.pre_activations(state.generator.variables, _latents(fixed, key))
+    return state, fixed.rows(x)
+
+
+def _tell(
+    game: Static, images: Array, key: Key, state: DFMSState, rows: Array, answers: Any
+) -> tuple[DFMSState, Metrics]:
+    fixed: Game = game.value
+    settings: DFMSSettings = fixed.settings
+    learn_key, image_key = (jax.random.fold_in(key, i) for i in (1, 2))
+    targets = fixed.targets(answers)
+    clone, loss = fixed.clone_steps(learn_key, state.clone, *batches((rows, targets), 1, settings.batch_size))
+    generator: Any = fixed.generator
+    made, fake, deceived, entropy = _deceive(
+        generator, settings, state, _latents(fixed, key), fixed.clone(clone.variables)
+    )
+    judge, judged = _judge(settings, state.discriminator, _draw(image_key, images, settings), fake)
+    metrics = {"loss": loss, "generator_loss": deceived, "discriminator_loss": judged, "entropy": entropy}
+    return DFMSState(clone, made, judge), metrics
+
+
+__all__ = ["Adversaries", "DFMSSettings", "DFMSState", "adversarial_pretraining", "dfms"]
