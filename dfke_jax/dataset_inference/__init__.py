@@ -1,11 +1,17 @@
 """Dataset inference: was a model made from my data?"""
 
+from dfke_jax.dataset_inference.mingd import NORMS, Margins, MinGDSettings, gradient_evaluations, mingd
 from dfke_jax.dataset_inference.theory import LinearRates, LinearSetting, approximate_rates, exact_rates, simulate
 
 __all__ = [
+    "NORMS",
     "LinearRates",
     "LinearSetting",
+    "Margins",
+    "MinGDSettings",
     "approximate_rates",
     "exact_rates",
+    "gradient_evaluations",
+    "mingd",
     "simulate",
 ]
