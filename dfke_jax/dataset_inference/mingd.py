@@ -72,7 +72,7 @@ class Margins(NamedTuple):
 
 
 def mingd(
-    predict: Predict, images: Array, settings: MinGDSettings | None = None, *, box: tuple[float, float] = (0.0, 1.0)
+    predict: Predict, images: Any, settings: MinGDSettings | None = None, *, box: tuple[float, float] = (0.0, 1.0)
 ) -> Margins:
     """Distances of samples to target classes in L1, L2 and L∞.
 
@@ -150,8 +150,8 @@ def _descend_all(predict: Predict, images: Array, settings: MinGDSettings, box: 
             kept = jnp.argsort(state.item)[:lanes]
             state = state._replace(item=state.item[kept], position=state.position[kept], step=state.step[kept])
     shape = (samples, targets.shape[1], len(NORMS))
-    found = (part[:items].reshape(shape) for part in (state.distances, state.steps, state.reached))
-    return Margins(*found, targets)
+    distances, steps, reached = (part[:items].reshape(shape) for part in (state.distances, state.steps, state.reached))
+    return Margins(distances, steps, reached, targets)
 
 
 def _targets(predict: Predict, images: Array, settings: MinGDSettings) -> Array:
