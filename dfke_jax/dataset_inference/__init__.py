@@ -1,6 +1,7 @@
 """Dataset inference: was a model made from my data?"""
 
 from dfke_jax.dataset_inference.blind_walk import FAMILIES, BlindWalkSettings, Walks, blind_walk
+from dfke_jax.dataset_inference.case import Case, InferenceSettings, prepare
 from dfke_jax.dataset_inference.mingd import NORMS, Margins, MinGDSettings, gradient_evaluations, mingd
 from dfke_jax.dataset_inference.regressor import (
     RELEASED,
@@ -11,6 +12,7 @@ from dfke_jax.dataset_inference.regressor import (
     held_out_scores,
     saturation,
 )
+from dfke_jax.dataset_inference.samples import overlap
 from dfke_jax.dataset_inference.statistics import (
     SampleCurve,
     WelchTest,
@@ -23,13 +25,14 @@ from dfke_jax.dataset_inference.statistics import (
     welch_test,
 )
 from dfke_jax.dataset_inference.theory import LinearRates, LinearSetting, approximate_rates, exact_rates, simulate
-from dfke_jax.dataset_inference.verdict import InferenceSettings, Verdict, dataset_inference, overlap
+from dfke_jax.dataset_inference.verdict import Verdict, dataset_inference, judge
 
 __all__ = [
     "FAMILIES",
     "NORMS",
     "RELEASED",
     "BlindWalkSettings",
+    "Case",
     "ConfidenceRegressor",
     "InferenceSettings",
     "LinearRates",
@@ -51,10 +54,12 @@ __all__ = [
     "fit_regressor",
     "gradient_evaluations",
     "held_out_scores",
+    "judge",
     "mingd",
     "overlap",
     "p_value_curve",
     "permutation_test",
+    "prepare",
     "released_harmonic_mean",
     "saturation",
     "simulate",

@@ -318,7 +318,7 @@ def _on_host(
             for i in range(0, len(active), settings.lanes):
                 lanes = active[i : i + settings.lanes]
                 rows = flat[sample[lanes], None] + at[None, :, None].astype(np.float32) * paths[lanes, None]
-                rows = np.clip(rows, *np.float32(box)).reshape(-1, *shape)
+                rows = np.clip(rows, np.float32(box[0]), np.float32(box[1])).reshape(-1, *shape)
                 answers = _host_labels(predict, rows).reshape(len(lanes), len(at))
                 differs = answers != wanted[sample[lanes], None]
                 found = differs.any(1)
@@ -328,7 +328,11 @@ def _on_host(
             if not len(active):
                 break
         steps[own], flipped[own] = step.reshape(ways.shape[:3]), flip.reshape(ways.shape[:3])
-        ends = np.clip(flat[own, None, None] + steps[own][..., None].astype(np.float32) * ways, *np.float32(box))
+        ends = np.clip(
+            flat[own, None, None] + steps[own][..., None].astype(np.float32) * ways,
+            np.float32(box[0]),
+            np.float32(box[1]),
+        )
         distances[own] = _lengths(ends - flat[own, None, None])
     asked = steps.sum((1, 2), dtype=np.int32) + np.int32(labels is None)
     return Walks(distances, steps, flipped, asked)  # type: ignore[arg-type]
