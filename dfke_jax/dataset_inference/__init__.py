@@ -1,1 +1,68 @@
 """Dataset inference: was a model made from my data?"""
+
+from dfke_jax.dataset_inference.blind_walk import FAMILIES, BlindWalkSettings, Walks, blind_walk
+from dfke_jax.dataset_inference.case import Case, InferenceSettings, prepare
+from dfke_jax.dataset_inference.mingd import NORMS, Margins, MinGDSettings, gradient_evaluations, mingd
+from dfke_jax.dataset_inference.regressor import (
+    RELEASED,
+    ConfidenceRegressor,
+    RegressorSettings,
+    features,
+    fit_regressor,
+    held_out_scores,
+    saturation,
+)
+from dfke_jax.dataset_inference.samples import overlap
+from dfke_jax.dataset_inference.statistics import (
+    SampleCurve,
+    WelchTest,
+    calibrate,
+    conformal_p_value,
+    p_value_curve,
+    permutation_test,
+    released_harmonic_mean,
+    twice_the_median,
+    welch_test,
+)
+from dfke_jax.dataset_inference.theory import LinearRates, LinearSetting, approximate_rates, exact_rates, simulate
+from dfke_jax.dataset_inference.verdict import Verdict, dataset_inference, judge
+
+__all__ = [
+    "FAMILIES",
+    "NORMS",
+    "RELEASED",
+    "BlindWalkSettings",
+    "Case",
+    "ConfidenceRegressor",
+    "InferenceSettings",
+    "LinearRates",
+    "LinearSetting",
+    "Margins",
+    "MinGDSettings",
+    "RegressorSettings",
+    "SampleCurve",
+    "Verdict",
+    "Walks",
+    "WelchTest",
+    "approximate_rates",
+    "blind_walk",
+    "calibrate",
+    "conformal_p_value",
+    "dataset_inference",
+    "exact_rates",
+    "features",
+    "fit_regressor",
+    "gradient_evaluations",
+    "held_out_scores",
+    "judge",
+    "mingd",
+    "overlap",
+    "p_value_curve",
+    "permutation_test",
+    "prepare",
+    "released_harmonic_mean",
+    "saturation",
+    "simulate",
+    "twice_the_median",
+    "welch_test",
+]
