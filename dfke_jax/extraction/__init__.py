@@ -1,21 +1,30 @@
 """Black-box extraction: one file an attack."""
 
 from dfke_jax.extraction.active_thief import ActiveThiefSettings, ActiveThiefState, active_thief, deepfool_norm
-from dfke_jax.extraction.copycat import copycat, heavy_augmentation
-from dfke_jax.extraction.dissector import DissectorSettings, DissectorState, dissector
-from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, JacobianState, jacobian_augmentation
-from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
-from dfke_jax.extraction.pool import CloneTraining, PoolSettings
-from dfke_jax.extraction.random_queries import RandomState, random_attack
-
 from dfke_jax.extraction.common import GenerativeSettings, clone_of, steps_for
+from dfke_jax.extraction.copycat import copycat, heavy_augmentation
 from dfke_jax.extraction.dfme import SMALL_DFME, DFMESettings, DFMEState, dfme
 from dfke_jax.extraction.dfms import Adversaries, DFMSSettings, DFMSState, adversarial_pretraining, dfms
 from dfke_jax.extraction.disagreement import (
+    DUAL_STUDENTS,
+    SMALL_DISGUIDE,
+    DisagreementSettings,
+    DisagreementState,
+    disagreement,
+    vote,
+)
+from dfke_jax.extraction.dissector import DissectorSettings, DissectorState, dissector
+from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, JacobianState, jacobian_augmentation
+from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
 from dfke_jax.extraction.maze import MAZESettings, MAZEState, maze
 from dfke_jax.extraction.megex import Explained, MEGEXSettings, megex
+from dfke_jax.extraction.pool import CloneTraining, PoolSettings
+from dfke_jax.extraction.random_queries import RandomState, random_attack
 
 __all__ = [
+    "DUAL_STUDENTS",
+    "SMALL_DFME",
+    "SMALL_DISGUIDE",
     "ActiveThiefSettings",
     "ActiveThiefState",
     "AdaptiveState",
@@ -26,7 +35,6 @@ __all__ = [
     "DFMEState",
     "DFMSSettings",
     "DFMSState",
-    "DUAL_STUDENTS",
     "DisagreementSettings",
     "DisagreementState",
     "DissectorSettings",
@@ -40,8 +48,6 @@ __all__ = [
     "MEGEXSettings",
     "PoolSettings",
     "RandomState",
-    "SMALL_DFME",
-    "SMALL_DISGUIDE",
     "active_thief",
     "adaptive_knockoff",
     "adversarial_pretraining",
