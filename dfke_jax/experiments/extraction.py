@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Attack, against
+from dfke_jax.core.method import Attack, Method, against
 from dfke_jax.evaluation import fgsm, total_variation, transfer_rate
 from dfke_jax.experiments.anchors import DIGITS
 from dfke_jax.experiments.registry import Recipe, register
@@ -28,11 +28,11 @@ from dfke_jax.extraction import (
     dfms,
     disagreement,
     megex,
-    synthetic_shapes,
     vote,
 )
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.oracle import Ledger, Reveal, check_spent, explanation_oracle, oracle_for, rows_per_step
+from dfke_jax.synthesis.shapes import synthetic_shapes
 
 _SMALL: dict[str, Any] = {
     "batch_size": 32,
@@ -93,7 +93,7 @@ class DFMERecipeSettings(ExtractionSettings):
 class MEGEXRecipeSettings(ExtractionSettings):
     """Settings of MEGEX."""
 
-    attack: MEGEXSettings = MEGEXSettings(**_SMALL, reuse=True)
+    attack: MEGEXSettings = MEGEXSettings(**_SMALL)
     """How the attack runs."""
 
 
@@ -186,13 +186,15 @@ def _at_budget(kind: _Kind, config: ExtractionSettings, bench: Workbench, budget
         for arm in made:
             how = dataclasses.replace(settings, generator_rate=0.0) if arm.role == "control" else settings
             attack = kind.make(config, how, clone, bench, seed)
+            fused = against(attack, oracle)
+            assert isinstance(fused, Method)
             with Ledger(budget=budget) as ledger:
                 ledger.reserve(steps * rows)
                 state = bench.stage(
                     "extraction",
                     f"{arm.name}/attack",
                     seed,
-                    against(attack, oracle),
+                    fused,
                     steps,
                     rows=rows,
                     draws_as=f"{name}/attack",
@@ -209,15 +211,15 @@ def _at_budget(kind: _Kind, config: ExtractionSettings, bench: Workbench, budget
 
 
 def _updates(settings: GenerativeSettings) -> int:
-    return settings.clone_batches + getattr(settings, "extra_clone_updates", 0)
+    return settings.clone_batches + settings.extra_clone_updates
 
 
 def _closeness(config: ExtractionSettings, bench: Workbench, clone: Any, victim: Classifier) -> dict[str, float]:
     """Total variation on the test set, and how often FGSM on the clone deceives the victim (1,000 test images)."""
     test = bench.dataset.test
-    images, labels = np.asarray(as_float(jnp.asarray(test.images[:1000]))), test.labels[:1000]
+    images, labels = as_float(jnp.asarray(test.images[:1000])), test.labels[:1000]
     attacked = fgsm(getattr(clone, "answer", clone), images, jnp.asarray(labels), config.transfer_epsilon)
-    moved = transfer_rate(victim.predict(images), victim.predict(np.asarray(attacked)), labels)
+    moved = transfer_rate(victim.predict(np.asarray(images)), victim.predict(np.asarray(attacked)), labels)
     far = total_variation(victim.predict(test.images), clone.predict(test.images))
     return {"total_variation": far, "transfer": 100 * moved["rate"]}
 

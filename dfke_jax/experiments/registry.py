@@ -50,6 +50,7 @@ _FAMILIES = (
     "dfke_jax.experiments.impressions",
     "dfke_jax.experiments.activation_records",
     "dfke_jax.experiments.inversion",
+    "dfke_jax.experiments.extraction",
 )
 _recipes: dict[str, Recipe] = {}
 

@@ -16,7 +16,7 @@ from dfke_jax.extraction.disagreement import (
 from dfke_jax.extraction.dissector import DissectorSettings, DissectorState, dissector
 from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, JacobianState, jacobian_augmentation
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
-from dfke_jax.extraction.maze import MAZESettings, MAZEState, maze
+from dfke_jax.extraction.maze import MAZESettings, maze
 from dfke_jax.extraction.megex import Explained, MEGEXSettings, megex
 from dfke_jax.extraction.pool import CloneTraining, PoolSettings
 from dfke_jax.extraction.random_queries import RandomState, random_attack
@@ -44,7 +44,6 @@ __all__ = [
     "JacobianSettings",
     "JacobianState",
     "MAZESettings",
-    "MAZEState",
     "MEGEXSettings",
     "PoolSettings",
     "RandomState",

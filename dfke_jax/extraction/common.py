@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.types import Array, Key, PyTree
+from dfke_jax.core.types import Array, Key, Metrics, PyTree
+from dfke_jax.extraction.replay import Replay, empty_replay, recall, remember
 from dfke_jax.nn.classifier import Classifier, Preprocessing
 from dfke_jax.nn.generators import Generator, squash
 from dfke_jax.nn.losses import cross_entropy, logit_l1, soft_cross_entropy
@@ -35,9 +36,11 @@ class GenerativeSettings:
       loss: of the clone: ``l1`` between its logits and the mean-zero logits recovered from the answer; ``kl`` from the
         answered probabilities; ``cross_entropy`` on the answered label; ``auto`` is l1, or cross-entropy for labels.
       clone_optimizer, clone_rate: ``sgd`` (with `momentum` and `weight_decay`) or ``adam`` (without them).
-      generator_optimizer, generator_rate: the same.
+      generator_optimizer, generator_rate: the same; a rate of 0 leaves the generator as it was drawn (a control).
       schedule: of both rates: ``multistep`` multiplies by `drop_factor` at the fractions `drops` of the steps, ``cosine``
         falls to zero, ``constant``.
+      replay_batches: updates of the clone on old answers per iteration; learning them again costs no question.
+      replay_capacity: rows that are kept for it.
       post_transform: the generator's tanh is what the network itself sees, behind the normalisation of its
         preprocessing, and not a picture: rows are mean + std·tanh(x̃). Released code of several attacks does this; it
         presumes that the victim's normalisation is known and explores a part of the box. Only to compare with figures
@@ -62,15 +65,26 @@ class GenerativeSettings:
     schedule: str = "multistep"
     drops: tuple[float, ...] = (0.1, 0.3, 0.5)
     drop_factor: float = 0.3
+    replay_batches: int = 0
+    replay_capacity: int = 100_000
     post_transform: bool = False
 
     def __post_init__(self):
         for name in ("batch_size", "clone_batches", "latent", "width"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("clone_rate", "generator_rate", "drop_factor"):
+        for name in ("clone_rate", "drop_factor"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.generator_rate < 0 or self.replay_batches < 0:
+            raise InputError(
+                f"generator_rate and replay_batches must not be negative, got {self.generator_rate}, {self.replay_batches}"
+            )
+        if self.replay_batches and self.replay_capacity < self.batch_size * (self.clone_batches + 1):
+            raise InputError(
+                f"replay_capacity must hold one iteration, {self.batch_size * (self.clone_batches + 1)} rows, got "
+                f"{self.replay_capacity}"
+            )
         if self.steps < 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise InputError(
                 f"steps and weight_decay must not be negative and momentum must lie in [0, 1), got {self.steps}, "
@@ -91,6 +105,11 @@ class GenerativeSettings:
     def rows_per_step(self) -> int:
         """Rows that one iteration asks; what the budget is divided by."""
         return self.batch_size * self.clone_batches
+
+    @property
+    def extra_clone_updates(self) -> int:
+        """Updates of the clone beside those on fresh batches."""
+        return self.replay_batches
 
     def with_budget(self, budget: int) -> Self:
         """The same settings with `steps` for a number of rows (see `steps_for`)."""
@@ -222,7 +241,7 @@ class Game:
     @property
     def clone_updates(self) -> int:
         """Updates of the clone per iteration, which its schedule must know."""
-        return self.settings.clone_batches + getattr(self.settings, "extra_clone_updates", 0)
+        return self.settings.clone_batches + self.settings.extra_clone_updates
 
     @property
     def clone_optimizer(self) -> optax.GradientTransformation:
@@ -314,6 +333,26 @@ class Game:
 
         clone, losses = jax.lax.scan(step, clone, (jnp.arange(rows.shape[0]), rows, targets))
         return clone, jnp.mean(losses)
+
+    def new_replay(self) -> Replay | None:
+        """An empty ring for what the clone learns from, or None without replay."""
+        if not self.settings.replay_batches:
+            return None
+        kept = None if self.loss_name == "cross_entropy" else self.num_classes
+        return empty_replay(self.settings.replay_capacity, self.input_shape, kept)
+
+    def replay_steps(
+        self, key: Key, clone: Training, replay: Replay | None, rows: Array, targets: Array
+    ) -> tuple[Training, Replay | None, Metrics]:
+        """Remembers rows and lets the clone learn from old ones; does nothing without replay."""
+        if replay is None:
+            return clone, None, {}
+        box, settings = self.preprocessing.box, self.settings
+        choose_key, learn_key = jax.random.split(key)
+        replay = remember(replay, rows, targets, box)
+        again = recall(choose_key, replay, (settings.replay_batches, settings.batch_size), box)
+        clone, loss = self.clone_steps(learn_key, clone, *again)
+        return clone, replay, {"replay_loss": loss}
 
 
 def updated_by(

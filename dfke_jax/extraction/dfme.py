@@ -12,6 +12,7 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.extraction.common import Game, GenerativeSettings, batches, updated_by
+from dfke_jax.extraction.replay import Replay
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.training import Training
@@ -28,7 +29,8 @@ class DFMESettings(GenerativeSettings):
       directions: m.
       orthogonal, central: see `dfke_jax.synthesis.Differences`.
       reuse: the clone also learns from the rows of the differences, which are paid for: m + 1 more updates an
-        iteration, after the generator's. Not published.
+        iteration, after the generator's. The first block of them enters the replay ring as well. Not published.
+      replay_batches: not published; 0 is the published algorithm.
       chunk: rows that the clone evaluates together for the differences, to bound memory; all by default.
 
     The released scripts use a generator rate of 1e-4 (CIFAR-10) and 5e-5 (SVHN) where the paper has 5e-4.
@@ -60,7 +62,7 @@ class DFMESettings(GenerativeSettings):
     @property
     def extra_clone_updates(self) -> int:
         """Updates of the clone beside those on fresh batches."""
-        return self.differences.rows_per_sample if self.reuse else 0
+        return self.replay_batches + (self.differences.rows_per_sample if self.reuse else 0)
 
 
 SMALL_DFME = DFMESettings(
@@ -80,10 +82,12 @@ class DFMEState(NamedTuple):
     Attributes:
       clone: variables of the clone and its optimiser's state.
       generator: the same of the generator. Its running statistics follow the batch of the generator's own step.
+      replay: answered rows, or None without replay.
     """
 
     clone: Training
     generator: Training
+    replay: Replay | None = None
 
 
 def dfme(
@@ -118,7 +122,8 @@ def dfme(
 
     Returns:
       An `Attack` over `DFMEState` with metrics ``loss`` (of the clone, mean over its batches), ``disagreement`` (the
-      same loss on the generator's batch, clone in evaluation mode) and ``flat`` (share of zero differences).
+      same loss on the generator's batch, clone in evaluation mode), ``flat`` (share of zero differences) and, with
+      replay, ``replay_loss``.
 
     Raises:
       InputError: for labels alone, and as `Game.between`.
@@ -136,7 +141,7 @@ def dfme(
     check_differences(reveal, "DFME")
     generator = DFMEGenerator(clone.input_shape, settings.width, settings.latent)
     game = Static(Game.between(clone, generator, settings, reveal, num_classes))
-    return Attack(Partial(begin, game), Partial(ask, game), Partial(_tell, game))
+    return Attack(Partial(begin, game), Partial(ask, game), Partial(tell, game))
 
 
 def check_differences(reveal: Reveal, attack: str) -> None:
@@ -154,7 +159,8 @@ def check_differences(reveal: Reveal, attack: str) -> None:
 def begin(game: Static, key: Key) -> DFMEState:
     """Both players, fresh."""
     clone_key, generator_key = jax.random.split(key)
-    return DFMEState(game.value.new_clone(clone_key), game.value.new_generator(generator_key))
+    fixed: Game = game.value
+    return DFMEState(fixed.new_clone(clone_key), fixed.new_generator(generator_key), fixed.new_replay())
 
 
 class _Draws(NamedTuple):
@@ -221,20 +227,35 @@ def climb(
     return generator, here, jnp.mean(flat, dtype=jnp.float32)
 
 
-def _tell(game: Static, key: Key, state: DFMEState, rows: Array, answers: Any) -> tuple[DFMEState, Metrics]:
+def tell(game: Static, key: Key, state: DFMEState, rows: Array, answers: Any) -> tuple[DFMEState, Metrics]:
+    """The clone's steps, on fresh rows and old ones, and the generator's."""
     fixed: Game = game.value
     settings: DFMESettings = fixed.settings
     drawn = draws(fixed, key)
     size, fresh = settings.batch_size, settings.clone_batches
     targets = fixed.targets(answers)
-    learn_key, again_key = jax.random.split(drawn.updates)
+    learn_key, again_key, replay_key = jax.random.split(drawn.updates, 3)
     clone, loss = fixed.clone_steps(learn_key, state.clone, *batches((rows, targets), fresh, size))
+    kept = (fresh + settings.reuse) * size
+    clone, replay, metrics = fixed.replay_steps(replay_key, clone, state.replay, rows[:kept], targets[:kept])
     asked, answered = rows[fresh * size :], targets[fresh * size :]
     generator, disagreement, flat = climb(fixed, drawn, state.generator, clone.variables, asked, answered)
     if settings.reuse:
         again = batches((asked, answered), settings.differences.rows_per_sample, size)
         clone, _ = fixed.clone_steps(again_key, clone, *again)
-    return DFMEState(clone, generator), {"loss": loss, "disagreement": disagreement, "flat": flat}
+    metrics |= {"loss": loss, "disagreement": disagreement, "flat": flat}
+    return DFMEState(clone, generator, replay), metrics
 
 
-__all__ = ["SMALL_DFME", "DFMESettings", "DFMEState", "ask", "begin", "check_differences", "climb", "dfme", "draws"]
+__all__ = [
+    "SMALL_DFME",
+    "DFMESettings",
+    "DFMEState",
+    "ask",
+    "begin",
+    "check_differences",
+    "climb",
+    "dfme",
+    "draws",
+    "tell",
+]

@@ -11,7 +11,6 @@ from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.extraction.common import Game, GenerativeSettings, batches, updated_by
-from dfke_jax.extraction.maze import new_replay
 from dfke_jax.extraction.replay import Replay, recall, remember
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
@@ -52,21 +51,10 @@ class DisagreementSettings(GenerativeSettings):
             raise InputError(f"clones disagree when there are at least two, got {self.clones}")
         if self.objective not in OBJECTIVES:
             raise UnknownNameError("objective", self.objective, OBJECTIVES)
-        if min(self.diversity, self.replay_batches, self.grey_every) < 0:
+        if min(self.diversity, self.grey_every) < 0:
             raise InputError(
-                f"diversity, replay_batches and grey_every must not be negative, got {self.diversity}, "
-                f"{self.replay_batches}, {self.grey_every}"
+                f"diversity and grey_every must not be negative, got {self.diversity} and {self.grey_every}"
             )
-        if self.replay_batches and self.replay_capacity < self.batch_size * self.clone_batches:
-            raise InputError(
-                f"replay_capacity must hold one iteration, {self.batch_size * self.clone_batches} rows, got "
-                f"{self.replay_capacity}"
-            )
-
-    @property
-    def extra_clone_updates(self) -> int:
-        """Updates of a clone beside those on fresh batches."""
-        return self.replay_batches
 
 
 DUAL_STUDENTS = DisagreementSettings(
@@ -182,7 +170,7 @@ def _begin(game: Static, key: Key) -> DisagreementState:
     fixed: Game = game.value
     clone_key, generator_key = jax.random.split(key)
     clones = jax.vmap(fixed.new_clone)(jax.random.split(clone_key, fixed.settings.clones))
-    replay = new_replay(fixed) if fixed.settings.replay_batches else None
+    replay = fixed.new_replay()
     return DisagreementState(clones, fixed.new_generator(generator_key), replay)
 
 

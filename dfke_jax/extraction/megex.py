@@ -128,7 +128,9 @@ def _tell(game: Static, key: Key, state: DFMEState, rows: Array, answers: Explai
     drawn = draws(fixed, key)
     size, fresh = settings.batch_size, settings.clone_batches
     targets = fixed.targets(answers.probabilities)
-    clone, loss = fixed.clone_steps(drawn.updates, state.clone, *batches((rows, targets), fresh, size))
+    learn_key, replay_key = jax.random.split(drawn.updates)
+    clone, loss = fixed.clone_steps(learn_key, state.clone, *batches((rows, targets), fresh, size))
+    clone, replay, metrics = fixed.replay_steps(replay_key, clone, state.replay, rows, targets)
 
     def image(params: PyTree) -> tuple[Array, PyTree]:
         variables = {**state.generator.variables, "params": params}
@@ -142,7 +144,8 @@ def _tell(game: Static, key: Key, state: DFMEState, rows: Array, answers: Explai
     )
     (descent,) = back(-gradient / size)
     generator = updated_by(fixed.generator_optimizer, state.generator, descent, statistics)
-    return DFMEState(clone, generator), {"loss": loss, "disagreement": jnp.mean(disagreement)}
+    metrics |= {"loss": loss, "disagreement": jnp.mean(disagreement)}
+    return DFMEState(clone, generator, replay), metrics
 
 
 __all__ = ["Explained", "MEGEXSettings", "explained_gradient", "megex"]
