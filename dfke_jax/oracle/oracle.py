@@ -40,7 +40,7 @@ def transported(rows: Array, transport: Transport, box: Box) -> Array:
       rows: (B, H, W, C). box: (low, high).
     """
     if transport == "float64":
-        if not jax.config.jax_enable_x64:
+        if not jax.config.read("jax_enable_x64"):
             raise InputError("transport 'float64' needs 64-bit JAX: with jax.enable_x64(True), around the whole attack")
         return rows.astype(jnp.float64)
     rows = rows.astype(jnp.float32)
@@ -225,7 +225,7 @@ class HostOracle:
         if not np.isfinite(rows).all():
             bad = int((~np.isfinite(rows)).reshape(len(rows), -1).any(1).sum())
             raise InputError(f"{bad} of {len(rows)} rows contain NaN or infinity")
-        with jax.enable_x64(double or jax.config.jax_enable_x64):
+        with jax.enable_x64(double or jax.config.read("jax_enable_x64")):
             received = _received(self._shell, rows)
             values = victim_values(self.victim, np.asarray(received))
             answers = np.asarray(_defended(self._shell, values, received))
@@ -308,9 +308,7 @@ def oracle_for(
     return Oracle(victim, tuple(defences), reveal, shape[1], as_shape(input_shape), gives, transport, box, precision)
 
 
-def check_zeroth_order(
-    oracle: Oracle | HostOracle | Reveal, epsilon: float, dimension: int, box: Box | None = None
-) -> None:
+def check_zeroth_order(oracle: Any, epsilon: float, dimension: int, box: Box | None = None) -> None:
     """Says whether finite differences with step ε can see anything through an oracle.
 
     A step of length ε in a random direction moves a pixel by about ε/√D, and an answer by about ‖∇‖ times that. Both are
@@ -318,7 +316,7 @@ def check_zeroth_order(
     decimal (or the noise's deviation) on the way out.
 
     Args:
-      oracle: an oracle, or a reveal alone.
+      oracle: an oracle of any form (what has a `reveal`, and perhaps defences and a transport), or a reveal alone.
       epsilon: ε > 0, in the units of the box. dimension: D = H·W·C.
       box: lowest and highest pixel value; the oracle's own, or (0, 1).
 
@@ -333,22 +331,22 @@ def check_zeroth_order(
     """
     if epsilon <= 0 or dimension < 1:
         raise InputError(f"epsilon must be positive and dimension at least 1, got {epsilon} and {dimension}")
-    bare = isinstance(oracle, Reveal)
-    reveal = oracle if bare else oracle.reveal
+    oracle = getattr(oracle, "oracle", oracle)  # behind an explanation
+    reveal = oracle if isinstance(oracle, Reveal) else oracle.reveal
     if reveal.kind == "label":
         raise InputError("finite differences of labels are zero; use an attack for hard labels")
-    low, high = box or ((0.0, 1.0) if bare else oracle.box)
+    low, high = box or getattr(oracle, "box", (0.0, 1.0))
     step = epsilon / math.sqrt(dimension)
     moved = f"a step of {epsilon:g} moves a pixel by ε/√D = {step:.2g} (D = {dimension})"
     level = (high - low) / 255
-    if not bare and oracle.transport == "uint8" and step < level:
+    if getattr(oracle, "transport", None) == "uint8" and step < level:
         warnings.warn(
             f"{moved}, which uint8 rows lose: a grey level is {level:.2g}, {level / step:.3g} times as much",
             ZerothOrderWarning,
             stacklevel=2,
         )
     units = [("answers rounded to", 0.0 if reveal.decimals is None else 10.0**-reveal.decimals)]
-    units += [] if bare else [(f"{defence.name} of", defence.resolution) for defence in oracle.defences]
+    units += [(f"{defence.name} of", defence.resolution) for defence in getattr(oracle, "defences", ())]
     for what, unit in units:
         if step < unit:
             warnings.warn(

@@ -1,12 +1,10 @@
 """Prediction poisoning: answers within a small distance of the truth that turn a clone's gradient the most."""
 
-import itertools
 from typing import Any, ClassVar, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array, Predict
@@ -84,10 +82,10 @@ class PredictionPoisoning(Defence):
         return answers, jnp.square(turned).sum(-1)
 
     def _enumerate(self, truth: Array, guess: Array, largest: Array) -> Array:
-        subsets = np.array(list(itertools.product((0, 1), repeat=truth.shape[0]))[1:], np.float32)
-        vertices = jnp.asarray(subsets / subsets.sum(1, keepdims=True))
-        answers, scores = self._answers(vertices, truth, guess)
-        allowed = jnp.take(jnp.asarray(subsets), largest, axis=1) > 0
+        classes = truth.shape[0]
+        subsets = (jnp.arange(1, 2**classes)[:, None] >> jnp.arange(classes)[None]) & 1
+        answers, scores = self._answers(subsets / subsets.sum(1, keepdims=True), truth, guess)
+        allowed = jnp.take(subsets, largest, axis=1) > 0
         return answers[jnp.argmax(jnp.where(allowed, scores, -jnp.inf))]
 
     def _grow(self, truth: Array, guess: Array, largest: Array) -> Array:

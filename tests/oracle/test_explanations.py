@@ -17,6 +17,7 @@ from dfke_jax.oracle import (
     Explanation,
     Reveal,
     Temperature,
+    ZerothOrderWarning,
     check_zeroth_order,
     explained_gradients,
     explanation,
@@ -239,5 +240,8 @@ def test_what_cannot_be_explained_is_refused(victim):
     ):
         with pytest.raises(core.InputError, match=message):
             make()
-    with pytest.raises(core.InputError, match="hard labels"):
-        check_zeroth_order(Reveal("label"), 1e-3, 40)
+
+
+def test_finite_differences_behind_an_explanation_are_checked_too(victim):
+    with pytest.warns(ZerothOrderWarning, match="uint8"):
+        check_zeroth_order(explanation_oracle(victim, transport="uint8"), 1e-3, 40)

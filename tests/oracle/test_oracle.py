@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 
 from dfke_jax import core
 from dfke_jax.oracle import (
+    DEFENCES,
     ConfidenceMask,
     GaussianNoise,
     HostOracle,
@@ -22,12 +23,13 @@ from dfke_jax.oracle import (
     ZerothOrderWarning,
     check_zeroth_order,
     defence,
+    explanation_oracle,
     from_function,
     oracle_for,
 )
 
 SHAPE = (5, 4, 2)
-DEFENCES = (
+LISTS = (
     (),
     (Temperature(2.0),),
     (ReverseSigmoid(), GaussianNoise(0.1, seed=7)),
@@ -77,7 +79,7 @@ def test_defended_logits_are_logarithms_of_defended_probabilities(victim, rows):
     assert np.isfinite(masked).all()
 
 
-PAIRS = [(Reveal(), defences) for defences in DEFENCES] + list(zip(REVEALS, (*DEFENCES[1:], (), ()), strict=True))
+PAIRS = [(Reveal(), defences) for defences in LISTS] + list(zip(REVEALS, (*LISTS[1:], (), ()), strict=True))
 
 
 @pytest.mark.parametrize(("reveal", "defences"), PAIRS)
@@ -158,6 +160,22 @@ def test_parameters_and_numbers_of_defences_are_arguments_of_one_program(victim,
     assert len(traces) == 1
     assert np.abs(weak - strong).max() > 0.01
     assert np.abs(weak - scaled).max() > 0.01
+
+
+def constants(jaxpr):
+    """Bytes of the constants of a program, of those inside it too."""
+    total = sum(np.asarray(value).nbytes for value in getattr(jaxpr, "consts", ()))
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        parts = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+        total += sum(constants(part) for part in parts if hasattr(part, "eqns"))
+    return total
+
+
+def test_nothing_is_baked_into_the_program(victim, other, rows):
+    models = {"misinformation": other, "proxy": other}
+    every = [defence(name, models) for name in DEFENCES] + [defence("prediction_poisoning:keep_argmax=true", models)]
+    oracle = explanation_oracle(oracle_for(victim, Reveal(decimals=3), every, transport="uint8"))
+    assert constants(jax.make_jaxpr(lambda oracle, x: oracle(x))(oracle, rows)) < 300
 
 
 def test_a_sweep_over_a_defence_is_a_vmap(victim, rows):

@@ -91,10 +91,18 @@ def test_a_proxy_that_is_the_victim_has_no_direction_and_still_gives_an_answer(v
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
 
 
-def test_ties_for_the_largest_are_left_alone(other):
-    truth = jnp.array([[0.3, 0.3, 0.2, 0.2], [0.25, 0.25, 0.25, 0.25]])
-    found = PredictionPoisoning(other, 1.0, keep_argmax=True)(np.ones((2, *SHAPE), np.float32), truth)
-    np.testing.assert_array_equal(np.asarray(found).argmax(1), [0, 0])
+def test_a_lead_of_one_bit_is_kept(rows):
+    """The proxy stands halfway to the even mix of classes 0 and 2, which is then the best answer, and a tie in float32."""
+    lead = np.nextafter(np.float32(0.4), np.float32(1))
+    truth = np.array([[0.4, 0.1, lead, 0.1]], np.float32)
+    proxy = lambda rows: jnp.log(jnp.array([[0.45, 0.05, 0.45, 0.05]]))
+    made = PredictionPoisoning(proxy, 2.0, keep_argmax=True)
+    np.testing.assert_array_equal(made(rows[:1], jnp.asarray(truth)), truth)
+    clear = made(rows[:1], jnp.array([[0.38, 0.1, 0.42, 0.1]]))[0]
+    assert clear.argmax() == 2
+    np.testing.assert_allclose(clear, [0.5, 0, 0.5, 0], atol=1e-3)
+    tied = PredictionPoisoning(logits_of(4), 1.0, keep_argmax=True)(rows[:2], jnp.full((2, 4), 0.25))
+    np.testing.assert_array_equal(np.asarray(tied).argmax(1), [0, 0])
 
 
 def logits_of(classes):
