@@ -310,15 +310,16 @@ def test_what_stays_unknown_is_recorded_and_settled_later(world, fault):
     assert (ledger.counts()["rows"], ledger.counts()["unknown_rows"], world.charged) == (6, 0, 6)
 
 
-def test_without_idempotency_nothing_unsure_is_repeated(world):
-    world = world({1: (503, {}), 3: "cut"})
+@pytest.mark.parametrize("fault", ["cut", (500, {}), (504, {"Retry-After": "1"})], ids=str)
+def test_without_idempotency_nothing_unsure_is_repeated(world, fault):
+    world = world({1: (503, {}), 3: fault})
     ledger, rows = Ledger(budget=6), some_rows(4)
     victim = world.victim(batch=2, concurrency=1)
     victim.repeatable = False
     ask = Metered(victim, ledger)
     with pytest.raises(UnknownOutcomeError, match="1 attempt at"):
         ask(rows)
-    assert world.faults.count == 3  # the 503 was repeated, the cut connection was not
+    assert world.faults.count == 3  # the 503 was repeated, the other was not
     np.testing.assert_array_equal(ask(rows), probabilities(rows))
     assert (ledger.counts()["rows"], ledger.counts()["unknown_rows"], ledger.spent) == (4, 2, 6)
 
