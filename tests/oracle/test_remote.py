@@ -120,6 +120,22 @@ def world():
         one.stack.close()
 
 
+def test_the_package_imports_without_the_extra():
+    """Neither HTTP client nor server is touched before it is used, nor by a ledger with a local victim."""
+    program = textwrap.dedent(
+        """
+        import sys
+        for name in ("httpx", "starlette", "uvicorn"):
+            sys.modules[name] = None
+        import numpy as np
+        from dfke_jax.oracle import Ledger, Metered, RemoteVictim, Reveal, background, create_app
+        Metered(lambda rows: rows[:, 0], Ledger(), "x", Reveal("logits"))(np.zeros((2, 3, 1), np.float32))
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=120)
+
+
 # ---- an endpoint in good order
 
 
