@@ -121,7 +121,7 @@ def world():
 
 
 def test_the_package_imports_without_the_extra():
-    """Neither HTTP client nor server is touched before it is used, nor by a ledger with a local victim."""
+    """Neither HTTP client nor server is touched before it is used, and who uses it is told what to install."""
     program = textwrap.dedent(
         """
         import sys
@@ -130,6 +130,14 @@ def test_the_package_imports_without_the_extra():
         import numpy as np
         from dfke_jax.oracle import Ledger, Metered, RemoteVictim, Reveal, background, create_app
         Metered(lambda rows: rows[:, 0], Ledger(), "x", Reveal("logits"))(np.zeros((2, 3, 1), np.float32))
+        app = lambda: create_app(np.sum, input_shape=(1,), reveal=Reveal(), num_classes=2)
+        for use in (app, lambda: background(None).__enter__(), lambda: RemoteVictim("http://x")):
+            try:
+                use()
+            except ValueError as error:
+                assert "pip install 'dfke-jax[serve]'" in str(error)
+            else:
+                raise AssertionError
         """
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
