@@ -64,7 +64,7 @@ class Ledger:
     moment, both pay. `turn` is held by whoever asks, so that threads of one process do not.
 
     Args:
-      path: of the file, created if absent; None keeps everything in memory.
+      path: of the file, on a local disk, created if absent; None keeps everything in memory.
       budget: rows that may be spent; None for no limit. It is no part of the file, so that a run may go on with more.
       config: fingerprint of the run; a file that was written under another one is refused.
 

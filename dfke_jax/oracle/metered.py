@@ -61,8 +61,9 @@ class Metered:
 
     A victim is any callable, rows -> answers (an array, or a tuple or dictionary of arrays, with leading axis B). One
     with a method ``request(rows, key)`` (`RemoteVictim`) is asked through it, in requests of its `batch`, `concurrency`
-    at a time; one with a method ``check(rows)`` may object to rows before they are entered. An exception leaves the rows of its request as of unknown outcome, which counts against the budget, unless
-    it is an `EndpointError` that says that they were certainly not answered.
+    at a time; one with a method ``check(rows)`` may object to rows before they are entered. An exception leaves the rows
+    of its request as of unknown outcome, which counts against the budget, unless it is an `EndpointError` that says that
+    they were certainly not answered.
 
     Args:
       oracle: the victim.

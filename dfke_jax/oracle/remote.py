@@ -69,8 +69,10 @@ class RemoteVictim:
         input_shape: tuple[int, ...] | None = None,
         num_classes: int | None = None,
     ):
-        import httpx
-
+        try:
+            import httpx
+        except ImportError:
+            raise InputError("a remote victim needs `pip install 'dfke-jax[serve]'`") from None
         if not url.startswith(("http://", "https://")):
             raise InputError(f"url must begin with http:// or https://, got {url!r}")
         if concurrency < 1 or retries < 0 or timeout <= 0 or min(backoff, max_backoff, max_wait) < 0:

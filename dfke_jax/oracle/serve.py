@@ -136,11 +136,14 @@ def create_app(
     Raises:
       InputError: for settings that mean nothing.
     """
-    from starlette.applications import Starlette
-    from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import JSONResponse, Response
-    from starlette.routing import Route
+    try:
+        from starlette.applications import Starlette
+        from starlette.exceptions import HTTPException
+        from starlette.requests import ClientDisconnect, Request
+        from starlette.responses import JSONResponse, Response
+        from starlette.routing import Route
+    except ImportError:
+        raise InputError("an endpoint needs `pip install 'dfke-jax[serve]'`") from None
 
     endpoint = Endpoint(tuple(input_shape), num_classes, reveal, quota=quota, rate=rate, **limits)
     service = Service(predict, endpoint, Accounts(endpoint, keys, clock))
@@ -262,8 +265,10 @@ def background(app: Any, host: str = "127.0.0.1", port: int = 0) -> Iterator[str
 @contextlib.contextmanager
 def _listening(app: Any, host: str, port: int) -> Iterator[tuple[Any, socket.socket, str]]:
     """(uvicorn server, its socket, URL)."""
-    import uvicorn
-
+    try:
+        import uvicorn
+    except ImportError:
+        raise InputError("serving needs `pip install 'dfke-jax[serve]'`") from None
     version6 = ":" in host
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if version6 else socket.AF_INET)

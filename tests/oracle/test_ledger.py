@@ -3,6 +3,7 @@
 import io
 import sqlite3
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -353,9 +354,24 @@ def test_two_users_of_one_file_share_one_budget(tmp_path):
         assert sum(asked) >= 33
 
 
+def test_a_request_is_held_against_the_budget_when_it_is_entered():
+    """The last check before the wire, for those who share a file with somebody faster."""
+    ledger = Ledger(budget=3)
+    keys = row_keys(pixel_rows([1, 2]), "test", "label")
+    ledger.begin(keys)
+    with pytest.raises(BudgetError):
+        ledger.begin(keys)
+    assert (ledger.spent, ledger.counts()["requests"], len(ledger.open_requests())) == (2, 1, 1)
+
+
 def test_threads_that_ask_the_same_rows_pay_once():
-    ledger, victim = Ledger(budget=8), Counting()
-    ask, rows = metered(ledger, victim, batch=3), pixel_rows(range(8))
+    ledger, victim = Ledger(), Counting()
+
+    def slow(rows):
+        time.sleep(0.02)
+        return victim(rows)
+
+    ask, rows = metered(ledger, slow, batch=3), pixel_rows(range(8))
     answers = []
     threads = [threading.Thread(target=lambda: answers.append(ask(rows))) for _ in range(4)]
     for thread in threads:

@@ -120,6 +120,30 @@ def world():
         one.stack.close()
 
 
+def test_the_package_imports_without_the_extra():
+    """Neither HTTP client nor server is touched before it is used, and who uses it is told what to install."""
+    program = textwrap.dedent(
+        """
+        import sys
+        for name in ("httpx", "starlette", "uvicorn"):
+            sys.modules[name] = None
+        import numpy as np
+        from dfke_jax.oracle import Ledger, Metered, RemoteVictim, Reveal, background, create_app
+        Metered(lambda rows: rows[:, 0], Ledger(), "x", Reveal("logits"))(np.zeros((2, 3, 1), np.float32))
+        app = lambda: create_app(np.sum, input_shape=(1,), reveal=Reveal(), num_classes=2)
+        for use in (app, lambda: background(None).__enter__(), lambda: RemoteVictim("http://x")):
+            try:
+                use()
+            except ValueError as error:
+                assert "pip install 'dfke-jax[serve]'" in str(error)
+            else:
+                raise AssertionError
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=120)
+
+
 # ---- an endpoint in good order
 
 
@@ -310,15 +334,16 @@ def test_what_stays_unknown_is_recorded_and_settled_later(world, fault):
     assert (ledger.counts()["rows"], ledger.counts()["unknown_rows"], world.charged) == (6, 0, 6)
 
 
-def test_without_idempotency_nothing_unsure_is_repeated(world):
-    world = world({1: (503, {}), 3: "cut"})
+@pytest.mark.parametrize("fault", ["cut", (500, {}), (504, {"Retry-After": "1"})], ids=str)
+def test_without_idempotency_nothing_unsure_is_repeated(world, fault):
+    world = world({1: (503, {}), 3: fault})
     ledger, rows = Ledger(budget=6), some_rows(4)
     victim = world.victim(batch=2, concurrency=1)
     victim.repeatable = False
     ask = Metered(victim, ledger)
     with pytest.raises(UnknownOutcomeError, match="1 attempt at"):
         ask(rows)
-    assert world.faults.count == 3  # the 503 was repeated, the cut connection was not
+    assert world.faults.count == 3  # the 503 was repeated, the other was not
     np.testing.assert_array_equal(ask(rows), probabilities(rows))
     assert (ledger.counts()["rows"], ledger.counts()["unknown_rows"], ledger.spent) == (4, 2, 6)
 
