@@ -315,3 +315,18 @@ def test_settings_and_pools_that_do_not_fit():
 
 def test_equal_settings_share_one_optimiser():
     assert CloneTraining().rule is CloneTraining().rule
+
+
+@pytest.mark.parametrize("name", ["bandit", "dfal and k-center", "Jacobian augmentation"])
+def test_vmap_over_keys_equals_single_runs(name):
+    steps = ROUNDS.get(name, 3)
+    method, keys = core.against(ATTACKS[name](SOFT), oracle(SOFT)), jnp.stack([KEY, jax.random.key(5)])
+
+    def whole(method, key):
+        body = lambda state, step: method.step(jax.random.fold_in(key, step), state)
+        return jax.lax.scan(body, method.init(jax.random.fold_in(key, 2**32 - 1)), jnp.arange(steps))
+
+    states, metrics = jax.jit(jax.vmap(whole, (None, 0)))(method, keys)
+    for a, b in zip(raw(states), raw(finished(name).state), strict=True):
+        np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(metrics["loss"][0], finished(name).metrics["loss"], rtol=1e-4)
