@@ -42,6 +42,8 @@ class GenerativeSettings:
         preprocessing, and not a picture: rows are mean + std·tanh(x̃). Released code of several attacks does this; it
         presumes that the victim's normalisation is known and explores a part of the box. Only to compare with figures
         obtained so.
+      unroll: the clone's updates of an iteration are written out one after another in the program instead of in a loop:
+        the same results, longer to compile.
 
     Raises:
       InputError, UnknownNameError: for values that mean nothing.
@@ -63,6 +65,7 @@ class GenerativeSettings:
     drops: tuple[float, ...] = (0.1, 0.3, 0.5)
     drop_factor: float = 0.3
     post_transform: bool = False
+    unroll: bool = False
 
     def __post_init__(self):
         for name in ("batch_size", "clone_batches", "latent", "width"):
@@ -312,7 +315,9 @@ class Game:
             i, rows, targets = batch
             return self.clone_step(jax.random.fold_in(key, i), clone, rows, targets)
 
-        clone, losses = jax.lax.scan(step, clone, (jnp.arange(rows.shape[0]), rows, targets))
+        clone, losses = jax.lax.scan(
+            step, clone, (jnp.arange(rows.shape[0]), rows, targets), unroll=self.settings.unroll
+        )
         return clone, jnp.mean(losses)
 
 
