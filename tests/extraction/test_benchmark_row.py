@@ -1,5 +1,6 @@
 """The row of data-free extraction runs, and its peer plays the same game."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import harness
-from benchmarks.suites import rows
+from benchmarks.suites import extraction, rows
 from dfke_jax.nn.generators import DFMEGenerator
 
 ROW = "dfme/lenet5/2"
@@ -51,3 +52,13 @@ def test_the_peer_has_our_generator_and_estimates_the_gradient():
     cosine = torch.cosine_similarity(leaf.grad.flatten(), work.estimate(x).flatten(), dim=0)
     # for m independent directions in d dimensions about 1/√(1 + d/m)
     assert float(cosine) == pytest.approx(1 / np.sqrt(1 + 784 / 400), abs=0.1)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the slow forms are the CPU backend's")
+def test_a_fused_iteration_has_fast_convolutions_only():
+    # as wide as the full row: with fewer channels all convolutions are matrix products
+    ours = harness.Prepared(extraction.row(16, 4, 2, 2, 1, 1).contenders["ours"])
+    lines = [line.strip() for line in ours._compiled.as_text().splitlines() if "dim_labels=" in line]
+    assert lines
+    grouped = re.compile(r"(?:feature|batch)_group_count=(?!1\b)\d+")
+    assert [line for line in lines if "dim_labels=b01f_01io->b01f" not in line or grouped.search(line)] == []
