@@ -310,3 +310,101 @@ class DeepInversion:
             optimizer.step()
             with torch.no_grad():
                 images.clamp_(0.0, 1.0)
+
+
+class DFMEGenerator(nn.Module):
+    """The generator of data-free model extraction for grey images of 28 pixels; returns what goes into the tanh."""
+
+    def __init__(self, width: int, latent: int):
+        super().__init__()
+        self.dense = nn.Linear(latent, 2 * width * 49, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(maps) for maps in (2 * width, 2 * width, width))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1, bias=False)
+            for a, b in ((2 * width, 2 * width), (2 * width, width), (width, 1))
+        )
+        self.image_norm = nn.BatchNorm2d(1, affine=False)
+        self.to(DEVICE)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        x = self.norms[0](self.dense(z).reshape(len(z), -1, 7, 7))
+        for i in range(2):
+            x = self.convs[i](F.interpolate(x, scale_factor=2.0, mode="nearest"))
+            x = F.leaky_relu(self.norms[i + 1](x), 0.2)
+        return self.image_norm(self.convs[2](x))
+
+
+def dfme_generator_from(variables: Mapping) -> DFMEGenerator:
+    """The network that these Flax variables of a `dfke_jax.nn.generators.DFMEGenerator` describe, in training mode."""
+    params, stats = variables["params"], variables["batch_stats"]
+    latent = params["dense"]["kernel"].shape[0]
+    network = DFMEGenerator(params["conv3"]["kernel"].shape[2], latent)
+    with torch.no_grad():
+        kernel = _tensor(params["dense"]["kernel"]).reshape(latent, 7, 7, -1).permute(3, 1, 2, 0)
+        network.dense.weight.copy_(kernel.reshape(-1, latent))
+    for i, name in enumerate(("dense_norm", "conv1_norm", "conv2_norm")):
+        _set_norm(network.norms[i], params[name], stats[name])
+    for i in range(3):
+        _set_conv(network.convs[i], params[f"conv{i + 1}"])  # type: ignore[arg-type]
+    return network
+
+
+class DataFreeExtraction:
+    """DFME: the clone's steps on fresh batches, then a step of the generator by forward differences."""
+
+    def __init__(
+        self,
+        victim: nn.Module,
+        *,
+        width: int,
+        batch: int,
+        latent: int,
+        clone_batches: int,
+        epsilon: float,
+        directions: int,
+        clone_rate: float,
+        generator_rate: float,
+        steps: int,
+    ):
+        self.victim, self.clone, self.generator = victim, LeNet5(), DFMEGenerator(width, latent)
+        self.batch, self.latent, self.clone_batches, self.steps = batch, latent, clone_batches, steps
+        self.epsilon, self.directions = epsilon, directions
+        self.clone_optimizer = torch.optim.Adam(self.clone.parameters(), lr=clone_rate)
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=generator_rate)
+
+    @torch.no_grad()
+    def answers(self, rows: torch.Tensor) -> torch.Tensor:
+        logs = F.softmax(self.victim(rows), 1).clamp_min(1e-7).log()
+        return logs - logs.mean(1, keepdim=True)
+
+    def losses(self, before: torch.Tensor) -> torch.Tensor:
+        rows = (torch.tanh(before) + 1) / 2
+        return (self.answers(rows) - self.clone(rows)).abs().mean(1)
+
+    @torch.no_grad()
+    def estimate(self, x: torch.Tensor) -> torch.Tensor:
+        """The gradient of the mean loss by forward differences."""
+        count = self.directions
+        drawn = torch.randn(count, *x.shape, device=DEVICE)
+        drawn /= drawn.flatten(2).norm(dim=2).reshape(count, len(x), 1, 1, 1)
+        points = torch.cat([x[None], x[None] + self.epsilon * drawn])
+        losses = self.losses(points.flatten(0, 1)).reshape(count + 1, len(x))
+        slopes = (losses[1:] - losses[:1]) / self.epsilon
+        scale = x[0].numel() / count / len(x)
+        return scale * (slopes[:, :, None, None, None] * drawn).sum(0)
+
+    def __call__(self) -> None:
+        for _ in range(self.steps):
+            self.clone.train()
+            for _ in range(self.clone_batches):
+                with torch.no_grad():
+                    rows = (torch.tanh(self.generator(torch.randn(self.batch, self.latent, device=DEVICE))) + 1) / 2
+                wanted = self.answers(rows)
+                self.clone_optimizer.zero_grad(set_to_none=True)
+                (self.clone(rows) - wanted).abs().mean().backward()
+                self.clone_optimizer.step()
+            self.clone.eval()
+            self.generator_optimizer.zero_grad(set_to_none=True)
+            x = self.generator(torch.randn(self.batch, self.latent, device=DEVICE))
+            x.backward(-self.estimate(x.detach()))
+            self.generator_optimizer.step()

@@ -45,6 +45,8 @@ class GenerativeSettings:
         preprocessing, and not a picture: rows are mean + std·tanh(x̃). Released code of several attacks does this; it
         presumes that the victim's normalisation is known and explores a part of the box. Only to compare with figures
         obtained so.
+      unroll: the clone's updates of an iteration are written out one after another in the program instead of in a loop:
+        the same results, longer to compile.
 
     Raises:
       InputError, UnknownNameError: for values that mean nothing.
@@ -68,6 +70,7 @@ class GenerativeSettings:
     replay_batches: int = 0
     replay_capacity: int = 100_000
     post_transform: bool = False
+    unroll: bool = False
 
     def __post_init__(self):
         for name in ("batch_size", "clone_batches", "latent", "width"):
@@ -331,7 +334,9 @@ class Game:
             i, rows, targets = batch
             return self.clone_step(jax.random.fold_in(key, i), clone, rows, targets)
 
-        clone, losses = jax.lax.scan(step, clone, (jnp.arange(rows.shape[0]), rows, targets))
+        clone, losses = jax.lax.scan(
+            step, clone, (jnp.arange(rows.shape[0]), rows, targets), unroll=self.settings.unroll
+        )
         return clone, jnp.mean(losses)
 
     def new_replay(self) -> Replay | None:

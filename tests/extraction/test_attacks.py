@@ -64,7 +64,7 @@ ATTACKS = {
 }
 every_attack = pytest.mark.parametrize("name", ATTACKS)
 # Programs that differ from a neighbour in the table by an option.
-VARIANTS = {"DFME, two central directions, reuse, chunks", "DisGUIDE, labels", "DFMS-SL"}
+VARIANTS = {"DFME, two central directions, reuse, chunks", "DisGUIDE, labels", "Dual Students", "DFMS-SL"}
 every_kind = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in ATTACKS]
 )

@@ -1,0 +1,65 @@
+"""Data-free extraction: iterations of a generator, a clone and a victim that answers in the same program."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.tree_util import Partial
+
+from benchmarks.harness import Peer, Program, Row, Rows
+from benchmarks.suites.common import classifier
+from dfke_jax.core import Method, against
+from dfke_jax.core.types import Array
+from dfke_jax.extraction import SMALL_DFME, DFMESettings, dfme
+from dfke_jax.nn import Classifier
+
+
+def probabilities(victim: Classifier, rows: Array) -> Array:
+    """What the victim answers."""
+    return jax.nn.softmax(victim(rows))
+
+
+def extraction(network: str, settings: DFMESettings) -> Method:
+    """DFME of a network of random weights by a clone of the same kind, ask, answer and tell in one program."""
+    attack: Any = against(dfme(classifier(network, 7), settings), Partial(probabilities, classifier(network)))
+    return attack
+
+
+def row(
+    width: int, batch: int, clone_batches: int, length: int, plain_length: int, peer_steps: int, blocks: int = 11
+) -> Row:
+    """DFME against LeNet-5: `length` iterations per chunk, `plain_length` with the plain convolution."""
+    settings = dataclasses.replace(
+        SMALL_DFME, batch_size=batch, clone_batches=clone_batches, width=width, schedule="constant", reuse=False
+    )
+    made = extraction("lenet5", settings)
+    # without the loop over the clone's updates, whose arithmetic would be counted once
+    one = extraction("lenet5", dataclasses.replace(settings, unroll=True))
+    key = jax.random.key(11)
+
+    def peer() -> Any:
+        from benchmarks import peers
+
+        return peers.DataFreeExtraction(
+            peers.lenet5_from(classifier("lenet5").variables), width=width, batch=batch, latent=settings.latent,
+            clone_batches=clone_batches, epsilon=settings.epsilon, directions=settings.directions,
+            clone_rate=settings.clone_rate, generator_rate=settings.generator_rate, steps=peer_steps,
+        )  # fmt: skip
+
+    contenders = {
+        "ours": Program(made, key, units=1, length=length, elementary=one),
+        "lax_scan": Program(made, key, units=1, length=plain_length, convolution="lax", elementary=one),
+        "lax_step": Program(one, key, units=1, convolution="lax", scanned=False),
+        "pytorch": Peer(peer, units=peer_steps),
+    }
+    params = {"victim": "lenet5", "clone": "lenet5", "width": width, "batch": batch, "clone_batches": clone_batches}
+    params |= {"directions": settings.directions, "latent": settings.latent}
+    return Row("iterations/s", params, contenders, also={"queries/s": settings.rows_per_step}, blocks=blocks)
+
+
+def rows(suite: str) -> Rows:
+    """The rows of this file."""
+    if suite == "smoke":
+        return {"dfme/lenet5/2": functools.partial(row, 2, 4, 2, 2, 1, 1, 7)}
+    return {"dfme/lenet5/16": functools.partial(row, 16, 256, 5, 4, 1, 2, 7)}
