@@ -111,8 +111,8 @@ def model(rng, difficulty, shift=0.0):
 
 
 def test_false_positives_of_both_layouts():
-    """120 innocent suspects, new images each time. Correct layout: 5%. Released layout: nearly all are accused."""
-    trials, settings = 120, dataclasses.replace(RELEASED, steps=50)
+    """80 innocent suspects, new images each time. Correct layout: 5%. Released layout: nearly all are accused."""
+    trials, settings = 80, dataclasses.replace(RELEASED, steps=50)
     found = {"per_image": [], "released": []}
     victim_found = []
     for trial in range(trials):
