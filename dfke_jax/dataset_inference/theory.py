@@ -97,7 +97,7 @@ def exact_rates(setting: LinearSetting) -> LinearRates:
 
     dimensions, samples = setting.noise_dimensions, setting.samples
     # the expectation over q as the mean over its quantiles, by Gauss-Legendre on (0, 1)
-    nodes, weights = np.polynomial.legendre.leggauss(2000)
+    nodes, weights = np.polynomial.legendre.leggauss(300)
     q, weights = chi2.ppf((nodes + 1) / 2, dimensions), weights / 2
     stolen = ndtr((q - dimensions / 2) / np.sqrt(q))
     independent = ndtr(dimensions / (2 * np.sqrt(2 * q)))

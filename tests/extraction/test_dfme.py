@@ -166,7 +166,7 @@ def test_bad_input(classifier):
         dfme(classifier(1), ready, num_classes=4)
     with pytest.raises(InputError, match=r"leave the box \[0.0, 1.0\]"):
         dfme(classifier(1), dataclasses.replace(ready, post_transform=True))
-    with pytest.raises(InputError, match="replay_capacity must hold one iteration, 640 rows"):
+    with pytest.raises(InputError, match="replay_capacity must hold one iteration, 768 rows"):
         MAZESettings(replay_capacity=100)
     with pytest.raises(InputError, match="reuse belongs to DFME"):
         MAZESettings(reuse=True)

@@ -146,7 +146,7 @@ def test_diversity_balances_the_classes(classifier, oracles):
 def test_bad_input(classifier):
     with pytest.raises(InputError, match="at least two, got 1"):
         DisagreementSettings(clones=1)
-    with pytest.raises(InputError, match="must hold one iteration, 256 rows"):
+    with pytest.raises(InputError, match="must hold one iteration, 512 rows"):
         DisagreementSettings(replay_capacity=10)
     with pytest.raises(InputError, match="one batch an iteration"):
         DFMSSettings(clone_batches=2)
