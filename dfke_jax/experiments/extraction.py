@@ -31,7 +31,9 @@ from dfke_jax.extraction import (
     vote,
 )
 from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents
 from dfke_jax.oracle import Ledger, Reveal, check_spent, explanation_oracle, oracle_for, rows_per_step
+from dfke_jax.synthesis.pool import Pool
 from dfke_jax.synthesis.shapes import synthetic_shapes
 
 _SMALL: dict[str, Any] = {
@@ -101,7 +103,7 @@ class MEGEXRecipeSettings(ExtractionSettings):
 class DisagreementRecipeSettings(ExtractionSettings):
     """Settings of attacks by disagreeing clones."""
 
-    attack: DisagreementSettings = DisagreementSettings(**_SMALL)
+    attack: DisagreementSettings = DisagreementSettings(**_SMALL, clone_batches=5)
     """How the attack runs."""
 
 
@@ -147,7 +149,7 @@ class _Kind:
     Attributes:
       name: of its arms. label: in figures. formula: its name and sizes for `rows_per_step`.
       make: (config, attack settings, clone, bench, seed) -> `Attack`. explains: whether the endpoint explains.
-      read: (clone, state) -> what answers for the clone.
+      read: (clone, state) -> what answers for the clone. generator: of its images.
     """
 
     name: str
@@ -156,6 +158,7 @@ class _Kind:
     make: Callable[[Any, Any, Classifier, Workbench, int], Attack]
     explains: bool = False
     read: Callable[[Classifier, Any], Any] = clone_of
+    generator: type[DFMEGenerator] | type[DCGANGenerator] = DFMEGenerator
 
 
 def execute(kind: _Kind, config: ExtractionSettings, bench: Workbench) -> list[Arm]:
@@ -207,7 +210,19 @@ def _at_budget(kind: _Kind, config: ExtractionSettings, bench: Workbench, budget
                 arm.budget["explanation_rows"] = asked
             learnt = kind.read(clone, state)
             bench.record(arm, learnt, victim, **_closeness(config, bench, learnt, victim))
+            _keep_pictures(kind, bench, settings, state, learnt, arm.name, seed)
     return made
+
+
+def _keep_pictures(
+    kind: _Kind, bench: Workbench, settings: GenerativeSettings, state: Any, clone: Any, name: str, seed: int
+) -> None:
+    """A look at what the generator makes in the end, by the class that the clone sees in it."""
+    generator = kind.generator(bench.dataset.shape, settings.width, settings.latent)
+    z = draw_latents(bench.key(seed, "pictures"), (500,), generator)
+    images = jax.jit(generator.apply)(state.generator.variables, z)
+    labels = jnp.argmax(jnp.asarray(clone.predict(np.asarray(images))), -1)
+    bench.keep(name, Pool(images, labels, jnp.int32(500), ()), seed)
 
 
 def _updates(settings: GenerativeSettings) -> int:
@@ -262,7 +277,7 @@ _DFME = _Kind(
 _MEGEX = _Kind("megex", "MEGEX", lambda s: rows_per_step("megex", **_sizes(s), generator_steps=1), _megex, True)
 _DISGUIDE = _Kind("disguide", "DisGUIDE", lambda s: rows_per_step("disguide", **_sizes(s)), _disagreement, read=lambda c, s: _Committee(vote(c, s)))  # fmt: skip
 _DUAL = dataclasses.replace(_DISGUIDE, name="dual_students", label="Dual Students")
-_DFMS = _Kind("dfms", "DFMS", lambda s: rows_per_step("dfms", **_sizes(s)), _dfms)
+_DFMS = _Kind("dfms", "DFMS", lambda s: rows_per_step("dfms", **_sizes(s)), _dfms, generator=DCGANGenerator)
 
 _DIGITS = {**DIGITS, "budgets": (2_000, 10_000)}
 _RERUN = "independent re-run of the attack on MNIST with LeNet (caumin/model-extraction-benchmark)"
@@ -320,7 +335,13 @@ _register(
     "Beetham, Kardan, Mian, Shah: Dual Student Networks for Data-Free Model Stealing, ICLR 2023",
     dataclasses.make_dataclass(
         "DualStudentsRecipeSettings",
-        [("attack", DisagreementSettings, DisagreementSettings(**_SMALL, objective="l1", diversity=0.0))],
+        [
+            (
+                "attack",
+                DisagreementSettings,
+                DisagreementSettings(**_SMALL, clone_batches=5, objective="l1", diversity=0.0),
+            )
+        ],
         bases=(DisagreementRecipeSettings,),
         frozen=True,
     ),

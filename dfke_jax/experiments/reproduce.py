@@ -106,6 +106,19 @@ EXPERIMENTS: dict[str, Experiment] = {
             **_NO_NOISE,
         },
     ),
+    "dfme-mnist": Experiment("dfme", "mnist", "extraction from answers, with its control", "not measured"),
+    "dfme-mnist-1m": Experiment(
+        "dfme",
+        "mnist",
+        "the same with a million queries, in larger batches",
+        "not measured",
+        {"budgets": (1_000_000,), "control": False, "attack": {"batch_size": 256, "replay_capacity": 200_000}},
+    ),
+    "megex-mnist": Experiment("megex", "mnist", "extraction with explanations", "not measured", {"control": False}),
+    "disguide-mnist": Experiment(
+        "disguide", "mnist", "extraction by two clones that disagree", "not measured", {"control": False}
+    ),
+    "dfms-mnist": Experiment("dfms", "mnist", "extraction from labels", "not measured", {"control": False}),
     # What lies between 3,000 impressions of 200 steps and the published figure? One change at a time.
     "zskd-mnist-1500-steps": Experiment(
         "zskd", "mnist", "as zskd-mnist, 1,500 steps", "not measured", {"synthesis": {"steps": 1500}, **_NO_NOISE}

@@ -16,6 +16,7 @@ from dfke_jax.experiments import Arm, Published, Result, recipe, recipes, run_re
 from dfke_jax.experiments.reproduce import EXPERIMENTS
 from dfke_jax.experiments.settings import augmentation, network
 from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.extraction import DFMESettings, DFMSSettings, DisagreementSettings, MEGEXSettings
 
 TINY = {
     "seeds": 2,
@@ -27,6 +28,7 @@ TINY = {
     "distillation_batch": 16,
 }
 _SMALL_POOL = {"samples": 40, "synthesis_batch": 20}
+_GAME = {"batch_size": 8, "clone_batches": 1, "latent": 4, "width": 2, "replay_batches": 1, "replay_capacity": 64}
 CHANGES = {
     "anchors": {},
     "transfer-sets": {"samples": 40, "unrelated": "digits"},
@@ -37,7 +39,13 @@ CHANGES = {
     "deep-dream": {**_SMALL_POOL, "teacher": "lenet5_bn"},
     "deep-inversion": {**_SMALL_POOL, "student_steps": 3, "teacher": "lenet5_bn"},
     "adaptive-deep-inversion": {**_SMALL_POOL, "student_steps": 3, "teacher": "lenet5_bn"},
+    "dfme": {"budgets": (50, 100), "attack": DFMESettings(**_GAME, reuse=True)},
+    "megex": {"budgets": (50,), "attack": MEGEXSettings(**_GAME)},
+    "disguide": {"budgets": (50,), "attack": DisagreementSettings(**_GAME)},
+    "dual-students": {"budgets": (50,), "attack": DisagreementSettings(**_GAME, objective="l1", diversity=0.0)},
+    "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
 }
+SLOW = ("deep-dream", "adaptive-deep-inversion", "megex", "dual-students")
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +66,7 @@ def test_every_recipe_is_covered_here():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ("deep-dream", "adaptive-deep-inversion") else [])
-        for name in CHANGES
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CHANGES],
 )
 def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
     found = run_recipe(recipe(name), tiny(name), out=tmp_path / "run", progress=False, devices=1)
@@ -231,7 +236,8 @@ def test_documented_experiments_have_valid_configurations():
 
 def test_published_figures_name_arms_that_exist():
     known = {"teacher", "scratch", "real_data", "uniform_noise", "gaussian_noise", "unrelated_balanced_control",
-             "data_impressions", "top_layer", "all_layers"}  # fmt: skip
+             "data_impressions", "top_layer", "all_layers",
+             "dfme_10000", "dfme_20000", "dfme_50000", "dfme_100000"}  # fmt: skip
     for entry in recipes().values():
         for figure in entry.published:
             assert figure.arm in known, figure
