@@ -188,8 +188,7 @@ def create_app(
         assert isinstance(error, Refusal)
         return said(error.status, error.code, error.message, error.headers)
 
-    async def http(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    async def http(_: Request, error: Any) -> Response:
         return said(error.status_code, "http_error", str(error.detail), error.headers)
 
     async def gone(_: Request, error: Exception) -> Response:
