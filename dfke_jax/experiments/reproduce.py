@@ -57,7 +57,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "data-impressions",
         "mnist",
         "the same, start level and contrast blind to the data",
-        "not measured",
+        "8 min, shared cores",
         {"baselines": False, "synthesis": {"start_mean": (0.0, 1.0), "start_sd": (0.0, 1.0)}},
     ),
     "zskd-mnist": Experiment(
@@ -79,14 +79,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         "deep-inversion", "mnist", "DeepDream, plain and adaptive", "32 min, shared core"
     ),
     "deep-inversion-fashion_mnist": Experiment(
-        "deep-inversion", "fashion_mnist", "DeepDream, plain and adaptive", "30 min, shared core"
+        "deep-inversion", "fashion_mnist", "DeepDream, plain and adaptive", "17 min, shared cores"
     ),
     "transfer-sets-mnist": Experiment("transfer-sets", "mnist", "noise; clothes as unrelated images", "not measured"),
     "transfer-sets-fashion_mnist": Experiment(
         "transfer-sets", "fashion_mnist", "noise; digits as unrelated", "not measured"
     ),
     "data-impressions-mnist-24k": Experiment(
-        "data-impressions", "mnist", "image prior, 24,000", "not measured", _LARGE
+        "data-impressions", "mnist", "image prior, 24,000", "28 min, shared cores", _LARGE
     ),
     "data-impressions-fashion_mnist-24k": Experiment(
         "data-impressions", "fashion_mnist", "image prior, 24,000", "not measured", _LARGE
