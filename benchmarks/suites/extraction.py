@@ -31,7 +31,13 @@ def row(
 ) -> Row:
     """DFME against LeNet-5: `length` iterations per chunk, `plain_length` with the plain convolution."""
     settings = dataclasses.replace(
-        SMALL_DFME, batch_size=batch, clone_batches=clone_batches, width=width, schedule="constant", reuse=False
+        SMALL_DFME,
+        batch_size=batch,
+        clone_batches=clone_batches,
+        width=width,
+        schedule="constant",
+        reuse=False,
+        replay_batches=0,
     )
     made = extraction("lenet5", settings)
     # without the loop over the clone's updates, whose arithmetic would be counted once

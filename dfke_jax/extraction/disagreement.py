@@ -70,12 +70,16 @@ DUAL_STUDENTS = DisagreementSettings(
 """Dual Students, with the schedule of DFME on which it builds."""
 
 SMALL_DISGUIDE = DisagreementSettings(
+    batch_size=32,
+    clone_batches=5,
     latent=64,
     width=16,
     clone_optimizer="adam",
     clone_rate=1e-3,
     generator_rate=1e-3,
-    replay_capacity=100_000,
+    schedule="cosine",
+    replay_batches=20,
+    replay_capacity=50_000,
 )
 """DisGUIDE for LeNets on 28×28 grey images; chosen for size, not tuned."""
 

@@ -150,7 +150,7 @@ def test_published_budgets():
     assert settings.with_budget(20_000_000).steps == 11_160
     assert MAZESettings().rows_per_step == 128 * (11 + 5)
     assert DFMESettings(central=True, directions=3).rows_per_step == 256 * 11
-    assert SMALL_DFME.with_budget(10_000).steps == 5
+    assert SMALL_DFME.with_budget(10_000).steps == 44
     assert steps_for(1792, 1792) == 1
 
 
