@@ -17,6 +17,8 @@ from dfke_jax.experiments.result import Arm, Published
 from dfke_jax.experiments.settings import Settings
 from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.extraction import (
+    SMALL_DFME,
+    SMALL_DISGUIDE,
     DFMESettings,
     DFMSSettings,
     DisagreementSettings,
@@ -87,7 +89,7 @@ class ExtractionSettings(Settings):
 class DFMERecipeSettings(ExtractionSettings):
     """Settings of data-free model extraction."""
 
-    attack: DFMESettings = DFMESettings(**_SMALL, reuse=True)
+    attack: DFMESettings = SMALL_DFME
     """How the attack runs; replay_batches=0 is the published algorithm."""
 
 
@@ -103,7 +105,7 @@ class MEGEXRecipeSettings(ExtractionSettings):
 class DisagreementRecipeSettings(ExtractionSettings):
     """Settings of attacks by disagreeing clones."""
 
-    attack: DisagreementSettings = DisagreementSettings(**_SMALL, clone_batches=5)
+    attack: DisagreementSettings = SMALL_DISGUIDE
     """How the attack runs."""
 
 
@@ -339,7 +341,7 @@ _register(
             (
                 "attack",
                 DisagreementSettings,
-                DisagreementSettings(**_SMALL, clone_batches=5, objective="l1", diversity=0.0),
+                dataclasses.replace(SMALL_DISGUIDE, objective="l1", diversity=0.0),
             )
         ],
         bases=(DisagreementRecipeSettings,),
