@@ -32,24 +32,13 @@ from dfke_jax.extraction import (
     megex,
     vote,
 )
+from dfke_jax.extraction.common import SMALL
+from dfke_jax.extraction.dfme import check_differences
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents
 from dfke_jax.oracle import Ledger, Reveal, check_spent, explanation_oracle, oracle_for, rows_per_step
 from dfke_jax.synthesis.pool import Pool
 from dfke_jax.synthesis.shapes import synthetic_shapes
-
-_SMALL: dict[str, Any] = {
-    "batch_size": 32,
-    "latent": 64,
-    "width": 16,
-    "clone_optimizer": "adam",
-    "clone_rate": 1e-3,
-    "generator_rate": 1e-3,
-    "schedule": "cosine",
-    "replay_batches": 20,
-    "replay_capacity": 50_000,
-}
-"""For LeNets on grey images: small batches, Adam, and every answer learnt from many times, which costs no query."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +81,24 @@ class DFMERecipeSettings(ExtractionSettings):
     attack: DFMESettings = SMALL_DFME
     """How the attack runs; replay_batches=0 is the published algorithm."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_differences(self.answers, "DFME")
+
 
 @dataclasses.dataclass(frozen=True)
 class MEGEXRecipeSettings(ExtractionSettings):
     """Settings of MEGEX."""
 
-    attack: MEGEXSettings = MEGEXSettings(**_SMALL)
+    attack: MEGEXSettings = MEGEXSettings(**SMALL)
     """How the attack runs."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.answers != Reveal():
+            raise InputError(
+                "MEGEX reads probabilities, unrounded, and their explanations; leave reveal and decimals alone"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ class DFMSRecipeSettings(ExtractionSettings):
     """Synthetic images of shapes that stand for the proxy data."""
     pretraining_steps: int = 1000
     """Steps of the generative adversarial network on them before anything is asked."""
-    attack: DFMSSettings = DFMSSettings(**{**_SMALL, "batch_size": 64})
+    attack: DFMSSettings = DFMSSettings(**{**SMALL, "batch_size": 64})
     """How the attack runs."""
 
 
@@ -273,7 +273,7 @@ def _dfms(config: Any, settings: Any, clone: Classifier, bench: Workbench, seed:
 _DFME = _Kind(
     "dfme",
     "DFME",
-    lambda s: rows_per_step("dfme", **_sizes(s), generator_steps=1, directions=s.directions),
+    lambda s: rows_per_step("dfme", **_sizes(s), generator_steps=1, directions=s.differences.rows_per_sample - 1),
     _dfme,
 )
 _MEGEX = _Kind("megex", "MEGEX", lambda s: rows_per_step("megex", **_sizes(s), generator_steps=1), _megex, True)

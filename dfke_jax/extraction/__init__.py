@@ -17,7 +17,7 @@ from dfke_jax.extraction.dissector import DissectorSettings, DissectorState, dis
 from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, JacobianState, jacobian_augmentation
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
 from dfke_jax.extraction.maze import MAZESettings, maze
-from dfke_jax.extraction.megex import Explained, MEGEXSettings, megex
+from dfke_jax.extraction.megex import MEGEXSettings, megex
 from dfke_jax.extraction.pool import CloneTraining, PoolSettings
 from dfke_jax.extraction.random_queries import RandomState, random_attack
 
@@ -39,7 +39,6 @@ __all__ = [
     "DisagreementState",
     "DissectorSettings",
     "DissectorState",
-    "Explained",
     "GenerativeSettings",
     "JacobianSettings",
     "JacobianState",

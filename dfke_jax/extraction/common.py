@@ -119,6 +119,21 @@ class GenerativeSettings:
         return dataclasses.replace(self, steps=steps_for(budget, self.rows_per_step))
 
 
+SMALL: dict[str, Any] = {
+    "batch_size": 32,
+    "latent": 64,
+    "width": 16,
+    "clone_optimizer": "adam",
+    "clone_rate": 1e-3,
+    "generator_rate": 1e-3,
+    "schedule": "cosine",
+    "replay_batches": 20,
+    "replay_capacity": 50_000,
+}
+"""Settings for LeNets on 28×28 grey images and 10,000 to 100,000 rows: small batches, and every answer learnt from many times.
+Chosen for size, not tuned; without the replay so few rows teach a clone next to nothing."""
+
+
 def steps_for(budget: int, rows_per_step: int) -> int:
     """How many whole iterations a budget of rows pays for.
 
@@ -386,6 +401,7 @@ def clone_of(classifier: Classifier, state: Any) -> Classifier:
 
 
 __all__ = [
+    "SMALL",
     "Game",
     "GenerativeSettings",
     "batches",

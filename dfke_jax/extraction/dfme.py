@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.common import Game, GenerativeSettings, batches, updated_by
+from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches, updated_by
 from dfke_jax.extraction.replay import Replay
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
@@ -65,20 +65,8 @@ class DFMESettings(GenerativeSettings):
         return self.replay_batches + (self.differences.rows_per_sample if self.reuse else 0)
 
 
-SMALL_DFME = DFMESettings(
-    batch_size=32,
-    latent=64,
-    width=16,
-    clone_optimizer="adam",
-    clone_rate=1e-3,
-    generator_rate=1e-3,
-    schedule="cosine",
-    replay_batches=20,
-    replay_capacity=50_000,
-    reuse=True,
-)
-"""For LeNets on 28×28 grey images and 10,000 to 100,000 rows: small batches, and every answer learnt from many times. Chosen for
-size, not tuned; without the replay so few rows teach a clone next to nothing."""
+SMALL_DFME = DFMESettings(**SMALL, reuse=True)
+"""For LeNets on grey images; see `dfke_jax.extraction.common.SMALL`."""
 
 
 class DFMEState(NamedTuple):

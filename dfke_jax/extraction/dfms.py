@@ -13,6 +13,7 @@ from dfke_jax.core.method import Attack, Method, Static, method
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.extraction.common import Game, GenerativeSettings, batches, updated_by
 from dfke_jax.extraction.disagreement import negative_entropy
+from dfke_jax.extraction.replay import Replay
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, draw_latents
@@ -60,11 +61,12 @@ class Adversaries(NamedTuple):
 
 
 class DFMSState(NamedTuple):
-    """State of the attack: variables and optimiser states of the three networks."""
+    """State of the attack: variables and optimiser states of the three networks, and answered rows (None without replay)."""
 
     clone: Training
     generator: Training
     discriminator: Training
+    replay: Replay | None = None
 
 
 def adversarial_pretraining(images: Array, settings: DFMSSettings) -> Method:
@@ -204,7 +206,8 @@ def _begin(game: Static, start: Adversaries | None, key: Key) -> DFMSState:
     fixed: Game = game.value
     clone_key, other_key = jax.random.split(key)
     others = _new_adversaries(fixed.generator, fixed.settings, other_key) if start is None else start  # type: ignore[arg-type]
-    return DFMSState(fixed.new_clone(clone_key), *jax.tree.map(jnp.array, others))
+    generator, discriminator = jax.tree.map(jnp.array, others)
+    return DFMSState(fixed.new_clone(clone_key), generator, discriminator, fixed.new_replay())
 
 
 def _latents(fixed: Game, key: Key) -> Array:
@@ -222,16 +225,17 @@ def _tell(
 ) -> tuple[DFMSState, Metrics]:
     fixed: Game = game.value
     settings: DFMSSettings = fixed.settings
-    learn_key, image_key = (jax.random.fold_in(key, i) for i in (1, 2))
+    learn_key, image_key, replay_key = (jax.random.fold_in(key, i) for i in (1, 2, 3))
     targets = fixed.targets(answers)
     clone, loss = fixed.clone_steps(learn_key, state.clone, *batches((rows, targets), 1, settings.batch_size))
+    clone, replay, metrics = fixed.replay_steps(replay_key, clone, state.replay, rows, targets)
     generator: Any = fixed.generator
     made, fake, deceived, entropy = _deceive(
         generator, settings, state, _latents(fixed, key), fixed.clone(clone.variables)
     )
     judge, judged = _judge(settings, state.discriminator, _draw(image_key, images, settings), fake)
-    metrics = {"loss": loss, "generator_loss": deceived, "discriminator_loss": judged, "entropy": entropy}
-    return DFMSState(clone, made, judge), metrics
+    metrics |= {"loss": loss, "generator_loss": deceived, "discriminator_loss": judged, "entropy": entropy}
+    return DFMSState(clone, made, judge, replay), metrics
 
 
 __all__ = ["Adversaries", "DFMSSettings", "DFMSState", "adversarial_pretraining", "dfms"]

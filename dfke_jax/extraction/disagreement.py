@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.common import Game, GenerativeSettings, batches, updated_by
+from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches, updated_by
 from dfke_jax.extraction.replay import Replay, recall, remember
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
@@ -69,19 +69,8 @@ DUAL_STUDENTS = DisagreementSettings(
 )
 """Dual Students, with the schedule of DFME on which it builds."""
 
-SMALL_DISGUIDE = DisagreementSettings(
-    batch_size=32,
-    clone_batches=5,
-    latent=64,
-    width=16,
-    clone_optimizer="adam",
-    clone_rate=1e-3,
-    generator_rate=1e-3,
-    schedule="cosine",
-    replay_batches=20,
-    replay_capacity=50_000,
-)
-"""DisGUIDE for LeNets on 28×28 grey images; chosen for size, not tuned."""
+SMALL_DISGUIDE = DisagreementSettings(**SMALL, clone_batches=5)
+"""DisGUIDE for LeNets on grey images; see `dfke_jax.extraction.common.SMALL`."""
 
 
 class DisagreementState(NamedTuple):

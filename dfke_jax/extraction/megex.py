@@ -1,7 +1,6 @@
 """MEGEX: extraction from an endpoint that explains its answers by gradients."""
 
 import dataclasses
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +13,8 @@ from dfke_jax.extraction.common import Game, GenerativeSettings, batches, update
 from dfke_jax.extraction.dfme import DFMEState, begin, draws
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator
+from dfke_jax.oracle.explanations import Explained
 from dfke_jax.oracle.reveal import Reveal
-
-
-class Explained(Protocol):
-    """What the endpoint answers: any object with these two arrays.
-
-    Attributes:
-      probabilities: (B, K).
-      explanation: (B, K, H, W, C), the gradient ∂p_k/∂x of every class's probability by the pixels that were asked.
-    """
-
-    @property
-    def probabilities(self) -> Array:
-        """(B, K)."""
-        ...
-
-    @property
-    def explanation(self) -> Array:
-        """(B, K, H, W, C)."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +46,7 @@ def megex(clone: Classifier, settings: MEGEXSettings | None = None, num_classes:
       clone, settings, num_classes: see `dfke_jax.extraction.dfme.dfme`.
 
     Returns:
-      An `Attack` over `DFMEState` whose `tell` takes answers like `Explained`; metrics ``loss``, ``disagreement``.
+      An `Attack` over `DFMEState` whose `tell` takes like `dfke_jax.oracle.Explained`, of all classes; metrics ``loss``, ``disagreement``.
 
     Raises:
       InputError: for a loss other than l1, and as `Game.between`; in `tell`, for explanations of another shape.
@@ -148,4 +129,4 @@ def _tell(game: Static, key: Key, state: DFMEState, rows: Array, answers: Explai
     return DFMEState(clone, generator, replay), metrics
 
 
-__all__ = ["Explained", "MEGEXSettings", "explained_gradient", "megex"]
+__all__ = ["MEGEXSettings", "explained_gradient", "megex"]

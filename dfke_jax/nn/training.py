@@ -27,6 +27,9 @@ class Training(NamedTuple):
 Loss = Callable[[Array, Any], Array]
 """(logits (B, K), targets of the batch) -> loss (B,). A `jax.tree_util.Partial`, its numbers as keyword arguments."""
 
+Penalty = Callable[[PyTree], Array]
+"""The network's parameters -> (). A `jax.tree_util.Partial`, its arrays as arguments."""
+
 
 def optimiser(
     name: str = "adam",
@@ -78,6 +81,10 @@ def training(
     augment: Augmentation | None = None,
     teacher: Classifier | Callable[[Array], Any] | None = None,
     rows: Array | None = None,
+    companions: tuple[Array, Any] | None = None,
+    companions_per_batch: int = 2,
+    penalty: Penalty | None = None,
+    fine_tune: bool = False,
 ) -> Method:
     """Stochastic training of a classifier, as a method.
 
@@ -85,8 +92,8 @@ def training(
     in training mode, so batch normalisation uses the batch and updates its running statistics.
 
     Args:
-      classifier: gives module and preprocessing; its variables are not used (`init` draws fresh ones). Use
-        `trained` to put the result back into it.
+      classifier: gives module and preprocessing; its variables are used with `fine_tune` alone (`init` draws fresh ones
+        otherwise). Use `trained` to put the result back into it.
       images: (N, H, W, C) on the device, uint8 or float in the box.
       targets: pytree with leading axis N (labels, soft targets, a teacher's logits computed beforehand), or None with
         a `teacher`.
@@ -96,24 +103,65 @@ def training(
       augment: applied to the batch, before the teacher too.
       teacher: answers the augmented batch; frozen. A pytree (`Classifier` or `Partial`).
       rows: () int32, how many rows of `images` to draw from; all by default.
+      companions: (T, H, W, C) and targets with leading axis T: rows of a second table, `companions_per_batch` of which,
+        drawn without replacement, stand beside every batch as they are (not augmented); the loss is the mean over both.
+        This is how a watermark's triggers are learnt.
+      companions_per_batch: 1 to T.
+      penalty: parameters -> (), added to the loss. A `Partial`, its arrays as arguments.
+      fine_tune: begin from the classifier's own variables, with a new optimiser.
 
     Returns:
-      A `Method` over `Training` with metric ``loss``.
+      A `Method` over `Training` with metric ``loss`` (without the penalty, which is ``penalty``).
+
+    Raises:
+      InputError: for neither or both of targets and teacher, a batch size below 1, companions of another shape, with a
+        teacher, or fewer than are to stand beside a batch.
     """
     if (targets is None) == (teacher is None):
         raise InputError("give either targets or a teacher that answers every batch, not both and not neither")
+    if companions is not None:
+        _check_companions(images, companions, companions_per_batch, teacher)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     if teacher is not None and not isinstance(teacher, Classifier | Partial):
         teacher = Partial(teacher)
-    fixed = Static((classifier.module, classifier.preprocessing, classifier.input_shape, optimizer, batch_size))
-    return method(_init, _step, fixed, images, targets, loss, augment, teacher, rows)
+    fixed = _Fixed(
+        classifier.module, classifier.preprocessing, classifier.input_shape, optimizer, batch_size, companions_per_batch
+    )
+    start = classifier.variables if fine_tune else None
+    return method(
+        _init, _step, Static(fixed), images, targets, loss, augment, teacher, rows, companions, penalty, start
+    )
 
 
-def _init(fixed: Static, images, targets, loss, augment, teacher, rows, key: Key) -> Training:
-    module, preprocessing, shape, optimizer, _ = fixed.value
-    variables = Classifier.create(module, key, shape, preprocessing).variables
-    return Training(variables, optimizer.init(variables["params"]))
+class _Fixed(NamedTuple):
+    module: Any
+    preprocessing: Any
+    shape: tuple[int, ...]
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    companions_per_batch: int
+
+
+def _check_companions(images: Array, companions: tuple[Array, Any], count: int, teacher: Any) -> None:
+    if teacher is not None:
+        raise InputError("companions have targets of their own; give targets, not a teacher")
+    shape = jnp.shape(companions[0])
+    if shape[1:] != jnp.shape(images)[1:]:
+        raise InputError(f"companions of shape {shape[1:]} beside images of shape {jnp.shape(images)[1:]}")
+    if not 1 <= count <= shape[0]:
+        raise InputError(f"{count} companions per batch of {shape[0]}; give 1 to {shape[0]}")
+
+
+def _init(
+    fixed: Static, images, targets, loss, augment, teacher, rows, companions, penalty, start: PyTree, key: Key
+) -> Training:
+    of: _Fixed = fixed.value
+    if start is None:
+        start = Classifier.create(of.module, key, of.shape, of.preprocessing).variables
+    else:
+        start = jax.tree.map(jnp.array, start)
+    return Training(start, of.optimizer.init(start["params"]))
 
 
 def _step(
@@ -124,10 +172,13 @@ def _step(
     augment: Augmentation | None,
     teacher: Callable | None,
     rows: Array | None,
+    companions: tuple[Array, Any] | None,
+    penalty: Penalty | None,
+    start: PyTree,
     key: Key,
     state: Training,
 ) -> tuple[Training, Metrics]:
-    module, preprocessing, _, optimizer, batch_size = fixed.value
+    module, preprocessing, _, optimizer, batch_size, companions_per_batch = fixed.value
     row_key, augment_key, dropout_key = jax.random.split(key, 3)
     chosen = jax.random.randint(row_key, (batch_size,), 0, images.shape[0] if rows is None else rows)
     batch = constrain_samples(as_float(images[chosen]))
@@ -135,9 +186,15 @@ def _step(
         batch = augment(augment_key, batch)
     wanted = jax.tree.map(lambda leaf: leaf[chosen], targets) if teacher is None else teacher(batch)
     wanted = jax.lax.stop_gradient(wanted)
+    if companions is not None:
+        beside = jax.random.choice(
+            jax.random.fold_in(key, 3), companions[0].shape[0], (companions_per_batch,), replace=False
+        )
+        batch = jnp.concatenate([batch, as_float(companions[0][beside])])
+        wanted = jax.tree.map(lambda all_, own: jnp.concatenate([all_, own[beside]]), wanted, companions[1])
     inputs = preprocessing(batch)
 
-    def mean_loss(params: PyTree) -> tuple[Array, PyTree]:
+    def mean_loss(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
         logits, updated = module.apply(
             {**state.variables, "params": params},
             inputs,
@@ -145,22 +202,24 @@ def _step(
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        return jnp.mean(loss(logits.astype(jnp.float32), wanted)), updated
+        value = jnp.mean(loss(logits.astype(jnp.float32), wanted))
+        extra = jnp.zeros(()) if penalty is None else penalty(params)
+        return value + extra, ({"loss": value} if penalty is None else {"loss": value, "penalty": extra}, updated)
 
-    (value, updated), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.variables["params"])
+    (_, (metrics, updated)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.variables["params"])
     updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.variables["params"])
     params = optax.apply_updates(state.variables["params"], updates)
-    return Training({**state.variables, **updated, "params": params}, optimizer_state), {"loss": value}
+    return Training({**state.variables, **updated, "params": params}, optimizer_state), metrics
 
 
 def on_images(method_: Method, images: Array, rows: Array) -> Method:
     """The same training (one with a `teacher`), drawing from the first `rows` of other images: a pool that grows."""
-    fixed, _, targets, loss, augment, teacher, _ = method_.step.args  # type: ignore[attr-defined]
+    fixed, _, targets, loss, augment, teacher, _, *rest = method_.step.args  # type: ignore[attr-defined]
     if teacher is None:
         raise InputError(
             "only a training with a teacher can move to other images: a table of targets belongs to its own"
         )
-    return method(_init, _step, fixed, images, targets, loss, augment, teacher, rows)
+    return method(_init, _step, fixed, images, targets, loss, augment, teacher, rows, *rest)
 
 
 def trained(classifier: Classifier, state: Training) -> Classifier:
@@ -168,4 +227,4 @@ def trained(classifier: Classifier, state: Training) -> Classifier:
     return dataclasses.replace(classifier, variables=state.variables)
 
 
-__all__ = ["Loss", "Training", "on_images", "optimiser", "trained", "training"]
+__all__ = ["Loss", "Penalty", "Training", "on_images", "optimiser", "trained", "training"]

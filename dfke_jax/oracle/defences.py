@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array, Predict
+from dfke_jax.oracle.reveal import keep_largest
 from dfke_jax.oracle.row_keys import row_keys
 
 TINY = 1e-30
@@ -159,10 +160,7 @@ class TopK(Defence):
         _require(self.k, lambda k: k >= 1 and k == int(k), "k of top_k must be a whole number >= 1")
 
     def __call__(self, rows: Array, probabilities: Array) -> Array:
-        if self.k > probabilities.shape[-1]:
-            raise InputError(f"top {self.k} of {probabilities.shape[-1]} classes")
-        rank = jnp.argsort(jnp.argsort(-probabilities, -1), -1)
-        kept = jnp.where(rank < self.k, probabilities, 0)
+        kept = keep_largest(probabilities, self.k)
         return normalised(kept) if self.renormalise else kept
 
 

@@ -64,14 +64,22 @@ class Reveal:
         if self.kind == "label":
             return _labels(probabilities)
         if self.k is not None:
-            if self.k > probabilities.shape[-1]:
-                raise InputError(f"top {self.k} of {probabilities.shape[-1]} classes")
-            # ties at the k-th place are broken by index, as an endpoint that sorts would
-            rank = jnp.argsort(jnp.argsort(-probabilities, -1), -1)
-            probabilities = jnp.where(rank < self.k, probabilities, 0)
+            probabilities = keep_largest(probabilities, self.k)
             if self.renormalise:
                 probabilities = probabilities / probabilities.sum(-1, keepdims=True)
         return _rounded(probabilities, self.decimals)
+
+
+def keep_largest(probabilities: Array, k: int) -> Array:
+    """(B, K) with all but the k largest zeroed; ties at the k-th place fall to the lower index, as in a sorted answer.
+
+    Raises:
+      InputError: for more than K.
+    """
+    if k > probabilities.shape[-1]:
+        raise InputError(f"top {k} of {probabilities.shape[-1]} classes")
+    rank = jnp.argsort(jnp.argsort(-probabilities, -1), -1)
+    return jnp.where(rank < k, probabilities, 0)
 
 
 def _rounded(values: Array, decimals: int | None) -> Array:
@@ -169,4 +177,5 @@ __all__ = [
     "answered_logits",
     "answered_probabilities",
     "check_answers",
+    "keep_largest",
 ]

@@ -226,6 +226,15 @@ def test_unwritable_directory_is_refused_before_any_work(tmp_path):
         run_recipe(recipe("zskd"), tiny("zskd"), out=tmp_path / "file" / "run", progress=False, devices=1)
 
 
+def test_answers_that_an_attack_cannot_use_are_refused_before_any_work():
+    with pytest.raises(InputError, match="differences of answers, which labels do not have"):
+        recipe("dfme").settings("digits", reveal="label")
+    with pytest.raises(InputError, match="MEGEX reads probabilities"):
+        recipe("megex").settings("digits", decimals=2)
+    with pytest.raises(InputError, match="does not pay for one iteration"):
+        recipe("disguide").settings("digits", budgets=(100,))
+
+
 def test_documented_experiments_have_valid_configurations():
     for name, experiment in EXPERIMENTS.items():
         config = experiment.config()

@@ -1,7 +1,5 @@
 """A small victim, and what it answers."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -9,15 +7,9 @@ from jax.tree_util import Partial
 
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
+from dfke_jax.oracle import Explained
 
 SHAPE = (8, 8, 1)
-
-
-class Explained(NamedTuple):
-    """As an explaining endpoint answers."""
-
-    probabilities: jax.Array
-    explanation: jax.Array
 
 
 def probabilities(victim, rows):

@@ -143,6 +143,21 @@ def test_diversity_balances_the_classes(classifier, oracles):
     assert final[1] > 0.9 * np.log(3)
 
 
+@pytest.mark.parametrize("replay", [0, 3])
+def test_dfms_learns_old_answers_again(classifier, oracles, replay):
+    settings = DFMSSettings(
+        batch_size=8, latent=4, width=2, schedule="constant", replay_batches=replay, replay_capacity=30
+    )
+    attack = dfms(classifier(1), jax.random.uniform(KEY, (10, 8, 8, 1)), settings)
+    run = core.run(core.against(attack, oracles["labels"](classifier(0))), KEY, 2, chunk=2)
+    counts = [leaf for leaf in jax.tree.leaves(run.state.clone.optimizer_state) if leaf.shape == ()]
+    assert ("replay_loss" in run.metrics) == (replay > 0)
+    assert (run.state.replay is None) == (replay == 0)
+    if replay:
+        assert int(run.state.replay.written) == 16
+    assert all(int(count) == 2 * (1 + replay) for count in counts)
+
+
 def test_bad_input(classifier):
     with pytest.raises(InputError, match="at least two, got 1"):
         DisagreementSettings(clones=1)

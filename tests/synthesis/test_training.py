@@ -192,3 +192,46 @@ def test_refusals(linear):
             training(linear, IMAGES, targets, teacher=teacher, batch_size=2, **options)
     with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
         training(linear, IMAGES, LABELS, batch_size=0, **options)
+
+
+def test_companions_and_penalty_enter_a_step(linear):
+    """A step with rows beside the batch and a penalty, against NumPy."""
+    beside, marks = jax.random.uniform(jax.random.key(7), (4, *SHAPE)), jnp.asarray([2, 0, 1, 2])
+    penalty = Partial(lambda weight, params: weight * jnp.sum(params["head"]["kernel"] ** 2), jnp.asarray(0.1))
+    method = training(
+        linear, IMAGES, LABELS, loss=LOSS, optimizer=optax.sgd(0.3), batch_size=6,
+        companions=(beside, marks), companions_per_batch=3, penalty=penalty, fine_tune=True,
+    )  # fmt: skip
+    state = method.init(jax.random.key(2))
+    kernel = np.asarray(linear.variables["params"]["head"]["kernel"], float)
+    np.testing.assert_array_equal(state.variables["params"]["head"]["kernel"], kernel)  # fine-tuning: its own variables
+    key = jax.random.key(3)
+    after, metrics = method.step(key, state)
+
+    rows = np.asarray(jax.random.randint(jax.random.split(key, 3)[0], (6,), 0, 10))
+    chosen = np.asarray(jax.random.choice(jax.random.fold_in(key, 3), 4, (3,), replace=False))
+    assert len(set(chosen)) == 3
+    x = np.concatenate([np.asarray(IMAGES, float)[rows], np.asarray(beside, float)[chosen]]).reshape(9, 9)
+    y = np.concatenate([np.asarray(LABELS)[rows], np.asarray(marks)[chosen]])
+    logits = x @ kernel
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    assert metrics["loss"] == pytest.approx(-np.log(p[np.arange(9), y]).mean(), rel=1e-5)
+    assert metrics["penalty"] == pytest.approx(0.1 * (kernel**2).sum(), rel=1e-5)
+    gradient = x.T @ ((p - np.eye(3)[y]) / 9) + 0.2 * kernel
+    np.testing.assert_allclose(after.variables["params"]["head"]["kernel"], kernel - 0.3 * gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"companions": (IMAGES[:, :2], LABELS)}, r"companions of shape \(2, 3, 1\)"),
+        ({"companions": (IMAGES, LABELS), "companions_per_batch": 11}, "11 companions per batch of 10"),
+        ({"companions": (IMAGES, LABELS), "targets": None, "teacher": lambda x: x}, "targets of their own"),
+    ],
+)
+def test_companions_that_do_not_fit_are_refused(linear, changes, message):
+    with pytest.raises(InputError, match=message):
+        training(
+            linear, **{"images": IMAGES, "targets": LABELS, "loss": LOSS, "optimizer": optax.sgd(0.3), "batch_size": 6} | changes
+        )  # fmt: skip
