@@ -137,7 +137,7 @@ def training(
 class _Fixed(NamedTuple):
     module: Any
     preprocessing: Any
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     optimizer: optax.GradientTransformation
     batch_size: int
     companions_per_batch: int
