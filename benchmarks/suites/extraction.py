@@ -5,24 +5,17 @@ import functools
 from typing import Any
 
 import jax
-from jax.tree_util import Partial
 
 from benchmarks.harness import Peer, Program, Row, Rows
 from benchmarks.suites.common import classifier
 from dfke_jax.core import Method, against
-from dfke_jax.core.types import Array
 from dfke_jax.extraction import SMALL_DFME, DFMESettings, dfme
-from dfke_jax.nn import Classifier
-
-
-def probabilities(victim: Classifier, rows: Array) -> Array:
-    """What the victim answers."""
-    return jax.nn.softmax(victim(rows))
+from dfke_jax.oracle import oracle_for
 
 
 def extraction(network: str, settings: DFMESettings) -> Method:
     """DFME of a network of random weights by a clone of the same kind, ask, answer and tell in one program."""
-    attack: Any = against(dfme(classifier(network, 7), settings), Partial(probabilities, classifier(network)))
+    attack: Any = against(dfme(classifier(network, 7), settings), oracle_for(classifier(network)))
     return attack
 
 

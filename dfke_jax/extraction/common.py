@@ -306,7 +306,12 @@ class Game:
 
     def fresh_rows(self, variables: PyTree, z: Array) -> Array:
         """(n, B, Z) -> (n, B, H, W, C), every batch normalised by itself; statistics are not kept."""
-        return self.rows(jax.vmap(lambda z: self.pre_activations(variables, z)[0])(z))
+
+        def batch(z: Array) -> Array:
+            return self.rows(self.pre_activations(variables, z)[0])
+
+        # One batch after another stays in a CPU's cache; an accelerator is filled by all of them.
+        return jax.lax.map(batch, z) if jax.default_backend() == "cpu" else jax.vmap(batch)(z)
 
     def targets(self, answers: Any) -> Array:
         """What the clone learns from answers: (B, K) logits or probabilities, or (B,) labels."""

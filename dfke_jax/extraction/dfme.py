@@ -17,7 +17,7 @@ from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.training import Training
 from dfke_jax.oracle.reveal import Reveal
-from dfke_jax.synthesis.zeroth_order import Differences, estimate, in_chunks, perturbed_rows, precise
+from dfke_jax.synthesis.zeroth_order import Differences, cache_chunk, estimate, in_chunks, perturbed_rows, precise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,7 @@ def climb(
       The generator after, the mean loss at its images, and the share of differences that are zero.
     """
     settings = fixed.settings
-    logits = in_chunks(precise(fixed.clone(clone)), rows, settings.chunk)
+    logits = in_chunks(precise(fixed.clone(clone)), rows, settings.chunk or cache_chunk(len(rows)))
     losses = fixed.loss(logits, targets)
 
     def image(params: PyTree) -> tuple[Array, PyTree]:

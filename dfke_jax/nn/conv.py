@@ -5,16 +5,18 @@ they fall to a naive one, and `vmap` over kernels becomes a grouped convolution,
 is a drop-in for `jax.lax.conv_general_dilated` that avoids both on CPU and is the plain operation elsewhere. Networks
 get it through `dfke_jax.nn.layers.Conv`.
 
-Three implementations, equal up to rounding:
+Four implementations, equal up to rounding:
 
 - ``banded``: the input's rows are concatenated over the kernel's height and multiplied by the kernel laid out as a
   banded matrix (kh·W·C, OW·F). Forward, input gradient and weight gradient are one matrix product each; under `vmap`
   a batched one. It does W/kw times the arithmetic, so it is for few channels.
+- ``taps``: one matrix product gives every tap of the kernel its share of every pixel, and the shares are shifted and added.
+  For many channels and few filters (a generator's last layer), where an ordinary convolution spends its time on memory.
 - ``loop_safe``: an ordinary convolution whose gradients are themselves written as forward convolutions in the one
   layout that has a fast kernel; batched over kernels it runs them one after another.
 - ``lax``: the plain operation. The only one with second-order and forward-mode derivatives of ``loop_safe``'s kind.
 
-``auto`` takes ``banded`` or ``loop_safe`` on CPU by size, ``lax`` on accelerators.
+``auto`` takes ``banded``, ``taps`` or ``loop_safe`` on CPU by size, ``lax`` on accelerators.
 """
 
 import functools
@@ -30,8 +32,8 @@ from jax import lax
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array
 
-Implementation = Literal["auto", "banded", "loop_safe", "lax"]
-_IMPLEMENTATIONS = ("auto", "banded", "loop_safe", "lax")
+Implementation = Literal["auto", "banded", "taps", "loop_safe", "lax"]
+_IMPLEMENTATIONS = ("auto", "banded", "taps", "loop_safe", "lax")
 _implementation = jax.make_user_context("auto")
 _NHWC = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
@@ -110,9 +112,15 @@ def conv_general_dilated(
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     padding = tuple((int(low), int(high)) for low, high in padding)
     if chosen == "auto":
-        chosen = "banded" if _banded_pays(lhs.shape, rhs.shape, strides, padding) else "loop_safe"
+        chosen = "loop_safe"
+        if _banded_pays(lhs.shape, rhs.shape, strides, padding):
+            chosen = "banded"
+        elif strides == (1, 1) and rhs.shape[0] * rhs.shape[1] * rhs.shape[3] <= rhs.shape[2]:
+            chosen = "taps"
     if chosen == "banded":
         return _banded(lhs, rhs, strides, padding, precision)
+    if chosen == "taps" and strides == (1, 1):
+        return _taps(lhs, rhs, padding, precision)
     return _loop_safe(strides, padding, precision, lhs, rhs)
 
 
@@ -167,6 +175,23 @@ def _band(outputs: int, kernel: int, dtype: Any) -> np.ndarray:
     output = np.arange(outputs)[None, :, None]
     tap = np.arange(kernel)[None, None, :]
     return (column == output + tap).astype(dtype)
+
+
+def _taps(lhs: Array, rhs: Array, padding: tuple, precision: Any) -> Array:
+    batch, height, width, channels = lhs.shape
+    kh, kw, _, filters = rhs.shape
+    out_height, out_width = height + sum(padding[0]) - kh + 1, width + sum(padding[1]) - kw + 1
+    if out_height < 1 or out_width < 1:
+        raise InputError(f"a {kh}×{kw} convolution needs an image of at least that size, got {height}×{width}")
+    matrix = rhs.transpose(2, 0, 1, 3).reshape(channels, kh * kw * filters)
+    shares = jnp.matmul(lhs.reshape(-1, channels), matrix, precision=precision)
+    shares = jnp.pad(shares.reshape(batch, height, width, kh * kw * filters), ((0, 0), *padding, (0, 0)))
+    total = jnp.zeros((batch, out_height, out_width, filters), shares.dtype)
+    for i in range(kh):
+        for j in range(kw):
+            tap = (i * kw + j) * filters
+            total = total + shares[:, i : i + out_height, j : j + out_width, tap : tap + filters]
+    return total
 
 
 def _canonical(
@@ -272,34 +297,4 @@ def _weight_gradient_call(*static):
     return call
 
 
-def upsample_convolve(images: Array, kernel: Array, bias: Array | None = None) -> Array:
-    """Nearest-neighbour upsampling by two followed by a 3×3 ``SAME`` convolution, without building the large image.
-
-    Each of the four output phases sees a 2×2 neighbourhood of the small image with summed weights (rows: phase 0 →
-    ``[w0, w1 + w2]``, phase 1 → ``[w0 + w1, w2]``; columns alike), so that one 2×2 convolution with 4F outputs on the
-    small image does it with 2.25 times less arithmetic, exactly.
-
-    Args:
-      images: (B, H, W, C). kernel: (3, 3, C, F). bias: (F,) or None.
-
-    Returns:
-      (B, 2H, 2W, F).
-    """
-    if kernel.shape[:2] != (3, 3):
-        raise InputError(f"the phase decomposition is for 3×3 kernels, got {kernel.shape[0]}×{kernel.shape[1]}")
-    batch, height, width, channels = images.shape
-    filters = kernel.shape[-1]
-    taps = np.zeros((2, 2, 3), np.float32)  # phase, tap of the small kernel, tap of the large one
-    taps[0, 0, 0] = taps[0, 1, 1] = taps[0, 1, 2] = taps[1, 0, 0] = taps[1, 0, 1] = taps[1, 1, 2] = 1
-    taps = taps.astype(kernel.dtype)
-    phases = jnp.einsum("pik,qjl,klcf->pqijcf", taps, taps, kernel)
-    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    small = phases.transpose(2, 3, 4, 0, 1, 5).reshape(2, 2, channels, 4 * filters)
-    out = conv_general_dilated(padded, small, (1, 1), "VALID", dimension_numbers=_NHWC)
-    out = out.reshape(batch, height + 1, width + 1, 2, 2, filters)
-    rows = [jnp.stack([out[:, p : p + height, q : q + width, p, q] for q in range(2)], axis=3) for p in range(2)]
-    result = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, filters)
-    return result if bias is None else result + bias.reshape(1, 1, 1, -1)
-
-
-__all__ = ["Implementation", "conv_general_dilated", "convolution", "upsample_convolve", "uses_fast_forms"]
+__all__ = ["Implementation", "conv_general_dilated", "convolution", "uses_fast_forms"]

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array
-from dfke_jax.nn.conv import conv_general_dilated, upsample_convolve
+from dfke_jax.nn.conv import conv_general_dilated
 from dfke_jax.nn.pooling import avg_pool, max_pool
 from dfke_jax.nn.tiles import FeatureMaps, tile_size, tiled_convolution
+from dfke_jax.nn.upsample import upsample_convolve
 
 Conv = functools.partial(nn.Conv, conv_general_dilated_cls=lambda: conv_general_dilated)
 """`flax.linen.Conv` over `dfke_jax.nn.conv.conv_general_dilated`."""

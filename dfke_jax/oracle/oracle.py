@@ -21,6 +21,7 @@ from dfke_jax.nn.classifier import Classifier
 from dfke_jax.oracle.defences import TINY, Defence
 from dfke_jax.oracle.reveal import Reveal, check_answers
 from dfke_jax.oracle.victims import HostVictim, as_host_victim, as_shape, victim_values
+from dfke_jax.synthesis.zeroth_order import cache_chunk, in_chunks
 
 Transport = Literal["float32", "float64", "uint8"]
 Gives = Literal["logits", "probabilities", "label"]
@@ -156,11 +157,12 @@ class Oracle:
 
     def values(self, rows: Array) -> Array:
         """What the victim itself computes for received rows, (B, K)."""
+        chunk = cache_chunk(len(rows))
         if self.precision is None:
-            values = self.victim(rows)
+            values = in_chunks(self.victim, rows, chunk)
         else:
             with jax.default_matmul_precision(self.precision):
-                values = self.victim(rows)
+                values = in_chunks(self.victim, rows, chunk)
         if values.shape != (rows.shape[0], self.num_classes):
             raise InputError(
                 f"the victim answered {rows.shape[0]} rows with shape {values.shape}, "

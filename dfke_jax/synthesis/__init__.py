@@ -15,6 +15,7 @@ from dfke_jax.synthesis.targets import balanced_labels, class_similarity, concen
 from dfke_jax.synthesis.zeroth_order import (
     Differences,
     Estimate,
+    cache_chunk,
     estimate,
     forward_difference,
     in_chunks,
@@ -33,6 +34,7 @@ __all__ = [
     "Synthesised",
     "Synthesiser",
     "balanced_labels",
+    "cache_chunk",
     "class_similarity",
     "concentrations",
     "dirichlet_targets",

@@ -202,6 +202,17 @@ def in_chunks(function: Callable[[Array], Any], rows: Array, chunk: int | None) 
     return jax.tree.map(lambda first, rest: jnp.concatenate([first, rest]), done, function(rows[whole:]))
 
 
+def cache_chunk(count: int) -> int | None:
+    """How many of `count` independent rows to evaluate together so that a small network's feature maps stay in the cache.
+
+    On CPU between 32 and 64 where that divides `count`, 64 otherwise; None (all at once) for 128 rows or fewer, on
+    accelerators, and where a mesh splits the rows already. A LeNet answers 1,792 rows in a third of the time so.
+    """
+    if jax.default_backend() != "cpu" or count <= 128 or not jax.sharding.get_abstract_mesh().empty:
+        return None
+    return next((size for size in range(64, 31, -1) if count % size == 0), 64)
+
+
 def precise(function: Callable[..., Any]) -> Partial:
     """The function with all its matrix products and convolutions in full float32, on accelerators too.
 
@@ -247,6 +258,7 @@ def _orthonormal(drawn: Array) -> Array:
 __all__ = [
     "Differences",
     "Estimate",
+    "cache_chunk",
     "estimate",
     "forward_difference",
     "in_chunks",

@@ -13,7 +13,7 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.nn import build, conv_general_dilated, convolution, upsample_convolve
 from dfke_jax.nn.layers import Conv, UpsampleConv
 
-FAST = ("banded", "loop_safe")
+FAST = ("banded", "taps", "loop_safe")
 NHWC = ("NHWC", "HWIO", "NHWC")
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the fast forms are the default on CPU only")
 
@@ -236,7 +236,7 @@ def test_no_dimension_numbers_mean_channels_first():
 
 
 def test_errors():
-    with pytest.raises(InputError, match="must be one of auto, banded, loop_safe, lax"):
+    with pytest.raises(InputError, match="must be one of auto, banded, taps, loop_safe, lax"):
         convolution("fast")
     x, w = draw((1, 3, 3, 1), (5, 5, 1, 1))
     with pytest.raises(InputError, match="5×5 convolution needs an image of at least that size, got 3×3"):
@@ -246,8 +246,9 @@ def test_errors():
 
 
 @pytest.mark.parametrize("implementation", ["auto", "loop_safe", "lax"])
-def test_upsample_convolve(implementation):
-    x, w, b = draw((2, 3, 5, 4), (3, 3, 4, 6), (6,))
+@pytest.mark.parametrize("batch", [2, 66])  # the kernel's gradient in one piece, and in groups of 22
+def test_upsample_convolve(implementation, batch):
+    x, w, b = draw((batch, 3, 5, 4), (3, 3, 4, 6), (6,))
 
     def fused(x, w):
         with convolution(implementation):
