@@ -181,11 +181,10 @@ def _step(
 ) -> tuple[Training, Metrics]:
     module, preprocessing, _, optimizer, batch_size, companions_per_batch = fixed.value
     row_key, augment_key, dropout_key = jax.random.split(key, 3)
-    listed = rows is not None and jnp.ndim(rows) == 1
-    count = images.shape[0] if rows is None else rows.shape[0] if listed else rows
-    chosen = jax.random.randint(row_key, (batch_size,), 0, count)
-    if listed:
-        chosen = rows[chosen]
+    if rows is not None and jnp.ndim(rows) == 1:
+        chosen = rows[jax.random.randint(row_key, (batch_size,), 0, rows.shape[0])]
+    else:
+        chosen = jax.random.randint(row_key, (batch_size,), 0, images.shape[0] if rows is None else rows)
     batch = constrain_samples(as_float(images[chosen]))
     if augment is not None:
         batch = augment(augment_key, batch)

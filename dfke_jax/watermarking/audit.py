@@ -117,8 +117,12 @@ def audit(
     asked = challenge(verification_key, public, opened)
     given = {opening.index: opening for opening in openings}
     not_opening = tuple(i for i in asked if i not in given or not verification_key.opens(given[i]))
-    true_label = (lambda i: truth(given[i].image)) if callable(truth) else (lambda i: truth[i])
-    true_labels = tuple(i for i in asked if i not in not_opening and int(true_label(i)) == given[i].label)
+    opened_pairs = [given[i] for i in asked if i not in not_opening]
+    true_labels = tuple(
+        pair.index
+        for pair in opened_pairs
+        if (truth(pair.image) if callable(truth) else truth[pair.index]) == pair.label
+    )
     bad = 0
     while bad < count and escape_probability(count, len(asked), bad + 1) >= 1 - confidence:
         bad += 1

@@ -155,10 +155,7 @@ def keygen(
         raise InputError("give either the shape of abstract images, or images; not both and not neither")
     if num_classes < 2:
         raise InputError(f"a classifier has at least 2 classes, not {num_classes}")
-    if key is None:
-        words = np.frombuffer(secrets.token_bytes(8), np.uint32)
-        key = jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
-    image_key, label_key = jax.random.split(key)
+    image_key, label_key = jax.random.split(_secret_key() if key is None else key)
     if images is None:
         if truth is not None:
             raise InputError("abstract images have no true labels; truth belongs to given images")
@@ -173,6 +170,11 @@ def keygen(
         raise InputError(f"truth must be {len(pixels)} integers in [-1, {num_classes})")
     labels = np.asarray(wrong_labels(label_key, jnp.asarray(truth, jnp.int32), num_classes))
     return make_keys(pixels, labels, num_classes, created=created, previous=previous)
+
+
+def _secret_key() -> Key:
+    words = np.frombuffer(secrets.token_bytes(8), np.uint32)
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
 def _quantised(images: np.ndarray) -> np.ndarray:

@@ -348,8 +348,8 @@ def _blaming(path: PathLike) -> Iterator[None]:
 
 
 def _whole(value: Any) -> int:
-    if type(value) is not int:
-        raise InputError(f"a whole number was expected, not {value!r}")
+    if type(value) is not int or value < 0:
+        raise InputError(f"a whole number of at least 0 was expected, not {value!r}")
     return value
 
 

@@ -153,14 +153,24 @@ def null_population(
     return trained(classifier, state)
 
 
+def models_of(stack: Classifier) -> int:
+    """M of a stacked classifier.
+
+    Raises:
+      InputError: for a single one.
+    """
+    if stack.head_kernel.ndim != 3:
+        raise InputError("a stack of classifiers has variables with a leading axis M; got a single one")
+    return stack.head_kernel.shape[0]
+
+
 def stacked_answers(stack: Classifier, images: Any) -> Array:
     """Labels (M, N) int32 that each of M classifiers gives to images (N, H, W, C).
 
     Raises:
       InputError: for a single classifier.
     """
-    if stack.head_kernel.ndim != 3:
-        raise InputError("a stack of classifiers has variables with a leading axis M; got a single one")
+    models_of(stack)
     return _answers(stack, jnp.asarray(images))
 
 

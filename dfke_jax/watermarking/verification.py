@@ -1,6 +1,7 @@
 """Verifying a claim: do the commitments open, are the labels wrong, and how many of them does the suspect give?"""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from dfke_jax.core.errors import InputError
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, rejected_pairs
-from dfke_jax.watermarking.null_models import stacked_answers
+from dfke_jax.watermarking.null_models import models_of, stacked_answers
 from dfke_jax.watermarking.triggers import TriggerSet
 
 
@@ -119,7 +120,7 @@ class Verdict:
       matches, triggers: how many of how many asked.
       needed: matches at which the binomial p-value falls to alpha.
       chance: probability of a match that the binomial test grants an unmarked model.
-      null: what the null models do, or None.
+      null: what the null models do; None without any, or for a key that was refused.
       queries: rows that were sent to the suspect.
       rejected: indices of pairs that do not open their commitments. true_labels: of pairs whose label is the true one.
       published: date of the verification key, as its owner states it. fingerprint: of that key.
@@ -226,34 +227,35 @@ def verify(
         if classes == 2 and (truths[used] >= 0).any():
             raise InputError("of two classes one is wrong: every mistake is a match; state the chance of one")
     _check_chance(chance, "chance")
-    least = math.ceil(math.log(alpha) / math.log(chance) - 1e-9)
-    if used.size < least:
+    needed = matches_needed(used.size, chance, alpha)
+    if needed > used.size:
+        least = next(n for n in itertools.count(used.size + 1) if matches_needed(n, chance, alpha) <= n)
         raise InputError(
             f"too few triggers for the asked confidence: {used.size} cannot give p <= {alpha:g} even if all match, need at "
             f"least {least}"
         )
-    triggers = TriggerSet(marking_key.triggers.images[used], marking_key.triggers.labels[used])
-    found_null: np.ndarray | None = None
-    if null is not None:
-        found_null = null_matches(triggers, null)
-        if 1 / (len(found_null) + 1) > alpha:
-            raise InputError(
-                f"too few null models for the asked confidence: {len(found_null)} cannot give p <= {alpha:g}, need at least "
-                f"{math.ceil(1 / alpha - 1e-9) - 1}"
-            )
+    if null is not None and 1 / (models_of(null) + 1) > alpha:
+        raise InputError(
+            f"too few null models for the asked confidence: {models_of(null)} cannot give p <= {alpha:g}, need at least "
+            f"{math.ceil(1 / alpha - 1e-9) - 1}"
+        )
     check_suspect(suspect, marking_key.images.shape[1:], classes)
 
     rejected = rejected_pairs(marking_key, verification_key)
     true_labels = tuple(np.flatnonzero(truths == marking_key.labels).tolist())
     sound = not rejected and not true_labels
+    found_null = None
     matches = 0
     p_values: dict[str, float] = {}
     if sound:
         answers = answered_labels(suspect, marking_key.images[used], classes)
         matches = int((answers == marking_key.labels[used]).sum())
         p_values["binomial"] = binomial_p_value(matches, used.size, chance)
-        if found_null is not None:
-            p_values["empirical"] = empirical_p_value(matches, found_null)
+        if null is not None:
+            triggers = TriggerSet(marking_key.triggers.images[used], marking_key.triggers.labels[used])
+            found = null_matches(triggers, null)
+            p_values["empirical"] = empirical_p_value(matches, found)
+            found_null = Null(len(found), float(found.mean() / used.size), int(found.max()))
     p_value = max(p_values.values(), default=1.0)
     return Verdict(
         accepted=sound and used.size - matches <= epsilon * used.size + 1e-9,
@@ -264,17 +266,15 @@ def verify(
         epsilon=epsilon,
         matches=matches,
         triggers=used.size,
-        needed=matches_needed(used.size, chance, alpha),
+        needed=needed,
         chance=chance,
-        null=None
-        if found_null is None
-        else Null(len(found_null), float(found_null.mean() / used.size), int(found_null.max())),
+        null=found_null,
         queries=used.size if sound else 0,
         rejected=rejected,
         true_labels=true_labels,
         published=verification_key.created,
         fingerprint=verification_key.fingerprint,
-        assumptions=_assumptions(found_null is not None, truth is not None),
+        assumptions=_assumptions(null is not None, truth is not None),
     )
 
 
