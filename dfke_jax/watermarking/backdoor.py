@@ -108,7 +108,7 @@ def abstract_images(key: Key, count: int, shape: tuple[int, int, int], kind: Kin
     if kind == "shapes":
         images = synthetic_shapes(key, count, shape)
     elif kind == "noise":
-        images = smooth_noise(key, (count, *shape), sd=(0.2, 0.5))
+        images = _noise(key, (count, *shape))
     else:
         raise UnknownNameError("kind of abstract images", kind, ("shapes", "noise"))
     return _quantised(np.asarray(images))
@@ -170,6 +170,12 @@ def keygen(
         raise InputError(f"truth must be {len(pixels)} integers in [-1, {num_classes})")
     labels = np.asarray(wrong_labels(label_key, jnp.asarray(truth, jnp.int32), num_classes))
     return make_keys(pixels, labels, num_classes, created=created, previous=previous)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _noise(key: Key, shape: tuple[int, ...]) -> Array:
+    width = max(1.0, min(shape[1:3]) / 12)  # small beside the image, or all of it is black or white
+    return smooth_noise(key, shape, mean=(0.3, 0.7), sd=(0.2, 0.4), blur=(0.5, width))
 
 
 def _secret_key() -> Key:
