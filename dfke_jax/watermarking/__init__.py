@@ -3,7 +3,6 @@
 from dfke_jax.watermarking.audit import Audit, audit, challenge, escape_probability
 from dfke_jax.watermarking.backdoor import (
     SMALL_MARKING,
-    SMALL_PRETRAINED_MARKING,
     MarkingSettings,
     abstract_images,
     keygen,
@@ -26,7 +25,6 @@ from dfke_jax.watermarking.verification import (
 
 __all__ = [
     "SMALL_MARKING",
-    "SMALL_PRETRAINED_MARKING",
     "Audit",
     "MarkingKey",
     "MarkingSettings",

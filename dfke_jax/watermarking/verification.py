@@ -55,7 +55,7 @@ def matches_needed(triggers: int, chance: float, alpha: float) -> int:
     low, high = 0, triggers + 1  # p falls with matches
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if binomial_p_value(middle, triggers, chance) <= alpha else (middle + 1, high)
+        low, high = (low, middle) if _reaches(binomial_p_value(middle, triggers, chance), alpha) else (middle + 1, high)
     return low
 
 
@@ -80,7 +80,7 @@ def queries_needed(p_null: float, p_marked: float, alpha: float, power: float = 
     needed = 0
     for triggers in range(1, 1_000_001):
         # with one trigger more, as many matches or one more are needed
-        while needed <= triggers and binomial_p_value(needed, triggers, p_null) > alpha:
+        while needed <= triggers and not _reaches(binomial_p_value(needed, triggers, p_null), alpha):
             needed += 1
         if needed <= triggers:
             found = 1.0 if p_marked == 1 else binomial_p_value(needed, triggers, p_marked)
@@ -234,7 +234,7 @@ def verify(
             f"too few triggers for the asked confidence: {used.size} cannot give p <= {alpha:g} even if all match, need at "
             f"least {least}"
         )
-    if null is not None and 1 / (models_of(null) + 1) > alpha:
+    if null is not None and not _reaches(1 / (models_of(null) + 1), alpha):
         raise InputError(
             f"too few null models for the asked confidence: {models_of(null)} cannot give p <= {alpha:g}, need at least "
             f"{math.ceil(1 / alpha - 1e-9) - 1}"
@@ -259,7 +259,7 @@ def verify(
     p_value = max(p_values.values(), default=1.0)
     return Verdict(
         accepted=sound and used.size - matches <= epsilon * used.size + 1e-9,
-        marked=sound and p_value <= alpha,
+        marked=sound and _reaches(p_value, alpha),
         p_value=p_value,
         p_values=p_values,
         alpha=alpha,
@@ -330,6 +330,10 @@ def answered_labels(suspect: Callable[[Any], Any], images: np.ndarray, num_class
 @jax.jit
 def _asked(suspect: Callable[[Any], Any], rows: Any) -> Any:
     return suspect(rows)
+
+
+def _reaches(p_value: float, alpha: float) -> bool:
+    return p_value <= alpha * (1 + 1e-9)  # rounding: 0.1⁶ in floating point is more than 10⁻⁶
 
 
 def _check_chance(value: float, name: str) -> None:

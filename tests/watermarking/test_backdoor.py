@@ -155,9 +155,9 @@ def test_a_step_is_sgd_with_momentum_and_decay():
 
 def test_the_loss_is_one_mean_over_task_and_triggers(network, keys):
     method = mark(network, IMAGES, LABELS, keys[0], MarkingSettings(batch_size=6, triggers_per_batch=3))
-    state = method.init(jax.random.key(0))
+    state = jax.jit(lambda method, key: method.init(key))(method, jax.random.key(0))
     key = jax.random.key(1)
-    _, metrics = method.step(key, state)
+    _, metrics = jax.jit(lambda method, *arguments: method.step(*arguments))(method, key, state)
     rows = np.asarray(jax.random.randint(jax.random.split(key, 3)[0], (6,), 0, len(IMAGES)))
     chosen = np.asarray(jax.random.choice(jax.random.fold_in(key, 3), 40, (3,), replace=False))
     pixels = np.concatenate([np.asarray(IMAGES)[rows], keys[0].images[chosen]]) / np.float32(255)
