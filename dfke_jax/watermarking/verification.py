@@ -234,11 +234,8 @@ def verify(
             f"too few triggers for the asked confidence: {used.size} cannot give p <= {alpha:g} even if all match, need at "
             f"least {least}"
         )
-    if null is not None and not _reaches(1 / (models_of(null) + 1), alpha):
-        raise InputError(
-            f"too few null models for the asked confidence: {models_of(null)} cannot give p <= {alpha:g}, need at least "
-            f"{math.ceil(1 / alpha - 1e-9) - 1}"
-        )
+    if null is not None:
+        check_null_models(models_of(null), alpha)
     check_suspect(suspect, marking_key.images.shape[1:], classes)
 
     rejected = rejected_pairs(marking_key, verification_key)
@@ -276,6 +273,20 @@ def verify(
         fingerprint=verification_key.fingerprint,
         assumptions=_assumptions(null is not None, truth is not None),
     )
+
+
+def check_null_models(models: int, alpha: float) -> None:
+    """Checks that so many null models can give a p-value of alpha.
+
+    Raises:
+      InputError: too few; the message says how many are needed.
+    """
+    _check_chance(alpha, "alpha")
+    if not _reaches(1 / (models + 1), alpha):
+        raise InputError(
+            f"too few null models for the asked confidence: {models} cannot give p <= {alpha:g}, need at least "
+            f"{math.ceil(1 / alpha - 1e-9) - 1}"
+        )
 
 
 def check_suspect(suspect: Any, shape: tuple[int, ...], num_classes: int) -> None:
@@ -361,6 +372,7 @@ __all__ = [
     "Verdict",
     "answered_labels",
     "binomial_p_value",
+    "check_null_models",
     "empirical_p_value",
     "matches_needed",
     "null_matches",
