@@ -158,6 +158,7 @@ VARIANTS = {
     "DeepInversion, squared",
     "DeepInversion, kl",
     "DeepDream",
+    "marking by a backdoor",
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 every_kind = pytest.mark.parametrize(

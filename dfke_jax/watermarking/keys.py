@@ -58,8 +58,8 @@ class MarkingKey:
         nonces of another length.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray = dataclasses.field(repr=False)
+    labels: np.ndarray = dataclasses.field(repr=False)
     num_classes: int
     image_nonces: tuple[bytes, ...] = dataclasses.field(repr=False)
     label_nonces: tuple[bytes, ...] = dataclasses.field(repr=False)

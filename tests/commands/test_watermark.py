@@ -41,11 +41,12 @@ def test_a_marked_network_is_verified_from_its_files(home, capsys):
 
 def test_null_models_stand_beside_it(home, capsys):
     where = home / "s.json", home / "p.json", home / "marked", "--network", "mlp_small", "--alpha", "0.05"
-    assert dfke("verify", *where, "--null", 19, "--null-steps", 60) == 0
+    assert dfke("verify", *where, "--null", 19, "--null-steps", 60, "--json", home / "n.json") == 0
     said = capsys.readouterr().out
     assert "marked: 30 of 30" in said
     assert "p-value, empirical: 0.05" in said
     assert "19 independent models match" in said
+    assert json.loads((home / "n.json").read_text())["null"]["models"] == 19
     assert dfke("verify", *where, "--null", 18) == 1
     assert "need at least 19" in capsys.readouterr().err
 
