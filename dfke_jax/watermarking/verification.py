@@ -196,8 +196,9 @@ def verify(
       pairs: indices of the pairs to use, such as `Audit.hidden`; all by default. All commitments are opened anyway.
       alpha: level of the test.
       epsilon: share of the triggers that the scheme's rule lets a marked network miss.
-      chance: probability of a match by an unmarked model; 1/K, or 1/(K − 1) where the truth of an image is known, by
-        default, which is exact for labels drawn by `keygen`.
+      chance: probability of a match by an unmarked model; by default 1/K, or 1/(K − 1) where the truth of any image used is
+        given. No unmarked model exceeds it if labels were drawn by `keygen` with the truth that is given here; a key that
+        was drawn with truth and is judged without it needs ``chance=1/(K − 1)``.
       null: stacked independent clean models (`null_population`). They keep an owner from choosing labels that any model
         gives; with them the larger p-value decides.
 
