@@ -1,4 +1,4 @@
-"""The command line: ``dfke list``, ``run``, ``reproduce``, ``report``, ``serve``, ``doctor``.
+"""The command line: ``dfke list``, ``run``, ``reproduce``, ``report``, ``serve``, ``watermark``, ``doctor``.
 
 Two levels: argparse picks the command; what follows ``dfke run RECIPE`` is parsed by tyro from the recipe's
 own configuration, so that every field is an option. JAX is imported only by the commands that need it.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dfke_jax._version import __version__
+from dfke_jax.commands import watermark
 from dfke_jax.serving import add_options
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ examples:
   dfke run RECIPE --dataset mnist --data-dir DIR  run it, then write its report
   dfke report runs/RECIPE-mnist                   draw the report again
   dfke serve digits --reveal label --quota 1000   an endpoint to attack
+  dfke watermark verify SECRET PUBLIC SUSPECT     is this network mine?
 """
 
 
@@ -139,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("directory", type=Path, metavar="DIR", help="directory of a run, or of several")
 
     add_options(command("serve", "Serve a classifier over HTTP, to be attacked.", _serve))
+    watermark.add_options(command("watermark", "Mark a network by a backdoor, and verify such a mark.", _watermark))
 
     doctor = command("doctor", "Say what this machine can do, what is missing and what would help.", _doctor)
     _add_data_dir(doctor)
@@ -441,6 +444,12 @@ def _serve(options: argparse.Namespace) -> int:
 
     enable_compilation_cache()
     serve_model(options)
+    return OK
+
+
+def _watermark(options: argparse.Namespace) -> int:
+    enable_compilation_cache()
+    watermark.execute(options)
     return OK
 
 

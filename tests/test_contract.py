@@ -31,6 +31,7 @@ from dfke_jax.distillation import (
 )
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
+from dfke_jax.watermarking import MarkingSettings, keygen, mark
 
 SHAPE = (6, 6, 1)
 KEY = jax.random.key(21)
@@ -79,6 +80,12 @@ def tell(key, state, rows, answers):
 
 def toy_attack(seed):
     return core.against(core.Attack(Partial(begin), Partial(ask), Partial(tell)), network(seed))
+
+
+def marking(seed):
+    key, _ = keygen(3, shape=SHAPE, count=4, kind="noise", key=jax.random.key(7))
+    settings = MarkingSettings(batch_size=5, learning_rate=0.05)
+    return mark(network(seed), IMAGES * (seed + 1) / 2, LABELS, key, settings, pretrained=True)
 
 
 @functools.cache
@@ -131,6 +138,7 @@ METHODS = {
     "DeepInversion, kl": lambda seed: inversion(seed, form="kl", parametrisation="free"),
     "DeepDream": lambda seed: deep_inversion(network(seed), InversionSettings(steps=3, statistics=0.0, l2=0.1), 12, 3),
     "adaptive DeepInversion": adaptive,
+    "marking by a backdoor": marking,
     "a toy attack": toy_attack,
 }
 
@@ -150,6 +158,7 @@ VARIANTS = {
     "DeepInversion, squared",
     "DeepInversion, kl",
     "DeepDream",
+    "marking by a backdoor",
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 every_kind = pytest.mark.parametrize(

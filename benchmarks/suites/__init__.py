@@ -1,7 +1,16 @@
 """The rows, by suite. A row is built only when it is measured."""
 
 from benchmarks.harness import Rows
-from benchmarks.suites import dataset_inference, distillation, extraction, inversion, noise, population, training
+from benchmarks.suites import (
+    dataset_inference,
+    distillation,
+    extraction,
+    inversion,
+    noise,
+    population,
+    training,
+    watermarking,
+)
 
 SUITES = ("smoke", "full")
 
@@ -11,6 +20,6 @@ def rows(suite: str) -> Rows:
     if suite not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {suite!r}")
     found: Rows = {}
-    for module in (noise, training, population, distillation, inversion, extraction, dataset_inference):
+    for module in (noise, training, population, distillation, inversion, extraction, dataset_inference, watermarking):
         found |= module.rows(suite)
     return found

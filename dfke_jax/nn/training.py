@@ -102,7 +102,8 @@ def training(
       batch_size: B.
       augment: applied to the batch, before the teacher too.
       teacher: answers the augmented batch; frozen. A pytree (`Classifier` or `Partial`).
-      rows: () int32, how many rows of `images` to draw from; all by default.
+      rows: () int32, how many rows of `images` to draw from, or (n,) integers, which ones (repeats count); all by default.
+        With a table of them, many models train on shares of one array (`population`).
       companions: (T, H, W, C) and targets with leading axis T: rows of a second table, `companions_per_batch` of which,
         drawn without replacement, stand beside every batch as they are (not augmented); the loss is the mean over both.
         This is how a watermark's triggers are learnt.
@@ -180,7 +181,10 @@ def _step(
 ) -> tuple[Training, Metrics]:
     module, preprocessing, _, optimizer, batch_size, companions_per_batch = fixed.value
     row_key, augment_key, dropout_key = jax.random.split(key, 3)
-    chosen = jax.random.randint(row_key, (batch_size,), 0, images.shape[0] if rows is None else rows)
+    if rows is not None and jnp.ndim(rows) == 1:
+        chosen = rows[jax.random.randint(row_key, (batch_size,), 0, rows.shape[0])]
+    else:
+        chosen = jax.random.randint(row_key, (batch_size,), 0, images.shape[0] if rows is None else rows)
     batch = constrain_samples(as_float(images[chosen]))
     if augment is not None:
         batch = augment(augment_key, batch)

@@ -275,6 +275,7 @@ def _listening(app: Any, host: str, port: int) -> Iterator[tuple[Any, socket.soc
         raise InputError(f"cannot listen on {host}:{port}: {error}; choose another host or port") from error
     with listener:
         quiet = {"log_level": "critical", "server_header": False, "lifespan": "off", "timeout_graceful_shutdown": 1}
+        quiet["log_config"] = None  # the default one shuts down every handler of the process, whoever it belongs to
         url = f"http://{f'[{host}]' if version6 else host}:{listener.getsockname()[1]}"
         yield uvicorn.Server(uvicorn.Config(app, **quiet)), listener, url
 

@@ -95,6 +95,12 @@ def test_any_function_serves_as_a_teacher(linear):
     np.testing.assert_allclose(first.metrics["loss"], second.metrics["loss"], rtol=1e-5)
 
 
+def test_rows_are_drawn_from_a_table():
+    counts = np.bincount(drawn(jnp.asarray([7, 2, 2, 9]), 3), minlength=10)
+    assert set(np.flatnonzero(counts)) == {2, 7, 9}
+    assert 150 < counts[2] < 250, "it stands twice"
+
+
 def drawn(rows, seed):
     """The row numbers of one batch, read from images that hold their own number."""
     images = jnp.broadcast_to(jnp.arange(10.0)[:, None, None, None] / 10, (10, *SHAPE))

@@ -1,0 +1,85 @@
+"""Watermarks: marking a network by a backdoor, and clean null models in numbers."""
+
+import functools
+from typing import Any
+
+import jax
+
+from benchmarks.harness import Peer, Program, Row, Rows
+from benchmarks.suites.common import GREY, classifier, random_images, random_labels
+from benchmarks.suites.training import RATE, supervised
+from dfke_jax.core import device_mesh
+from dfke_jax.nn import optimiser
+from dfke_jax.watermarking import SMALL_MARKING, keygen, mark, null_training, shares
+
+
+def marking_row(pool: int, triggers: int, length: int, plain_length: int, peer_steps: int, blocks: int = 11) -> Row:
+    """Marking LeNet-5 from scratch: batches of 100 rows of the task and two trigger pairs."""
+    settings, key = SMALL_MARKING, jax.random.key(31)
+    network, images, labels = classifier("lenet5"), random_images(pool), random_labels(pool)
+    secret, _ = keygen(10, shape=GREY, count=triggers, kind="noise", key=jax.random.key(30))
+    made = mark(network, images, labels, secret, settings)
+
+    def peer() -> Any:
+        from benchmarks import peers, peers_watermarking
+
+        pairs = secret.triggers.images, secret.labels
+        return peers_watermarking.Marking(peers.LeNet5(), (images, labels), pairs, settings, peer_steps)
+
+    contenders = {
+        "ours": Program(made, key, units=1, length=length),
+        "lax_scan": Program(made, key, units=1, length=plain_length, convolution="lax"),
+        "pytorch": Peer(peer, units=peer_steps),
+    }
+    params = {"network": "lenet5", "batch": settings.batch_size, "triggers_per_batch": settings.triggers_per_batch}
+    params |= {"triggers": triggers, "pool": pool}
+    return Row("steps/s", params, contenders, also={"images/s": settings.batch_size}, blocks=blocks)
+
+
+def null_row(members: int, batch: int, pool: int, size: int, length: int, blocks: int = 7) -> Row:
+    """Training of clean LeNets, each on its bootstrapped share of one pool."""
+    network, images, labels = classifier("lenet5"), random_images(pool), random_labels(pool)
+    table = shares(jax.random.key(32), pool, members, "bootstrap", size)
+    train = functools.partial(null_training, optimizer=optimiser("adam", RATE), batch_size=batch)
+    mesh = device_mesh(models=jax.device_count())
+    spreads = jax.device_count() > 1 and members % jax.device_count() == 0
+    single = supervised("lenet5", pool, batch)  # the same arithmetic
+    keys = jax.random.split(jax.random.key(33), members)
+
+    def program(strategy: Any, spread: bool = False) -> Program:
+        made = train(network, images, labels, table, strategy=strategy, mesh=mesh if spread else None)
+        return Program(made, keys, units=members, length=length, elementary=single, repeats=members)
+
+    def peer() -> Any:
+        from benchmarks import peers, peers_watermarking
+
+        networks = [peers.LeNet5() for _ in range(members)]
+        return peers_watermarking.NullModels(networks, images, labels, table, batch, RATE, 1)
+
+    contenders = {
+        "ours": program("auto", spread=spreads),
+        "ours_one_device": program("auto"),
+        "pytorch": Peer(peer, units=members),
+    }
+    params = {
+        "network": "lenet5",
+        "members": members,
+        "batch": batch,
+        "pool": pool,
+        "size": size,
+        "learning_rate": RATE,
+    }
+    return Row("model-steps/s", params, contenders, also={"images/s": batch}, blocks=blocks)
+
+
+def rows(suite: str) -> Rows:
+    """The rows of this file."""
+    if suite == "smoke":
+        return {
+            "backdoor_marking/lenet5/8": functools.partial(marking_row, 200, 8, 2, 2, 2, 7),
+            "null_population/lenet5/2": functools.partial(null_row, 2, 8, 100, 20, 2),
+        }
+    return {
+        "backdoor_marking/lenet5/100": functools.partial(marking_row, 10_000, 100, 50, 10, 20),
+        "null_population/lenet5/100": functools.partial(null_row, 100, 64, 10_000, 1000, 2),
+    }

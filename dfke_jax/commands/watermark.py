@@ -1,0 +1,322 @@
+"""``dfke watermark keygen``, ``mark`` and ``verify``: the backdoor watermark on files."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dfke_jax.nn.classifier import Classifier
+
+_KEYGEN = """\
+Draw trigger images with random labels, and write two files: the secret marking key, which its owner keeps, and the public
+verification key with the commitments. Publish the latter, or its fingerprint, where others put a date to it, before the
+marked network is given away."""
+_MARK = "Train a network on a data set and on the trigger pairs of a secret key, and save it as `dfke serve` loads it."
+_VERIFY = """\
+Open the commitments, ask a suspect the triggers, and say how sure the claim is. SUSPECT is a directory of saved
+variables (--network, with classes and shape of the key), an exported PyTorch program (FILE.pt2, torch.export.save; FILE.pt
+of TorchScript), or the URL of an endpoint such as `dfke serve` runs. This reveals the triggers."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The sub-commands and their options."""
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, about: str, work: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name,
+            help=about.split(".")[0].split(":")[0].replace("\n", " "),
+            description=about,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        made.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+        made.set_defaults(work=work)
+        return made
+
+    new = command("keygen", _KEYGEN, keygen)
+    new.add_argument("secret", type=Path, metavar="SECRET", help="file of the marking key, to be written")
+    new.add_argument("public", type=Path, metavar="PUBLIC", help="file of the verification key, to be written")
+    new.add_argument("--classes", type=int, default=10, metavar="K", help="of the network (default: %(default)s)")
+    new.add_argument("--count", type=int, default=100, metavar="N", help="of abstract images (default: %(default)s)")
+    new.add_argument("--shape", type=int, nargs=3, metavar=("H", "W", "C"), help="of abstract images")
+    new.add_argument("--kind", default="shapes", help="of abstract images: noise or %(default)s (default)")
+    new.add_argument(
+        "--images", type=Path, metavar="FILE", help=".npz with images (N, H, W, C) and, if they have any, labels"
+    )
+    new.add_argument("--previous", type=Path, metavar="PUBLIC", help="the verification key that this one follows")
+
+    train = command("mark", _MARK, mark)
+    train.add_argument("secret", type=Path, metavar="SECRET", help="the marking key")
+    train.add_argument("out", type=Path, metavar="DIR", help="directory of the marked network's variables")
+    train.add_argument("--dataset", default="digits", help="data set (default: %(default)s)")
+    train.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="where the real data sets are (default: DFKE_DATA_DIR)"
+    )
+    train.add_argument("--network", default="lenet5", metavar="NAME", help="network (default: %(default)s)")
+    train.add_argument("--from", dest="start", type=Path, metavar="DIR", help="continue from these saved variables")
+    train.add_argument("--seed", type=int, default=0, help="of initial variables and batches (default: %(default)s)")
+    for name, kind, about in (
+        ("steps", int, "updates"),
+        ("batch-size", int, "rows of the task in a batch"),
+        ("triggers-per-batch", int, "trigger pairs beside them"),
+        ("learning-rate", float, "of SGD at the beginning"),
+        ("decay-every", int, "steps after which it falls tenfold; 0: never"),
+    ):
+        train.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "RATE", help=about)
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    judge = command("verify", _VERIFY, verify)
+    judge.add_argument("secret", type=Path, metavar="SECRET", help="the marking key, revealed")
+    judge.add_argument("public", type=Path, metavar="PUBLIC", help="the verification key, as it was published")
+    judge.add_argument("suspect", metavar="SUSPECT", help="directory, .pt2 or .pt file, or URL")
+    judge.add_argument("--network", default="lenet5", metavar="NAME", help="of saved variables (default: %(default)s)")
+    judge.add_argument("--key", metavar="KEY", help="API key of an endpoint")
+    judge.add_argument("--layout", default="NCHW", choices=("NCHW", "NHWC"), help="of a PyTorch program's input")
+    judge.add_argument(
+        "--truth", type=Path, metavar="FILE", help=".npz with the true labels of all trigger images, -1: none"
+    )
+    judge.add_argument("--alpha", type=float, default=0.01, help="level of the test (default: %(default)s)")
+    judge.add_argument(
+        "--epsilon",
+        type=float,
+        default=0.1,
+        help="share of misses that the scheme's rule allows (default: %(default)s)",
+    )
+    judge.add_argument("--null", type=int, metavar="M", help="train M clean networks and count their matches as well")
+    judge.add_argument(
+        "--null-steps", type=int, default=1000, metavar="N", help="updates of each (default: %(default)s)"
+    )
+    judge.add_argument("--dataset", default="digits", help="of the clean networks (default: %(default)s)")
+    judge.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="where the real data sets are (default: DFKE_DATA_DIR)"
+    )
+    judge.add_argument("--seed", type=int, default=0, help="of the clean networks (default: %(default)s)")
+    judge.add_argument("--json", type=Path, metavar="FILE", help="write the verdict there as well")
+
+
+def execute(options: argparse.Namespace) -> None:
+    """Runs the sub-command that was asked for."""
+    options.work(options)
+
+
+def keygen(options: argparse.Namespace) -> None:
+    """Writes a new pair of keys.
+
+    Raises:
+      InputError: options that do not fit together, or files that exist already.
+    """
+    from dfke_jax.core.errors import InputError
+    from dfke_jax.watermarking import backdoor
+    from dfke_jax.watermarking.keys import VerificationKey
+
+    for path in (options.secret, options.public):
+        if path.exists():
+            raise InputError(f"{path} exists, and a key is never overwritten; choose another name")
+    images = truth = None
+    if options.images is not None:
+        images, truth = _arrays(options.images, "images"), _arrays(options.images, "labels", wanted=False)
+    previous = None if options.previous is None else VerificationKey.load(options.previous).fingerprint
+    secret, public = backdoor.keygen(
+        options.classes,
+        shape=tuple(options.shape) if options.shape else None,
+        count=options.count,
+        images=images,
+        truth=truth,
+        kind=options.kind,
+        previous=previous,
+    )
+    secret.save(options.secret)
+    public.save(options.public)
+    print(f"{len(secret)} trigger pairs\nsecret       {options.secret}\npublic       {options.public}")
+    print(f"fingerprint  {public.fingerprint}")
+
+
+def mark(options: argparse.Namespace) -> None:
+    """Trains and saves a marked network.
+
+    Raises:
+      InputError, UnknownNameError, MissingDataError, CheckpointError: for what cannot be had.
+    """
+    import jax
+    import numpy as np
+
+    from dfke_jax import data
+    from dfke_jax.core.checkpoint import restore, save
+    from dfke_jax.core.errors import InputError
+    from dfke_jax.core.loop import run
+    from dfke_jax.experiments.settings import network
+    from dfke_jax.nn.training import trained
+    from dfke_jax.watermarking import backdoor
+    from dfke_jax.watermarking.keys import MarkingKey
+    from dfke_jax.watermarking.verification import answered_labels
+
+    key = MarkingKey.load(options.secret)
+    if options.out.exists():
+        raise InputError(f"{options.out} exists, and nothing is overwritten; choose another directory")
+    names = ("steps", "batch_size", "triggers_per_batch", "learning_rate", "decay_every")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    settings = dataclasses.replace(backdoor.SMALL_MARKING, **given)
+    dataset = data.load(options.dataset, data_dir=options.data_dir)
+    classifier = network(options.network, dataset.num_classes, dataset.shape)
+    if options.start is not None:
+        classifier = restore(options.start, classifier)
+    images, labels = dataset.train.on_device()
+    method = backdoor.mark(classifier, images, labels, key, settings, pretrained=options.start is not None)
+    progress = None if options.quiet else "marking"
+    state = run(method, jax.random.key(options.seed), settings.steps, progress=progress).state
+    marked = trained(classifier, state)
+    save(options.out, marked)
+    accuracy = (marked.predict(dataset.test.images).argmax(1) == dataset.test.labels).mean()
+    matches = int((answered_labels(marked, key.images, key.num_classes) == key.labels).sum())
+    print(f"test accuracy  {100 * np.float64(accuracy):.2f} %\ntriggers       {matches} of {len(key)}")
+    print(f"saved          {options.out} ({options.network})")
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Judges a suspect.
+
+    Raises:
+      InputError, UnknownNameError, MissingDataError, CheckpointError, EndpointError: for what cannot be had.
+    """
+    from dfke_jax.core.errors import InputError
+    from dfke_jax.watermarking import verification
+    from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, rejected_pairs
+
+    secret, public = MarkingKey.load(options.secret), VerificationKey.load(options.public)
+    if options.json is not None and options.json.exists():
+        raise InputError(f"{options.json} exists, and nothing is overwritten; choose another name")
+    truth = None if options.truth is None else _arrays(options.truth, "labels")
+    null = None
+    if options.null is not None:
+        verification.check_null_models(options.null, options.alpha)
+        if not rejected_pairs(secret, public):  # or there will be nothing to compare
+            null = _null_models(options, secret.num_classes, secret.images.shape[1:])
+    suspect = load_suspect(options, secret.num_classes, secret.images.shape[1:])
+    try:
+        verdict = verification.verify(
+            secret,
+            public,
+            suspect,
+            truth=truth,
+            alpha=options.alpha,
+            epsilon=options.epsilon,
+            null=null,
+        )
+    finally:
+        if hasattr(suspect, "close"):
+            suspect.close()
+    print(verdict)
+    if options.json is not None:
+        said = dataclasses.asdict(verdict) | {"null": verdict.null and verdict.null._asdict()}
+        options.json.write_text(json.dumps(said, indent=1) + "\n")
+
+
+def load_suspect(options: argparse.Namespace, num_classes: int, shape: tuple[int, ...]) -> Any:
+    """What is to be asked: an endpoint, a PyTorch program, or saved variables.
+
+    Raises:
+      InputError: a PyTorch file that is none, or needs what is not installed.
+    """
+    from dfke_jax import serving
+    from dfke_jax.oracle.remote import RemoteVictim
+
+    height, width, channels = shape
+    if options.suspect.startswith(("http://", "https://")):
+        return RemoteVictim(options.suspect, key=options.key, input_shape=shape, num_classes=num_classes)
+    if options.suspect.endswith((".pt2", ".pt", ".pth")):
+        return torch_suspect(options.suspect, num_classes, (height, width, channels), options.layout)
+    return serving.load(options.suspect, options.network, num_classes, (height, width, channels))
+
+
+def torch_suspect(path: str, num_classes: int, shape: tuple[int, int, int], layout: Any = "NCHW") -> Any:
+    """A host victim from an exported program. A pickled module is refused: unpickling runs whatever its maker wrote.
+
+    Args:
+      path: ``.pt2`` of ``torch.export.save``, its batch size dynamic; any other name is taken for TorchScript.
+      num_classes: K. shape: (H, W, C). layout: of its input.
+
+    Raises:
+      InputError: no PyTorch, no such file, or one that holds no program.
+    """
+    import warnings
+
+    from dfke_jax.core.errors import InputError
+    from dfke_jax.oracle.victims import from_torch
+
+    try:
+        import torch
+    except ImportError:
+        raise InputError(f"{path} needs `pip install 'dfke-jax[torch]'`") from None
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path).module() if path.endswith(".pt2") else torch.jit.load(path, "cpu")
+    except Exception as error:  # of many kinds
+        raise InputError(
+            f"{path} holds no program that PyTorch reads without running foreign code; write it with torch.export.save "
+            f"as a .pt2 file ({type(error).__name__})"
+        ) from error
+
+    class Program(torch.nn.Module):
+        """Exported programs know no eval mode, so they must not be found as a part."""
+
+        def forward(self, x: Any) -> Any:
+            return program(x)
+
+    return from_torch(Program(), shape, num_classes, layout=layout)
+
+
+def _null_models(options: argparse.Namespace, num_classes: int, shape: tuple[int, ...]) -> "Classifier":
+    import jax
+
+    from dfke_jax import data
+    from dfke_jax.core.errors import InputError
+    from dfke_jax.experiments.settings import network
+    from dfke_jax.watermarking.null_models import null_population
+
+    dataset = data.load(options.dataset, data_dir=options.data_dir)
+    if (dataset.num_classes, dataset.shape) != (num_classes, tuple(shape)):
+        raise InputError(
+            f"{options.dataset} has {dataset.num_classes} classes and images of {dataset.shape}, the key is for "
+            f"{num_classes} and {tuple(shape)}"
+        )
+    images, labels = dataset.train.on_device()
+    classifier = network(options.network, num_classes, dataset.shape)
+    progress = "clean networks" if sys.stdout.isatty() else None
+    return null_population(
+        classifier,
+        images,
+        labels,
+        jax.random.key(options.seed),
+        models=options.null,
+        steps=options.null_steps,
+        progress=progress,
+    )
+
+
+def _arrays(path: Path, name: str, wanted: bool = True) -> Any:
+    """An array of an .npz file, or None where there is none and none is wanted."""
+    import numpy as np
+
+    from dfke_jax.core.errors import InputError
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if name not in archive and wanted:
+                raise InputError(f"{path} holds {', '.join(archive.files) or 'nothing'}, and no array named {name!r}")
+            return archive.get(name)
+    except InputError:
+        raise
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"cannot read {path} as an .npz file of arrays: {error}") from error
+
+
+__all__ = ["add_options", "execute", "keygen", "load_suspect", "mark", "torch_suspect", "verify"]
