@@ -17,6 +17,7 @@ from dfke_jax.extraction.dissector import DissectorSettings, DissectorState, dis
 from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, JacobianState, jacobian_augmentation
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
 from dfke_jax.extraction.maze import MAZESettings, maze
+from dfke_jax.extraction.maze_pd import MAZEPDSettings, MAZEPDState, maze_pd
 from dfke_jax.extraction.megex import MEGEXSettings, megex
 from dfke_jax.extraction.pool import CloneTraining, PoolSettings
 from dfke_jax.extraction.random_queries import RandomState, random_attack
@@ -42,6 +43,8 @@ __all__ = [
     "GenerativeSettings",
     "JacobianSettings",
     "JacobianState",
+    "MAZEPDSettings",
+    "MAZEPDState",
     "MAZESettings",
     "MEGEXSettings",
     "PoolSettings",
@@ -60,6 +63,7 @@ __all__ = [
     "jacobian_augmentation",
     "knockoff",
     "maze",
+    "maze_pd",
     "megex",
     "random_attack",
     "steps_for",
