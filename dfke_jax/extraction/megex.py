@@ -16,7 +16,6 @@ from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.oracle.explanations import Explained, Explanation, class_gradients, explained_gradients
 from dfke_jax.oracle.reveal import Reveal
 
-
 SATURATED = 1e-6
 """p(1 − p) of a top class below which its gradient is what float32 rounding left of it."""
 
