@@ -4,7 +4,16 @@ from dfke_jax.extraction.active_thief import ActiveThiefSettings, ActiveThiefSta
 from dfke_jax.extraction.common import GenerativeSettings, clone_of, steps_for
 from dfke_jax.extraction.copycat import copycat, heavy_augmentation
 from dfke_jax.extraction.dfme import SMALL_DFME, DFMESettings, DFMEState, dfme
-from dfke_jax.extraction.dfms import Adversaries, DFMSSettings, DFMSState, adversarial_pretraining, dfms
+from dfke_jax.extraction.dfms import (
+    FIRST_CLONE,
+    Adversaries,
+    DFMSSettings,
+    DFMSState,
+    adversarial_pretraining,
+    dfms,
+    diversity_tuning,
+    first_samples,
+)
 from dfke_jax.extraction.disagreement import (
     DUAL_STUDENTS,
     SMALL_DISGUIDE,
@@ -24,6 +33,7 @@ from dfke_jax.extraction.random_queries import RandomState, random_attack
 
 __all__ = [
     "DUAL_STUDENTS",
+    "FIRST_CLONE",
     "SMALL_DFME",
     "SMALL_DISGUIDE",
     "ActiveThiefSettings",
@@ -59,6 +69,8 @@ __all__ = [
     "dfms",
     "disagreement",
     "dissector",
+    "diversity_tuning",
+    "first_samples",
     "heavy_augmentation",
     "jacobian_augmentation",
     "knockoff",

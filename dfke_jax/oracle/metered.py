@@ -63,11 +63,10 @@ class Metered:
     is held against the budget before its first request leaves.
 
     A victim is any callable, rows -> answers (an array, a tuple or dictionary of arrays, or `Explained`, with leading axis
-    B); an `Oracle` or `ExplanationOracle` is compiled. One
-    with a method ``request(rows, key)`` (`RemoteVictim`) is asked through it, in requests of its `batch`, `concurrency`
-    at a time; one with a method ``check(rows)`` may object to rows before they are entered. An exception leaves the rows
-    of its request as of unknown outcome, which counts against the budget, unless it is an `EndpointError` that says that
-    they were certainly not answered.
+    B). An `Oracle` or `ExplanationOracle` is compiled. One with a method ``request(rows, key)`` (`RemoteVictim`) is asked
+    through it, in requests of its `batch`, `concurrency` at a time; one with a method ``check(rows)`` may object to rows
+    before they are entered. An exception leaves the rows of its request as of unknown outcome, which counts against the
+    budget, unless it is an `EndpointError` that says that they were certainly not answered.
 
     Args:
       oracle: the victim.

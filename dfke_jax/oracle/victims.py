@@ -138,8 +138,8 @@ def from_function(
     """
     if not callable(predict):
         raise InputError(f"predict must be a function of rows, got {type(predict).__name__}")
-    name = name or getattr(predict, "__name__", "function")
-    return HostVictim(predict, num_classes, input_shape, gives, name, None, batch_size, repeatable)
+    shown = name or getattr(predict, "__name__", "function")
+    return HostVictim(predict, num_classes, input_shape, gives, shown, None, batch_size, repeatable)
 
 
 def from_sklearn(estimator: Any, input_shape: Shape | None = None, num_classes: int | None = None) -> HostVictim:
