@@ -245,7 +245,8 @@ def _new_adversaries(generator: DCGANGenerator, settings: DFMSSettings, key: Key
 def _adversaries_begin(
     static: Static, images: Array, clone: Classifier | None, start: Adversaries | None, key: Key
 ) -> Adversaries:
-    return _new_adversaries(*static.value, key) if start is None else jax.tree.map(jnp.array, start)
+    generator, settings = static.value
+    return _new_adversaries(generator, settings, key) if start is None else jax.tree.map(jnp.array, start)
 
 
 def _adversaries_step(

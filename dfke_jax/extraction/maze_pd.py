@@ -173,7 +173,7 @@ def _tell(
     )
 
     def gain(x: Array) -> Array:
-        return settings.critic_weight * jnp.sum(settings.critic.apply(critic.variables, fixed.rows(x)))
+        return settings.critic_weight * jnp.sum(settings.critic.apply(critic.variables, fixed.rows(x)))  # type: ignore[arg-type]
 
     before = DFMEState(state.clone, state.generator, state.replay)
     after, metrics = play(fixed, key, before, rows, answers, pull=jax.grad(gain))

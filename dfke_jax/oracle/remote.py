@@ -121,7 +121,7 @@ class RemoteVictim:
         answers = concurrently(lambda part: self.request(part, name(part)), parts, self.concurrency)
         if self.explanation is None:
             return np.concatenate(answers)
-        return Explained(*(np.concatenate(kind) for kind in zip(*answers, strict=True)))
+        return Explained(*(np.concatenate(kind) for kind in zip(*answers, strict=True)))  # type: ignore[arg-type]
 
     def request(self, rows: Any, key: str) -> Any:
         """One request and its repetitions.

@@ -294,7 +294,8 @@ def traced_torch(
 
 
 def _traced(converted: Static, prepared: Static, state: dict[str, Array], rows: Array) -> Array:
-    return converted.value(prepared.value(rows, jnp), state_dict=state)
+    with jax.numpy_rank_promotion("allow"):  # PyTorch's broadcasting, whatever is set for the rest of the program
+        return converted.value(prepared.value(rows, jnp), state_dict=state)
 
 
 @dataclasses.dataclass(frozen=True)
