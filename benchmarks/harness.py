@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dfke_jax.core import Method
+from dfke_jax.core import HostMethod, Method
 from dfke_jax.core.loop import _chunk, _fold, _init  # what `run` executes
 from dfke_jax.core.mesh import device_mesh, replicate
 from dfke_jax.core.types import Key
@@ -60,6 +60,20 @@ class Program(NamedTuple):
     spread: bool = False
 
 
+class Split(NamedTuple):
+    """A contender that leaves the device in every step, because its victim answers on the host.
+
+    Attributes:
+      method: of ``against(attack, oracle, host=True)``.
+      key: a key.
+      units: units of work in one step, which is one call.
+    """
+
+    method: HostMethod
+    key: Key
+    units: float
+
+
 class Peer(NamedTuple):
     """A contender written in PyTorch.
 
@@ -85,7 +99,7 @@ class Row(NamedTuple):
 
     unit: str
     params: Json
-    contenders: Mapping[str, Program | Peer]
+    contenders: Mapping[str, Program | Split | Peer]
     also: Mapping[str, float] = {}
     blocks: int = 11
 
@@ -144,6 +158,34 @@ class Prepared:
         metrics = None
         for _ in range(calls):
             self.state, metrics = self._compiled(*self._fixed, self.state, np.uint32(self._count))
+            self._count += 1
+        jax.block_until_ready((self.state, metrics))
+        return time.perf_counter() - began
+
+
+class PreparedSplit:
+    """A `Split`, compiled and called twice.
+
+    Attributes:
+      units: of work per call. state: after the calls so far.
+      compile: seconds of the first call, which compiles both halves and the victim, and of the second.
+    """
+
+    memory = None
+
+    def __init__(self, split: Split):
+        self.units = split.units
+        self._method, self._key, self._count = split.method, split.key, 0
+        jax.clear_caches()
+        self.state = split.method.init(_fold(split.key, np.uint32(2**32 - 1)))  # type: ignore[arg-type]
+        self.compile = {"trace_lower": None, "compile": self.run(1), "first_call": self.run(1)}
+
+    def run(self, calls: int) -> float:
+        """Seconds of that many steps, each going on from the previous one, with a key of its own."""
+        began = time.perf_counter()
+        metrics = None
+        for _ in range(calls):
+            self.state, metrics = self._method.step(_fold(self._key, np.uint32(self._count)), self.state)  # type: ignore[arg-type]
             self._count += 1
         jax.block_until_ready((self.state, metrics))
         return time.perf_counter() - began
@@ -230,12 +272,12 @@ def measure(
     """
     blocks = blocks or row.blocks
     environment = describe_environment()
-    ready: dict[str, Prepared | PreparedPeer] = {}
+    ready: dict[str, Prepared | PreparedSplit | PreparedPeer] = {}
     skipped: dict[str, str] = {}
     for contender, work in row.contenders.items():
         note(f"{name}: preparing {contender}")
         try:
-            ready[contender] = Prepared(work) if isinstance(work, Program) else PreparedPeer(work)
+            ready[contender] = _prepared(work)
         except Skipped as reason:
             skipped[contender] = str(reason)
             note(f"{name}: {contender} skipped: {reason}")
@@ -300,7 +342,13 @@ def measure(
     return records
 
 
-def _calls_per_block(work: Prepared | PreparedPeer, min_seconds: float) -> int:
+def _prepared(work: Program | Split | Peer) -> Prepared | PreparedSplit | PreparedPeer:
+    if isinstance(work, Program):
+        return Prepared(work)
+    return PreparedSplit(work) if isinstance(work, Split) else PreparedPeer(work)
+
+
+def _calls_per_block(work: Prepared | PreparedSplit | PreparedPeer, min_seconds: float) -> int:
     calls, seconds = 1, work.run(1)
     while seconds < 0.8 * min_seconds:
         calls = min(max(calls + 1, math.ceil(calls * min_seconds / max(seconds, 1e-6))), 16 * calls)

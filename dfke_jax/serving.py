@@ -2,12 +2,13 @@
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
 
     from dfke_jax.nn.classifier import Classifier
+    from dfke_jax.oracle.explanations import Explanation
     from dfke_jax.oracle.reveal import Reveal
 
 
@@ -28,6 +29,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=int, metavar="K", help="how many, with --reveal top_k")
     parser.add_argument("--round", type=int, metavar="DECIMALS", help="round what is revealed")
+    parser.add_argument(
+        "--explain",
+        metavar="KIND",
+        help="explain answers as well: gradient, smooth_grad, ...; or KIND:key=value,... (classes=top, samples=8, ...)",
+    )
+    parser.add_argument("--explain-quota", type=int, metavar="ROWS", help="rows of a key that are explained, ever")
     parser.add_argument("--rate", type=float, metavar="ROWS", help="rows a second of a key")
     parser.add_argument("--quota", type=int, metavar="ROWS", help="rows of a key, ever")
     parser.add_argument(
@@ -44,10 +51,15 @@ def serve_model(options: argparse.Namespace) -> None:
     Raises:
       InputError, UnknownNameError, CheckpointError: for options that do not fit together, or no such model.
     """
+    from dfke_jax.core.errors import InputError
+    from dfke_jax.oracle.registry import explanation
     from dfke_jax.oracle.reveal import Reveal
     from dfke_jax.oracle.serve import create_app, serve
 
     reveal = Reveal(options.reveal, k=options.top, decimals=options.round)
+    setting = explanation(options.explain) if options.explain else None
+    if setting and reveal.kind in ("label", "logits"):
+        raise InputError(f"--explain explains probabilities, which --reveal {reveal.kind} does not reveal")
     classifier = load(options.model, options.network, options.classes, options.shape)
     app = create_app(
         answering(classifier, reveal),
@@ -59,8 +71,12 @@ def serve_model(options: argparse.Namespace) -> None:
         quota=options.quota,
         rate=options.rate,
         max_rows=options.max_rows,
+        explain=explaining(classifier, reveal, setting) if setting else None,
+        explanation=setting,
+        explanation_quota=options.explain_quota,
     )
-    said = f"serving {options.model} ({options.reveal}) until interrupted at"
+    shown = f"{options.reveal}, explained by {setting.kind}" if setting else options.reveal
+    said = f"serving {options.model} ({shown}) until interrupted at"
     serve(app, options.host, options.port, ready=lambda url: print(said, url, flush=True))
 
 
@@ -105,16 +121,32 @@ def answering(classifier: "Classifier", reveal: "Reveal") -> "Callable[[np.ndarr
     Batches are padded to powers of two, so that few programs are compiled.
     """
     import jax
-    import numpy as np
 
     compiled = jax.jit(lambda classifier, rows: reveal.of_logits(classifier(rows)))
+    return _padded(lambda rows: compiled(classifier, rows))
 
-    def predict(rows: "np.ndarray") -> "np.ndarray":
+
+def explaining(classifier: "Classifier", reveal: "Reveal", setting: "Explanation") -> "Callable[[np.ndarray], Any]":
+    """Rows (B, H, W, C) on the host -> `Explained`; padded as `answering` pads."""
+    import jax
+
+    from dfke_jax.oracle.explanations import explanation_oracle
+
+    oracle = explanation_oracle(classifier, setting, reveal)
+    compiled = jax.jit(lambda oracle, rows: oracle(rows))
+    return _padded(lambda rows: compiled(oracle, rows))
+
+
+def _padded(answer: "Callable[[np.ndarray], Any]") -> "Callable[[np.ndarray], Any]":
+    import jax
+    import numpy as np
+
+    def predict(rows: "np.ndarray") -> Any:
         size = 1 << (len(rows) - 1).bit_length()
         padded = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), 0)])
-        return np.asarray(compiled(classifier, padded))[: len(rows)]
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(rows)], answer(padded))
 
     return predict
 
 
-__all__ = ["add_options", "answering", "load", "serve_model", "trained_on_digits"]
+__all__ = ["add_options", "answering", "explaining", "load", "serve_model", "trained_on_digits"]

@@ -35,21 +35,26 @@ def test_a_saved_classifier_is_served(tmp_path, getkey):
 
 
 def test_the_command_serves_until_it_is_interrupted():
-    command = [sys.executable, "-m", "dfke_jax.cli", "serve", "digits", "--reveal", "label", "--quota", "400"]
+    command = [sys.executable, "-m", "dfke_jax.cli", "serve", "digits", "--quota", "400", "--explain"]
     process = subprocess.Popen(
-        [*command, "--key", "k1", "--key", "k2", "--port", "0"],
+        [*command, "gradient:classes=top", "--explain-quota", "5", "--key", "k1", "--key", "k2", "--port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         line = process.stdout.readline()
-        assert line.startswith("serving digits (label) until interrupted at http://127.0.0.1:")
+        assert line.startswith(
+            "serving digits (probabilities, explained by gradient) until interrupted at http://127.0.0.1:"
+        )
         test = data.load("digits").test
         with RemoteVictim(line.split()[-1], key="k2", batch=100) as victim:
-            assert (victim.input_shape, victim.num_classes, victim.reveal) == ((8, 8, 1), 10, Reveal("label"))
-            assert np.mean(victim(test.images) == test.labels) > 0.93
-            assert victim.usage() == {"rows": 360, "requests": 4, "quota": 400}
+            assert (victim.input_shape, victim.num_classes, victim.reveal) == ((8, 8, 1), 10, Reveal())
+            assert np.mean(victim(test.images).argmax(1) == test.labels) > 0.93
+        with RemoteVictim(line.split()[-1], key="k2", explain=True) as victim:
+            assert victim(test.images[:3]).explanation.shape == (3, 8, 8, 1)
+            used = {"rows": 363, "requests": 5, "quota": 400, "explanation_rows": 3, "explanation_quota": 5}
+            assert victim.usage() == used
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     finally:
@@ -64,6 +69,8 @@ def test_the_command_serves_until_it_is_interrupted():
         (["nowhere"], "there is no checkpoint at"),
         (["digits", "--reveal", "labels"], "nearest: label"),
         (["digits", "--reveal", "top_k"], "k >= 1"),
+        (["digits", "--reveal", "label", "--explain", "gradient"], "--explain explains probabilities"),
+        (["digits", "--explain", "gradients"], "nearest: gradient"),
         (["digits", "--network", "lenet"], "unknown network 'lenet'"),
     ],
 )

@@ -5,8 +5,9 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 
-from benchmarks.harness import Peer, Program, Row, Rows
+from benchmarks.harness import Peer, Program, Row, Rows, Split
 from benchmarks.suites.common import classifier
 from dfke_jax.core import Method, against
 from dfke_jax.extraction import SMALL_DFME, DFMESettings, dfme
@@ -17,6 +18,18 @@ def extraction(network: str, settings: DFMESettings) -> Method:
     """DFME of a network of random weights by a clone of the same kind, ask, answer and tell in one program."""
     attack: Any = against(dfme(classifier(network, 7), settings), oracle_for(classifier(network)))
     return attack
+
+
+@jax.jit
+def _answer(oracle: Any, rows: Any) -> Any:
+    return oracle(rows)
+
+
+def on_the_host(network: str, settings: DFMESettings) -> Any:
+    """The same attack against the same victim, which answers between two compiled halves, from NumPy to NumPy."""
+    oracle = oracle_for(classifier(network))
+    answer = lambda rows: np.asarray(_answer(oracle, rows))
+    return against(dfme(classifier(network, 7), settings), answer, host=True)
 
 
 def row(
@@ -48,6 +61,7 @@ def row(
 
     contenders = {
         "ours": Program(made, key, units=1, length=length, elementary=one),
+        "host_split": Split(on_the_host("lenet5", settings), key, units=1),
         "lax_scan": Program(made, key, units=1, length=plain_length, convolution="lax", elementary=one),
         "lax_step": Program(one, key, units=1, convolution="lax", scanned=False),
         "pytorch": Peer(peer, units=peer_steps),

@@ -204,12 +204,13 @@ def _at_budget(kind: _Kind, config: ExtractionSettings, bench: Workbench, budget
                     rows=rows,
                     draws_as=f"{name}/attack",
                 )
-                ledger.charge(steps * rows)
+                ledger.charge(steps * rows, explained=kind.explains)
                 check_spent(ledger, steps * kind.formula(settings))
-                asked = ledger.counts()["rows"] or 0
+                counts = ledger.counts()
+                asked = counts["rows"] or 0
             arm.budget = {"victim_rows": asked, "steps": steps, "clone_updates": _updates(settings) * steps}
             if kind.explains:
-                arm.budget["explanation_rows"] = asked
+                arm.budget["explanation_rows"] = counts["explanation_rows"] or 0
             learnt = kind.read(clone, state)
             bench.record(arm, learnt, victim, **_closeness(config, bench, learnt, victim))
             _keep_pictures(kind, bench, settings, state, learnt, arm.name, seed)

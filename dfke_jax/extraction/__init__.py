@@ -4,7 +4,16 @@ from dfke_jax.extraction.active_thief import ActiveThiefSettings, ActiveThiefSta
 from dfke_jax.extraction.common import GenerativeSettings, clone_of, steps_for
 from dfke_jax.extraction.copycat import copycat, heavy_augmentation
 from dfke_jax.extraction.dfme import SMALL_DFME, DFMESettings, DFMEState, dfme
-from dfke_jax.extraction.dfms import Adversaries, DFMSSettings, DFMSState, adversarial_pretraining, dfms
+from dfke_jax.extraction.dfms import (
+    FIRST_CLONE,
+    Adversaries,
+    DFMSSettings,
+    DFMSState,
+    adversarial_pretraining,
+    dfms,
+    diversity_tuning,
+    first_samples,
+)
 from dfke_jax.extraction.disagreement import (
     DUAL_STUDENTS,
     SMALL_DISGUIDE,
@@ -17,12 +26,14 @@ from dfke_jax.extraction.dissector import DissectorSettings, DissectorState, dis
 from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, JacobianState, jacobian_augmentation
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
 from dfke_jax.extraction.maze import MAZESettings, maze
+from dfke_jax.extraction.maze_pd import MAZEPDSettings, MAZEPDState, maze_pd
 from dfke_jax.extraction.megex import MEGEXSettings, megex
 from dfke_jax.extraction.pool import CloneTraining, PoolSettings
 from dfke_jax.extraction.random_queries import RandomState, random_attack
 
 __all__ = [
     "DUAL_STUDENTS",
+    "FIRST_CLONE",
     "SMALL_DFME",
     "SMALL_DISGUIDE",
     "ActiveThiefSettings",
@@ -42,6 +53,8 @@ __all__ = [
     "GenerativeSettings",
     "JacobianSettings",
     "JacobianState",
+    "MAZEPDSettings",
+    "MAZEPDState",
     "MAZESettings",
     "MEGEXSettings",
     "PoolSettings",
@@ -56,10 +69,13 @@ __all__ = [
     "dfms",
     "disagreement",
     "dissector",
+    "diversity_tuning",
+    "first_samples",
     "heavy_augmentation",
     "jacobian_augmentation",
     "knockoff",
     "maze",
+    "maze_pd",
     "megex",
     "random_attack",
     "steps_for",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -188,13 +189,20 @@ def ask(game: Static, key: Key, state: Any) -> tuple[Any, Array]:
 
 
 def climb(
-    fixed: Game, drawn: _Draws, generator: Training, clone: PyTree, rows: Array, targets: Array
+    fixed: Game,
+    drawn: _Draws,
+    generator: Training,
+    clone: PyTree,
+    rows: Array,
+    targets: Array,
+    pull: Callable[[Array], Array] | None = None,
 ) -> tuple[Training, Array, Array]:
     """The generator's step towards disagreement, from the answers at its perturbed points.
 
     Args:
       drawn: of this iteration. generator: before. clone: variables of the clone to disagree with. rows, targets: of the
         perturbed points, in the order of `perturbed_rows`.
+      pull: x̃ (B, H, W, C) -> (B, H, W, C), what is added to the estimate: the gradient of another gain.
 
     Returns:
       The generator after, the mean loss at its images, and the share of differences that are zero.
@@ -208,6 +216,8 @@ def climb(
 
     x, back, statistics = jax.vjp(image, generator.variables["params"], has_aux=True)
     gradient = estimate(drawn.directions, x, losses, settings.differences)
+    if pull is not None:
+        gradient = gradient + pull(x)
     (descent,) = back(-gradient / settings.batch_size)
     table = losses.reshape(-1, settings.batch_size)
     if settings.central:
@@ -222,7 +232,13 @@ def climb(
 
 def tell(game: Static, key: Key, state: DFMEState, rows: Array, answers: Any) -> tuple[DFMEState, Metrics]:
     """The clone's steps, on fresh rows and old ones, and the generator's."""
-    fixed: Game = game.value
+    return play(game.value, key, state, rows, answers)
+
+
+def play(
+    fixed: Game, key: Key, state: DFMEState, rows: Array, answers: Any, pull: Callable[[Array], Array] | None = None
+) -> tuple[DFMEState, Metrics]:
+    """`tell`, with what `climb` takes besides."""
     settings: DFMESettings = fixed.settings
     drawn = draws(fixed, key)
     size, fresh = settings.batch_size, settings.clone_batches
@@ -232,7 +248,7 @@ def tell(game: Static, key: Key, state: DFMEState, rows: Array, answers: Any) ->
     kept = (fresh + settings.reuse) * size
     clone, replay, metrics = fixed.replay_steps(replay_key, clone, state.replay, rows[:kept], targets[:kept])
     asked, answered = rows[fresh * size :], targets[fresh * size :]
-    generator, disagreement, flat = climb(fixed, drawn, state.generator, clone.variables, asked, answered)
+    generator, disagreement, flat = climb(fixed, drawn, state.generator, clone.variables, asked, answered, pull)
     if settings.reuse:
         again = batches((asked, answered), settings.differences.rows_per_sample, size)
         clone, _ = fixed.clone_steps(again_key, clone, *again)
@@ -250,5 +266,6 @@ __all__ = [
     "climb",
     "dfme",
     "draws",
+    "play",
     "tell",
 ]

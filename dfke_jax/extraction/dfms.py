@@ -1,6 +1,7 @@
 """Hard-label extraction by a GAN whose samples keep to a proxy's looks and to all of the victim's classes."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +11,10 @@ from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Method, Static, method
-from dfke_jax.core.types import Array, Key, Metrics, PyTree
+from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
 from dfke_jax.extraction.common import Game, GenerativeSettings, batches, updated_by
 from dfke_jax.extraction.disagreement import negative_entropy
+from dfke_jax.extraction.pool import CloneTraining, PoolSettings
 from dfke_jax.extraction.replay import Replay
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.discriminators import DCGANDiscriminator
@@ -28,6 +30,7 @@ class DFMSSettings(GenerativeSettings):
     Attributes:
       diversity: λ of Σ_k α_k log α_k (100 for CIFAR-100). In a small batch α is noisy and this term drowns the other:
         keep B well above K.
+      tuning_diversity: λ in `diversity_tuning`.
       adam_decay: β_1 of Adam, for generator and discriminator.
       loss: of the clone; ``auto`` is cross-entropy for labels (DFMS-HL) and l1 on recovered logits otherwise (DFMS-SL).
     """
@@ -38,16 +41,17 @@ class DFMSSettings(GenerativeSettings):
     schedule: str = "cosine"
     generator_rate: float = 2e-4
     diversity: float = 500.0
+    tuning_diversity: float = 10.0
     adam_decay: float = 0.5
 
     def __post_init__(self):
         super().__post_init__()
         if self.clone_batches != 1:
             raise InputError(f"DFMS asks one batch an iteration, got clone_batches = {self.clone_batches}")
-        if self.diversity < 0 or not 0 <= self.adam_decay < 1:
+        if min(self.diversity, self.tuning_diversity) < 0 or not 0 <= self.adam_decay < 1:
             raise InputError(
-                f"diversity must not be negative and adam_decay must lie in [0, 1), got {self.diversity} and "
-                f"{self.adam_decay}"
+                "diversity and tuning_diversity must not be negative and adam_decay must lie in [0, 1), got "
+                f"{self.diversity}, {self.tuning_diversity} and {self.adam_decay}"
             )
         if self.generator_optimizer != "adam":
             raise InputError("the generator and the discriminator of DFMS are trained by Adam")
@@ -84,9 +88,76 @@ def adversarial_pretraining(images: Array, settings: DFMSSettings) -> Method:
     Source: Sanyal, Addepalli and Babu, Towards Data-Free Model Stealing in a Hard Label Setting, CVPR 2022, section 4;
       Radford, Metz and Chintala, DCGAN, ICLR 2016.
     """
-    height, width, channels = images.shape[1:]
-    generator = DCGANGenerator((height, width, channels), settings.width, settings.latent)
-    return method(_pretrain_begin, _pretrain, Static((generator, settings)), images)
+    return method(_adversaries_begin, _adversaries_step, _fixed(images, settings), images, None, None)
+
+
+def first_samples(
+    key: Key, start: Adversaries, images: Array, count: int, settings: DFMSSettings, *, proxy: float = 0.5
+) -> Array:
+    """The pool of stage 1: what the victim is asked for the first clone; part proxy images, part G(z).
+
+    The first clone is `dfke_jax.extraction.knockoff` on this pool, for instance with `FIRST_CLONE`; it pays `count` rows::
+
+        pool = first_samples(key, begun, images, 50_000, settings)
+        run = core.run(core.against(knockoff(clone, pool, reveal, FIRST_CLONE), oracle), key, FIRST_CLONE.rounds)
+        attack = dfms(clone, images, settings, reveal, start=begun, first=run.state.clone)
+
+    Args:
+      start: of `adversarial_pretraining`, or of `diversity_tuning`: the released scripts then train the clone once more,
+        from the beginning. G is in evaluation mode.
+      images: (N, H, W, C) proxy images, uint8 or float in [0, 1]. count: rows in all.
+      settings: as for `dfms`. proxy: share of rows that are proxy images, drawn without replacement.
+
+    Returns:
+      (count, H, W, C) float32, proxy images first.
+
+    Raises:
+      InputError: for a count below one, a share outside [0, 1], or fewer proxy images than are wanted.
+
+    Source: Sanyal, Addepalli and Babu, CVPR 2022, section 4; the halves are those of the released scripts.
+    """
+    if count < 1 or not 0 <= proxy <= 1:
+        raise InputError(f"count must be at least 1 and proxy lie in [0, 1], got {count} and {proxy}")
+    given = round(count * proxy)
+    if given > images.shape[0]:
+        raise InputError(f"{given} of {count} samples are to be proxy images and there are {images.shape[0]}")
+    chosen = jax.random.choice(jax.random.fold_in(key, 0), images.shape[0], (given,), replace=False)
+    generator, _ = _fixed(images, settings).value
+    made = _samples(Static(generator), start.generator.variables, jax.random.fold_in(key, 1), count - given)
+    return jnp.concatenate([as_float(images[chosen]), made])
+
+
+FIRST_CLONE = PoolSettings(
+    budget=50_000,
+    rows_per_step=1000,
+    clone=CloneTraining(
+        steps=78_125, batch_size=128, learning_rate=0.1, momentum=0.9, decay_at=(0.5, 0.75, 0.9), decay_factor=0.1
+    ),
+)
+"""Stage 1 as published: 50,000 rows and 200 epochs over them; the cosine has become three steps."""
+
+
+def diversity_tuning(clone: Classifier, images: Array, settings: DFMSSettings, start: Adversaries) -> Method:
+    """Stage 1b, without any question: the generator learns to reach all classes of the first clone, which stands still.
+
+    L_G = BCE(D(x), 1) + λ·Σ_k α_k log α_k as in `dfms`, with λ = ``settings.tuning_diversity``; D goes on as before.
+
+    Args:
+      clone: the first one, trained. images, settings: as for `dfms`. start: of `adversarial_pretraining`.
+
+    Returns:
+      A `Method` over `Adversaries` with metrics ``generator_loss``, ``discriminator_loss`` and ``entropy`` (of α, in
+      nats); published: 100 epochs over the proxy images. Hand its state to `dfms`.
+
+    Raises:
+      InputError: for images of another shape than the clone takes, another box than [0, 1].
+
+    Source: Sanyal, Addepalli and Babu, CVPR 2022, section 4.
+    Deviation: the released scripts begin this stage and the next with a new discriminator.
+    """
+    _check_proxy(clone, images)
+    tuned = dataclasses.replace(settings, diversity=settings.tuning_diversity)
+    return method(_adversaries_begin, _adversaries_step, _fixed(images, tuned), images, clone, start)
 
 
 def dfms(
@@ -96,6 +167,8 @@ def dfms(
     reveal: Reveal | None = None,
     num_classes: int | None = None,
     start: Adversaries | None = None,
+    first: Training | None = None,
+    augment: Augmentation | None = None,
 ) -> Attack:
     """Model stealing in the hard-label (DFMS-HL) or soft-label (DFMS-SL) setting; one question a sample.
 
@@ -108,7 +181,10 @@ def dfms(
       images: (N, H, W, C) proxy images on the device, uint8 or float in [0, 1]; with `synthetic_shapes` the attack uses
         no data at all.
       settings: see `DFMSSettings`.
-      start: of generator and discriminator, from `adversarial_pretraining`; fresh ones by default.
+      start: of generator and discriminator, from `adversarial_pretraining` or `diversity_tuning`; fresh ones by default.
+      first: of the clone, from stage 1 (see `first_samples`); its variables are taken and its optimiser is new. By default
+        the clone begins afresh.
+      augment: of the rows before they are asked; the clone learns what was asked. Published: AutoAugment.
 
     Returns:
       An `Attack` over `DFMSState` with metrics ``loss``, ``generator_loss``, ``discriminator_loss`` and ``entropy`` (of
@@ -118,21 +194,40 @@ def dfms(
       InputError: images of another shape than the clone takes, another box than [0, 1]; as `Game.between`.
 
     Source: Sanyal, Addepalli and Babu, CVPR 2022, sections 3 and 4.
-    Deviations: the clone begins afresh and not from a first set of 50,000 answered samples; no fine-tuning of the
-      generator between stages 1 and 2; no augmentation of the clone's batches; S is in evaluation mode in L_G; the soft
-      loss is l1 on recovered logits (`loss` chooses).
+    Deviations: no stage but this one is run here; S is in evaluation mode in L_G; the soft loss is l1 on recovered logits
+      (`loss` chooses); the clone is the last one and no average of many.
     """
     settings = settings or DFMSSettings()
-    if tuple(images.shape[1:]) != tuple(clone.input_shape):
-        raise InputError(f"proxy images are {tuple(images.shape[1:])} and the clone takes {clone.input_shape}")
-    if settings.post_transform or clone.preprocessing.box != (0.0, 1.0):
-        raise InputError(
-            "DFMS compares its samples with proxy images in [0, 1]: the clone's box must be (0, 1) and post_transform "
-            f"False, got {clone.preprocessing.box} and {settings.post_transform}"
-        )
+    _check_proxy(clone, images)
+    if settings.post_transform:
+        raise InputError("DFMS compares its samples with proxy images in [0, 1]: post_transform must be False")
     generator = DCGANGenerator(clone.input_shape, settings.width, settings.latent)
     game = Static(Game.between(clone, generator, settings, reveal or Reveal("label"), num_classes))
-    return Attack(Partial(_begin, game, start), Partial(_ask, game), Partial(_tell, game, images))
+    learnt = None if first is None else first.variables
+    return Attack(Partial(_begin, game, start, learnt), Partial(_ask, game, augment), Partial(_tell, game, images))
+
+
+def _check_proxy(clone: Classifier, images: Array) -> None:
+    if tuple(images.shape[1:]) != tuple(clone.input_shape):
+        raise InputError(f"proxy images are {tuple(images.shape[1:])} and the clone takes {clone.input_shape}")
+    if clone.preprocessing.box != (0.0, 1.0):
+        raise InputError(
+            "DFMS compares its samples with proxy images in [0, 1]: the clone's box must be (0, 1), got "
+            f"{clone.preprocessing.box}"
+        )
+
+
+def _fixed(images: Array, settings: DFMSSettings) -> Static:
+    height, width, channels = images.shape[1:]
+    return Static((DCGANGenerator((height, width, channels), settings.width, settings.latent), settings))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _samples(generator: Static, variables: PyTree, key: Key, count: int) -> Array:
+    size = min(500, max(count, 1))
+    keys = jax.random.split(key, -(-count // size))
+    make = lambda key: generator.value.apply(variables, draw_latents(key, (size,), generator.value))
+    return jax.lax.map(make, keys).reshape(-1, *generator.value.shape)[:count]
 
 
 def _adam(settings: DFMSSettings) -> optax.GradientTransformation:
@@ -147,18 +242,23 @@ def _new_adversaries(generator: DCGANGenerator, settings: DFMSSettings, key: Key
     return Adversaries(*(Training(variables, rule.init(variables["params"])) for variables in (made, judge)))
 
 
-def _pretrain_begin(static: Static, images: Array, key: Key) -> Adversaries:
+def _adversaries_begin(
+    static: Static, images: Array, clone: Classifier | None, start: Adversaries | None, key: Key
+) -> Adversaries:
     generator, settings = static.value
-    return _new_adversaries(generator, settings, key)
+    return _new_adversaries(generator, settings, key) if start is None else jax.tree.map(jnp.array, start)
 
 
-def _pretrain(static: Static, images: Array, key: Key, state: Adversaries) -> tuple[Adversaries, Metrics]:
+def _adversaries_step(
+    static: Static, images: Array, clone: Classifier | None, start: Adversaries | None, key: Key, state: Adversaries
+) -> tuple[Adversaries, Metrics]:
     generator, settings = static.value
     latent_key, image_key = jax.random.split(key)
     z = draw_latents(latent_key, (settings.batch_size,), generator)
-    made, fake, loss, _ = _deceive(generator, settings, state, z, None)
+    made, fake, loss, entropy = _deceive(generator, settings, state, z, clone)
     judge, judged = _judge(settings, state.discriminator, _draw(image_key, images, settings), fake)
-    return Adversaries(made, judge), {"generator_loss": loss, "discriminator_loss": judged}
+    metrics = {"generator_loss": loss, "discriminator_loss": judged}
+    return Adversaries(made, judge), metrics if clone is None else metrics | {"entropy": entropy}
 
 
 def _draw(key: Key, images: Array, settings: DFMSSettings) -> Array:
@@ -202,22 +302,26 @@ def _judge(settings: DFMSSettings, before: Training, real: Array, fake: Array) -
     return updated_by(_adam(settings), before, gradient, statistics), loss
 
 
-def _begin(game: Static, start: Adversaries | None, key: Key) -> DFMSState:
+def _begin(game: Static, start: Adversaries | None, learnt: PyTree | None, key: Key) -> DFMSState:
     fixed: Game = game.value
     clone_key, other_key = jax.random.split(key)
     others = _new_adversaries(fixed.generator, fixed.settings, other_key) if start is None else start  # type: ignore[arg-type]
     generator, discriminator = jax.tree.map(jnp.array, others)
-    return DFMSState(fixed.new_clone(clone_key), generator, discriminator, fixed.new_replay())
+    clone = fixed.new_clone(clone_key)
+    if learnt is not None:
+        clone = Training(jax.tree.map(jnp.array, learnt), clone.optimizer_state)
+    return DFMSState(clone, generator, discriminator, fixed.new_replay())
 
 
 def _latents(fixed: Game, key: Key) -> Array:
     return draw_latents(jax.random.fold_in(key, 0), (fixed.settings.batch_size,), fixed.generator)
 
 
-def _ask(game: Static, key: Key, state: DFMSState) -> tuple[DFMSState, Array]:
+def _ask(game: Static, augment: Augmentation | None, key: Key, state: DFMSState) -> tuple[DFMSState, Array]:
     fixed: Game = game.value
     x, _ = fixed.pre_activations(state.generator.variables, _latents(fixed, key))
-    return state, fixed.rows(x)
+    rows = fixed.rows(x)
+    return state, rows if augment is None else augment(jax.random.fold_in(key, 4), rows)
 
 
 def _tell(
@@ -238,4 +342,13 @@ def _tell(
     return DFMSState(clone, made, judge, replay), metrics
 
 
-__all__ = ["Adversaries", "DFMSSettings", "DFMSState", "adversarial_pretraining", "dfms"]
+__all__ = [
+    "FIRST_CLONE",
+    "Adversaries",
+    "DFMSSettings",
+    "DFMSState",
+    "adversarial_pretraining",
+    "dfms",
+    "diversity_tuning",
+    "first_samples",
+]

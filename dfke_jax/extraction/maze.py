@@ -68,8 +68,7 @@ def maze(
     Source: Kariyappa, Prakash and Qureshi, MAZE, CVPR 2021, section 3.
     Deviations: all n_S fresh batches enter the ring (released code keeps the last one alone), which is bounded and
       rounded as `remember` says; no batch of the generator serves the clone, as in the text (released code uses one
-      twice and asks again for it); the generator is `DFMEGenerator`; no evaluation between iterations. The variant with
-      a few real images and a critic (MAZE-PD) is not here.
+      twice and asks again for it); the generator is `DFMEGenerator`; no evaluation between iterations.
     """
     settings = settings or MAZESettings()
     reveal = reveal or Reveal()

@@ -13,8 +13,11 @@ from dfke_jax.extraction.common import Game, GenerativeSettings, batches, update
 from dfke_jax.extraction.dfme import DFMEState, begin, draws
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator
-from dfke_jax.oracle.explanations import Explained
+from dfke_jax.oracle.explanations import Explained, Explanation, class_gradients, explained_gradients
 from dfke_jax.oracle.reveal import Reveal
+
+SATURATED = 1e-6
+"""p(1 − p) of a top class below which its gradient is what float32 rounding left of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,18 @@ class MEGEXSettings(GenerativeSettings):
 
     `rows_per_step` is B·(n_S + 1). The endpoint explains them all, although the attack uses the explanations of the
     last B alone.
+
+    Attributes:
+      floor: the smallest probability that an explanation which is no exact gradient is divided by, so that classes which
+        the victim rules out do not outweigh the others.
     """
+
+    floor: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.floor < 1:
+            raise InputError(f"floor must lie in (0, 1), got {self.floor}")
 
     @property
     def rows_per_step(self) -> int:
@@ -31,69 +45,133 @@ class MEGEXSettings(GenerativeSettings):
         return self.batch_size * (self.clone_batches + 1)
 
 
-def megex(clone: Classifier, settings: MEGEXSettings | None = None, num_classes: int | None = None) -> Attack:
-    """Data-free model extraction with exact gradients from explanations.
+def megex(
+    clone: Classifier,
+    settings: MEGEXSettings | None = None,
+    num_classes: int | None = None,
+    explanation: Explanation | None = None,
+) -> Attack:
+    """Data-free model extraction with gradients from explanations.
 
     With E_k = ∂p_k/∂x, ∂log p_k = E_k/p_k and v_k = log p_k − mean_j log p_j, the generator climbs
-    ∂L/∂x = (1/K) Σ_k sign(v_k − s_k)·(∂v_k − ∂s_k) exactly; the clone's part is differentiated through the clone.
+    ∂L/∂x = (1/K) Σ_k sign(v_k − s_k)·(∂v_k − ∂s_k); the clone's part is differentiated through the clone, always exactly.
+    What the victim's part is made of depends on what is explained:
 
-    The endpoint must explain every class: v_k takes all log p_j. One that explains its top class alone gives one of the
-    K terms, and an endpoint that gives signs or absolute values none; they defeat this attack and call for others.
+    | kind | E_k | all classes | top class t alone |
+    |---|---|---|---|
+    | ``gradient`` | as it is | exact | exact for K = 2 |
+    | ``gradient_times_input`` | divided by x | exact but at pixels of exactly 0 | exact for K = 2, but at those |
+    | ``smooth_grad`` | as it is: a gradient's mean around x | approximate | approximate |
+    | ``integrated_gradients`` | divided by x − x₀: its mean along the way to x | approximate | approximate |
+    | ``sign`` | its sign times the mean size of the clone's gradient of the same quantity | approximate | approximate |
+    | ``abs`` | – | refused | refused |
+
+    Of the top class alone v needs the other p_j as well. Their logits are taken to move together; then everything follows
+    from ∂ log(p_t/(1 − p_t)) = E_t/(p_t (1 − p_t)). Rounded maps are approximate whatever their kind. Approximate
+    ones are divided by no probability below `MEGEXSettings.floor`. At x = 0 of the box (0, 1) the generator's tanh is saturated
+    and asks for no gradient.
 
     Rows: n_S·B for the clone, then B for the generator. Order of the players as in `dfke_jax.extraction.dfme.dfme`.
 
     Args:
       clone, settings, num_classes: see `dfke_jax.extraction.dfme.dfme`.
+      explanation: what the endpoint explains; input gradients of all classes by default.
 
     Returns:
-      An `Attack` over `DFMEState` whose `tell` takes like `dfke_jax.oracle.Explained`, of all classes; metrics ``loss``, ``disagreement``.
+      An `Attack` over `DFMEState` whose `tell` takes like `dfke_jax.oracle.Explained`; metrics ``loss``,
+      ``disagreement``.
 
     Raises:
-      InputError: for a loss other than l1, and as `Game.between`; in `tell`, for explanations of another shape.
+      InputError: for a loss other than l1, for ``abs``, whose signs are lost, and as `Game.between`; in `tell`, for
+        explanations of another shape.
 
     Source: Miura, Hasegawa and Shibahara, MEGEX: Data-Free Model Extraction Attack against Gradient-Based Explainable
-      AI, 2021 (the formula is ours: the abstract states the setting and no code is public).
+      AI, 2021 (the formula is ours: the abstract states the setting and no code is public; so is what is done with
+      anything but input gradients of all classes).
     """
     settings = settings or MEGEXSettings()
+    setting = explanation or Explanation()
     reveal = Reveal()
     if settings.loss not in ("auto", "l1"):
         raise InputError(f"MEGEX is written for the l1 loss on logits, not {settings.loss!r}")
+    if setting.kind == "abs":
+        raise InputError("MEGEX needs the direction of a gradient and 'abs' explanations have lost it; use dfme")
     generator = DFMEGenerator(clone.input_shape, settings.width, settings.latent)
     game = Static(Game.between(clone, generator, settings, reveal, num_classes))
-    return Attack(Partial(begin, game), Partial(_ask, game), Partial(_tell, game))
+    return Attack(Partial(begin, game), Partial(_ask, game), Partial(_tell, game, Static(setting)))
 
 
 def explained_gradient(
-    probabilities: Array, explanation: Array, clone: Classifier, images: Array
+    probabilities: Array,
+    explanation: Array,
+    clone: Classifier,
+    images: Array,
+    setting: Explanation | None = None,
+    floor: float = 1e-3,
 ) -> tuple[Array, Array]:
-    """∂L/∂x of L = (1/K) Σ_k |v_k − s_k| per sample, and L.
+    """∂L/∂x of L = (1/K) Σ_k |v_k − s_k| per sample, and L; exact or approximate as `megex` says.
 
     Args:
-      probabilities: (B, K). explanation: (B, K, H, W, C) of ∂p_k/∂x. clone: S, in evaluation mode.
+      probabilities: (B, K). explanation: (B, K, H, W, C), or (B, H, W, C) of the top class.
+      clone: S, in evaluation mode.
       images: x, (B, H, W, C).
+      setting: what the explanation is; input gradients of all classes by default. floor: see `MEGEXSettings`.
 
     Returns:
       (B, H, W, C) and (B,). Classes whose probability is zero in float32 contribute no ∂log p.
 
     Raises:
-      InputError: for shapes that do not fit.
+      InputError: for shapes that do not fit, and for ``abs``.
     """
+    setting = setting or Explanation()
     batch, classes = probabilities.shape
-    if explanation.shape != (batch, classes, *images.shape[1:]):
-        raise InputError(
-            f"explanations must be (B, K, H, W, C) = {(batch, classes, *images.shape[1:])}, one map for every class, "
-            f"got shape {explanation.shape}"
-        )
+    every = setting.classes == "all"
+    wanted = (batch, classes, *images.shape[1:]) if every else images.shape
+    if explanation.shape != wanted:
+        what = "(B, K, H, W, C)" if every else "(B, H, W, C)"
+        whose = "one map for every class" if every else "one map of the top class"
+        raise InputError(f"explanations must be {what} = {wanted}, {whose}, got shape {explanation.shape}")
     tiny = jnp.finfo(jnp.float32).tiny
     logs = jnp.log(jnp.maximum(probabilities, tiny))
     recovered = logs - logs.mean(-1, keepdims=True)
     logits, back = jax.vjp(clone, images)
     signs = jnp.sign(recovered - logits) / classes
     weights = signs - signs.mean(-1, keepdims=True)  # ∂v_k = ∂log p_k − mean_j ∂log p_j, collected by ∂log p_k
-    weights = jnp.where(probabilities > tiny, weights / jnp.maximum(probabilities, tiny), 0)
-    victim = jnp.einsum("bk,bkhwc->bhwc", weights, explanation, precision="highest")
+    if setting.kind != "sign":
+        explanation = explained_gradients(Explained(probabilities, explanation), images, setting)
+    exact = setting.kind in ("gradient", "gradient_times_input") and setting.decimals is None
+    floor = float(tiny) if exact else floor
+    if every:
+        if setting.kind == "sign":
+            scales = _sizes(class_gradients(Partial(_log_probabilities, clone), images))
+        else:
+            scales = jnp.where(probabilities > tiny, 1 / jnp.maximum(probabilities, floor), 0)
+        victim = jnp.einsum("bk,bkhwc->bhwc", weights * scales, explanation, precision="highest")
+    else:
+        top = jax.nn.one_hot(jnp.argmax(probabilities, -1), classes)
+        if setting.kind == "sign":
+            scale = _sizes(jax.grad(lambda x: jnp.sum(_log_odds(clone(x), top)))(images))
+        else:
+            rest = jnp.sum(probabilities * (1 - top), -1)  # not 1 − p_t, which loses what is small
+            both = jnp.max(probabilities, -1) * rest
+            scale = 1 / jnp.maximum(both, max(floor, SATURATED))
+        victim = (jnp.sum(weights * top, -1) * scale).reshape(-1, 1, 1, 1) * explanation
     (own,) = back(signs)
     return victim - own, jnp.mean(jnp.abs(recovered - logits), -1)
+
+
+def _log_probabilities(clone: Classifier, images: Array) -> Array:
+    return jax.nn.log_softmax(clone(images))
+
+
+def _log_odds(logits: Array, top: Array) -> Array:
+    """log(p_t/(1 − p_t)), (B,), with `top` (B, K) one-hot of t."""
+    return jnp.sum(logits * top, -1) - jax.nn.logsumexp(jnp.where(top > 0, -jnp.inf, logits), -1)
+
+
+def _sizes(gradients: Array) -> Array:
+    """Mean of the absolute value over H, W and C."""
+    return jnp.mean(jnp.abs(gradients), (-3, -2, -1))
 
 
 def _ask(game: Static, key: Key, state: DFMEState) -> tuple[DFMEState, Array]:
@@ -103,7 +181,9 @@ def _ask(game: Static, key: Key, state: DFMEState) -> tuple[DFMEState, Array]:
     return state, fixed.fresh_rows(state.generator.variables, z).reshape(-1, *fixed.input_shape)
 
 
-def _tell(game: Static, key: Key, state: DFMEState, rows: Array, answers: Explained) -> tuple[DFMEState, Metrics]:
+def _tell(
+    game: Static, explanation: Static, key: Key, state: DFMEState, rows: Array, answers: Explained
+) -> tuple[DFMEState, Metrics]:
     fixed: Game = game.value
     settings: MEGEXSettings = fixed.settings
     drawn = draws(fixed, key)
@@ -121,7 +201,12 @@ def _tell(game: Static, key: Key, state: DFMEState, rows: Array, answers: Explai
     images, back, statistics = jax.vjp(image, state.generator.variables["params"], has_aux=True)
     asked = slice(fresh * size, None)
     gradient, disagreement = explained_gradient(
-        answers.probabilities[asked], answers.explanation[asked], fixed.clone(clone.variables), images
+        answers.probabilities[asked],
+        answers.explanation[asked],
+        fixed.clone(clone.variables),
+        images,
+        explanation.value,
+        settings.floor,
     )
     (descent,) = back(-gradient / size)
     generator = updated_by(fixed.generator_optimizer, state.generator, descent, statistics)

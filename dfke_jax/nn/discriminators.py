@@ -1,9 +1,14 @@
-"""Networks that tell made images from given ones."""
+"""Networks that tell made images from given ones, and the penalty that keeps a critic from being too steep."""
+
+from collections.abc import Callable
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.types import Array
+from dfke_jax.core.types import Array, Key
+from dfke_jax.nn.conv import convolution
 from dfke_jax.nn.layers import BatchNorm, Conv, flatten
 
 _NORMAL = nn.initializers.normal(0.02)
@@ -42,4 +47,35 @@ class DCGANDiscriminator(nn.Module):
         return nn.Dense(1, name="head")(flatten(x))[:, 0]
 
 
-__all__ = ["DCGANDiscriminator"]
+def gradient_penalty(critic: Callable[[Array], Array], points: Array) -> Array:
+    """mean_b (‖∇_x D(x_b)‖₂ − 1)², the norm over all of H, W, C.
+
+    To be differentiated for the critic's parameters, which takes its convolutions twice: inside, all of them are the plain
+    ones (`dfke_jax.nn.convolution`), in the forward pass and in both derivatives. Where the gradient vanishes the norm's
+    own derivative is taken as zero.
+
+    Args:
+      critic: (B, H, W, C) -> (B,), each from its own image alone (no batch normalisation in training mode).
+      points: (B, H, W, C), usually from `between`.
+
+    Returns:
+      ().
+
+    Source: Gulrajani, Ahmed, Arjovsky, Dumoulin and Courville, Improved Training of Wasserstein GANs, NeurIPS 2017,
+      equation 3.
+    """
+    with convolution("lax"):
+        slopes = jax.grad(lambda x: jnp.sum(critic(x)))(points)
+    squared = jnp.sum(jnp.square(flatten(slopes)), -1)
+    steep = squared > 0
+    norms = jnp.where(steep, jnp.sqrt(jnp.where(steep, squared, 1.0)), 0.0)
+    return jnp.mean(jnp.square(norms - 1))
+
+
+def between(key: Key, first: Array, second: Array) -> Array:
+    """u·first + (1 − u)·second with u uniform on [0, 1), one for every image; both (B, H, W, C)."""
+    share = jax.random.uniform(key, (first.shape[0], 1, 1, 1))
+    return share * first + (1 - share) * second
+
+
+__all__ = ["DCGANDiscriminator", "between", "gradient_penalty"]

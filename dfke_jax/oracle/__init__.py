@@ -21,6 +21,7 @@ from dfke_jax.oracle.explanations import (
     Explained,
     Explanation,
     ExplanationOracle,
+    check_explained,
     explained_gradients,
     explanation_oracle,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "answered_probabilities",
     "background",
     "check_answers",
+    "check_explained",
     "check_spent",
     "check_zeroth_order",
     "create_app",

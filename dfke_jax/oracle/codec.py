@@ -101,7 +101,28 @@ def from_npy(body: bytes) -> np.ndarray:
     Raises:
       InputError: for anything but a whole array of numbers.
     """
-    buffer = io.BytesIO(body)
+    return arrays_from_npy(body, 1)[0]
+
+
+def arrays_from_npy(body: bytes, count: int) -> list[np.ndarray]:
+    """Reads so many arrays that `to_npy` wrote, one behind another, from a stranger.
+
+    Raises:
+      InputError: for anything but that many whole arrays of numbers and nothing behind them.
+    """
+    buffer, arrays = io.BytesIO(body), []
+    for place in range(count):
+        shape, fortran, dtype = _npy_header(buffer)
+        wanted, there = dtype.itemsize * math.prod(shape), len(body) - buffer.tell()
+        if wanted > there or (wanted < there and place == count - 1):
+            raise InputError(f"the body announces an array {shape} of {dtype}, {wanted} bytes, and holds {there}")
+        array = np.frombuffer(body, dtype, math.prod(shape), buffer.tell())
+        buffer.seek(wanted, io.SEEK_CUR)
+        arrays.append(array.reshape(shape, order="F" if fortran else "C").astype(dtype.newbyteorder("="), copy=False))
+    return arrays
+
+
+def _npy_header(buffer: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
         version = np.lib.format.read_magic(buffer)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -110,11 +131,7 @@ def from_npy(body: bytes) -> np.ndarray:
         raise InputError("the body is no array in npy format (numpy.save with allow_pickle=False)") from error
     if dtype.kind not in "biuf":
         raise InputError(f"an array of numbers was expected, the body holds {dtype}")
-    wanted, there = dtype.itemsize * math.prod(shape), len(body) - buffer.tell()
-    if wanted != there:
-        raise InputError(f"the body announces an array {shape} of {dtype}, {wanted} bytes, and holds {there}")
-    array = np.frombuffer(body, dtype, offset=buffer.tell()).reshape(shape, order="F" if fortran else "C")
-    return array.astype(dtype.newbyteorder("="), copy=False)
+    return shape, fortran, dtype
 
 
-__all__ = ["decode_answers", "encode_answers", "from_npy", "row_keys", "to_npy"]
+__all__ = ["arrays_from_npy", "decode_answers", "encode_answers", "from_npy", "row_keys", "to_npy"]

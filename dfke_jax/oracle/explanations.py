@@ -7,12 +7,13 @@ from typing import Any, Literal, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array
 from dfke_jax.oracle.defences import Defence
 from dfke_jax.oracle.oracle import HostOracle, Oracle, answered, oracle_for
-from dfke_jax.oracle.reveal import Reveal
+from dfke_jax.oracle.reveal import Reveal, check_answers
 from dfke_jax.oracle.row_keys import row_keys
 
 TOGETHER = 10
@@ -144,6 +145,16 @@ class ExplanationOracle:
     setting: Explanation = flax.struct.field(pytree_node=False, default=Explanation())
 
     @property
+    def explanation(self) -> Explanation:
+        """What its answers are explained by."""
+        return self.setting
+
+    @property
+    def repeatable(self) -> bool:
+        """Asking again costs nobody anything; see `Metered`."""
+        return True
+
+    @property
     def reveal(self) -> Reveal:
         return self.oracle.reveal
 
@@ -224,6 +235,31 @@ def explanation_oracle(
     return ExplanationOracle(oracle, setting or Explanation())
 
 
+def check_explained(
+    answers: Any, rows: int, num_classes: int, shape: tuple[int, ...], reveal: Reveal, setting: Explanation
+) -> None:
+    """Checks explained answers that came back from a host or an endpoint, as `check_answers` does without explanation.
+
+    Args:
+      answers: a pair of NumPy arrays, probabilities and maps. rows: B that were asked. shape: of a row.
+
+    Raises:
+      InputError: for what is no such pair, a map for another number of classes or of another shape, NaN.
+    """
+    if not isinstance(answers, tuple) or len(answers) != 2:
+        raise InputError(f"asked probabilities and their explanations, got {type(answers).__name__}")
+    probabilities, maps = (np.asarray(part) for part in answers)
+    check_answers(probabilities, rows, num_classes, reveal)
+    wanted = (rows, num_classes, *shape) if setting.classes == "all" else (rows, *shape)
+    if maps.shape != wanted or maps.dtype.kind != "f":
+        raise InputError(
+            f"explanations of {setting.classes} classes must be numbers of shape {wanted}, got {maps.dtype} {maps.shape}"
+        )
+    if not np.isfinite(maps).all():
+        bad = int((~np.isfinite(maps)).reshape(rows, -1).any(1).sum())
+        raise InputError(f"{bad} of {rows} explanations contain NaN or infinity")
+
+
 def explained_gradients(answers: Explained, rows: Array, setting: Explanation) -> Array:
     """What an attacker reads out of explanations: (an estimate of) ∂p/∂x, of the explanation's shape.
 
@@ -243,5 +279,5 @@ def explained_gradients(answers: Explained, rows: Array, setting: Explanation) -
     return jnp.where(factor == 0, 0, found / jnp.where(factor == 0, 1, factor))
 
 
-__all__ = ["EXPLANATIONS", "Explained", "Explanation", "ExplanationOracle", "class_gradients", "explained_gradients",
+__all__ = ["EXPLANATIONS", "Explained", "Explanation", "ExplanationOracle", "check_explained", "class_gradients", "explained_gradients",
            "explanation_oracle"]  # fmt: skip

@@ -189,11 +189,12 @@ class Ledger:
             self.check(rows)
             self._held += rows
 
-    def charge(self, rows: int, *, block: str | None = None) -> None:
+    def charge(self, rows: int, *, block: str | None = None, explained: bool = False) -> None:
         """Records rows that a fused victim has answered, out of those reserved.
 
         Args:
           rows: how many; with `block`, how many that block has come to: what was charged to it before is not again.
+          explained: whether they were answered with an explanation.
 
         Raises:
           BudgetError: when they were neither reserved nor fit; they are recorded nevertheless, since they were asked.
@@ -206,7 +207,7 @@ class Ledger:
                     "INSERT INTO blocks VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET count = count + excluded.count",
                     (block, rows),
                 )
-            self._add(rows=rows, fused_rows=rows)
+            self._add(rows=rows, fused_rows=rows, explanation_rows=rows * explained)
         self._held -= min(rows, self._held)
         self.check(0)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.oracle.codec import from_npy
+from dfke_jax.oracle.explanations import Explanation
 from dfke_jax.oracle.reveal import Reveal
 
 
@@ -27,6 +28,8 @@ class Endpoint:
         a rest; `rate` by default.
       max_rows: in a request. max_bytes: of a body.
       max_recorded: bytes of answers that are kept for repeated requests; the oldest are forgotten.
+      explanation: what it explains; None where it explains nothing.
+      explanation_quota: rows of a key that are explained, ever; they count against `quota` as well.
     """
 
     input_shape: tuple[int, ...]
@@ -40,6 +43,8 @@ class Endpoint:
     max_rows: int = 1024
     max_bytes: int = 64 * 2**20
     max_recorded: int = 256 * 2**20
+    explanation: Explanation | None = None
+    explanation_quota: int | None = None
 
     def __post_init__(self):
         if not self.input_shape or any(size < 1 for size in self.input_shape) or self.num_classes < 1:
@@ -54,6 +59,10 @@ class Endpoint:
             raise InputError("max_rows and max_bytes must be at least 1, quota and max_recorded at least 0")
         if (self.rate is not None and not 0 < self.rate < math.inf) or (self.burst is not None and self.burst < 1):
             raise InputError(f"rate must be positive and burst at least 1, got {self.rate} and {self.burst}")
+        if self.explanation_quota is not None and (self.explanation is None or self.explanation_quota < 0):
+            raise InputError("explanation_quota must be at least 0 and belongs to an endpoint that explains")
+        if self.explanation is not None and self.reveal.kind not in ("probabilities", "top_k"):
+            raise InputError(f"an endpoint that reveals {self.reveal.kind!r} has no probabilities to explain")
 
     @property
     def bucket(self) -> int | None:
@@ -67,8 +76,20 @@ class Endpoint:
         """The largest request: no more than the bucket can ever hold."""
         return self.max_rows if self.bucket is None else min(self.max_rows, self.bucket)
 
+    @property
+    def explained_at_once(self) -> int:
+        """The largest request for explanations: what answers it must fit `max_bytes`, as what asks must."""
+        classes = self.num_classes if self.explanation is None or self.explanation.classes == "all" else 1
+        size = np.dtype(self.dtype).itemsize * (self.num_classes + classes * math.prod(self.input_shape))
+        return max(1, min(self.rows_at_once, self.max_bytes // size))
+
     def describe(self) -> dict[str, Any]:
         """The body of ``/v1/describe``."""
+        explained = (
+            {}
+            if self.explanation is None
+            else {"max_explained": self.explained_at_once, "explanation_quota": self.explanation_quota}
+        )
         return {
             "input_shape": list(self.input_shape),
             "num_classes": self.num_classes,
@@ -80,7 +101,9 @@ class Endpoint:
                 "max_bytes": self.max_bytes,
                 "quota": self.quota,
                 "rate": self.rate,
+                **explained,
             },
+            "explanation": None if self.explanation is None else dataclasses.asdict(self.explanation),
             "idempotency": True,
         }
 
@@ -142,6 +165,7 @@ class Accounts:
         self._keys = None if keys is None else {_digest(key): f"key {i}" for i, key in enumerate(keys)}
         self.charged: dict[str, int] = {}
         self.requests: dict[str, int] = {}
+        self.explained: dict[str, int] = {}
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def who(self, offered: str | None) -> str:
@@ -156,9 +180,16 @@ class Accounts:
             raise Refusal(401, "unauthorized", "a valid API key is required", WWW_Authenticate="Bearer")
         return found
 
-    def admit(self, account: str, rows: int) -> None:
+    def admit(self, account: str, rows: int, *, explained: bool = False) -> None:
         """Charges rows before they are answered, or refuses them and charges nothing."""
         limits, charged = self.endpoint, self.charged.get(account, 0)
+        told, most = self.explained.get(account, 0), limits.explanation_quota
+        if explained and most is not None and told + rows > most:
+            raise Refusal(
+                403,
+                "explanation_quota_exceeded",
+                f"{rows} explanations asked, {told} of {most} used; nothing was charged",
+            )
         if limits.quota is not None and charged + rows > limits.quota:
             raise Refusal(
                 403, "quota_exceeded", f"{rows} rows asked, {charged} of {limits.quota} used; nothing was charged"
@@ -174,19 +205,27 @@ class Accounts:
             self._buckets[account] = (tokens - rows, now)
         self.charged[account] = charged + rows
         self.requests[account] = self.requests.get(account, 0) + 1
+        self.explained[account] = told + rows * explained
 
-    def refund(self, account: str, rows: int) -> None:
+    def refund(self, account: str, rows: int, *, explained: bool = False) -> None:
         """Takes a charge back: the rows could not be answered."""
         self.charged[account] -= rows
         self.requests[account] -= 1
+        self.explained[account] -= rows * explained
 
     def usage(self, account: str) -> dict[str, int | None]:
         """The body of ``/v1/usage``."""
-        return {
+        used: dict[str, int | None] = {
             "rows": self.charged.get(account, 0),
             "requests": self.requests.get(account, 0),
             "quota": self.endpoint.quota,
         }
+        if self.endpoint.explanation is not None:
+            used |= {
+                "explanation_rows": self.explained.get(account, 0),
+                "explanation_quota": self.endpoint.explanation_quota,
+            }
+        return used
 
 
 def _digest(text: str) -> bytes:

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from dfke_jax.core.errors import EndpointError, InputError, UnknownOutcomeError
 from dfke_jax.oracle.codec import decode_answers, encode_answers, row_keys
+from dfke_jax.oracle.explanations import Explained, ExplanationOracle, check_explained
 from dfke_jax.oracle.ledger import Ledger
+from dfke_jax.oracle.oracle import Oracle
 from dfke_jax.oracle.reveal import Reveal, check_answers
 
 Item = TypeVar("Item")
@@ -59,11 +62,11 @@ class Metered:
     each entered in the ledger before it is sent and again, with its answers, as soon as they are there. The whole call
     is held against the budget before its first request leaves.
 
-    A victim is any callable, rows -> answers (an array, or a tuple or dictionary of arrays, with leading axis B). One
-    with a method ``request(rows, key)`` (`RemoteVictim`) is asked through it, in requests of its `batch`, `concurrency`
-    at a time; one with a method ``check(rows)`` may object to rows before they are entered. An exception leaves the rows
-    of its request as of unknown outcome, which counts against the budget, unless it is an `EndpointError` that says that
-    they were certainly not answered.
+    A victim is any callable, rows -> answers (an array, a tuple or dictionary of arrays, or `Explained`, with leading axis
+    B). An `Oracle` or `ExplanationOracle` is compiled. One with a method ``request(rows, key)`` (`RemoteVictim`) is asked
+    through it, in requests of its `batch`, `concurrency` at a time; one with a method ``check(rows)`` may object to rows
+    before they are entered. An exception leaves the rows of its request as of unknown outcome, which counts against the
+    budget, unless it is an `EndpointError` that says that they were certainly not answered.
 
     Args:
       oracle: the victim.
@@ -74,8 +77,10 @@ class Metered:
       batch: rows in a request; by default the oracle's `batch`, or all.
       repeatable: whether a request of unknown outcome may be sent again as the same, at no cost: true of an endpoint
         with idempotency keys, and of a victim in this process, whose answer cannot have got lost elsewhere. By default
-        the oracle's `repeatable`, or False: such rows are then paid a second time.
-      explanations: whether the rows of this oracle are answered with an explanation (a column of its own).
+        the oracle's `repeatable`: oracles of this package know it of their victims. Of a bare function nothing is known:
+        False, and such rows are paid a second time.
+      explanations: whether the rows of this oracle are answered with an explanation (a column of its own); by default,
+        whether it has an `explanation`.
 
     Raises:
       LedgerError: when the ledger belongs to another endpoint or kind of answer.
@@ -91,7 +96,7 @@ class Metered:
         num_classes: int | None = None,
         batch: int | None = None,
         repeatable: bool | None = None,
-        explanations: bool = False,
+        explanations: bool | None = None,
     ):
         self.oracle, self.ledger = oracle, ledger
         self.endpoint = str(_first(endpoint, getattr(oracle, "endpoint", None), "local"))
@@ -105,8 +110,10 @@ class Metered:
             raise InputError(f"batch must be at least 1 row, got {self.batch}")
         self.concurrency = getattr(oracle, "concurrency", 1)
         self.repeatable = bool(_first(repeatable, getattr(oracle, "repeatable", None), False))
-        self.explanations = explanations
-        self._described = describe_reveal(found) + (" with explanations" if explanations else "")
+        self.explanation = getattr(oracle, "explanation", None)
+        self.explanations = bool(_first(explanations, self.explanation is not None))
+        kind = json.dumps(dataclasses.asdict(self.explanation), sort_keys=True) if self.explanation else ""
+        self._described = describe_reveal(found) + (f" with explanations {kind}".rstrip() if self.explanations else "")
         ledger.bind(self.endpoint, describe_reveal(found))
 
     def __call__(self, rows: Any) -> Any:
@@ -131,7 +138,7 @@ class Metered:
 
             concurrently(send, requests, self.concurrency)
             self.ledger.hit(len(keys) - len(missing))
-        return decode_answers([known[key] for key in keys])
+        return self._read([known[key] for key in keys])
 
     def again(self, rows: Any) -> Any:
         """Asks rows a second time, counted and not remembered: whether the victim answers the same twice.
@@ -145,7 +152,7 @@ class Metered:
         for start in range(0, len(keys), size):
             part = keys[start : start + size]
             answered += self._send(rows[start : start + size], None, part, keep=False)
-        return decode_answers(answered)
+        return self._read(answered)
 
     def evaluate(self, rows: Any) -> Any:
         """Asks rows in order to measure a clone: on the other meter, outside the budget, neither from nor into the cache."""
@@ -159,7 +166,7 @@ class Metered:
             layout, data = answers
             return [(layout, row) for row in data]
 
-        return decode_answers([row for part in concurrently(send, parts, self.concurrency) for row in part])
+        return self._read([row for part in concurrently(send, parts, self.concurrency) for row in part])
 
     def counts(self) -> dict[str, int | None]:
         """The ledger's meters."""
@@ -209,16 +216,33 @@ class Metered:
 
     def _asked(self, rows: np.ndarray, key: str) -> Any:
         request = getattr(self.oracle, "request", None)
-        return request(rows, key) if request else self.oracle(rows)
+        if request:
+            return request(rows, key)
+        if isinstance(self.oracle, Oracle | ExplanationOracle):
+            return jax.device_get(_traced(self.oracle, rows))
+        return self.oracle(rows)
+
+    def _read(self, rows: Sequence[tuple[str, bytes]]) -> Any:
+        answers = decode_answers(rows)
+        return Explained(*answers) if self.explanation is not None else answers
 
     def _checked(self, answers: Any, count: int) -> tuple[str, list[bytes]]:
-        if isinstance(self.reveal, Reveal) and self.num_classes is not None and not isinstance(answers, tuple | dict):
+        if self.explanation is not None and isinstance(self.reveal, Reveal) and self.num_classes is not None:
+            shape = tuple(self.oracle.input_shape)  # type: ignore[attr-defined]
+            check_explained(answers, count, self.num_classes, shape, self.reveal, self.explanation)
+            answers = tuple(answers)
+        elif isinstance(self.reveal, Reveal) and self.num_classes is not None and not isinstance(answers, tuple | dict):
             check_answers(answers, count, self.num_classes, self.reveal)
         return encode_answers(answers, count)
 
     def _name(self, purpose: str, keys: Sequence[bytes]) -> str:
         """The same for the same rows asked for the same purpose on behalf of the same ledger, and for nothing else."""
         return hashlib.sha256(f"{self.ledger.id} {purpose} ".encode() + b"".join(keys)).hexdigest()
+
+
+@jax.jit
+def _traced(oracle: Oracle | ExplanationOracle, rows: Any) -> Any:
+    return oracle(rows)
 
 
 def describe_reveal(reveal: Reveal | str) -> str:

@@ -140,6 +140,11 @@ class Oracle:
     box: Box = flax.struct.field(pytree_node=False, default=(0.0, 1.0))
     precision: str | None = flax.struct.field(pytree_node=False, default=None)
 
+    @property
+    def repeatable(self) -> bool:
+        """Asking again costs nobody anything; see `Metered`."""
+        return True
+
     def __call__(self, rows: Array) -> Array:
         """(B, H, W, C) -> (B, K), or (B,) labels.
 
@@ -192,7 +197,7 @@ class HostOracle:
     ``float64`` rows and answers are float64 throughout, whatever the precision of the rest of the program.
 
     Attributes:
-      victim: a `HostVictim`. The others are as in `Oracle`.
+      victim: a `HostVictim`. repeatable: the victim's. The others are as in `Oracle`.
     """
 
     def __init__(
@@ -210,6 +215,7 @@ class HostOracle:
             victim, tuple(defences), reveal, transport, box,
         )  # fmt: skip
         self.num_classes, self.input_shape, self.gives = victim.num_classes, victim.input_shape, victim.gives
+        self.repeatable = victim.repeatable
         self._shell = Oracle(
             Partial(_absent), self.defences, reveal, self.num_classes, self.input_shape, self.gives, transport, box
         )

@@ -15,7 +15,8 @@ import numpy as np
 
 from dfke_jax.core.errors import EndpointError, InputError, UnknownNameError, UnknownOutcomeError
 from dfke_jax.nn.classifier import check_images
-from dfke_jax.oracle.codec import from_npy, to_npy
+from dfke_jax.oracle.codec import arrays_from_npy, from_npy, to_npy
+from dfke_jax.oracle.explanations import Explained, Explanation, check_explained
 from dfke_jax.oracle.metered import concurrently
 from dfke_jax.oracle.reveal import Reveal, check_answers
 
@@ -47,10 +48,13 @@ class RemoteVictim:
       retries: attempts after the first; those that were told by Retry-After when to come back are not counted.
       backoff, max_backoff: seconds.
       max_wait: seconds that one request may spend on obeying Retry-After; beyond them it is given up.
+      explain: whether explanations are asked as well: answers are then `Explained`, in the endpoint's kind of explanation
+        (`explanation`), and requests as small as it demands of such.
       input_shape, num_classes: what the caller expects, checked against the endpoint.
 
     Raises:
-      InputError: for settings that mean nothing, or an endpoint of another shape or number of classes.
+      InputError: for settings that mean nothing, or an endpoint of another shape or number of classes, or one that explains
+        nothing with `explain`.
       EndpointError: when it cannot be reached or does not describe itself.
     """
 
@@ -66,6 +70,7 @@ class RemoteVictim:
         backoff: float = 0.5,
         max_backoff: float = 30.0,
         max_wait: float = 300.0,
+        explain: bool = False,
         input_shape: tuple[int, ...] | None = None,
         num_classes: int | None = None,
     ):
@@ -96,13 +101,13 @@ class RemoteVictim:
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
             raise InputError(f"cannot use the url {url!r} with this key: {error}") from error
         try:
-            self._describe(input_shape, num_classes)
+            self._describe(input_shape, num_classes, explain)
         except BaseException:
             self._client.close()
             raise
         self.batch = self.max_rows if batch is None else min(batch, self.max_rows)
 
-    def __call__(self, rows: Any) -> np.ndarray:
+    def __call__(self, rows: Any) -> Any:
         """Answers of rows (B, H, W, C), in their order; without a ledger nothing is counted.
 
         Raises:
@@ -113,9 +118,12 @@ class RemoteVictim:
         rows = self.check(rows)
         parts = [rows[start : start + self.batch] for start in range(0, len(rows), self.batch)]
         name = lambda part: hashlib.sha256(self._session.encode() + to_npy(part)).hexdigest()
-        return np.concatenate(concurrently(lambda part: self.request(part, name(part)), parts, self.concurrency))
+        answers = concurrently(lambda part: self.request(part, name(part)), parts, self.concurrency)
+        if self.explanation is None:
+            return np.concatenate(answers)
+        return Explained(*(np.concatenate(kind) for kind in zip(*answers, strict=True)))  # type: ignore[arg-type]
 
-    def request(self, rows: Any, key: str) -> np.ndarray:
+    def request(self, rows: Any, key: str) -> Any:
         """One request and its repetitions.
 
         Args:
@@ -131,12 +139,18 @@ class RemoteVictim:
                 f"{self.max_bytes} bytes; set a smaller batch"
             )
         headers = {"Content-Type": _NPY, "Idempotency-Key": key}
-        limit = _SLACK + 8 * len(rows) * self.num_classes
+        explanation = self.explanation
+        maps = 0 if explanation is None else self.num_classes if explanation.classes == "all" else 1
+        limit = _SLACK + 8 * len(rows) * (self.num_classes + maps * math.prod(self.input_shape))
         self._pace(len(rows))
-        said = self._exchange("POST", "/v1/predict", limit, headers, body)
+        said = self._exchange("POST", "/v1/explain" if explanation else "/v1/predict", limit, headers, body)
         try:
-            answers = from_npy(said)
-            check_answers(answers, len(rows), self.num_classes, self.reveal)
+            if explanation is None:
+                answers = from_npy(said)
+                check_answers(answers, len(rows), self.num_classes, self.reveal)
+            else:
+                answers = Explained(*arrays_from_npy(said, 2))  # type: ignore[arg-type]
+                check_explained(answers, len(rows), self.num_classes, self.input_shape, self.reveal, explanation)
         except InputError as error:
             raise UnknownOutcomeError(
                 f"{self.endpoint} answered {len(rows)} rows with what is no answer: {error}"
@@ -180,7 +194,7 @@ class RemoteVictim:
 
     # ---- what the endpoint is
 
-    def _describe(self, shape: tuple[int, ...] | None, classes: int | None) -> None:
+    def _describe(self, shape: tuple[int, ...] | None, classes: int | None, explain: bool) -> None:
         said = self._json("/v1/describe")
         try:
             self.input_shape = tuple(int(size) for size in said["input_shape"])
@@ -190,6 +204,10 @@ class RemoteVictim:
             self.dtype = str(said.get("dtype", "float32"))
             limits = said.get("limits") or {}
             self.max_rows = int(limits.get("max_rows") or 1024)
+            kind = said.get("explanation")
+            self.explanation = Explanation(**kind) if explain and kind is not None else None
+            if self.explanation is not None:
+                self.max_rows = min(self.max_rows, int(limits.get("max_explained") or self.max_rows))
             self.max_bytes = int(limits.get("max_bytes") or 2**62)
             self.rate = None if limits.get("rate") is None else float(limits["rate"])
             self.repeatable = said.get("idempotency") is True
@@ -199,6 +217,8 @@ class RemoteVictim:
                 raise ValueError("sizes must be positive and the type float32 or float64")
         except (KeyError, TypeError, ValueError, IndexError, UnknownNameError, InputError) as error:
             raise EndpointError(f"{self.endpoint}/v1/describe is not the description of a victim: {error!r}") from error
+        if explain and self.explanation is None:
+            raise InputError(f"{self.endpoint} explains nothing; ask it without explain=True")
         for what, wanted, found in (
             ("input_shape", shape and tuple(shape), self.input_shape),
             ("num_classes", classes, self.num_classes),

@@ -2,6 +2,7 @@
 
     GET  /v1/describe   what goes in, what comes out, and the limits
     POST /v1/predict    rows in, answers out: npy bodies, or JSON for humans
+    POST /v1/explain    rows in, answers and their explanations out, where the endpoint explains
     GET  /v1/usage      what this key has been charged
 
 Keys are sent as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. A request with an ``Idempotency-Key`` that was answered
@@ -24,11 +25,15 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.oracle.codec import to_npy
+from dfke_jax.oracle.explanations import Explanation, check_explained
 from dfke_jax.oracle.limits import Accounts, Endpoint, Refusal
 from dfke_jax.oracle.reveal import Reveal, check_answers
 
 NPY = "application/x-npy"
 _log = logging.getLogger(__name__)
+
+Answers = tuple[np.ndarray, ...]
+"""One array, or probabilities and their explanations."""
 
 
 @dataclasses.dataclass
@@ -37,7 +42,7 @@ class _Recorded:
 
     body: bytes
     done: asyncio.Event
-    answers: np.ndarray | None = None
+    answers: Answers | None = None
 
 
 class Service:
@@ -45,20 +50,29 @@ class Service:
 
     Args:
       predict: rows (B, H, W, C) in the endpoint's dtype -> answers as its `reveal` says; called in a thread.
+      explain: rows -> like `Explained`, where the endpoint explains.
       endpoint, accounts: what is allowed.
     """
 
-    def __init__(self, predict: Callable[[np.ndarray], Any], endpoint: Endpoint, accounts: Accounts):
-        self.predict, self.endpoint, self.accounts = predict, endpoint, accounts
+    def __init__(
+        self,
+        predict: Callable[[np.ndarray], Any],
+        endpoint: Endpoint,
+        accounts: Accounts,
+        explain: Callable[[np.ndarray], Any] | None = None,
+    ):
+        self.predict, self.explain, self.endpoint, self.accounts = predict, explain, endpoint, accounts
         self._recorded: OrderedDict[tuple[str, str], _Recorded] = OrderedDict()
         self._bytes = 0
         self._turn = threading.Lock()
 
-    async def answer(self, account: str, rows: np.ndarray, name: str | None, body: bytes) -> tuple[np.ndarray, bool]:
+    async def answer(
+        self, account: str, rows: np.ndarray, name: str | None, body: bytes, explained: bool = False
+    ) -> tuple[Answers, bool]:
         """Answers, and whether they were recorded before; charged once for every `name`."""
         if name is None:
-            return await self._fresh(account, rows), False
-        place, mark = (account, name), hashlib.sha256(body).digest()
+            return await self._fresh(account, rows, explained), False
+        place, mark = (account, name), hashlib.sha256(bytes([explained]) + body).digest()
         while (found := self._recorded.get(place)) is not None:
             if found.body != mark:
                 raise Refusal(422, "idempotency_mismatch", "this Idempotency-Key was used with another body")
@@ -67,13 +81,13 @@ class Service:
                 return found.answers, True
         entry = self._recorded[place] = _Recorded(mark, asyncio.Event())
         try:
-            entry.answers = await self._fresh(account, rows)
+            entry.answers = await self._fresh(account, rows, explained)
         except BaseException:
             del self._recorded[place]
             raise
         finally:
             entry.done.set()
-        self._bytes += entry.answers.nbytes + 256
+        self._bytes += _size(entry.answers)
         self._forget()
         return entry.answers, False
 
@@ -83,25 +97,39 @@ class Service:
                 return
             answers = self._recorded[place].answers
             if answers is not None:
-                self._bytes -= answers.nbytes + 256
+                self._bytes -= _size(answers)
                 del self._recorded[place]
 
-    async def _fresh(self, account: str, rows: np.ndarray) -> np.ndarray:
-        self.accounts.admit(account, len(rows))
+    async def _fresh(self, account: str, rows: np.ndarray, explained: bool) -> Answers:
+        self.accounts.admit(account, len(rows), explained=explained)
         try:
-            answers = await asyncio.to_thread(self._predicted, rows)
-            check_answers(answers, len(rows), self.endpoint.num_classes, self.endpoint.reveal)
+            answers = await asyncio.to_thread(self._explained if explained else self._predicted, rows)
         except BaseException as error:
-            self.accounts.refund(account, len(rows))
+            self.accounts.refund(account, len(rows), explained=explained)
             if not isinstance(error, Exception):
                 raise
             _log.exception("the model failed on %d rows", len(rows))
             raise Refusal(500, "failed", "the model failed to answer; nothing was charged") from None
         return answers
 
-    def _predicted(self, rows: np.ndarray) -> np.ndarray:
+    def _predicted(self, rows: np.ndarray) -> Answers:
         with self._turn:
-            return np.asarray(self.predict(rows))
+            answers = np.asarray(self.predict(rows))
+        check_answers(answers, len(rows), self.endpoint.num_classes, self.endpoint.reveal)
+        return (answers,)
+
+    def _explained(self, rows: np.ndarray) -> Answers:
+        known = self.endpoint
+        assert self.explain is not None
+        assert known.explanation is not None
+        with self._turn:
+            answers = tuple(np.asarray(part) for part in self.explain(rows))
+        check_explained(answers, len(rows), known.num_classes, known.input_shape, known.reveal, known.explanation)
+        return answers
+
+
+def _size(answers: Answers) -> int:
+    return sum(part.nbytes for part in answers) + 256
 
 
 def create_app(
@@ -114,12 +142,14 @@ def create_app(
     quota: int | None = None,
     rate: float | None = None,
     clock: Callable[[], float] = time.monotonic,
+    explain: Callable[[np.ndarray], Any] | None = None,
+    explanation: Explanation | None = None,
     **limits: Any,
 ):
     """A Starlette application that answers rows over HTTP; run it with `serve`, `background` or any ASGI server.
 
     Bodies are npy arrays (``numpy.save``; never pickled) or, as ``application/json``, ``{"rows": [...]}``; the answer has
-    the form of the question. Refusals are ``{"error": {"code", "message"}}`` with status 401 (key), 403 (quota), 413
+    the form of the question; explanations follow the answers, as a second npy array or as ``"explanations"``. Refusals are ``{"error": {"code", "message"}}`` with status 401 (key), 403 (quota), 404 (no explanations), 413
     (too many rows or bytes), 422 (rows that cannot be right), 429 (rate, with Retry-After) or 500 (the victim failed;
     not charged).
 
@@ -128,7 +158,9 @@ def create_app(
       input_shape, reveal, num_classes, quota, rate: see `Endpoint`.
       keys: API keys; None for an open endpoint.
       clock: seconds, for the rate.
-      **limits: `box`, `dtype`, `burst`, `max_rows`, `max_bytes`, `max_recorded` of `Endpoint`.
+      explain: rows -> like `Explained`, of the kind that `explanation` names: probabilities as revealed, and maps; both or
+        neither. A row that is explained is charged as one row, and counted apart as well.
+      **limits: `box`, `dtype`, `burst`, `max_rows`, `max_bytes`, `max_recorded`, `explanation_quota` of `Endpoint`.
 
     Returns:
       The application; ``app.state.service`` is its `Service`, and ``app.state.service.accounts`` knows the charges.
@@ -145,8 +177,12 @@ def create_app(
     except ImportError:
         raise InputError("an endpoint needs `pip install 'dfke-jax[serve]'`") from None
 
-    endpoint = Endpoint(tuple(input_shape), num_classes, reveal, quota=quota, rate=rate, **limits)
-    service = Service(predict, endpoint, Accounts(endpoint, keys, clock))
+    if (explain is None) != (explanation is None):
+        raise InputError("explain and explanation, which says of what kind it is, belong together")
+    endpoint = Endpoint(
+        tuple(input_shape), num_classes, reveal, quota=quota, rate=rate, explanation=explanation, **limits
+    )
+    service = Service(predict, endpoint, Accounts(endpoint, keys, clock), explain)
 
     def account(request: Request) -> str:
         bearer = request.headers.get("authorization", "")
@@ -161,7 +197,15 @@ def create_app(
         return JSONResponse(service.accounts.usage(account(request)))
 
     async def predict_rows(request: Request) -> Response:
+        return await answer_rows(request, account(request), endpoint.rows_at_once)
+
+    async def explain_rows(request: Request) -> Response:
         who = account(request)
+        if explanation is None:
+            raise Refusal(404, "no_explanations", "this endpoint explains nothing; ask /v1/predict")
+        return await answer_rows(request, who, endpoint.explained_at_once, explained=True)
+
+    async def answer_rows(request: Request, who: str, most: int, explained: bool = False) -> Response:
         body = await _body(request, endpoint.max_bytes)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in ("application/json", NPY, "application/octet-stream"):
@@ -170,16 +214,17 @@ def create_app(
             rows = await asyncio.to_thread(endpoint.rows, body, kind)
         except InputError as error:
             raise Refusal(422, "bad_input", str(error)) from error
-        if len(rows) > endpoint.rows_at_once:
-            raise Refusal(413, "too_many_rows", f"at most {endpoint.rows_at_once} rows in a request, got {len(rows)}")
+        if len(rows) > most:
+            raise Refusal(413, "too_many_rows", f"at most {most} rows in a request, got {len(rows)}")
         name = request.headers.get("idempotency-key")
         if name is not None and not 0 < len(name) <= 256:
             raise Refusal(422, "bad_input", "an Idempotency-Key has 1 to 256 characters")
-        answers, again = await service.answer(who, rows, name, body)
+        answers, again = await service.answer(who, rows, name, body, explained)
         headers = {"Idempotent-Replayed": "true"} if again else {}
         if kind == "application/json":
-            return JSONResponse({"answers": answers.tolist()}, headers=headers)
-        return Response(to_npy(answers), media_type=NPY, headers=headers)
+            parts = zip(("answers", "explanations"), answers, strict=False)
+            return JSONResponse({what: part.tolist() for what, part in parts}, headers=headers)
+        return Response(b"".join(to_npy(part) for part in answers), media_type=NPY, headers=headers)
 
     def said(status: int, code: str, message: str, headers: Any = None) -> Response:
         return JSONResponse({"error": {"code": code, "message": message}}, status, headers=headers)
@@ -202,6 +247,7 @@ def create_app(
             Route("/v1/describe", describe),
             Route("/v1/usage", usage),
             Route("/v1/predict", predict_rows, methods=["POST"]),
+            Route("/v1/explain", explain_rows, methods=["POST"]),
         ],
         exception_handlers={Refusal: refused, HTTPException: http, ClientDisconnect: gone, Exception: failed},
     )

@@ -31,6 +31,8 @@ class HostVictim:
       name: for messages and results.
       classes: what the K columns mean, where the victim says so.
       batch_size: rows per call; None for all at once.
+      repeatable: whether `predict` computes in this process, so that asking again costs nobody anything; not so of one that
+        calls somebody who charges. See `Metered`.
     """
 
     predict: Callable[[np.ndarray], Any]
@@ -40,6 +42,7 @@ class HostVictim:
     name: str = "function"
     classes: tuple[Any, ...] | None = None
     batch_size: int | None = None
+    repeatable: bool = False
 
     def __post_init__(self):
         if self.gives not in ("logits", "probabilities", "label"):
@@ -126,13 +129,17 @@ def from_function(
     gives: Literal["logits", "probabilities", "label"] = "probabilities",
     name: str | None = None,
     batch_size: int | None = None,
+    repeatable: bool = False,
 ) -> HostVictim:
-    """A host victim from any ``predict(rows (B, H, W, C)) -> array``. It is not called before an attack asks."""
+    """A host victim from any ``predict(rows (B, H, W, C)) -> array``. It is not called before an attack asks.
+
+    Say ``repeatable=True`` of a function that computes here and asks nobody who charges: rows that were under way when a run
+    was killed are then not paid again.
+    """
     if not callable(predict):
         raise InputError(f"predict must be a function of rows, got {type(predict).__name__}")
-    return HostVictim(
-        predict, num_classes, input_shape, gives, name or getattr(predict, "__name__", "function"), None, batch_size
-    )
+    shown = name or getattr(predict, "__name__", "function")
+    return HostVictim(predict, num_classes, input_shape, gives, shown, None, batch_size, repeatable)
 
 
 def from_sklearn(estimator: Any, input_shape: Shape | None = None, num_classes: int | None = None) -> HostVictim:
@@ -182,7 +189,7 @@ def from_sklearn(estimator: Any, input_shape: Shape | None = None, num_classes: 
 
     soft = hasattr(estimator, "predict_proba")  # an SVC offers it only where it was fitted for it
     gives = "probabilities" if soft else "label"
-    return HostVictim(probabilities if soft else labels, count, input_shape, gives, name, meaning)
+    return HostVictim(probabilities if soft else labels, count, input_shape, gives, name, meaning, repeatable=True)
 
 
 def from_torch(
@@ -231,7 +238,7 @@ def from_torch(
     probe = predict(np.asarray(_probe(input_shape, 2)))
     if probe.ndim != 2 or len(probe) != 2 or (num_classes and probe.shape[1] != num_classes):
         raise InputError(f"{name} must answer 2 rows with shape (2, {num_classes or 'K'}), got {probe.shape}")
-    return HostVictim(predict, probe.shape[1], input_shape, gives, name, None, batch_size)
+    return HostVictim(predict, probe.shape[1], input_shape, gives, name, None, batch_size, repeatable=True)
 
 
 def traced_torch(
@@ -287,7 +294,8 @@ def traced_torch(
 
 
 def _traced(converted: Static, prepared: Static, state: dict[str, Array], rows: Array) -> Array:
-    return converted.value(prepared.value(rows, jnp), state_dict=state)
+    with jax.numpy_rank_promotion("allow"):  # PyTorch's broadcasting, whatever is set for the rest of the program
+        return converted.value(prepared.value(rows, jnp), state_dict=state)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,14 @@ from dfke_jax.extraction import (
     DFMESettings,
     DFMSSettings,
     DisagreementSettings,
+    MAZEPDSettings,
     MAZESettings,
     MEGEXSettings,
     dfme,
     dfms,
     disagreement,
     maze,
+    maze_pd,
     megex,
 )
 from dfke_jax.oracle import Reveal
@@ -44,6 +46,15 @@ ATTACKS = {
             clone, MAZESettings(epsilon=0.05, directions=2, replay_batches=2, replay_capacity=30, **SGD)
         ),
     ),
+    "MAZE-PD": (
+        "probabilities",
+        lambda clone: maze_pd(
+            clone,
+            PROXY,
+            jnp.full((10, 3), 1 / 3),
+            MAZEPDSettings(epsilon=0.05, directions=2, replay_batches=2, replay_capacity=30, critic_width=2, **SGD),
+        ),
+    ),
     "MEGEX": ("explained", lambda clone: megex(clone, MEGEXSettings(**SGD))),
     "DisGUIDE": ("probabilities", lambda clone: disagreement(clone, DisagreementSettings(replay_capacity=20, **SGD))),
     "DisGUIDE, labels": (
@@ -64,7 +75,7 @@ ATTACKS = {
 }
 every_attack = pytest.mark.parametrize("name", ATTACKS)
 # Programs that differ from a neighbour in the table by an option.
-VARIANTS = {"DFME, two central directions, reuse, chunks", "DisGUIDE, labels", "Dual Students", "DFMS-SL"}
+VARIANTS = {"MAZE-PD", "DFME, two central directions, reuse, chunks", "DisGUIDE, labels", "Dual Students", "DFMS-SL"}
 every_kind = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in ATTACKS]
 )

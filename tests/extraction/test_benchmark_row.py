@@ -17,13 +17,35 @@ from dfke_jax.nn.generators import DFMEGenerator
 ROW = "dfme/lenet5/2"
 
 
-def test_our_contender_runs():
-    row = rows("smoke")[ROW]()
+@pytest.fixture(scope="module")
+def row():
+    return rows("smoke")[ROW]()
+
+
+@pytest.fixture(scope="module")
+def fused(row):
+    return harness.Prepared(row.contenders["ours"])  # has taken two iterations
+
+
+def test_the_split_contender_plays_the_same_game(row, fused):
+    """After as many iterations its clone is where the fused one is. Adam divides rounding by its own size."""
+    split = harness.PreparedSplit(row.contenders["host_split"])
+    assert split.units * 2 == fused.units == 2
+    game = row.contenders["host_split"].method
+    begun = jax.jit(game.init)(jax.random.fold_in(row.contenders["host_split"].key, np.uint32(2**32 - 1)))
+    found, expected, before = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.clone.variables)])
+        for state in (split.state, fused.state, begun)
+    )
+    moved = np.linalg.norm(expected - before)
+    assert moved > 0.1
+    assert np.linalg.norm(found - expected) < 0.1 * moved
+
+
+def test_our_contender_runs(row, fused):
     assert row.also == {"queries/s": 4 * (2 + 2)}
-    ours = harness.Prepared(row.contenders["ours"])
-    ours.run(1)
-    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(ours.state))
-    assert ours.units == 2
+    fused.run(1)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(fused.state))
 
 
 def test_the_peer_has_our_generator_and_estimates_the_gradient():

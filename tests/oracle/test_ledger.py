@@ -12,10 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.tree_util import Partial
+from sklearn.dummy import DummyClassifier
 
 from dfke_jax.core.errors import BudgetError, DfkeError, EndpointError, InputError, LedgerError, UnknownOutcomeError
 from dfke_jax.core.method import Attack, against
-from dfke_jax.oracle import Ledger, Metered, Reveal, check_spent, rows_per_step
+from dfke_jax.oracle import (
+    Ledger,
+    Metered,
+    Reveal,
+    check_spent,
+    explanation_oracle,
+    from_function,
+    oracle_for,
+    rows_per_step,
+)
 from dfke_jax.oracle.codec import decode_answers, encode_answers, from_npy, row_keys, to_npy
 
 LABEL = Reveal("label")
@@ -448,6 +458,41 @@ def test_a_repeatable_request_is_sent_again_as_it_was():
     assert names[1] == names[2]
     assert len(set(names)) == 3
     assert ledger.counts()["rows"] == ledger.spent == 6
+
+
+@pytest.mark.parametrize("computes_here", [True, False])
+def test_oracles_know_whether_asking_again_costs_anything(computes_here):
+    """Rows under way when a run was killed: not paid twice where the victim is in this process."""
+    calls = []
+
+    def predict(rows):
+        calls.append(len(rows))
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return np.full((len(rows), 3), 1 / 3)
+
+    oracle = oracle_for(from_function(predict, (1, 1, 1), 3, repeatable=computes_here))
+    with Ledger(budget=10) as ledger:
+        ask = Metered(oracle, ledger)
+        with pytest.raises(KeyboardInterrupt):
+            ask(pixel_rows([1, 2, 3]))
+        assert (ledger.spent, ledger.counts()["unknown_rows"]) == (3, 3)
+        Metered(oracle, ledger)(pixel_rows([1, 2, 3]))
+        assert ledger.spent == (3 if computes_here else 6)
+        assert ledger.counts()["unknown_rows"] == (0 if computes_here else 3)
+
+
+def test_victims_that_compute_here_are_repeatable():
+    logits = Partial(lambda rows: rows.reshape(len(rows), 1) * jnp.asarray([[1.0, 2.0, 3.0]]))
+    traced = oracle_for(logits, input_shape=(1, 1, 1))
+    assert traced.repeatable
+    assert explanation_oracle(traced).repeatable
+    assert oracle_for(DummyClassifier().fit(np.zeros((3, 1)), [0, 1, 2]), input_shape=(1, 1, 1)).repeatable
+    assert not Metered(lambda rows: rows, Ledger(), reveal="anything").repeatable
+    with Ledger() as ledger:
+        ask = Metered(traced, ledger)
+        assert ask.repeatable
+        np.testing.assert_allclose(ask(pixel_rows([1, 2])), traced(pixel_rows([1, 2])), rtol=1e-6)
 
 
 def test_a_repeated_request_that_is_refused_stays_unknown():

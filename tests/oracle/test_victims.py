@@ -316,3 +316,14 @@ def test_a_traced_pytorch_module_is_checked_against_the_original(rows, monkeypat
     monkeypatch.setitem(sys.modules, "torch2jax", None)
     with pytest.raises(core.InputError, match="pip install torch2jax"):
         traced_torch(network(), SHAPE)
+
+
+def test_a_pytorch_module_is_traced_by_the_package_itself(rows):
+    """Where it is installed: values, and derivatives through what PyTorch computes."""
+    pytest.importorskip("torch2jax")
+    victim = traced_torch(network(), SHAPE, mean=(0.5,), std=(0.25,))
+    np.testing.assert_allclose(jax.jit(victim)(rows), by_hand(network(), rows, 0.5, 0.25), atol=1e-5)
+    slope = np.asarray(jax.jit(jax.grad(lambda x: victim(x).sum()))(rows), np.float64)
+    total = lambda x: by_hand(network(), x, 0.5, 0.25).sum()
+    step = 1e-5 * slope / np.linalg.norm(slope)
+    np.testing.assert_allclose((total(rows + step) - total(rows - step)) / 2e-5, np.linalg.norm(slope), rtol=1e-3)
