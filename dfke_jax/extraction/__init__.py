@@ -18,11 +18,12 @@ from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, Jacobian
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
 from dfke_jax.extraction.maze import MAZESettings, maze
 from dfke_jax.extraction.megex import MEGEXSettings, megex
-from dfke_jax.extraction.pool import CloneTraining, PoolSettings
+from dfke_jax.extraction.pool import SMALL_CLONE, CloneTraining, PoolSettings
 from dfke_jax.extraction.random_queries import RandomState, random_attack
 
 __all__ = [
     "DUAL_STUDENTS",
+    "SMALL_CLONE",
     "SMALL_DFME",
     "SMALL_DISGUIDE",
     "ActiveThiefSettings",

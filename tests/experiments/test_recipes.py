@@ -16,7 +16,18 @@ from dfke_jax.experiments import Arm, Published, Result, recipe, recipes, run_re
 from dfke_jax.experiments.reproduce import EXPERIMENTS
 from dfke_jax.experiments.settings import augmentation, network
 from dfke_jax.experiments.workbench import Workbench
-from dfke_jax.extraction import DFMESettings, DFMSSettings, DisagreementSettings, MEGEXSettings
+from dfke_jax.extraction import (
+    ActiveThiefSettings,
+    BanditSettings,
+    CloneTraining,
+    DFMESettings,
+    DFMSSettings,
+    DisagreementSettings,
+    DissectorSettings,
+    JacobianSettings,
+    MEGEXSettings,
+    PoolSettings,
+)
 
 TINY = {
     "seeds": 2,
@@ -29,6 +40,7 @@ TINY = {
 }
 _SMALL_POOL = {"samples": 40, "synthesis_batch": 20}
 _GAME = {"batch_size": 8, "clone_batches": 1, "latent": 4, "width": 2, "replay_batches": 1, "replay_capacity": 64}
+_LEARNT = CloneTraining(steps=4, batch_size=8, optimizer="adam", decay_at=())
 CHANGES = {
     "anchors": {},
     "transfer-sets": {"samples": 40, "unrelated": "digits"},
@@ -43,9 +55,18 @@ CHANGES = {
     "megex": {"budgets": (50,), "attack": MEGEXSettings(**_GAME)},
     "disguide": {"budgets": (50,), "attack": DisagreementSettings(**_GAME)},
     "dual-students": {"budgets": (50,), "attack": DisagreementSettings(**_GAME, objective="l1", diversity=0.0)},
+    "knockoff": {"budgets": (20, 45), "attack": PoolSettings(rows_per_step=10, clone=_LEARNT)},
+    "knockoff-bandit": {"budgets": (20,), "attack": BanditSettings(rows_per_step=10, clone=_LEARNT, learner_steps=1)},
+    "active-thief": {"budgets": (20,), "attack": ActiveThiefSettings(20, 10, clone=_LEARNT, selector="k_center")},
+    "copycat": {"budgets": (20,), "attack": PoolSettings(rows_per_step=10, clone=_LEARNT)},
+    "dissector": {
+        "budgets": (20,),
+        "attack": DissectorSettings(rows_per_step=10, clone=_LEARNT, variants=2, pseudo_rows=5),
+    },
+    "jbda": {"budgets": (20,), "attack": JacobianSettings(augmentations=2, clone=_LEARNT)},
     "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
 }
-SLOW = ("deep-dream", "adaptive-deep-inversion", "megex", "dual-students")
+SLOW = ("deep-dream", "adaptive-deep-inversion", "megex", "dual-students", "copycat")
 
 
 @pytest.fixture(autouse=True)
