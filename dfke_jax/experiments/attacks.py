@@ -67,12 +67,13 @@ class Site(NamedTuple):
     """Where an attack is made.
 
     Attributes:
-      config: of the recipe. settings: of the attack, for its budget. clone: gives the network. bench: the workbench.
-      seed: of this run. material: what the recipe prepared for all its runs, such as a pool.
+      config: of the recipe. settings: of the attack, for its budget. answers: what the endpoint reveals. clone: gives the
+      network. bench: the workbench. seed: of this run. material: what the recipe prepared for all its runs, such as a pool.
     """
 
     config: Any
     settings: Any
+    answers: Reveal
     clone: Classifier
     bench: Workbench
     seed: int
@@ -140,7 +141,7 @@ def _at_budget(kind: Kind, config: ExtractionSettings, bench: Workbench, budget:
         made.append(Arm(f"{name}_control", f"{kind.control_label}, {budget:,}", "control"))
     for seed in bench.seeds:
         victim = bench.teacher(seed)
-        site = Site(config, settings, bench.network(config.student), bench, seed, material)
+        site = Site(config, settings, config.answers, bench.network(config.student), bench, seed, material)
         for arm in made:
             here, make = site, kind.attack
             if arm.role == "control":
@@ -156,12 +157,19 @@ def _at_budget(kind: Kind, config: ExtractionSettings, bench: Workbench, budget:
 
 
 def paid(
-    kind: Kind, site: Site, attack: Attack, oracle: Any, budget: int, name: str, draws_as: str | None = None
+    kind: Kind,
+    site: Site,
+    attack: Attack,
+    oracle: Any,
+    budget: int,
+    name: str,
+    draws_as: str | None = None,
+    chunk: int | None = None,
 ) -> tuple[Any, dict[str, int]]:
     """Runs an attack to its end against an oracle in its own program, and holds its rows against budget and formula.
 
     Args:
-      name: of the stage. draws_as: see `Workbench.stage`.
+      name: of the stage. draws_as, chunk: see `Workbench.stage`.
 
     Returns:
       The attack's last state, and ``victim_rows`` (and ``explanation_rows``) as the ledger counts them.
@@ -177,7 +185,7 @@ def paid(
     with Ledger(budget=budget) as ledger:
         ledger.reserve(steps * per_step)
         state = site.bench.stage(
-            "extraction", f"{name}/attack", site.seed, fused, steps, rows=per_step, draws_as=draws_as
+            "extraction", f"{name}/attack", site.seed, fused, steps, rows=per_step, chunk=chunk, draws_as=draws_as
         )
         ledger.charge(steps * per_step)
         check_spent(ledger, kind.rows(site.settings))

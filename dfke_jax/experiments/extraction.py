@@ -95,7 +95,7 @@ def _pictures(generator: type[DFMEGenerator] | type[DCGANGenerator], site: Site,
 
 
 def _dfme(site: Site) -> Attack:
-    return dfme(site.clone, site.settings, site.config.answers, site.bench.dataset.num_classes)
+    return dfme(site.clone, site.settings, site.answers, site.bench.dataset.num_classes)
 
 
 def _megex(site: Site) -> Attack:
@@ -103,7 +103,7 @@ def _megex(site: Site) -> Attack:
 
 
 def _disagreement(site: Site) -> Attack:
-    return disagreement(site.clone, site.settings, site.config.answers, site.bench.dataset.num_classes)
+    return disagreement(site.clone, site.settings, site.answers, site.bench.dataset.num_classes)
 
 
 def _dfms(site: Site) -> Attack:
@@ -117,7 +117,7 @@ def _dfms(site: Site) -> Attack:
         config.pretraining_steps,
         rows=site.settings.batch_size,
     )
-    return dfms(site.clone, images, site.settings, config.answers, bench.dataset.num_classes, start=begun)
+    return dfms(site.clone, images, site.settings, site.answers, bench.dataset.num_classes, start=begun)
 
 
 def _kind(

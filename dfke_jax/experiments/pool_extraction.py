@@ -147,32 +147,32 @@ def _execute(kind: Kind, config: PoolExtractionSettings, bench: Workbench) -> li
 
 
 def _knockoff(site: Site) -> Attack:
-    return knockoff(site.clone, site.material.images, site.config.answers, site.settings)
+    return knockoff(site.clone, site.material.images, site.answers, site.settings)
 
 
 def _bandit(site: Site) -> Attack:
     pool = site.material
     return adaptive_knockoff(
-        site.clone, pool.images, pool.groups, pool.num_groups, site.config.answers, site.settings
+        site.clone, pool.images, pool.groups, pool.num_groups, site.answers, site.settings
     )
 
 
 def _active_thief(site: Site) -> Attack:
-    return active_thief(site.clone, site.material.images, site.config.answers, site.settings)
+    return active_thief(site.clone, site.material.images, site.answers, site.settings)
 
 
 def _copycat(site: Site) -> Attack:
-    return copycat(site.clone, site.material.images, site.config.answers, site.settings)
+    return copycat(site.clone, site.material.images, site.answers, site.settings)
 
 
 def _dissector(site: Site) -> Attack:
-    return dissector(site.clone, site.material.images, site.config.answers, site.settings)
+    return dissector(site.clone, site.material.images, site.answers, site.settings)
 
 
 def _jacobian(site: Site) -> Attack:
     images, count = site.material.images, site.settings.rows_per_step
     chosen = jax.random.permutation(site.bench.key(site.seed, "seeds"), len(images))[:count]
-    return jacobian_augmentation(site.clone, images[chosen], site.config.answers, site.settings)
+    return jacobian_augmentation(site.clone, images[chosen], site.answers, site.settings)
 
 
 # ---- controls
@@ -187,11 +187,11 @@ def _on_noise(site: Site) -> Site:
 
 def _at_random(site: Site) -> Attack:
     """The same pool, budget, answers and training, asked in random order."""
-    return random_attack(site.clone, site.material.images, site.config.answers, site.settings)
+    return random_attack(site.clone, site.material.images, site.answers, site.settings)
 
 
 def _labels_at_random(site: Site) -> Attack:
-    return random_attack(site.clone, site.material.images, site.config.answers, site.settings, hard=True)
+    return random_attack(site.clone, site.material.images, site.answers, site.settings, hard=True)
 
 
 # ---- what is asked, to look at
@@ -235,7 +235,7 @@ ACTIVE_THIEF = _kind(
         settings.clone.steps + (settings.rounds - 1) * (settings.round_steps or settings.clone.steps)
     ),
 )
-COPYCAT = _kind("copycat", "Copycat", _copycat, **_NOISE)  # its labels have nothing to flatten: no temperature
+COPYCAT = _kind("copycat", "Copycat", _copycat, **_NOISE)
 DISSECTOR = _kind(
     "dissector",
     "Dissector",

@@ -24,6 +24,7 @@ from dfke_jax.extraction.pool import (
     new_clone,
     nothing_labelled,
     read_targets,
+    suited,
 )
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.training import Training, trained
@@ -137,7 +138,7 @@ def active_thief(
     paper reserves a validation set at the beginning); the length of a training is fixed, and the kept clone is the one
     that agrees best with the held-out answers; the seed counts as a round and has its size.
     """
-    settings = settings or ActiveThiefSettings()
+    settings = suited(settings or ActiveThiefSettings(), reveal)
     check_pool(clone, pool, settings.budget)
     shared = (clone, pool, augment, Static((reveal, settings)))
     return Attack(Partial(_init, *shared), Partial(_ask, *shared), Partial(_tell, *shared))

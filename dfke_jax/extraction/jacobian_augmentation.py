@@ -12,7 +12,7 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, Predict
 from dfke_jax.extraction.common import steps_for
-from dfke_jax.extraction.pool import CloneTraining, check_pool, foreseen, new_clone, read_targets, train_clone
+from dfke_jax.extraction.pool import CloneTraining, check_pool, foreseen, new_clone, read_targets, suited, train_clone
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.training import Training, trained
 from dfke_jax.oracle.reveal import Reveal
@@ -109,6 +109,7 @@ def jacobian_augmentation(
     log-probability, whose sign is that of the probability's and which does not vanish; no reservoir sampling.
     """
     settings = settings or JacobianSettings()
+    settings = suited(settings, reveal, settings.hard)
     check_pool(clone, seeds, settings.rows_per_step)
     if seeds.shape[0] != settings.rows_per_step:
         raise InputError(

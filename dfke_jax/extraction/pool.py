@@ -9,7 +9,7 @@ the front, so that every step has the same shapes. Every state has a field ``clo
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ class CloneTraining:
       learning_rate: at the beginning; times `decay_factor` at each fraction of the steps in `decay_at`.
       momentum: for SGD.
       weight_decay: added to the gradient (an L2 penalty), for both optimisers.
-      temperature: τ ≥ 1; only for answers that are probabilities or logits, unrounded.
+      temperature: τ ≥ 1. Labels are learnt without: there is nothing to flatten.
       checks: how often, evenly along the training, the clone is compared with the held-out answers; the variables of
         the best comparison are kept. Without held-out rows the last ones are.
 
@@ -149,6 +149,17 @@ class PoolSettings:
     def with_budget(self, budget: int) -> Self:
         """The same settings for as many whole steps as a budget of rows pays for (see `steps_for`)."""
         return dataclasses.replace(self, budget=steps_for(budget, self.rows_per_step) * self.rows_per_step)
+
+
+Settings = TypeVar("Settings")
+
+
+def suited(settings: Settings, reveal: Reveal, hard: bool = False) -> Settings:
+    """The settings (with a field ``clone``), without the temperature where labels alone are learnt."""
+    clone: CloneTraining = settings.clone  # type: ignore[attr-defined]
+    if clone.temperature == 1 or not (hard or reveal.kind == "label"):
+        return settings
+    return dataclasses.replace(settings, clone=dataclasses.replace(clone, temperature=1.0))  # type: ignore[type-var]
 
 
 class Answered(NamedTuple):
@@ -397,5 +408,6 @@ __all__ = [
     "nothing_labelled",
     "pick",
     "read_targets",
+    "suited",
     "train_clone",
 ]

@@ -64,6 +64,15 @@ CHANGES = {
         "attack": DissectorSettings(rows_per_step=10, clone=_LEARNT, variants=2, pseudo_rows=5),
     },
     "jbda": {"budgets": (20,), "attack": JacobianSettings(augmentations=2, clone=_LEARNT)},
+    "defences": {
+        "budget": 50,
+        "defences": ("none", "label", "adaptive_misinformation:tau=0.9", "prediction_poisoning"),
+        "misinformation_steps": 3,
+        "knockoff": PoolSettings(rows_per_step=10, clone=_LEARNT),
+        "dfme": DFMESettings(**_GAME, reuse=True),
+        "disguide": DisagreementSettings(**_GAME),
+        "attacks": ("knockoff", "dfme"),
+    },
     "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
 }
 SLOW = ("deep-dream", "adaptive-deep-inversion", "megex", "dual-students", "copycat")
@@ -107,7 +116,7 @@ def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
         assert found.pairs(), "a method without a matched control"
         assert {method.name for method, _ in found.pairs()} >= {a.name for a in found.arms if a.role == "method"}
     assert Result.read(tmp_path / "run").metrics == found.metrics
-    if name not in ("anchors", "transfer-sets"):
+    if name not in ("anchors", "transfer-sets", "defences"):
         samples = np.load(tmp_path / "run" / "samples.npz")
         method = next(arm.name for arm in found.arms if arm.role == "method")
         control = next(arm.name for arm in found.arms if arm.role == "control")
