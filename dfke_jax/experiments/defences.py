@@ -17,7 +17,7 @@ from dfke_jax.experiments.attacks import EndpointSettings, Kind, Site, closeness
 from dfke_jax.experiments.extraction import DFME, DISGUIDE
 from dfke_jax.experiments.pool_extraction import KNOCKOFF, SHAPES, image_pool
 from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm
+from dfke_jax.experiments.result import BEHIND, Arm
 from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.extraction import (
     SMALL_CLONE,
@@ -41,8 +41,6 @@ from dfke_jax.oracle import (
 
 NONE, LABEL = "none", "label"
 KINDS: dict[str, Kind] = {"knockoff": KNOCKOFF, "dfme": DFME, "disguide": DISGUIDE}
-BEHIND = "_behind_"
-"""Stands in the name of an arm between attack and defence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,4 +218,4 @@ register(
     )
 )
 
-__all__ = ["BEHIND", "LABEL", "NONE", "DefenceSettings", "misinformed", "utility"]
+__all__ = ["LABEL", "NONE", "DefenceSettings", "misinformed", "utility"]

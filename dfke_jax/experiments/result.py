@@ -12,6 +12,8 @@ from typing import Any, Literal
 from dfke_jax.evaluation.summary import summarise
 
 SCHEMA = 1
+BEHIND = "_behind_"
+"""Stands in the name of an arm between an attack and the defence that it met."""
 Role = Literal["teacher", "method", "control", "baseline", "anchor"]
 
 
@@ -190,4 +192,4 @@ def _revision() -> str | None:
     return found.stdout.strip()
 
 
-__all__ = ["SCHEMA", "Arm", "Published", "Result", "Role", "environment"]
+__all__ = ["BEHIND", "SCHEMA", "Arm", "Published", "Result", "Role", "environment"]
