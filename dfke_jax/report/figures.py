@@ -332,7 +332,7 @@ def queries(results: Sequence[Result]) -> "Figure":
         axes.axhline(level, color=COLOURS["teacher"], linewidth=1, linestyle=":", zorder=1)
         values.append(level)
     axes.set_xscale("log")
-    ticks = sorted({point.rows for line in lines for point in (*line.method, *line.published)})
+    ticks = sorted({point.budget for line in lines for point in (*line.method, *line.published)})
     axes.set_xticks(ticks, [f"{tick / 1000:g}k" if tick >= 1000 else f"{tick}" for tick in ticks])
     axes.xaxis.set_minor_locator(_nowhere())
     axes.set_ylim(*_limits(values))
@@ -364,9 +364,9 @@ def defences(result: Result) -> "Figure":
     values = np.full((len(rows), len(columns)), np.nan)
     for (defence, attack), cell in table.cells.items():
         values[rows.index(defence), columns.index(attack)] = mean_sd(cell.fidelity)[0]
-    figure = _figure((3.6 + 1.25 * len(columns) + 1.9, 0.42 * len(rows) + 1.1), layout="constrained")
+    figure = _figure((4.4 + 1.1 * len(columns), 0.42 * len(rows) + 1.1), layout="constrained")
     axes = figure.add_subplot()
-    shown = axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for row, column in np.ndindex(values.shape):
         cell = table.cells.get((rows[row], columns[column]))
         dark = cell is not None and values[row, column] > 62
@@ -374,22 +374,16 @@ def defences(result: Result) -> "Figure":
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else INK)
     for row, defence in enumerate(rows):
         cell = next(cell for (name, _), cell in table.cells.items() if name == defence)
-        for place, shown_text in ((0, spread(cell.answers_accuracy, 1)), (1, spread(cell.answers_l1, 2))):
-            x = len(columns) - 0.5 + 0.55 + 1.05 * place
-            axes.text(x, row, shown_text, ha="center", va="center", fontsize=8, color=INK, clip_on=False)
-    for place, title in ((0, "answers\naccuracy %"), (1, "answers\nL1 distance")):
-        axes.text(
-            len(columns) - 0.5 + 0.55 + 1.05 * place, -0.62, title, ha="center", va="bottom", fontsize=8, color=MUTED
-        )
-    axes.set_xticks(range(len(columns)), [_short(name) for name in columns])
+        for place, text in enumerate((spread(cell.answers_accuracy, 1), spread(cell.answers_l1, 2)), len(columns)):
+            axes.text(place, row, text, ha="center", va="center", fontsize=8, color=INK)
+    titles = [*map(_short, columns), "answers'\naccuracy %", "answers'\nL1 distance"]
+    axes.set_xlim(-0.5, len(titles) - 0.5)
+    axes.set_xticks(range(len(titles)), titles)
     axes.xaxis.tick_top()
     axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
     axes.tick_params(length=0, labelsize=8.5, labelcolor=INK)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("fidelity of the clone to the victim in %, mean ± sd over seeds", fontsize=8, color=MUTED)
-    bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=24, pad=0.36)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, labelcolor=MUTED, length=2, color=MUTED)
+    axes.set_xlabel("shaded: fidelity of the clone to the victim in %; mean ± sd over seeds", fontsize=8, color=MUTED)
     return figure
 
 
