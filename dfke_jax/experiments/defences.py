@@ -66,7 +66,7 @@ class DefenceSettings(EndpointSettings):
     """Data set whose training images Knockoff asks, or shapes for pictures of random shapes."""
     misinformation_steps: int = 500
     """Training steps of the model that gives wrong answers, for adaptive misinformation."""
-    knockoff: PoolSettings = PoolSettings(rows_per_step=1000, clone=dataclasses.replace(SMALL_CLONE, steps=2000))
+    knockoff: PoolSettings = PoolSettings(rows_per_step=1000, clone=dataclasses.replace(SMALL_CLONE, steps=1000))
     """How Knockoff runs."""
     dfme: DFMESettings = SMALL_DFME
     """How DFME runs."""
@@ -212,7 +212,7 @@ register(
                 "budget": 1_000,
                 "knockoff": PoolSettings(rows_per_step=100, clone=dataclasses.replace(SMALL_CLONE, steps=1000)),
             },
-            "mnist": {"pool_dataset": "fashion_mnist"},
+            "mnist": {"pool_dataset": "digits", "seeds": 2},
             "fashion_mnist": {"pool_dataset": "mnist"},
         },
     )

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack
@@ -33,8 +32,9 @@ from dfke_jax.extraction import (
 from dfke_jax.extraction.common import SMALL
 from dfke_jax.extraction.dfme import check_differences
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents
-from dfke_jax.oracle import explanation_oracle, rows_per_step
+from dfke_jax.oracle import Reveal, explanation_oracle, rows_per_step
 from dfke_jax.synthesis.shapes import synthetic_shapes
+
 
 @dataclasses.dataclass(frozen=True)
 class DFMERecipeSettings(ExtractionSettings):

@@ -49,7 +49,8 @@ class PoolExtractionSettings(ExtractionSettings):
     budgets: tuple[int, ...] = (10_000, 20_000)
     """Rows that may be asked; one attack is run from the beginning for each."""
     pool_dataset: str = SHAPES
-    """Data set whose training images are the pool, or shapes for pictures of random shapes."""
+    """Data set whose training images are the pool, or shapes for pictures of random shapes. It holds at least twice the largest
+    budget: a smaller one is completed by rotated, scaled and shifted copies."""
     noise: Literal["uniform", "smooth"] = "smooth"
     """Noise that stands for the pool in the control of attacks that do not choose."""
     attack: PoolSettings = PoolSettings(rows_per_step=1000, clone=SMALL_CLONE)
@@ -69,7 +70,7 @@ class ActiveThiefRecipeSettings(PoolExtractionSettings):
     """Settings of ActiveThief."""
 
     attack: ActiveThiefSettings = ActiveThiefSettings(
-        validation=0.0, clone=SMALL_CLONE, selector="k_center", round_steps=500
+        validation=0.0, clone=SMALL_CLONE, selector="k_center", round_steps=400
     )
     """How the attack runs: ten rounds, whatever the budget."""
 
@@ -78,9 +79,7 @@ class ActiveThiefRecipeSettings(PoolExtractionSettings):
 class JacobianRecipeSettings(PoolExtractionSettings):
     """Settings of Jacobian-based augmentation; the seeds are drawn from the pool."""
 
-    attack: JacobianSettings = JacobianSettings(
-        clone=dataclasses.replace(SMALL_CLONE, steps=1000, learning_rate=1e-3)
-    )
+    attack: JacobianSettings = JacobianSettings(clone=dataclasses.replace(SMALL_CLONE, steps=1000, learning_rate=1e-3))
     """How the attack runs: six doublings, whatever the budget."""
 
 
@@ -140,7 +139,7 @@ def image_pool(config: Any, bench: Workbench, count: int) -> ImagePool:
 
 
 def _execute(kind: Kind, config: PoolExtractionSettings, bench: Workbench) -> list[Arm]:
-    return execute(kind, config, bench, image_pool(config, bench, max(config.budgets)))
+    return execute(kind, config, bench, image_pool(config, bench, 2 * max(config.budgets)))
 
 
 # ---- attacks
@@ -152,9 +151,7 @@ def _knockoff(site: Site) -> Attack:
 
 def _bandit(site: Site) -> Attack:
     pool = site.material
-    return adaptive_knockoff(
-        site.clone, pool.images, pool.groups, pool.num_groups, site.answers, site.settings
-    )
+    return adaptive_knockoff(site.clone, pool.images, pool.groups, pool.num_groups, site.answers, site.settings)
 
 
 def _active_thief(site: Site) -> Attack:
@@ -180,7 +177,7 @@ def _jacobian(site: Site) -> Attack:
 
 def _on_noise(site: Site) -> Site:
     """Noise in the place of the pool."""
-    shape = (len(site.material.images), *site.bench.dataset.shape)
+    shape = (site.settings.budget, *site.bench.dataset.shape)
     images = start_images(site.config.noise, site.bench.key(site.seed, "noise"), shape)
     return site._replace(material=site.material._replace(images=images))
 
@@ -256,13 +253,15 @@ JBDA = _kind(
 
 _PRESETS = {
     "digits": {**DIGITS, "budgets": (500, 1_000)},
-    "mnist": {"pool_dataset": "fashion_mnist"},
+    "mnist": {"pool_dataset": "digits"},
     "fashion_mnist": {"pool_dataset": "mnist"},
 }
 _NOTE = "which pool was asked there is not known to us"
 
 
-def _register(kind: Kind, name: str, title: str, summary: str, paper: str, config: type, small: dict, figures=()) -> None:
+def _register(
+    kind: Kind, name: str, title: str, summary: str, paper: str, config: type, small: dict, figures=()
+) -> None:
     digits = config().attack
     presets = {**_PRESETS, "digits": {**_PRESETS["digits"], "attack": dataclasses.replace(digits, **small)}}
     register(

@@ -119,8 +119,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         "disguide", "mnist", "extraction by two clones that disagree", "not measured", {"control": False}
     ),
     "dfms-mnist": Experiment("dfms", "mnist", "extraction from labels", "not measured", {"control": False}),
-    "knockoff-mnist": Experiment("knockoff", "mnist", "clothes asked in random order, and noise", "not measured"),
-    "active-thief-mnist": Experiment("active-thief", "mnist", "clothes chosen in ten rounds", "not measured"),
+    "knockoff-mnist": Experiment(
+        "knockoff", "mnist", "other digits, of 8×8 pixels, asked in random order, and noise", "not measured"
+    ),
+    "knockoff-mnist-clothes": Experiment(
+        "knockoff", "mnist", "the same with clothes for a pool", "not measured", {"pool_dataset": "fashion_mnist"}
+    ),
+    "active-thief-mnist": Experiment("active-thief", "mnist", "other digits chosen in ten rounds", "not measured"),
     "defences-mnist": Experiment(
         "defences", "mnist", "three attacks behind eight defences, 10,000 queries", "not measured"
     ),

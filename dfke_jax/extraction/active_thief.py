@@ -314,9 +314,7 @@ def _tell(
     steps = None
     if settings.round_steps is not None:
         steps = jnp.where(labelled.asked >= settings.budget, settings.clone.steps, settings.round_steps)
-    learnt = learn_labelled(
-        train_key, clone, pool, labelled, settings.clone, state.clone, augment=augment, steps=steps
-    )
+    learnt = learn_labelled(train_key, clone, pool, labelled, settings.clone, state.clone, augment=augment, steps=steps)
     asked = state.asked.at[state.chosen].set(True)
     metrics = {"asked": labelled.asked.astype(jnp.float32), **metrics}
     return ActiveThiefState(asked, state.chosen, labelled, learnt), metrics

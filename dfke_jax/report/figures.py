@@ -326,7 +326,9 @@ def queries(results: Sequence[Result]) -> "Figure":
             )
             values += [v for point in points for v in point.accuracy]
         for point in line.published:
-            axes.plot([point.rows], [point.accuracy[0]], "D", markerfacecolor="none", markeredgecolor=colour, markersize=7)
+            axes.plot(
+                [point.rows], [point.accuracy[0]], "D", markerfacecolor="none", markeredgecolor=colour, markersize=7
+            )
             values.append(point.accuracy[0])
     for level in sorted({round(mean_sd(a.accuracy)[0], 2) for r in results for a in r.arms if a.role == "teacher"}):
         axes.axhline(level, color=COLOURS["teacher"], linewidth=1, linestyle=":", zorder=1)

@@ -11,7 +11,6 @@ from dfke_jax.core.errors import BudgetError
 from dfke_jax.extraction import CloneTraining, DFMESettings, PoolSettings, clone_of, dfme, knockoff
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
-from dfke_jax.nn.training import trained
 from dfke_jax.oracle import Ledger, Metered, RemoteVictim, Reveal, background, check_spent, create_app, oracle_for
 
 KEY = jax.random.key(71)
@@ -140,9 +139,7 @@ def same(here, there):
     assert abs(ours - theirs) <= 0.01
     assert counts["rows"] == counts["unique_rows"] == counts["budget"] == rows
     assert (counts["unknown_rows"], counts["cache_hits"], counts["evaluation_rows"]) == (0, 0, 0)
-    pairs = zip(
-        jax.tree.leaves(our_state.clone.variables), jax.tree.leaves(their_state.clone.variables), strict=True
-    )
+    pairs = zip(jax.tree.leaves(our_state.clone.variables), jax.tree.leaves(their_state.clone.variables), strict=True)
     near = [np.isclose(a, b, rtol=5e-2, atol=5e-3).ravel() for a, b in pairs]
     assert np.concatenate(near).mean() > 0.99
 
