@@ -66,16 +66,26 @@ CHANGES = {
     "jbda": {"budgets": (20,), "attack": JacobianSettings(augmentations=2, clone=_LEARNT)},
     "defences": {
         "budget": 50,
-        "defences": ("none", "label", "adaptive_misinformation:tau=0.9", "prediction_poisoning"),
+        "defences": ("none", "label", "adaptive_misinformation:tau=0.9"),
         "misinformation_steps": 3,
         "knockoff": PoolSettings(rows_per_step=10, clone=_LEARNT),
         "dfme": DFMESettings(**_GAME, reuse=True),
         "disguide": DisagreementSettings(**_GAME),
-        "attacks": ("knockoff", "dfme"),
+        "attacks": ("knockoff",),
     },
     "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
 }
-SLOW = ("deep-dream", "adaptive-deep-inversion", "megex", "dual-students", "copycat")
+SLOW = (
+    "deep-dream",
+    "adaptive-deep-inversion",
+    "megex",
+    "dual-students",
+    "knockoff-bandit",
+    "active-thief",
+    "copycat",
+    "dissector",
+    "jbda",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -256,6 +266,23 @@ def test_unwritable_directory_is_refused_before_any_work(tmp_path):
         run_recipe(recipe("zskd"), tiny("zskd"), out=tmp_path / "file" / "run", progress=False, devices=1)
 
 
+@pytest.mark.slow
+def test_every_attack_runs_behind_every_defence(tmp_path):
+    settings = recipe("defences").settings("digits")
+    changes = {**TINY, **CHANGES["defences"], "defences": settings.defences, "attacks": settings.attacks}
+    found = run_recipe(
+        recipe("defences"), recipe("defences").settings("digits", **changes), out=tmp_path, progress=False, devices=1
+    )
+    arms = {arm.name: arm for arm in found.arms}
+    assert sum("_behind_" in name for name in arms) == 3 * len(settings.defences) - 1
+    assert "dfme_behind_label" not in arms
+    for name, arm in arms.items():
+        if "_behind_" in name:
+            assert all(0 <= value <= 2 for value in arm.metrics["answers_l1"])
+            assert arm.metrics["answers_l1"] == [0, 0] or not name.endswith("_none")
+    assert any("DFME behind rounding" in note for note in found.notes)
+
+
 def test_answers_that_an_attack_cannot_use_are_refused_before_any_work():
     with pytest.raises(InputError, match="differences of answers, which labels do not have"):
         recipe("dfme").settings("digits", reveal="label")
@@ -276,7 +303,9 @@ def test_documented_experiments_have_valid_configurations():
 def test_published_figures_name_arms_that_exist():
     known = {"teacher", "scratch", "real_data", "uniform_noise", "gaussian_noise", "unrelated_balanced_control",
              "data_impressions", "top_layer", "all_layers",
-             "dfme_10000", "dfme_20000", "dfme_50000", "dfme_100000"}  # fmt: skip
+             "dfme_10000", "dfme_20000", "dfme_50000", "dfme_100000",
+             *(f"{attack}_{budget}" for budget in (10_000, 20_000)
+               for attack in ("knockoff", "active_thief", "copycat", "dissector"))}  # fmt: skip
     for entry in recipes().values():
         for figure in entry.published:
             assert figure.arm in known, figure
