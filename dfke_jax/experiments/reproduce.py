@@ -120,7 +120,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "dfms-mnist": Experiment("dfms", "mnist", "extraction from labels", "not measured", {"control": False}),
     "knockoff-mnist": Experiment(
-        "knockoff", "mnist", "other digits, of 8×8 pixels, asked in random order, and noise", "not measured"
+        "knockoff", "mnist", "other digits, of 8×8 pixels, asked in random order, and noise", "16 min, shared cores"
     ),
     "knockoff-mnist-clothes": Experiment(
         "knockoff", "mnist", "the same with clothes for a pool", "not measured", {"pool_dataset": "fashion_mnist"}

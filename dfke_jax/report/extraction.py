@@ -44,7 +44,8 @@ def query_lines(result: Result) -> list[Line]:
         match = _AT.fullmatch(name)
         if match is None or "victim_rows" not in arm.budget or not arm.accuracy:
             continue
-        line = lines.setdefault(match[1], Line(arm.label.split(",")[0], [], [], []))
+        label = arm.label.removesuffix(f", {int(match[2]):,} queries")
+        line = lines.setdefault(match[1], Line(label, [], [], []))
         point = Point(int(match[2]), arm.budget["victim_rows"], arm.accuracy, arm)
         (line.control if arm.role == "control" else line.method).append(point)
     for figure in published_here(result):

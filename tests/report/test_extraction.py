@@ -21,7 +21,9 @@ def stolen():
     def arm(budget, accuracy, role="method"):
         name = f"dfme_{budget}" + ("_control" if role == "control" else "")
         more = {"total_variation": [0.1, 0.2], "transfer": [50.0, 60.0]}
-        return Arm(name, f"DFME, {budget:,} queries", role, accuracy, [80.0, 82.0], {"victim_rows": budget - 8}, more)
+        return Arm(
+            name, f"DFME, small, {budget:,} queries", role, accuracy, [80.0, 82.0], {"victim_rows": budget - 8}, more
+        )
 
     return result_of(
         [
@@ -57,7 +59,7 @@ def defended():
 
 def test_lines_are_sorted_by_budget_and_carry_control_and_published_points(stolen):
     (line,) = query_lines(stolen)
-    assert line.label == "DFME"
+    assert line.label == "DFME, small"
     assert [(point.budget, point.rows, point.accuracy) for point in line.method] == [
         (1000, 992, [50.0, 54.0]),
         (2000, 1992, [70.0, 72.0]),
@@ -71,7 +73,7 @@ def test_the_table_of_queries(stolen):
     assert len(lines) == 4
     assert [cell.strip() for cell in lines[3].strip("|").split("|")] == [
         "mnist",
-        "DFME",
+        "DFME, small",
         "2,000",
         "1,992",
         "71.00 ± 1.41",
@@ -87,7 +89,7 @@ def test_queries_are_drawn_over_a_logarithmic_axis(stolen):
     figure = figures.queries([stolen])
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["DFME"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["DFME, small"]
     lines = [bars.lines[0] for bars in axes.containers]
     np.testing.assert_array_equal(lines[0].get_ydata(), [52.0, 71.0])
     np.testing.assert_array_equal(lines[1].get_ydata(), [40.5])
