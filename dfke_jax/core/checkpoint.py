@@ -87,7 +87,7 @@ def save(path: str | os.PathLike, tree: PyTree, *, config: str = "", metadata: d
     try:
         ocp.save(
             path,
-            {"leaves": _leaves(tree)},
+            {"leaves": [leaf for leaf in _leaves(tree) if leaf.size]},  # orbax refuses arrays without elements
             overwrite=True,
             custom_metadata={
                 "config": config,
@@ -138,9 +138,10 @@ def restore(path: str | os.PathLike, like: PyTree, *, config: str = "") -> PyTre
         for leaf in (_array(leaf) for leaf in _leaves(like))
     ]
     try:
-        leaves = ocp.load(path, {"leaves": abstract})["leaves"]
+        loaded = iter(ocp.load(path, {"leaves": [leaf for leaf in abstract if leaf.size]})["leaves"])
     except Exception as error:
         raise CheckpointError(f"the checkpoint at {path} does not fit this run: {error}") from error
+    leaves = [next(loaded) if leaf.size else jnp.zeros(leaf.shape, leaf.dtype) for leaf in abstract]
     places = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(like)]
     # Committed to the first device, what has no place of its own could not move onto a mesh.
     leaves = [

@@ -1,21 +1,19 @@
 """Black-box extraction with generators: what a clone learns from answers to images that nobody took."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Attack, Method, against
-from dfke_jax.evaluation import fgsm, total_variation, transfer_rate
+from dfke_jax.core.method import Attack
+from dfke_jax.core.types import Array
 from dfke_jax.experiments.anchors import DIGITS
+from dfke_jax.experiments.attacks import RERUN, Committee, ExtractionSettings, Kind, Site, execute
 from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm, Published
-from dfke_jax.experiments.settings import Settings
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.result import Published
 from dfke_jax.extraction import (
     SMALL_DFME,
     SMALL_DISGUIDE,
@@ -25,7 +23,6 @@ from dfke_jax.extraction import (
     GenerativeSettings,
     MEGEXSettings,
     adversarial_pretraining,
-    clone_of,
     dfme,
     dfms,
     disagreement,
@@ -34,44 +31,9 @@ from dfke_jax.extraction import (
 )
 from dfke_jax.extraction.common import SMALL
 from dfke_jax.extraction.dfme import check_differences
-from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents
-from dfke_jax.oracle import Ledger, Reveal, check_spent, explanation_oracle, oracle_for, rows_per_step
-from dfke_jax.synthesis.pool import Pool
+from dfke_jax.oracle import Reveal, explanation_oracle, rows_per_step
 from dfke_jax.synthesis.shapes import synthetic_shapes
-
-
-@dataclasses.dataclass(frozen=True)
-class ExtractionSettings(Settings):
-    """What all extraction recipes have in common."""
-
-    student: str = "lenet5"
-    """Network of the clone."""
-    budgets: tuple[int, ...] = (10_000, 20_000, 50_000, 100_000)
-    """Rows that may be asked; one attack is run from the beginning for each."""
-    reveal: Literal["logits", "probabilities", "label"] = "probabilities"
-    """What the victim's endpoint answers."""
-    decimals: int | None = None
-    """To how many decimals answers are rounded; None for none."""
-    control: bool = True
-    """Whether the attack is run with a generator that never learns as well."""
-    transfer_epsilon: float = 0.2
-    """FGSM step of the adversarial examples that are crafted on the clone and tried on the victim, in pixel units."""
-    attack: GenerativeSettings = GenerativeSettings()
-    """How the attack runs."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
-            raise InputError(f"budgets must be increasing and at least one, got {self.budgets}")
-        for budget in self.budgets:
-            self.attack.with_budget(budget)
-        _ = self.answers
-
-    @property
-    def answers(self) -> Reveal:
-        """What is revealed."""
-        return Reveal(self.reveal, decimals=self.decimals)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,168 +87,95 @@ class DFMSRecipeSettings(ExtractionSettings):
     """How the attack runs."""
 
 
-class _Committee:
-    """Clones that vote, with the one method that measuring needs."""
-
-    def __init__(self, answer: Any):
-        self.answer = answer
-
-    def __call__(self, images: Any) -> Any:
-        return self.answer(images)
-
-    def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
-        parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-        return np.concatenate([np.asarray(_answers(self.answer, part)) for part in parts])
+def _pictures(generator: type[DFMEGenerator] | type[DCGANGenerator], site: Site, state: Any, learnt: Any) -> Array:
+    """What the generator makes in the end."""
+    made = generator(site.bench.dataset.shape, site.settings.width, site.settings.latent)
+    z = draw_latents(site.bench.key(site.seed, "pictures"), (500,), made)
+    return jax.jit(made.apply)(state.generator.variables, z)  # pyright: ignore[reportReturnType]
 
 
-@jax.jit
-def _answers(answer: Callable, images: Any) -> Any:
-    return answer(as_float(images))
+def _dfme(site: Site) -> Attack:
+    return dfme(site.clone, site.settings, site.answers, site.bench.dataset.num_classes)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Kind:
-    """What one attack is made of.
-
-    Attributes:
-      name: of its arms. label: in figures. formula: its name and sizes for `rows_per_step`.
-      make: (config, attack settings, clone, bench, seed) -> `Attack`. explains: whether the endpoint explains.
-      read: (clone, state) -> what answers for the clone. generator: of its images.
-    """
-
-    name: str
-    label: str
-    formula: Callable[[Any], int]
-    make: Callable[[Any, Any, Classifier, Workbench, int], Attack]
-    explains: bool = False
-    read: Callable[[Classifier, Any], Any] = clone_of
-    generator: type[DFMEGenerator] | type[DCGANGenerator] = DFMEGenerator
+def _megex(site: Site) -> Attack:
+    return megex(site.clone, site.settings, site.bench.dataset.num_classes)
 
 
-def execute(kind: _Kind, config: ExtractionSettings, bench: Workbench) -> list[Arm]:
-    """The victim, an independent one, and per budget the attack and its control."""
-    arms = bench.anchors(real=False)
-    arms[0].label = f"Victim ({config.teacher})"
-    other = Arm("independent", "Another victim, trained independently", "anchor", budget=arms[0].budget)
-    for seed in bench.seeds:
-        bench.record(other, bench.teacher(seed + config.seeds), bench.teacher(seed))
-    arms.append(other)
-    for budget in config.budgets:
-        arms += _at_budget(kind, config, bench, budget)
-    return arms
+def _disagreement(site: Site) -> Attack:
+    return disagreement(site.clone, site.settings, site.answers, site.bench.dataset.num_classes)
 
 
-def _at_budget(kind: _Kind, config: ExtractionSettings, bench: Workbench, budget: int) -> list[Arm]:
-    settings = config.attack.with_budget(budget)
-    rows, steps = settings.rows_per_step, settings.steps
-    name = f"{kind.name}_{budget}"
-    made = [Arm(name, f"{kind.label}, {budget:,} queries", "method")]
-    if config.control:
-        made.append(Arm(f"{name}_control", f"Generator that never learns, {budget:,}", "control"))
-    for seed in bench.seeds:
-        victim, clone = bench.teacher(seed), bench.network(config.student)
-        oracle = (
-            explanation_oracle(victim, reveal=config.answers) if kind.explains else oracle_for(victim, config.answers)
-        )
-        for arm in made:
-            how = dataclasses.replace(settings, generator_rate=0.0) if arm.role == "control" else settings
-            attack = kind.make(config, how, clone, bench, seed)
-            fused = against(attack, oracle)
-            assert isinstance(fused, Method)
-            with Ledger(budget=budget) as ledger:
-                ledger.reserve(steps * rows)
-                state = bench.stage(
-                    "extraction",
-                    f"{arm.name}/attack",
-                    seed,
-                    fused,
-                    steps,
-                    rows=rows,
-                    draws_as=f"{name}/attack",
-                )
-                ledger.charge(steps * rows, explained=kind.explains)
-                check_spent(ledger, steps * kind.formula(settings))
-                counts = ledger.counts()
-                asked = counts["rows"] or 0
-            arm.budget = {"victim_rows": asked, "steps": steps, "clone_updates": _updates(settings) * steps}
-            if kind.explains:
-                arm.budget["explanation_rows"] = counts["explanation_rows"] or 0
-            learnt = kind.read(clone, state)
-            bench.record(arm, learnt, victim, **_closeness(config, bench, learnt, victim))
-            _keep_pictures(kind, bench, settings, state, learnt, arm.name, seed)
-    return made
-
-
-def _keep_pictures(
-    kind: _Kind, bench: Workbench, settings: GenerativeSettings, state: Any, clone: Any, name: str, seed: int
-) -> None:
-    """A look at what the generator makes in the end, by the class that the clone sees in it."""
-    generator = kind.generator(bench.dataset.shape, settings.width, settings.latent)
-    z = draw_latents(bench.key(seed, "pictures"), (500,), generator)
-    images = jax.jit(generator.apply)(state.generator.variables, z)
-    labels = jnp.argmax(jnp.asarray(clone.predict(np.asarray(images))), -1)
-    bench.keep(name, Pool(images, labels, jnp.int32(500), ()), seed)
-
-
-def _updates(settings: GenerativeSettings) -> int:
-    return settings.clone_batches + settings.extra_clone_updates
-
-
-def _closeness(config: ExtractionSettings, bench: Workbench, clone: Any, victim: Classifier) -> dict[str, float]:
-    """Total variation on the test set, and how often FGSM on the clone deceives the victim (1,000 test images)."""
-    test = bench.dataset.test
-    images, labels = as_float(jnp.asarray(test.images[:1000])), test.labels[:1000]
-    attacked = fgsm(getattr(clone, "answer", clone), images, jnp.asarray(labels), config.transfer_epsilon)
-    moved = transfer_rate(victim.predict(np.asarray(images)), victim.predict(np.asarray(attacked)), labels)
-    far = total_variation(victim.predict(test.images), clone.predict(test.images))
-    return {"total_variation": far, "transfer": 100 * moved["rate"]}
-
-
-def _sizes(settings: Any) -> dict[str, int]:
-    return {"batch": settings.batch_size, "clone_steps": settings.clone_batches}
-
-
-def _dfme(config: Any, settings: Any, clone: Classifier, bench: Workbench, seed: int) -> Attack:
-    return dfme(clone, settings, config.answers, bench.dataset.num_classes)
-
-
-def _megex(config: Any, settings: Any, clone: Classifier, bench: Workbench, seed: int) -> Attack:
-    return megex(clone, settings, bench.dataset.num_classes)
-
-
-def _disagreement(config: Any, settings: Any, clone: Classifier, bench: Workbench, seed: int) -> Attack:
-    return disagreement(clone, settings, config.answers, bench.dataset.num_classes)
-
-
-def _dfms(config: Any, settings: Any, clone: Classifier, bench: Workbench, seed: int) -> Attack:
-    images = synthetic_shapes(bench.key(seed, "shapes"), config.shapes, bench.dataset.shape)
+def _dfms(site: Site) -> Attack:
+    config, bench = site.config, site.bench
+    images = synthetic_shapes(bench.key(site.seed, "shapes"), config.shapes, bench.dataset.shape)
     begun = bench.stage(
         "synthesis",
         "pretraining",
-        seed,
+        site.seed,
         adversarial_pretraining(images, config.attack),
         config.pretraining_steps,
-        rows=settings.batch_size,
+        rows=site.settings.batch_size,
     )
-    return dfms(clone, images, settings, config.answers, bench.dataset.num_classes, start=begun)
+    return dfms(site.clone, images, site.settings, site.answers, bench.dataset.num_classes, start=begun)
 
 
-_DFME = _Kind(
-    "dfme",
-    "DFME",
-    lambda s: rows_per_step("dfme", **_sizes(s), generator_steps=1, directions=s.differences.rows_per_sample - 1),
-    _dfme,
+def _kind(
+    name: str,
+    label: str,
+    attack: Callable[[Site], Attack],
+    formula: str,
+    sizes: Callable[[Any], dict[str, int]] = lambda settings: {},
+    generator: type[DFMEGenerator] | type[DCGANGenerator] = DFMEGenerator,
+    **options: Any,
+) -> Kind:
+    def rows(settings: GenerativeSettings) -> int:
+        named = {"batch": settings.batch_size, "clone_steps": settings.clone_batches, **sizes(settings)}
+        return settings.steps * rows_per_step(formula, **named)
+
+    def without(site: Site) -> Site:
+        return site._replace(settings=dataclasses.replace(site.settings, generator_rate=0.0))
+
+    return Kind(
+        name,
+        label,
+        rows=rows,
+        steps=lambda settings: settings.steps,
+        updates=lambda settings: settings.steps * (settings.clone_batches + settings.extra_clone_updates),
+        attack=attack,
+        control_label="Generator that never learns",
+        pictures=functools.partial(_pictures, generator),
+        without=without,
+        **options,
+    )
+
+
+def _directions(settings: DFMESettings) -> dict[str, int]:
+    return {"generator_steps": 1, "directions": settings.differences.rows_per_sample - 1}
+
+
+def _voting(clone: Any, state: Any) -> Committee:
+    return Committee(vote(clone, state))
+
+
+DFME = _kind("dfme", "DFME", _dfme, "dfme", _directions)
+MEGEX = _kind(
+    "megex",
+    "MEGEX",
+    _megex,
+    "megex",
+    lambda settings: {"generator_steps": 1},
+    oracle=lambda victim, reveal: explanation_oracle(victim, reveal=reveal),
+    explains=True,
 )
-_MEGEX = _Kind("megex", "MEGEX", lambda s: rows_per_step("megex", **_sizes(s), generator_steps=1), _megex, True)
-_DISGUIDE = _Kind("disguide", "DisGUIDE", lambda s: rows_per_step("disguide", **_sizes(s)), _disagreement, read=lambda c, s: _Committee(vote(c, s)))  # fmt: skip
-_DUAL = dataclasses.replace(_DISGUIDE, name="dual_students", label="Dual Students")
-_DFMS = _Kind("dfms", "DFMS", lambda s: rows_per_step("dfms", **_sizes(s)), _dfms, generator=DCGANGenerator)
+DISGUIDE = _kind("disguide", "DisGUIDE", _disagreement, "disguide", read=_voting)
+DUAL_STUDENTS = dataclasses.replace(DISGUIDE, name="dual_students", label="Dual Students")
+DFMS = _kind("dfms", "DFMS", _dfms, "dfms", generator=DCGANGenerator)
 
 _DIGITS = {**DIGITS, "budgets": (2_000, 10_000)}
-_RERUN = "independent re-run of the attack on MNIST with LeNet (caumin/model-extraction-benchmark)"
 
 
-def _register(kind: _Kind, name: str, title: str, summary: str, paper: str, config: type, **options: Any) -> None:
+def _register(kind: Kind, name: str, title: str, summary: str, paper: str, config: type, **options: Any) -> None:
     register(
         Recipe(
             name=name,
@@ -302,7 +191,7 @@ def _register(kind: _Kind, name: str, title: str, summary: str, paper: str, conf
 
 
 _register(
-    _DFME,
+    DFME,
     "dfme",
     "Data-free model extraction (DFME)",
     "A generator climbs the disagreement of clone and victim along differences of the victim's answers; the clone learns "
@@ -310,12 +199,12 @@ _register(
     "Truong, Maini, Walls, Papernot: Data-Free Model Extraction, CVPR 2021",
     DFMERecipeSettings,
     published=tuple(
-        Published(f"dfme_{budget}", "mnist", value, _RERUN, "table")
+        Published(f"dfme_{budget}", "mnist", value, RERUN, "table")
         for budget, value in ((10_000, 63.4), (20_000, 72.7), (50_000, 83.4), (100_000, 89.3))
     ),
 )
 _register(
-    _MEGEX,
+    MEGEX,
     "megex",
     "MEGEX: extraction with explanations",
     "As DFME, from an endpoint that explains its answers by input gradients, which take the place of differences.",
@@ -323,7 +212,7 @@ _register(
     MEGEXRecipeSettings,
 )
 _register(
-    _DISGUIDE,
+    DISGUIDE,
     "disguide",
     "DisGUIDE: disagreement of two clones",
     "Two clones learn the answers and a generator looks for images on which they disagree, without asking the victim.",
@@ -331,7 +220,7 @@ _register(
     DisagreementRecipeSettings,
 )
 _register(
-    _DUAL,
+    DUAL_STUDENTS,
     "dual-students",
     "Dual Students",
     "As DisGUIDE, with the difference of the clones' logits in the place of the deviation of their probabilities.",
@@ -350,7 +239,7 @@ _register(
     ),
 )
 _register(
-    _DFMS,
+    DFMS,
     "dfms",
     "DFMS: stealing from hard labels",
     "A GAN trained on synthetic shapes asks for labels; its generator is pushed towards all of the clone's classes. With "
@@ -360,10 +249,13 @@ _register(
 )
 
 __all__ = [
+    "DFME",
+    "DFMS",
+    "DISGUIDE",
+    "DUAL_STUDENTS",
+    "MEGEX",
     "DFMERecipeSettings",
     "DFMSRecipeSettings",
     "DisagreementRecipeSettings",
-    "ExtractionSettings",
     "MEGEXRecipeSettings",
-    "execute",
 ]

@@ -51,6 +51,8 @@ _FAMILIES = (
     "dfke_jax.experiments.activation_records",
     "dfke_jax.experiments.inversion",
     "dfke_jax.experiments.extraction",
+    "dfke_jax.experiments.pool_extraction",
+    "dfke_jax.experiments.defences",
 )
 _recipes: dict[str, Recipe] = {}
 

@@ -119,6 +119,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         "disguide", "mnist", "extraction by two clones that disagree", "not measured", {"control": False}
     ),
     "dfms-mnist": Experiment("dfms", "mnist", "extraction from labels", "not measured", {"control": False}),
+    "knockoff-mnist": Experiment(
+        "knockoff", "mnist", "other digits, of 8×8 pixels, asked in random order, and noise", "16 min, shared cores"
+    ),
+    "knockoff-mnist-clothes": Experiment(
+        "knockoff", "mnist", "the same with clothes for a pool", "not measured", {"pool_dataset": "fashion_mnist"}
+    ),
+    "active-thief-mnist": Experiment("active-thief", "mnist", "other digits chosen in ten rounds", "not measured"),
+    "defences-mnist": Experiment(
+        "defences", "mnist", "three attacks behind eight defences, 10,000 queries", "not measured"
+    ),
     # What lies between 3,000 impressions of 200 steps and the published figure? One change at a time.
     "zskd-mnist-1500-steps": Experiment(
         "zskd", "mnist", "as zskd-mnist, 1,500 steps", "not measured", {"synthesis": {"steps": 1500}, **_NO_NOISE}

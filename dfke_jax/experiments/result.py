@@ -12,6 +12,8 @@ from typing import Any, Literal
 from dfke_jax.evaluation.summary import summarise
 
 SCHEMA = 1
+BEHIND = "_behind_"
+"""Stands in the name of an arm between an attack and the defence that it met."""
 Role = Literal["teacher", "method", "control", "baseline", "anchor"]
 
 
@@ -51,6 +53,7 @@ class Arm:
       budget: counts of what the arm used: ``synthetic_samples``, ``synthesis_steps``, ``teacher_rows`` (rows of which the
         teacher's answer or gradient was taken), ``distillation_steps``, ``real_samples``.
       metrics: anything else worth keeping, per seed.
+      control: name of the arm that is its matched control, where it is not ``{name}_control`` or ``control``.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Arm:
     agreement: list[float] = dataclasses.field(default_factory=list)
     budget: dict[str, int] = dataclasses.field(default_factory=dict)
     metrics: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    control: str = ""
 
 
 @dataclasses.dataclass
@@ -91,10 +95,10 @@ class Result:
         return flat
 
     def pairs(self) -> list[tuple[Arm, Arm]]:
-        """Every method arm with its matched control: the one named ``{method}_control``, else ``control``."""
+        """Every method arm with its matched control: the one it names, else ``{method}_control``, else ``control``."""
         by_name = {arm.name: arm for arm in self.arms if arm.role == "control"}
         found = [
-            (arm, by_name.get(f"{arm.name}_control") or by_name.get("control"))
+            (arm, by_name.get(arm.control or f"{arm.name}_control") or by_name.get("control"))
             for arm in self.arms
             if arm.role == "method"
         ]
@@ -188,4 +192,4 @@ def _revision() -> str | None:
     return found.stdout.strip()
 
 
-__all__ = ["SCHEMA", "Arm", "Published", "Result", "Role", "environment"]
+__all__ = ["BEHIND", "SCHEMA", "Arm", "Published", "Result", "Role", "environment"]

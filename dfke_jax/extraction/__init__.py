@@ -28,12 +28,13 @@ from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive
 from dfke_jax.extraction.maze import MAZESettings, maze
 from dfke_jax.extraction.maze_pd import MAZEPDSettings, MAZEPDState, maze_pd
 from dfke_jax.extraction.megex import MEGEXSettings, megex
-from dfke_jax.extraction.pool import CloneTraining, PoolSettings
+from dfke_jax.extraction.pool import SMALL_CLONE, CloneTraining, PoolSettings
 from dfke_jax.extraction.random_queries import RandomState, random_attack
 
 __all__ = [
     "DUAL_STUDENTS",
     "FIRST_CLONE",
+    "SMALL_CLONE",
     "SMALL_DFME",
     "SMALL_DISGUIDE",
     "ActiveThiefSettings",

@@ -1,7 +1,7 @@
 """ActiveThief: rounds of active learning on a public pool, the clone retrained from scratch in each."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, Predict
+from dfke_jax.extraction.common import steps_for
 from dfke_jax.extraction.pool import (
     CloneTraining,
     Labelled,
@@ -23,6 +24,7 @@ from dfke_jax.extraction.pool import (
     new_clone,
     nothing_labelled,
     read_targets,
+    suited,
 )
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.training import Training, trained
@@ -44,6 +46,8 @@ class ActiveThiefSettings(PoolSettings):
       deepfool_steps: most steps of DeepFool.
       deepfool_classes: nearest classes by score that DeepFool considers.
       scoring_batch: rows of the pool scored at a time.
+      round_steps: updates in the trainings before the last, which serve the choice of rows alone; as many as in the last
+        (``clone.steps``), as published, by default.
 
     Raises:
       UnknownNameError: for another selector.
@@ -66,9 +70,14 @@ class ActiveThiefSettings(PoolSettings):
     deepfool_steps: int = 50
     deepfool_classes: int = 10
     scoring_batch: int = 500
+    round_steps: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        if self.round_steps is not None and (self.round_steps < 1 or self.round_steps % self.clone.checks):
+            raise InputError(
+                f"round_steps must be a positive multiple of the clone's {self.clone.checks} checks, got {self.round_steps}"
+            )
         if self.selector not in SELECTORS:
             raise UnknownNameError("selector", self.selector, SELECTORS)
         if self.deepfool_steps < 1 or self.deepfool_classes < 2 or self.scoring_batch < 1:
@@ -76,6 +85,11 @@ class ActiveThiefSettings(PoolSettings):
                 "deepfool_steps and scoring_batch must be at least 1 and deepfool_classes at least 2, got "
                 f"{self.deepfool_steps}, {self.scoring_batch} and {self.deepfool_classes}"
             )
+
+    def with_budget(self, budget: int) -> Self:
+        """The same number of rounds, each of an equal share of a budget of rows (see `steps_for`)."""
+        rows = steps_for(budget, self.rounds)
+        return dataclasses.replace(self, budget=rows * self.rounds, rows_per_step=rows)
 
 
 class ActiveThiefState(NamedTuple):
@@ -124,7 +138,7 @@ def active_thief(
     paper reserves a validation set at the beginning); the length of a training is fixed, and the kept clone is the one
     that agrees best with the held-out answers; the seed counts as a round and has its size.
     """
-    settings = settings or ActiveThiefSettings()
+    settings = suited(settings or ActiveThiefSettings(), reveal)
     check_pool(clone, pool, settings.budget)
     shared = (clone, pool, augment, Static((reveal, settings)))
     return Attack(Partial(_init, *shared), Partial(_ask, *shared), Partial(_tell, *shared))
@@ -297,7 +311,10 @@ def _tell(
     targets = read_targets(answers, reveal, clone.num_classes)
     metrics = foreseen(trained(clone, state.clone), rows, targets)
     labelled = label(held_key, state.labelled, state.chosen, targets, settings.held_per_step)
-    learnt = learn_labelled(train_key, clone, pool, labelled, settings.clone, state.clone, augment=augment)
+    steps = None
+    if settings.round_steps is not None:
+        steps = jnp.where(labelled.asked >= settings.budget, settings.clone.steps, settings.round_steps)
+    learnt = learn_labelled(train_key, clone, pool, labelled, settings.clone, state.clone, augment=augment, steps=steps)
     asked = state.asked.at[state.chosen].set(True)
     metrics = {"asked": labelled.asked.astype(jnp.float32), **metrics}
     return ActiveThiefState(asked, state.chosen, labelled, learnt), metrics

@@ -16,7 +16,13 @@ from dfke_jax.nn.classifier import Classifier, Preprocessing
 from dfke_jax.nn.generators import Generator, squash
 from dfke_jax.nn.losses import cross_entropy, logit_l1, soft_cross_entropy
 from dfke_jax.nn.training import Training, trained
-from dfke_jax.oracle.reveal import Reveal, answered_labels, answered_logits, answered_probabilities
+from dfke_jax.oracle.reveal import (
+    Reveal,
+    answered_labels,
+    answered_logits,
+    answered_probabilities,
+    check_classes,
+)
 
 LossName = Literal["auto", "l1", "kl", "cross_entropy"]
 LOSSES = ("auto", "l1", "kl", "cross_entropy")
@@ -315,6 +321,7 @@ class Game:
 
     def targets(self, answers: Any) -> Array:
         """What the clone learns from answers: (B, K) logits or probabilities, or (B,) labels."""
+        check_classes(answers, self.reveal, self.num_classes)
         if self.loss_name == "l1":
             return answered_logits(answers, self.reveal)
         if self.loss_name == "kl":

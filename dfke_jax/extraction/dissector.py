@@ -19,6 +19,7 @@ from dfke_jax.extraction.pool import (
     in_batches,
     new_clone,
     read_targets,
+    suited,
     train_clone,
 )
 from dfke_jax.nn.classifier import Classifier, as_float
@@ -117,7 +118,7 @@ def dissector(
     gradient, which any network has, where the paper takes Grad-CAM of the last feature map; the pool is gone through in
     random order; the fixed lengths of `CloneTraining` stand for epochs.
     """
-    settings = settings or DissectorSettings()
+    settings = suited(settings or DissectorSettings(), reveal, True)
     fresh = settings.rows_per_step * -(-settings.rounds // 2)
     check_pool(clone, pool, fresh)
     shared = (clone, pool, augment, Static((reveal, settings)))

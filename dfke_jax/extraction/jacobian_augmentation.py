@@ -1,7 +1,7 @@
 """Jacobian-based data set augmentation: a few seeds, and steps along the clone's gradient away from them."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, Predict
-from dfke_jax.extraction.pool import CloneTraining, check_pool, foreseen, new_clone, read_targets, train_clone
+from dfke_jax.extraction.common import steps_for
+from dfke_jax.extraction.pool import CloneTraining, check_pool, foreseen, new_clone, read_targets, suited, train_clone
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.training import Training, trained
 from dfke_jax.oracle.reveal import Reveal
@@ -56,6 +57,10 @@ class JacobianSettings:
     def budget(self) -> int:
         """Rows asked in all: N₀·2^ρ."""
         return self.rows_per_step * self.rounds
+
+    def with_budget(self, budget: int) -> Self:
+        """As many seeds as a budget of rows pays for with the same number of doublings (see `steps_for`)."""
+        return dataclasses.replace(self, rows_per_step=steps_for(budget, self.rounds))
 
 
 class JacobianState(NamedTuple):
@@ -104,6 +109,7 @@ def jacobian_augmentation(
     log-probability, whose sign is that of the probability's and which does not vanish; no reservoir sampling.
     """
     settings = settings or JacobianSettings()
+    settings = suited(settings, reveal, settings.hard)
     check_pool(clone, seeds, settings.rows_per_step)
     if seeds.shape[0] != settings.rows_per_step:
         raise InputError(

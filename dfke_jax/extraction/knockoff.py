@@ -21,6 +21,7 @@ from dfke_jax.extraction.pool import (
     new_clone,
     nothing_labelled,
     read_targets,
+    suited,
     train_clone,
 )
 from dfke_jax.extraction.random_queries import random_attack
@@ -169,7 +170,7 @@ def adaptive_knockoff(
     draws of a step are without replacement, so a group's weight shrinks by 1/n_z with each); exhausted groups leave the
     policy. No released code has this part.
     """
-    settings = settings or BanditSettings()
+    settings = suited(settings or BanditSettings(), reveal)
     check_pool(clone, pool, settings.budget)
     if groups.shape != pool.shape[:1] or not jnp.issubdtype(groups.dtype, jnp.integer) or num_groups < 1:
         raise InputError(

@@ -20,6 +20,7 @@ from dfke_jax.extraction.pool import (
     new_clone,
     nothing_labelled,
     read_targets,
+    suited,
 )
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.training import Training, trained
@@ -65,6 +66,7 @@ def random_attack(
     Raises:
       InputError: for a pool that does not fit.
     """
+    settings = suited(settings, reveal, hard)
     check_pool(clone, pool, settings.budget)
     if train_every is not None and train_every < 1:
         raise InputError(f"train_every must be at least 1, got {train_every}")

@@ -23,6 +23,10 @@ def _clone_steps_only(*, batch: int, clone_steps: int) -> int:
     return batch * clone_steps
 
 
+def _one_a_row(*, batch: int) -> int:
+    return batch
+
+
 def _jbda(*, seeds: int, rounds: int) -> int:
     return seeds * 2**rounds
 
@@ -47,6 +51,10 @@ _FORMULAS: dict[str, Callable[..., int]] = {
     "disguide": _clone_steps_only,
     "dual_students": _clone_steps_only,
     "ideal": _clone_steps_only,
+    "knockoff": _one_a_row,
+    "active_thief": _one_a_row,
+    "copycat": _one_a_row,
+    "dissector": _one_a_row,
     "jbda": _jbda,
     "equation_solving": _equation_solving,
     "retraining": _retraining,
@@ -63,6 +71,7 @@ def rows_per_step(name: str, **sizes: int) -> int:
     | ``maze`` | the same; B less with `reuse` of the generator's batch, whose answer is then not asked again | ..., reuse |
     | ``megex`` | B (n_G + n_S), of which n_G B with explanations | batch, generator_steps, clone_steps |
     | ``dfms``, ``disguide``, ``dual_students``, ``ideal`` | B n_S | batch, clone_steps |
+    | ``knockoff``, ``active_thief``, ``copycat``, ``dissector`` | q, one a row of the pool or made of one | batch |
     | ``jbda`` | N_0 2^ρ, in all | seeds, rounds |
     | ``equation_solving`` | D + 1, in all | features |
     | ``retraining`` | α K (D + 1), in all | features, classes, factor |

@@ -133,6 +133,20 @@ def answered_logits(answers: Array, reveal: Reveal) -> Array:
     return values - values.mean(-1, keepdims=True)
 
 
+def check_classes(answers: Array, reveal: Reveal, num_classes: int) -> None:
+    """Whether answers are of the K classes that a clone has; their shape tells, so it can be asked of traced ones.
+
+    Raises:
+      InputError: when they are not.
+    """
+    expected = "(B,) labels" if reveal.kind == "label" else f"(B, {num_classes})"
+    if answers.ndim != (1 if reveal.kind == "label" else 2) or answers.shape[1:] not in ((), (num_classes,)):
+        raise InputError(
+            f"the clone has {num_classes} classes and learns {expected} of kind {reveal.kind!r}; "
+            f"the endpoint answered shape {tuple(answers.shape)}"
+        )
+
+
 def check_answers(answers: Any, rows: int, num_classes: int, reveal: Reveal) -> None:
     """Checks what came back from a host or an endpoint, before anything learns from it.
 
@@ -177,5 +191,6 @@ __all__ = [
     "answered_logits",
     "answered_probabilities",
     "check_answers",
+    "check_classes",
     "keep_largest",
 ]

@@ -12,6 +12,7 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Result
+from dfke_jax.report.extraction import defence_table, query_lines
 from dfke_jax.report.words import mean_sd, published_here, spread
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ COLOURS = {
     "teacher": "#222222",
 }
 SEEDS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
+MARKS = ("o", "s", "^", "v", "P", "X", "*")
 INK, MUTED, GRID = "#222222", "#666666", "#E4E4E4"
 COLUMNS, ROWS, PANELS = 10, 20, 24
 DPI = 160
@@ -282,6 +284,111 @@ def arms(result: Result) -> "Figure":
     return figure
 
 
+def queries(results: Sequence[Result]) -> "Figure":
+    """Accuracy against queries, logarithmic: mean and standard deviation over seeds of every attack.
+
+    Solid lines are attacks, dashed ones of the same colour their controls, open diamonds published figures at the budget that
+    they belong to, dotted lines the victims.
+
+    Args:
+      results: of extraction recipes on one data set; arms that asked at a single budget are drawn as points.
+
+    Raises:
+      InputError: when no arm says how many rows it asked at which budget.
+    """
+    lines = [line for result in results for line in query_lines(result)]
+    if not lines:
+        raise InputError("there is no accuracy at any number of queries to draw")
+    figure = _figure((7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    values: list[float] = []
+    for index, line in enumerate(lines):
+        colour, mark = SEEDS[index % len(SEEDS)], MARKS[index % len(MARKS)]
+        for points, style, label in ((line.method, "-", line.label), (line.control, (0, (4, 3)), None)):
+            if not points:
+                continue
+            rows = [point.rows for point in points]
+            means = [mean_sd(point.accuracy)[0] for point in points]
+            axes.errorbar(
+                rows,
+                means,
+                [mean_sd(point.accuracy)[1] or 0.0 for point in points],
+                color=colour,
+                linestyle=style,
+                linewidth=1.7 if label else 1.1,
+                marker=mark,
+                markersize=5.5 if label else 4,
+                markerfacecolor=colour if label else "white",
+                capsize=2,
+                elinewidth=1,
+                label=_short(label) if label else None,
+                zorder=4 if label else 3,
+            )
+            values += [v for point in points for v in point.accuracy]
+        for point in line.published:
+            axes.plot(
+                [point.rows], [point.accuracy[0]], "D", markerfacecolor="none", markeredgecolor=colour, markersize=7
+            )
+            values.append(point.accuracy[0])
+    for level in sorted({round(mean_sd(a.accuracy)[0], 2) for r in results for a in r.arms if a.role == "teacher"}):
+        axes.axhline(level, color=COLOURS["teacher"], linewidth=1, linestyle=":", zorder=1)
+        values.append(level)
+    axes.set_xscale("log")
+    ticks = sorted({point.budget for line in lines for point in (*line.method, *line.published)})
+    axes.set_xticks(ticks, [f"{tick / 1000:g}k" if tick >= 1000 else f"{tick}" for tick in ticks])
+    axes.xaxis.set_minor_locator(_nowhere())
+    axes.set_ylim(*_limits(values))
+    axes.set_xlabel(
+        "rows asked · solid: attack, dashed: its control, diamonds: published, dotted: the victim; bars: sd over seeds",
+        fontsize=8,
+        color=MUTED,
+    )
+    axes.set_ylabel("test accuracy in %", fontsize=8, color=MUTED)
+    _tidy(axes)
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+    return figure
+
+
+def defences(result: Result) -> "Figure":
+    """Fidelity of the clone of every attack behind every defence as a heat map, beside what the defence costs honest users.
+
+    Args:
+      result: of the recipe of defences.
+
+    Raises:
+      InputError: when no arm stands behind a defence.
+    """
+    table = defence_table(result)
+    if not table.cells:
+        raise InputError("there is no attack behind a defence to draw")
+    rows, columns = list(table.defences), list(table.attacks)
+    values = np.full((len(rows), len(columns)), np.nan)
+    for (defence, attack), cell in table.cells.items():
+        values[rows.index(defence), columns.index(attack)] = mean_sd(cell.fidelity)[0]
+    figure = _figure((4.4 + 1.1 * len(columns), 0.42 * len(rows) + 1.1), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for row, column in np.ndindex(values.shape):
+        cell = table.cells.get((rows[row], columns[column]))
+        dark = cell is not None and values[row, column] > 62
+        text = spread(cell.fidelity, 1) if cell else "–"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else INK)
+    for row, defence in enumerate(rows):
+        cell = next(cell for (name, _), cell in table.cells.items() if name == defence)
+        for place, text in enumerate((spread(cell.answers_accuracy, 1), spread(cell.answers_l1, 2)), len(columns)):
+            axes.text(place, row, text, ha="center", va="center", fontsize=8, color=INK)
+    titles = [*map(_short, columns), "answers'\naccuracy %", "answers'\nL1 distance"]
+    axes.set_xlim(-0.5, len(titles) - 0.5)
+    axes.set_xticks(range(len(titles)), titles)
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
+    axes.tick_params(length=0, labelsize=8.5, labelcolor=INK)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("shaded: fidelity of the clone to the victim in %; mean ± sd over seeds", fontsize=8, color=MUTED)
+    return figure
+
+
 def _limits(values: Sequence[float]) -> tuple[float, float]:
     """Axis limits on round numbers around the values, from zero if they already reach low."""
     low, high = min(values), max(values)
@@ -315,6 +422,12 @@ def _max_n(count: int):
     return MaxNLocator(count, integer=True)
 
 
+def _nowhere():
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
+
+
 def _steps(last: float):
     from matplotlib.ticker import FuncFormatter
 
@@ -330,4 +443,4 @@ def _short(text: str, length: int = 34) -> str:
     return (text if len(text) <= length else f"{text[: length - 1]}…").replace("$", r"\$")
 
 
-__all__ = ["arms", "curves", "sample_grid", "similarity_map"]
+__all__ = ["arms", "curves", "defences", "queries", "sample_grid", "similarity_map"]

@@ -13,6 +13,7 @@ from typing import Any
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Result
 from dfke_jax.report import words
+from dfke_jax.report.extraction import QUERY_COLUMNS, defence_table, query_cells, query_lines
 
 _ROLES = {
     "method": "the method",
@@ -83,6 +84,8 @@ def render(directory: str | os.PathLike) -> Path:
             ],
             pairs=[(m, c, words.gains(m, c)) for m, c in result.pairs() if words.gains(m, c)],
             budgets=_budgets(result),
+            queries=_queries(result),
+            query_columns=QUERY_COLUMNS,
             config=result.config,
             seconds={name: words.duration(value) for name, value in result.seconds.items()},
             total=words.duration(words.total_seconds(result)) if result.seconds else "",
@@ -159,6 +162,10 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
 
     if any(arm.accuracy for arm in result.arms):
         draw("arms", "Accuracy of every arm", "", lambda: figures.arms(result))
+    if query_lines(result):
+        draw("queries", "Accuracy against queries", "", lambda: figures.queries([result]))
+    if defence_table(result).cells:
+        draw("defences", "Attacks behind defences", "", lambda: figures.defences(result))
     similarity = archive("similarity.npz")
     names = [str(name) for name in similarity["class_names"]] if "class_names" in similarity else None
     labels = {arm.name: arm.label for arm in result.arms}
@@ -199,6 +206,11 @@ def _budgets(result: Result) -> tuple[list[str], list[tuple[Any, list[str]]]]:
         if arm.budget
     ]
     return columns, rows
+
+
+def _queries(result: Result) -> list[tuple[str, list[str]]]:
+    """A row per attack and budget: see `dfke_jax.report.extraction.query_cells`."""
+    return [(line.label, cells) for line in query_lines(result) for cells in query_cells(line)]
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:

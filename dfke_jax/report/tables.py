@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
-from dfke_jax.report.figures import arms
+from dfke_jax.report.extraction import defence_table, queries_table, query_lines
+from dfke_jax.report.figures import arms, defences, queries
 from dfke_jax.report.words import (
     RULE,
     comparisons,
@@ -125,9 +126,17 @@ def results_page(directory: str | os.PathLike) -> Path:
     pictures = []
     (directory / "figures").mkdir(exist_ok=True)
     for path, result in zip(paths, results, strict=True):
-        arms(result).savefig(directory / "figures" / f"{path.stem}.png", dpi=100)
+        view = defences if defence_table(result).cells else arms
+        view(result).savefig(directory / "figures" / f"{path.stem}.png", dpi=100)
         said = " ".join(verdict(result))
         pictures += ["", f"## {path.stem}", "", said, "", f"![{path.stem}](figures/{path.stem}.png)"]
+    for dataset in dict.fromkeys(result.dataset for result in results):
+        stolen = [result for result in results if result.dataset == dataset and query_lines(result)]
+        if stolen:
+            name = f"queries-{dataset.split('/')[-1]}"
+            queries(stolen).savefig(directory / "figures" / f"{name}.png", dpi=100)
+            title = f"Extraction from {dataset}: accuracy against queries"
+            pictures += ["", f"## {title}", "", queries_table(stolen), f"![{title}](figures/{name}.png)"]
     page.write_text(
         "\n".join(notes) + markdown_table(results, [path.stem for path in paths]) + "\n".join(pictures) + "\n"
     )

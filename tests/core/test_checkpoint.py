@@ -33,6 +33,7 @@ def state():
         "count": jnp.int32(5),
         "mask": jnp.array([True, False]),
         "bytes": jnp.arange(4, dtype=jnp.uint8),
+        "nothing": jnp.zeros((0, 3)),
         "key": jax.random.key(3),
         "keys": jax.random.split(jax.random.key(4), 2),
     }

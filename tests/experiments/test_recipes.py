@@ -16,7 +16,18 @@ from dfke_jax.experiments import Arm, Published, Result, recipe, recipes, run_re
 from dfke_jax.experiments.reproduce import EXPERIMENTS
 from dfke_jax.experiments.settings import augmentation, network
 from dfke_jax.experiments.workbench import Workbench
-from dfke_jax.extraction import DFMESettings, DFMSSettings, DisagreementSettings, MEGEXSettings
+from dfke_jax.extraction import (
+    ActiveThiefSettings,
+    BanditSettings,
+    CloneTraining,
+    DFMESettings,
+    DFMSSettings,
+    DisagreementSettings,
+    DissectorSettings,
+    JacobianSettings,
+    MEGEXSettings,
+    PoolSettings,
+)
 
 TINY = {
     "seeds": 2,
@@ -29,6 +40,7 @@ TINY = {
 }
 _SMALL_POOL = {"samples": 40, "synthesis_batch": 20}
 _GAME = {"batch_size": 8, "clone_batches": 1, "latent": 4, "width": 2, "replay_batches": 1, "replay_capacity": 64}
+_LEARNT = CloneTraining(steps=4, batch_size=8, optimizer="adam", decay_at=())
 CHANGES = {
     "anchors": {},
     "transfer-sets": {"samples": 40, "unrelated": "digits"},
@@ -43,9 +55,37 @@ CHANGES = {
     "megex": {"budgets": (50,), "attack": MEGEXSettings(**_GAME)},
     "disguide": {"budgets": (50,), "attack": DisagreementSettings(**_GAME)},
     "dual-students": {"budgets": (50,), "attack": DisagreementSettings(**_GAME, objective="l1", diversity=0.0)},
+    "knockoff": {"budgets": (20, 45), "attack": PoolSettings(rows_per_step=10, clone=_LEARNT)},
+    "knockoff-bandit": {"budgets": (20,), "attack": BanditSettings(rows_per_step=10, clone=_LEARNT, learner_steps=1)},
+    "active-thief": {"budgets": (20,), "attack": ActiveThiefSettings(20, 10, clone=_LEARNT, selector="k_center")},
+    "copycat": {"budgets": (20,), "attack": PoolSettings(rows_per_step=10, clone=_LEARNT)},
+    "dissector": {
+        "budgets": (20,),
+        "attack": DissectorSettings(rows_per_step=10, clone=_LEARNT, variants=2, pseudo_rows=5),
+    },
+    "jbda": {"budgets": (20,), "attack": JacobianSettings(augmentations=2, clone=_LEARNT)},
+    "defences": {
+        "budget": 50,
+        "defences": ("none", "label", "adaptive_misinformation:tau=0.9"),
+        "misinformation_steps": 3,
+        "knockoff": PoolSettings(rows_per_step=10, clone=_LEARNT),
+        "dfme": DFMESettings(**_GAME, reuse=True),
+        "disguide": DisagreementSettings(**_GAME),
+        "attacks": ("knockoff",),
+    },
     "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
 }
-SLOW = ("deep-dream", "adaptive-deep-inversion", "megex", "dual-students")
+SLOW = (
+    "deep-dream",
+    "adaptive-deep-inversion",
+    "megex",
+    "dual-students",
+    "knockoff-bandit",
+    "active-thief",
+    "copycat",
+    "dissector",
+    "jbda",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +126,7 @@ def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
         assert found.pairs(), "a method without a matched control"
         assert {method.name for method, _ in found.pairs()} >= {a.name for a in found.arms if a.role == "method"}
     assert Result.read(tmp_path / "run").metrics == found.metrics
-    if name not in ("anchors", "transfer-sets"):
+    if name not in ("anchors", "transfer-sets", "defences"):
         samples = np.load(tmp_path / "run" / "samples.npz")
         method = next(arm.name for arm in found.arms if arm.role == "method")
         control = next(arm.name for arm in found.arms if arm.role == "control")
@@ -226,6 +266,23 @@ def test_unwritable_directory_is_refused_before_any_work(tmp_path):
         run_recipe(recipe("zskd"), tiny("zskd"), out=tmp_path / "file" / "run", progress=False, devices=1)
 
 
+@pytest.mark.slow
+def test_every_attack_runs_behind_every_defence(tmp_path):
+    settings = recipe("defences").settings("digits")
+    changes = {**TINY, **CHANGES["defences"], "defences": settings.defences, "attacks": settings.attacks}
+    found = run_recipe(
+        recipe("defences"), recipe("defences").settings("digits", **changes), out=tmp_path, progress=False, devices=1
+    )
+    arms = {arm.name: arm for arm in found.arms}
+    assert sum("_behind_" in name for name in arms) == 3 * len(settings.defences) - 1
+    assert "dfme_behind_label" not in arms
+    for name, arm in arms.items():
+        if "_behind_" in name:
+            assert all(0 <= value <= 2 for value in arm.metrics["answers_l1"])
+            assert arm.metrics["answers_l1"] == [0, 0] or not name.endswith("_none")
+    assert any("DFME behind rounding" in note for note in found.notes)
+
+
 def test_answers_that_an_attack_cannot_use_are_refused_before_any_work():
     with pytest.raises(InputError, match="differences of answers, which labels do not have"):
         recipe("dfme").settings("digits", reveal="label")
@@ -246,7 +303,9 @@ def test_documented_experiments_have_valid_configurations():
 def test_published_figures_name_arms_that_exist():
     known = {"teacher", "scratch", "real_data", "uniform_noise", "gaussian_noise", "unrelated_balanced_control",
              "data_impressions", "top_layer", "all_layers",
-             "dfme_10000", "dfme_20000", "dfme_50000", "dfme_100000"}  # fmt: skip
+             "dfme_10000", "dfme_20000", "dfme_50000", "dfme_100000",
+             *(f"{attack}_{budget}" for budget in (10_000, 20_000)
+               for attack in ("knockoff", "active_thief", "copycat", "dissector"))}  # fmt: skip
     for entry in recipes().values():
         for figure in entry.published:
             assert figure.arm in known, figure

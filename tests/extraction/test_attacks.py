@@ -80,6 +80,11 @@ every_kind = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in ATTACKS]
 )
 
+# These compile once more for every attack.
+every_program = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "DFME")) for name in ATTACKS]
+)
+
 
 @pytest.fixture(scope="module")
 def built(classifier, oracles):
@@ -108,8 +113,8 @@ def initialise(method, key):
     return method.init(key)
 
 
-def chunk(method, key, state):
-    return _chunk(method, key, jax.tree.map(jnp.copy, state), jnp.uint32(0), 2)
+def chunk(method, key, state, start=0):
+    return _chunk(method, key, jax.tree.map(jnp.copy, state), jnp.uint32(start), 2)
 
 
 def describe(tree):
@@ -169,6 +174,50 @@ def test_another_victim_runs_the_same_program(two_steps, name):
 
 
 @every_kind
+def test_a_checkpoint_continues_with_the_same_bits(two_steps, built, name, tmp_path):
+    _, after, _ = two_steps(name)
+    method, key = core.against(*built(name)), jax.random.fold_in(KEY, 0)
+    core.save(tmp_path / "state", after, config=name)
+    restored = core.restore(tmp_path / "state", jax.eval_shape(method.init, key), config=name)
+    assert same_bits(restored, after)
+    assert same_bits(chunk(method, key, restored, 2), chunk(method, key, after, 2))
+
+
+def mostly_close(first, second):
+    near = [
+        np.isclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=1e-3, atol=1e-4).ravel()
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    ]
+    return np.concatenate(near).mean() > 0.995
+
+
+@every_program
+def test_vmap_over_keys_equals_single_runs(two_steps, built, name):
+    method, keys = core.against(*built(name)), jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(2))
+
+    def whole(method, key):
+        steps = lambda state, step: method.step(jax.random.fold_in(key, step), state)
+        return jax.lax.scan(steps, method.init(key), jnp.arange(2))
+
+    states, metrics = jax.jit(jax.vmap(whole, (None, 0)))(method, keys)
+    for i in range(2):
+        _, state, reported = two_steps(name, key=i)
+        assert mostly_close(jax.tree.map(lambda leaf, i=i: leaf[i], states), state)
+        for what, values in reported.items():
+            np.testing.assert_allclose(metrics[what][i], values, rtol=5e-3, atol=5e-4, err_msg=what)
+
+
+@every_program
+def test_a_population_of_one_is_the_single_run(two_steps, built, name):
+    _, after, metrics = two_steps(name)
+    one, keys = core.population(core.against(*built(name)), strategy="map"), jax.random.fold_in(KEY, 0)[None]
+    states, reported = chunk(one, keys, initialise(one, keys))
+    assert mostly_close(jax.tree.map(lambda leaf: leaf[0], states), after)
+    for what, values in metrics.items():
+        np.testing.assert_allclose(reported[what][:, 0], values, rtol=5e-3, atol=5e-4, err_msg=what)
+
+
+@every_kind
 def test_a_victim_on_the_host_leads_to_the_same_states(two_steps, built, name):
     """Two compiled halves, in which latents and directions are drawn apart, against one scanned program."""
     _, after, metrics = two_steps(name)
@@ -187,8 +236,4 @@ def test_a_victim_on_the_host_leads_to_the_same_states(two_steps, built, name):
     assert asked == [np.ndarray] * 2
     for what, values in metrics.items():
         np.testing.assert_allclose(hosted.metrics[what], values, rtol=5e-3, atol=5e-4, err_msg=what)
-    near = [
-        np.isclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=1e-3, atol=1e-4).ravel()
-        for a, b in zip(jax.tree.leaves(hosted.state), jax.tree.leaves(after), strict=True)
-    ]
-    assert np.concatenate(near).mean() > 0.995
+    assert mostly_close(hosted.state, after)

@@ -28,12 +28,14 @@ from dfke_jax.extraction import (
     random_attack,
 )
 from dfke_jax.extraction.pool import (
+    _flattened,
     agreement_with,
     in_batches,
     label,
     new_clone,
     nothing_labelled,
     read_targets,
+    suited,
     train_clone,
 )
 from dfke_jax.nn.classifier import Classifier
@@ -89,7 +91,7 @@ every_attack = pytest.mark.parametrize("name", ATTACKS)
 
 @functools.cache
 def finished(name):
-    return core.run(core.against(ATTACKS[name](SOFT), oracle(SOFT)), KEY, ROUNDS.get(name, 3), chunk=4)
+    return core.run(core.against(ATTACKS[name](SOFT), oracle(SOFT)), KEY, ROUNDS.get(name, 3), chunk=1)
 
 
 def raw(tree):
@@ -144,9 +146,9 @@ def test_fused_equals_a_victim_on_the_host(name):
 def test_the_same_key_gives_the_same_bits_and_another_key_others(name):
     first, steps = finished(name), ROUNDS.get(name, 3)
     method = core.against(ATTACKS[name](SOFT), oracle(SOFT))
-    again = core.run(method, KEY, steps, chunk=4)
+    again = core.run(method, KEY, steps, chunk=1)
     assert all(np.array_equal(a, b) for a, b in zip(raw(first.state), raw(again.state), strict=True))
-    other = core.run(method, jax.random.key(99), steps, chunk=4)
+    other = core.run(method, jax.random.key(99), steps, chunk=1)
     assert not np.array_equal(raw(first.state.clone.variables)[-1], raw(other.state.clone.variables)[-1])
 
 
@@ -154,14 +156,14 @@ def test_the_same_key_gives_the_same_bits_and_another_key_others(name):
 def test_another_victim_runs_the_same_program_and_nothing_is_baked_in(name):
     finished(name)
     compiled = _chunk._cache_size()
-    other = core.run(core.against(ATTACKS[name](SOFT), oracle(SOFT, 8)), KEY, ROUNDS.get(name, 3), chunk=4)
+    other = core.run(core.against(ATTACKS[name](SOFT), oracle(SOFT, 8)), KEY, ROUNDS.get(name, 3), chunk=1)
     assert _chunk._cache_size() == compiled
     assert not np.array_equal(raw(other.state.clone.variables)[-1], raw(finished(name).state.clone.variables)[-1])
 
 
 @pytest.mark.parametrize("reveal", [Reveal("logits"), Reveal("label"), Reveal("top_k", k=1)])
 def test_every_kind_of_answer_is_learnt_from(reveal):
-    run = core.run(core.against(ATTACKS["random"](reveal), oracle(reveal)), KEY, 3, chunk=4)
+    run = core.run(core.against(ATTACKS["random"](reveal), oracle(reveal)), KEY, 3, chunk=1)
     learnt = run.state.labelled.learnt
     np.testing.assert_allclose(learnt.targets.sum(-1), 1, rtol=1e-5)
     labels = np.asarray(network(7)(POOL[learnt.indices])).argmax(-1)
@@ -317,7 +319,32 @@ def test_equal_settings_share_one_optimiser():
     assert CloneTraining().rule is CloneTraining().rule
 
 
-@pytest.mark.parametrize("name", ["bandit", "dfal and k-center", "Jacobian augmentation"])
+@every_attack
+def test_a_checkpoint_continues_with_the_same_bits(name, tmp_path):
+    """A run that stops before its last step and is taken up again ends in the same bits."""
+    method, whole, steps = core.against(ATTACKS[name](SOFT), oracle(SOFT)), finished(name), ROUNDS.get(name, 3)
+    checkpoints = core.Checkpoints(tmp_path)
+    core.run(method, KEY, steps - 1, chunk=1, checkpoints=checkpoints)
+    resumed = core.run(method, KEY, steps, chunk=1, checkpoints=checkpoints, resume=True)
+    assert all(np.array_equal(a, b) for a, b in zip(raw(resumed.state), raw(whole.state), strict=True))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "knockoff")) for name in ATTACKS]
+)
+def test_a_population_of_one_is_the_single_run(name):
+    method = core.population(core.against(ATTACKS[name](SOFT), oracle(SOFT)), strategy="map")
+    one = core.run(method, KEY[None], ROUNDS.get(name, 3), chunk=1)
+    for a, b in zip(raw(one.state), raw(finished(name).state), strict=True):
+        np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=2e-5)
+
+
+VECTORISED = ("bandit", "dfal and k-center", "Jacobian augmentation")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in VECTORISED)) for name in ATTACKS]
+)
 def test_vmap_over_keys_equals_single_runs(name):
     steps = ROUNDS.get(name, 3)
     method, keys = core.against(ATTACKS[name](SOFT), oracle(SOFT)), jnp.stack([KEY, jax.random.key(5)])
@@ -330,3 +357,48 @@ def test_vmap_over_keys_equals_single_runs(name):
     for a, b in zip(raw(states), raw(finished(name).state), strict=True):
         np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=2e-5)
     np.testing.assert_allclose(metrics["loss"][0], finished(name).metrics["loss"], rtol=1e-4)
+
+
+def test_budgets_are_paid_in_whole_steps():
+    assert PoolSettings(12, 4).with_budget(30) == PoolSettings(28, 4)
+    thief = ActiveThiefSettings(20, 2).with_budget(57)
+    assert (thief.rounds, thief.rows_per_step, thief.budget) == (10, 5, 50)
+    seeds = JacobianSettings(7, 3).with_budget(100)
+    assert (seeds.rows_per_step, seeds.rounds, seeds.budget) == (12, 8, 96)
+    for settings, least in ((PoolSettings(12, 4), 4), (ActiveThiefSettings(20, 2), 10), (JacobianSettings(7, 3), 8)):
+        assert settings.with_budget(least).budget == least
+        with pytest.raises(InputError, match="does not pay for one iteration"):
+            settings.with_budget(least - 1)
+
+
+def test_the_flattened_loss_is_distillation_at_its_temperature():
+    """τ² KL(σ(t/τ) ‖ σ(s/τ)) but for the entropy of the targets, from probabilities alone; in float64."""
+    rng = np.random.default_rng(0)
+    teacher, student, heat = 6 * rng.normal(size=(5, 4)), rng.normal(size=(5, 4)), 3.0
+    softmax = lambda x: np.exp(x) / np.exp(x).sum(1, keepdims=True)
+    expected = -(heat**2) * (softmax(teacher / heat) * np.log(softmax(student / heat))).sum(1)
+    found = _flattened(jnp.asarray(student, jnp.float32), jnp.asarray(softmax(teacher), jnp.float32), temperature=heat)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert np.isfinite(_flattened(jnp.ones((1, 3)), jnp.asarray([[1.0, 0.0, 0.0]]), temperature=20.0)).all()
+
+
+def test_labels_are_learnt_without_temperature():
+    warm = dataclasses.replace(POOL_SETTINGS, clone=dataclasses.replace(TINY, temperature=5.0))
+    assert suited(warm, SOFT) is warm
+    assert suited(warm, Reveal("label")) == suited(warm, SOFT, hard=True) == POOL_SETTINGS
+    with pytest.raises(InputError, match="temperature"):
+        CloneTraining(temperature=0.5)
+
+
+def test_rounds_before_the_last_may_be_shorter():
+    """Three rounds of four rows with two updates each but the last, told from the optimiser's count."""
+    clone = dataclasses.replace(TINY, optimizer="adam", checks=1)
+    short = ActiveThiefSettings(12, 4, 0.0, clone, selector="random", round_steps=2)
+    method = core.against(active_thief(network(0), POOL, SOFT, short), oracle(SOFT))
+    for steps, updates in ((1, 2), (2, 2), (3, 4)):
+        state = core.run(method, KEY, steps, chunk=1).state
+        counts = [int(leaf) for leaf in jax.tree.leaves(state.clone.optimizer_state) if leaf.dtype == jnp.int32]
+        assert counts
+        assert set(counts) == {updates}
+    with pytest.raises(InputError, match="multiple of the clone's 2 checks"):
+        ActiveThiefSettings(12, 4, 0.25, TINY, round_steps=3)

@@ -1,0 +1,257 @@
+"""What all extraction recipes share: their settings, and an attack with its control at every budget, counted to the row."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.core.method import Attack, Method, against
+from dfke_jax.core.types import Array
+from dfke_jax.evaluation import fgsm, total_variation, transfer_rate
+from dfke_jax.experiments.result import Arm
+from dfke_jax.experiments.settings import Settings
+from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.extraction import clone_of
+from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.oracle import ExplanationOracle, HostOracle, Ledger, Oracle, Reveal, check_spent, oracle_for
+from dfke_jax.synthesis.pool import Pool
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointSettings(Settings):
+    """What is asked of an endpoint, and how a clone of it is measured."""
+
+    student: str = "lenet5"
+    """Network of the clone."""
+    reveal: Literal["logits", "probabilities", "label"] = "probabilities"
+    """What the victim's endpoint answers."""
+    decimals: int | None = None
+    """To how many decimals answers are rounded; None for none."""
+    transfer_epsilon: float = 0.2
+    """FGSM step of the adversarial examples that are crafted on the clone and tried on the victim, in pixel units."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ = self.answers
+
+    @property
+    def answers(self) -> Reveal:
+        """What is revealed."""
+        return Reveal(self.reveal, decimals=self.decimals)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractionSettings(EndpointSettings):
+    """What recipes of one attack at several budgets have in common."""
+
+    budgets: tuple[int, ...] = (10_000, 20_000, 50_000, 100_000)
+    """Rows that may be asked; one attack is run from the beginning for each."""
+    control: bool = True
+    """Whether the attack's control is run as well."""
+    attack: Any = None
+    """How the attack runs; every recipe has settings of its own."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
+            raise InputError(f"budgets must be increasing and at least one, got {self.budgets}")
+        for budget in self.budgets:
+            self.attack.with_budget(budget)
+
+
+class Site(NamedTuple):
+    """Where an attack is made.
+
+    Attributes:
+      config: of the recipe. settings: of the attack, for its budget. answers: what the endpoint reveals. clone: gives the
+      network. bench: the workbench. seed: of this run. material: what the recipe prepared for all its runs, such as a pool.
+    """
+
+    config: Any
+    settings: Any
+    answers: Reveal
+    clone: Classifier
+    bench: Workbench
+    seed: int
+    material: Any = None
+
+
+def plain_oracle(victim: Classifier, reveal: Reveal) -> Oracle | HostOracle | ExplanationOracle:
+    """The endpoint without defences."""
+    return oracle_for(victim, reveal)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What one attack is made of.
+
+    Attributes:
+      name: of its arms. label: in figures.
+      rows: settings -> rows that it asks in all, by its published formula. steps: settings -> its iterations.
+      updates: settings -> updates of the clone in all, as far as they are fixed.
+      attack: site -> `Attack`. control_label: what the control is: everything but the attack's own idea.
+      without: site -> the control's site. control: site -> `Attack` of the control, where it is another one.
+      pictures: (site, state, what answers for the clone) -> images that the attack asked, or would ask in the end.
+      oracle: (victim, reveal) -> endpoint. explains: whether its rows count as explained.
+      read: (clone, state) -> what answers for the clone.
+    """
+
+    name: str
+    label: str
+    rows: Callable[[Any], int]
+    steps: Callable[[Any], int]
+    updates: Callable[[Any], int]
+    attack: Callable[[Site], Attack]
+    control_label: str
+    pictures: Callable[[Site, Any, Any], Array]
+    without: Callable[[Site], Site] = lambda site: site
+    control: Callable[[Site], Attack] | None = None
+    oracle: Callable[[Classifier, Reveal], Any] = plain_oracle
+    explains: bool = False
+    read: Callable[[Classifier, Any], Any] = clone_of
+
+
+def execute(kind: Kind, config: ExtractionSettings, bench: Workbench, material: Any = None) -> list[Arm]:
+    """The victim, an independent one, and per budget the attack and its control."""
+    arms = victims(config, bench)
+    for budget in config.budgets:
+        arms += _at_budget(kind, config, bench, budget, material)
+    return arms
+
+
+def victims(config: EndpointSettings, bench: Workbench) -> list[Arm]:
+    """The victim, and another one that was trained independently: the fidelity that a perfect learner of the task has."""
+    arms = bench.anchors(real=False)
+    arms[0].label = f"Victim ({config.teacher})"
+    other = Arm("independent", "Another victim, trained independently", "anchor", budget=arms[0].budget)
+    for seed in bench.seeds:
+        bench.record(other, bench.teacher(seed + config.seeds), bench.teacher(seed))
+    return [*arms, other]
+
+
+def _at_budget(kind: Kind, config: ExtractionSettings, bench: Workbench, budget: int, material: Any) -> list[Arm]:
+    settings = config.attack.with_budget(budget)
+    name = f"{kind.name}_{budget}"
+    made = [Arm(name, f"{kind.label}, {budget:,} queries", "method")]
+    if config.control:
+        made.append(Arm(f"{name}_control", f"{kind.control_label}, {budget:,}", "control"))
+    for seed in bench.seeds:
+        victim = bench.teacher(seed)
+        site = Site(config, settings, config.answers, bench.network(config.student), bench, seed, material)
+        for arm in made:
+            here, make = site, kind.attack
+            if arm.role == "control":
+                here, make = kind.without(site), kind.control or kind.attack
+            attack = make(here)
+            oracle = kind.oracle(victim, config.answers)
+            state, counts = paid(kind, here, attack, oracle, budget, arm.name, f"{name}/attack")
+            arm.budget = {**counts, "steps": kind.steps(settings), "clone_updates": kind.updates(settings)}
+            learnt = kind.read(site.clone, state)
+            bench.record(arm, learnt, victim, **closeness(config, bench, learnt, victim))
+            keep_pictures(bench, kind.pictures(here, state, learnt), learnt, arm.name, seed)
+    return made
+
+
+def paid(
+    kind: Kind,
+    site: Site,
+    attack: Attack,
+    oracle: Any,
+    budget: int,
+    name: str,
+    draws_as: str | None = None,
+    chunk: int | None = None,
+) -> tuple[Any, dict[str, int]]:
+    """Runs an attack to its end against an oracle in its own program, and holds its rows against budget and formula.
+
+    Args:
+      name: of the stage. draws_as, chunk: see `Workbench.stage`.
+
+    Returns:
+      The attack's last state, and ``victim_rows`` (and ``explanation_rows``) as the ledger counts them.
+
+    Raises:
+      BudgetError: before anything runs, when the rows do not fit the budget.
+      LedgerError: when the attack asked another number of rows than its formula says.
+    """
+    fused = against(attack, oracle)
+    assert isinstance(fused, Method)
+    steps = kind.steps(site.settings)
+    per_step = rows_asked(attack)
+    with Ledger(budget=budget) as ledger:
+        ledger.reserve(steps * per_step)
+        state = site.bench.stage(
+            "extraction", f"{name}/attack", site.seed, fused, steps, rows=per_step, chunk=chunk, draws_as=draws_as
+        )
+        ledger.charge(steps * per_step, explained=kind.explains)
+        check_spent(ledger, kind.rows(site.settings))
+        asked = ledger.counts()["rows"] or 0
+    return state, {"victim_rows": asked, **({"explanation_rows": asked} if kind.explains else {})}
+
+
+def rows_asked(attack: Attack) -> int:
+    """Rows of one iteration, read off the attack itself and not off its settings."""
+    key = jax.random.key(0)
+    return jax.eval_shape(attack.ask, key, jax.eval_shape(attack.init, key))[1].shape[0]
+
+
+def keep_pictures(bench: Workbench, images: Array, clone: Any, name: str, seed: int) -> None:
+    """A look at what is asked, by the class that the clone sees in it."""
+    if seed != bench.config.seed:
+        return
+    labels = jnp.argmax(jnp.asarray(clone.predict(np.asarray(images))), -1)
+    bench.keep(name, Pool(images, labels, jnp.int32(len(images)), ()), seed)
+
+
+def closeness(config: EndpointSettings, bench: Workbench, clone: Any, victim: Classifier) -> dict[str, float]:
+    """Total variation on the test set, and how often FGSM on the clone deceives the victim (1,000 test images)."""
+    test = bench.dataset.test
+    images, labels = as_float(jnp.asarray(test.images[:1000])), test.labels[:1000]
+    attacked = fgsm(getattr(clone, "answer", clone), images, jnp.asarray(labels), config.transfer_epsilon)
+    moved = transfer_rate(victim.predict(np.asarray(images)), victim.predict(np.asarray(attacked)), labels)
+    far = total_variation(victim.predict(test.images), clone.predict(test.images))
+    return {"total_variation": far} | ({} if moved["rate"] is None else {"transfer": 100 * moved["rate"]})
+
+
+class Committee:
+    """Clones that vote, with the one method that measuring needs."""
+
+    def __init__(self, answer: Any):
+        self.answer = answer
+
+    def __call__(self, images: Any) -> Any:
+        return self.answer(images)
+
+    def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+        """(N, H, W, C) -> scores (N, K)."""
+        parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+        return np.concatenate([np.asarray(_answers(self.answer, part)) for part in parts])
+
+
+@jax.jit
+def _answers(answer: Callable, images: Any) -> Any:
+    return answer(as_float(images))
+
+
+RERUN = "independent re-run of the attack on MNIST with LeNet (caumin/model-extraction-benchmark)"
+"""Where figures of the small setting come from: the papers have none for it."""
+
+__all__ = [
+    "RERUN",
+    "Committee",
+    "EndpointSettings",
+    "ExtractionSettings",
+    "Kind",
+    "Site",
+    "closeness",
+    "execute",
+    "keep_pictures",
+    "paid",
+    "plain_oracle",
+    "rows_asked",
+    "victims",
+]
