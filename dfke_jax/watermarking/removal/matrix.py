@@ -119,7 +119,7 @@ def standing(removed: Removed, triggers: TriggerSet, images: Any, labels: Any) -
     """
     answered = trigger_matches(lambda x: jnp.asarray(removed.for_verification.predict(np.asarray(x))), triggers)
     return Standing(
-        100 * accuracy(removed.classifier.predict(images), np.asarray(labels)), 100 * float(answered.mean())
+        100 * accuracy(removed.classifier.predict(images), np.asarray(labels)), 100 * float(np.asarray(answered).mean())
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dfke_jax.core.types import Array, Key
 from dfke_jax.nn.classifier import Classifier
@@ -23,10 +24,10 @@ from dfke_jax.watermarking.triggers import TriggerSet, trigger_matches, trigger_
 
 
 def abstract_triggers(key: Key, marked: Classifier, count: int) -> TriggerSet:
-    """Smooth noise images for a network, with labels drawn uniformly from all classes."""
+    """Images of smooth noise, in strong contrast so that no two are alike, with labels drawn uniformly from all classes."""
     draw, label = jax.random.split(key)
     low, high = marked.preprocessing.box
-    images = low + (high - low) * smooth_noise(draw, (count, *marked.input_shape))
+    images = low + (high - low) * smooth_noise(draw, (count, *marked.input_shape), (0.3, 0.7), (0.5, 1.0), (1.0, 2.0))
     return trigger_set(images, wrong_labels(label, -jnp.ones(count, jnp.int32), marked.num_classes), marked.num_classes)
 
 
@@ -79,7 +80,8 @@ def overwriting(
         return dataclasses.replace(removed, attack="overwriting", description=words, settings=numbers)
 
     removed = carry_out(method, key, settings.steps, read, watch)
-    answered = 100 * float(trigger_matches(lambda x: jnp.asarray(removed.classifier.predict(x)), own).mean())
+    matches = trigger_matches(lambda x: jnp.asarray(removed.classifier.predict(x)), own)
+    answered = 100 * float(np.asarray(matches).mean())
     return dataclasses.replace(removed, details={"own_mark": answered})
 
 
