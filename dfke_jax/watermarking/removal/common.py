@@ -146,8 +146,11 @@ def carry_out(
       read: state -> `Removed`. It must not keep arrays of a state that is going on; classifiers measured by `watch` are
         used within the look alone.
     """
+    state = _begin(method, jax.random.fold_in(key, 2**32 - 1))
+    # Methods that differ in how they begin alone share the program of their steps.
+    steps_alone = Method(Partial(_begun), method.step)
     if watch is None:
-        return read(run(method, key, steps).state)
+        return read(run(steps_alone, key, steps, state=state).state)
     if watch.points < 1:
         raise InputError(f"a watch needs at least one point, got {watch.points}")
     trace: dict[str, list[float]] = {}
@@ -156,17 +159,19 @@ def carry_out(
         for name, value in {"steps": step, **watch.measure(read(state))}.items():
             trace.setdefault(name, []).append(float(value))
 
-    state = _begin(method, jax.random.fold_in(key, 2**32 - 1))
     look(0, state)
     chunk = math.ceil(steps / watch.points)
-    return dataclasses.replace(
-        read(run(method, key, steps, chunk=chunk, state=state, callback=look).state), trace=trace
-    )
+    state = run(steps_alone, key, steps, chunk=chunk, state=state, callback=look).state
+    return dataclasses.replace(read(state), trace=trace)
 
 
 @jax.jit
 def _begin(method: Method, key: Key) -> PyTree:
     return method.init(key)
+
+
+def _begun(key: Key) -> PyTree:
+    raise AssertionError("a run that is given its state does not begin")
 
 
 __all__ = [

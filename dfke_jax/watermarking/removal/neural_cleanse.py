@@ -212,6 +212,7 @@ def neural_cleanse(
     labels: Array,
     *,
     cleanse: CleanseSettings = CleanseSettings(),
+    found: ReversedTriggers | None = None,
     only_flagged: bool = False,
     samples: int = 6000,
     share: float = 0.2,
@@ -222,6 +223,7 @@ def neural_cleanse(
 
     Args:
       cleanse: how triggers are reversed.
+      found: triggers of this network that were reversed before; the search is left out then.
       only_flagged: leave a network alone in which no class is flagged. Otherwise the class of the smallest mask is taken
         then, which is what an attacker does who knows that there is a mark.
       samples: images used, the first of a random order; all if there are fewer.
@@ -241,7 +243,7 @@ def neural_cleanse(
     check_fraction(share)
     if samples < 1:
         raise InputError(f"samples must be at least 1, got {samples}")
-    found = reverse_triggers(jax.random.fold_in(key, 1), marked, images, cleanse)
+    found = found or reverse_triggers(jax.random.fold_in(key, 1), marked, images, cleanse)
     targets = found.flagged or (() if only_flagged else (int(np.argmin(found.norms)),))
     details = _details(found, targets)
     numbers = {"share": share, "samples": samples, **settings.numbers()}
@@ -271,6 +273,7 @@ def neural_cleanse_patching(
     labels: Array,
     *,
     cleanse: CleanseSettings = CleanseSettings(),
+    found: ReversedTriggers | None = None,
     only_flagged: bool = False,
     fraction: float = 0.3,
     layer: str = "features",
@@ -279,7 +282,7 @@ def neural_cleanse_patching(
     """Patching: prunes the neurons that the reversed trigger excites most beyond what clean images do.
 
     Args:
-      cleanse, only_flagged: as for `neural_cleanse`.
+      cleanse, found, only_flagged: as for `neural_cleanse`.
       fraction: share of the layer's units, those of the largest difference of mean activation.
       layer: one of `prunable_layers`.
       samples: clean images that activations are compared on, the first ones.
@@ -292,7 +295,7 @@ def neural_cleanse_patching(
     """
     check_attacker(marked, images, labels)
     check_fraction(fraction)
-    found = reverse_triggers(jax.random.fold_in(key, 1), marked, images, cleanse)
+    found = found or reverse_triggers(jax.random.fold_in(key, 1), marked, images, cleanse)
     targets = found.flagged or (() if only_flagged else (int(np.argmin(found.norms)),))
     details, numbers = _details(found, targets), {"fraction": fraction, "layer": layer}
     if not targets:

