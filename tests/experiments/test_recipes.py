@@ -17,6 +17,7 @@ from dfke_jax.experiments.reproduce import EXPERIMENTS
 from dfke_jax.experiments.settings import augmentation, network
 from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.extraction import DFMESettings, DFMSSettings, DisagreementSettings, MEGEXSettings
+from dfke_jax.watermarking.removal import CleanseSettings
 
 TINY = {
     "seeds": 2,
@@ -43,6 +44,17 @@ CHANGES = {
     "megex": {"budgets": (50,), "attack": MEGEXSettings(**_GAME)},
     "disguide": {"budgets": (50,), "attack": DisagreementSettings(**_GAME)},
     "dual-students": {"budgets": (50,), "attack": DisagreementSettings(**_GAME, objective="l1", diversity=0.0)},
+    "watermark-removal": {
+        "schemes": ("pretrained",),
+        "attacks": ("rtal", "magnitude_pruning", "neural_cleanse_patching", "transfer_learning"),
+        "triggers": 5,
+        "mark_steps": 6,
+        "attack_steps": 6,
+        "points": 2,
+        "fractions": (0.5,),
+        "other": "digits",
+        "cleanse": CleanseSettings(rounds=1, batches=1),
+    },
     "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
 }
 SLOW = ("deep-dream", "adaptive-deep-inversion", "megex", "dual-students")
@@ -86,7 +98,7 @@ def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
         assert found.pairs(), "a method without a matched control"
         assert {method.name for method, _ in found.pairs()} >= {a.name for a in found.arms if a.role == "method"}
     assert Result.read(tmp_path / "run").metrics == found.metrics
-    if name not in ("anchors", "transfer-sets"):
+    if name not in ("anchors", "transfer-sets", "watermark-removal"):
         samples = np.load(tmp_path / "run" / "samples.npz")
         method = next(arm.name for arm in found.arms if arm.role == "method")
         control = next(arm.name for arm in found.arms if arm.role == "control")
