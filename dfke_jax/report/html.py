@@ -127,7 +127,7 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
     import numpy as np
 
     from dfke_jax.core import tracking
-    from dfke_jax.report import figures
+    from dfke_jax.report import figures, removal
 
     folder = directory / "figures"
     folder.mkdir(exist_ok=True)
@@ -159,6 +159,11 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
 
     if any(arm.accuracy for arm in result.arms):
         draw("arms", "Accuracy of every arm", "", lambda: figures.arms(result))
+    if removal.attacked(result):
+        caption = "Bars: standard deviation over seeds. Dashed: the network without a mark."
+        draw("removal_matrix", "What is left of the marks", caption, lambda: removal.removal_matrix(result))
+    if any("@" in name for arm in result.arms for name in arm.metrics):
+        draw("removal_curves", "Against the strength of the attack", "", lambda: removal.removal_curves(result))
     similarity = archive("similarity.npz")
     names = [str(name) for name in similarity["class_names"]] if "class_names" in similarity else None
     labels = {arm.name: arm.label for arm in result.arms}
