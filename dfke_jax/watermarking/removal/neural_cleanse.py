@@ -82,7 +82,7 @@ class CleanseState(NamedTuple):
       optimizer_state: Adam's.
       schedule: of λ.
       best_mask, best_pattern: of the smallest mask so far at which a round succeeded; the last ones before there is any.
-      best_norm: its L1 norm (K,), infinite before there is any.
+      best_norm: its L1 norm (K,); H·W + 1, more than any mask has, before there is any.
     """
 
     theta: tuple[Array, Array]
@@ -197,8 +197,8 @@ def reverse_triggers(
 
 def reversed_triggers(classifier: Classifier, state: CleanseState) -> ReversedTriggers:
     """What a state of `trigger_reversal` has found."""
-    found = np.isfinite(np.asarray(state.best_norm))
     masks = np.asarray(state.best_mask)
+    found = np.asarray(state.best_norm) <= masks[0].size
     norms = masks.sum((1, 2, 3), dtype=np.float64)
     low, high = classifier.preprocessing.box
     patterns = low + (high - low) * np.asarray(state.best_pattern)
@@ -342,7 +342,7 @@ def _init(static: Static, classifier: Classifier, images: Array, key: Key) -> Cl
     schedule = CostSchedule(jnp.zeros(classes), *(jnp.zeros(classes, jnp.int32) for _ in range(3)))
     best = _squashed(theta)
     return CleanseState(
-        theta, _optimizer(static.value).init(theta), schedule, *best, jnp.full(classes, jnp.inf, jnp.float32)
+        theta, _optimizer(static.value).init(theta), schedule, *best, jnp.full(classes, height * width + 1, jnp.float32)
     )
 
 
@@ -376,7 +376,7 @@ def _step(
     mask, pattern = _squashed(theta)
     norm = mask.sum((1, 2, 3))
     better = success & (norm < state.best_norm)
-    taken = (better | ~jnp.isfinite(state.best_norm))[:, None, None, None]
+    taken = (better | (state.best_norm > mask[0].size))[:, None, None, None]
     state = CleanseState(
         theta,
         optimizer_state,
