@@ -19,7 +19,9 @@ from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import optimiser, trained, training
 from dfke_jax.watermarking.removal import (
+    REFIT,
     REMOVALS,
+    RETRAINING,
     CleanseSettings,
     RemovalAttack,
     Removed,
@@ -33,8 +35,6 @@ from dfke_jax.watermarking.removal import (
     standing,
 )
 from dfke_jax.watermarking.removal.common import LOSS
-from dfke_jax.watermarking.removal.fine_tuning import REFIT
-from dfke_jax.watermarking.removal.retraining import RETRAINING
 from dfke_jax.watermarking.triggers import TriggerSet
 
 

@@ -1,8 +1,9 @@
 """Removal attacks: what a thief does to a marked network, and what is left of the mark."""
 
 from dfke_jax.watermarking.removal.adversarial import adversarial_fine_tuning
-from dfke_jax.watermarking.removal.common import Removed, Suspect, TrainingSettings, Watch
+from dfke_jax.watermarking.removal.common import FINE_TUNING, Removed, Suspect, TrainingSettings, Watch
 from dfke_jax.watermarking.removal.fine_tuning import (
+    REFIT,
     fine_tuned,
     fine_tuning,
     ftal,
@@ -47,12 +48,15 @@ from dfke_jax.watermarking.removal.pruning import (
     unit_masks,
 )
 from dfke_jax.watermarking.removal.quantisation import half_precision, quantisation, quantised
-from dfke_jax.watermarking.removal.retraining import retraining
+from dfke_jax.watermarking.removal.retraining import RETRAINING, retraining
 from dfke_jax.watermarking.removal.smoothing import NoiseAveraged, filtered, input_filter, noise_averaging
 from dfke_jax.watermarking.removal.transfer_learning import transfer_learning
 
 __all__ = [
+    "FINE_TUNING",
+    "REFIT",
     "REMOVALS",
+    "RETRAINING",
     "CleanseSettings",
     "NoiseAveraged",
     "RemovalAttack",

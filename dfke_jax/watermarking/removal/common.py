@@ -136,6 +136,12 @@ def check_fraction(fraction: float) -> None:
         raise InputError(f"fraction must lie in [0, 1], got {fraction}")
 
 
+def count_of(fraction: float, total: int) -> int:
+    """⌊fraction · total⌋, with 0.29 · 100 = 29."""
+    check_fraction(fraction)
+    return math.floor(fraction * total + 1e-9)
+
+
 def carry_out(
     method: Method, key: Key, steps: int, read: Callable[[PyTree], Removed], watch: Watch | None = None
 ) -> Removed:
@@ -184,4 +190,5 @@ __all__ = [
     "carry_out",
     "check_attacker",
     "check_fraction",
+    "count_of",
 ]

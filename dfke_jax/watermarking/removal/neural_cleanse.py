@@ -20,6 +20,7 @@ from dfke_jax.watermarking.removal.common import (
     carry_out,
     check_attacker,
     check_fraction,
+    count_of,
 )
 from dfke_jax.watermarking.removal.fine_tuning import fine_tuned, fine_tuning
 from dfke_jax.watermarking.removal.pruning import least, masked, unit_activity, unit_masks
@@ -251,7 +252,7 @@ def neural_cleanse(
         return Removed(marked, marked, "neural_cleanse", "Neural Cleanse: no class flagged", numbers, details)
     order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 2), len(images)))[:samples]
     rows = np.array(as_float(jnp.asarray(images)[order]))
-    for target, part in zip(targets, np.array_split(np.arange(int(share * len(rows))), len(targets)), strict=True):
+    for target, part in zip(targets, np.array_split(np.arange(count_of(share, len(rows))), len(targets)), strict=True):
         rows[part] = found.stamp(rows[part], target)
     kept_labels = jnp.asarray(labels)[order]
     method_ = fine_tuning(marked, jnp.asarray(rows), kept_labels, "ftal", settings)

@@ -22,7 +22,7 @@ from dfke_jax.watermarking.removal.common import (
     Watch,
     carry_out,
     check_attacker,
-    check_fraction,
+    count_of,
 )
 from dfke_jax.watermarking.removal.fine_tuning import fine_tuned, fine_tuning
 
@@ -48,7 +48,6 @@ def magnitude_masks(params: PyTree, fraction: float, scope: Scope = "global") ->
 
     Source: Han et al., Learning both Weights and Connections, NeurIPS 2015, section 3.
     """
-    check_fraction(fraction)
     if scope not in ("global", "layer"):
         raise UnknownNameError("scope of pruning", scope, ("global", "layer"))
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
@@ -57,7 +56,7 @@ def magnitude_masks(params: PyTree, fraction: float, scope: Scope = "global") ->
     for group in [kernels] if scope == "global" else [[place] for place in kernels]:
         sizes = np.concatenate([np.abs(np.asarray(leaves[place][1])).ravel() for place in group])
         kept = np.ones(len(sizes), bool)
-        kept[np.argsort(sizes, kind="stable")[: int(fraction * len(sizes))]] = False
+        kept[np.argsort(sizes, kind="stable")[: count_of(fraction, len(sizes))]] = False
         ends = np.cumsum([masks[place].size for place in group])[:-1]
         for place, part in zip(group, np.split(kept, ends), strict=True):
             masks[place] = part.reshape(masks[place].shape)
@@ -148,7 +147,6 @@ def magnitude_pruning(
 
 def dormant_units(classifier: Classifier, images: Array, fraction: float, layer: str = "features") -> np.ndarray:
     """(U,) bool: the ⌊fraction · U⌋ units of least mean activation on clean images; of equal ones the first."""
-    check_fraction(fraction)
     return least(unit_activity(classifier, images, layer), fraction)
 
 
@@ -156,7 +154,7 @@ def least(scores: Array, fraction: float) -> np.ndarray:
     """(U,) bool: the ⌊fraction · U⌋ lowest scores; of equal ones the first."""
     values = np.asarray(scores)
     chosen = np.zeros(len(values), bool)
-    chosen[np.argsort(values, kind="stable")[: int(fraction * len(values))]] = True
+    chosen[np.argsort(values, kind="stable")[: count_of(fraction, len(values))]] = True
     return chosen
 
 

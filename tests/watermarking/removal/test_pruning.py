@@ -17,6 +17,7 @@ from dfke_jax.watermarking.removal import (
     unit_activity,
     unit_masks,
 )
+from dfke_jax.watermarking.removal.common import count_of
 
 KEY = jax.random.key(6)
 
@@ -48,6 +49,10 @@ def test_magnitude_masks_against_sorting_by_hand(fraction):
     found = magnitude_masks(params, fraction, "layer")
     for name in params:
         np.testing.assert_array_equal(found[name]["kernel"], by_hand([params[name]["kernel"]], fraction)[0])
+
+
+def test_a_fraction_is_that_of_decimal_numbers():
+    assert [count_of(share, 100) for share in (0.0, 0.29, 0.57, 0.999, 1.0)] == [0, 29, 57, 99, 100]
 
 
 def test_magnitude_pruning_sets_that_share_of_kernels_to_zero(marked):
