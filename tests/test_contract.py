@@ -32,6 +32,7 @@ from dfke_jax.distillation import (
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.watermarking import MarkingSettings, keygen, mark
+from dfke_jax.watermarking.removal import CleanseSettings, TrainingSettings, fine_tuning, trigger_reversal
 
 SHAPE = (6, 6, 1)
 KEY = jax.random.key(21)
@@ -139,6 +140,10 @@ METHODS = {
     "DeepDream": lambda seed: deep_inversion(network(seed), InversionSettings(steps=3, statistics=0.0, l2=0.1), 12, 3),
     "adaptive DeepInversion": adaptive,
     "marking by a backdoor": marking,
+    "fine-tuning under a fresh last layer": lambda seed: fine_tuning(
+        network(seed), IMAGES, LABELS, "rtll", TrainingSettings(steps=4, batch_size=5)
+    ),
+    "trigger reversal": lambda seed: trigger_reversal(network(seed), IMAGES, CleanseSettings(batches=2, batch_size=4)),
     "a toy attack": toy_attack,
 }
 

@@ -53,6 +53,7 @@ _FAMILIES = (
     "dfke_jax.experiments.extraction",
     "dfke_jax.experiments.pool_extraction",
     "dfke_jax.experiments.defences",
+    "dfke_jax.experiments.removal",
 )
 _recipes: dict[str, Recipe] = {}
 

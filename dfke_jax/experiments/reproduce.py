@@ -129,6 +129,12 @@ EXPERIMENTS: dict[str, Experiment] = {
     "defences-mnist": Experiment(
         "defences", "mnist", "three attacks behind eight defences, 10,000 queries", "not measured"
     ),
+    "watermark-removal-mnist": Experiment(
+        "watermark-removal", "mnist", "every removal attack on a backdoor", "not measured"
+    ),
+    "watermark-removal-fashion_mnist": Experiment(
+        "watermark-removal", "fashion_mnist", "every removal attack on a backdoor", "not measured"
+    ),
     # What lies between 3,000 impressions of 200 steps and the published figure? One change at a time.
     "zskd-mnist-1500-steps": Experiment(
         "zskd", "mnist", "as zskd-mnist, 1,500 steps", "not measured", {"synthesis": {"steps": 1500}, **_NO_NOISE}

@@ -130,7 +130,7 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
     import numpy as np
 
     from dfke_jax.core import tracking
-    from dfke_jax.report import figures
+    from dfke_jax.report import figures, removal
 
     folder = directory / "figures"
     folder.mkdir(exist_ok=True)
@@ -166,6 +166,11 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
         draw("queries", "Accuracy against queries", "", lambda: figures.queries([result]))
     if defence_table(result).cells:
         draw("defences", "Attacks behind defences", "", lambda: figures.defences(result))
+    if removal.attacked(result):
+        caption = "Bars: standard deviation over seeds. Dashed: the network without a mark."
+        draw("removal_matrix", "What is left of the marks", caption, lambda: removal.removal_matrix(result))
+    if any("@" in name for arm in result.arms for name in arm.metrics):
+        draw("removal_curves", "Against the strength of the attack", "", lambda: removal.removal_curves(result))
     similarity = archive("similarity.npz")
     names = [str(name) for name in similarity["class_names"]] if "class_names" in similarity else None
     labels = {arm.name: arm.label for arm in result.arms}

@@ -28,6 +28,7 @@ from dfke_jax.extraction import (
     MEGEXSettings,
     PoolSettings,
 )
+from dfke_jax.watermarking.removal import CleanseSettings
 
 TINY = {
     "seeds": 2,
@@ -72,6 +73,17 @@ CHANGES = {
         "dfme": DFMESettings(**_GAME, reuse=True),
         "disguide": DisagreementSettings(**_GAME),
         "attacks": ("knockoff",),
+    },
+    "watermark-removal": {
+        "schemes": ("pretrained",),
+        "attacks": ("rtal", "magnitude_pruning", "neural_cleanse_patching", "transfer_learning"),
+        "triggers": 5,
+        "mark_steps": 6,
+        "attack_steps": 6,
+        "points": 2,
+        "fractions": (0.5,),
+        "other": "digits",
+        "cleanse": CleanseSettings(rounds=1, batches=1),
     },
     "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
 }
@@ -126,7 +138,7 @@ def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
         assert found.pairs(), "a method without a matched control"
         assert {method.name for method, _ in found.pairs()} >= {a.name for a in found.arms if a.role == "method"}
     assert Result.read(tmp_path / "run").metrics == found.metrics
-    if name not in ("anchors", "transfer-sets", "defences"):
+    if name not in ("anchors", "transfer-sets", "defences", "watermark-removal"):
         samples = np.load(tmp_path / "run" / "samples.npz")
         method = next(arm.name for arm in found.arms if arm.role == "method")
         control = next(arm.name for arm in found.arms if arm.role == "control")

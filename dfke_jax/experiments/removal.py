@@ -1,0 +1,364 @@
+"""Watermark removal: what is left of a mark, and of the network, after every attack."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dfke_jax import data
+from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.types import Array
+from dfke_jax.evaluation import accuracy, agreement
+from dfke_jax.experiments.anchors import DIGITS
+from dfke_jax.experiments.registry import Recipe, register
+from dfke_jax.experiments.result import Arm
+from dfke_jax.experiments.settings import Settings, augmentation
+from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.training import optimiser, trained, training
+from dfke_jax.watermarking.removal import (
+    REFIT,
+    REMOVALS,
+    RETRAINING,
+    CleanseSettings,
+    RemovalAttack,
+    Removed,
+    Row,
+    Standing,
+    TrainingSettings,
+    abstract_triggers,
+    removal,
+    removal_matrix,
+    reverse_triggers,
+    standing,
+)
+from dfke_jax.watermarking.removal.common import LOSS
+from dfke_jax.watermarking.triggers import TriggerSet
+
+
+@dataclasses.dataclass(frozen=True)
+class RemovalSettings(Settings):
+    """Settings of watermark removal."""
+
+    schemes: tuple[str, ...] = ("from_scratch", "pretrained")
+    """Marks that are attacked."""
+    attacks: tuple[str, ...] = tuple(REMOVALS)
+    """Attacks that are made."""
+    triggers: int = 100
+    """Trigger images of a mark."""
+    companions_per_batch: int = 2
+    """Triggers beside every batch while a mark is embedded."""
+    mark_steps: int = 2000
+    """Training steps of marking a network that is trained already."""
+    mark_learning_rate: float = 1e-3
+    """Adam's learning rate at the beginning of that."""
+    attack_steps: int = 1200
+    """Training steps of attacks that fine-tune."""
+    attack_batch: int = 100
+    """Their batch size."""
+    attack_learning_rate: float = 0.01
+    """Their learning rate (SGD)."""
+    retraining_steps: int = 3000
+    """Training steps of attacks that train a fresh network."""
+    attacker_images: int = 0
+    """Training images that the attacker holds; 0 for all."""
+    points: int = 6
+    """How often an attack that trains is looked at on its way."""
+    fractions: tuple[float, ...] = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95)
+    """Shares of weights or units that are pruned."""
+    fraction: float = 0.6
+    """The share that stands in the matrix."""
+    bits: tuple[int, ...] = (8, 6, 4, 3, 2)
+    """Bits of quantised weights."""
+    other: str = ""
+    """Another data set, of images of the same shape, for transfer learning; empty leaves that attack out."""
+    cleanse: CleanseSettings = CleanseSettings()
+    """How Neural Cleanse searches for triggers."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for scheme in self.schemes:
+            if scheme not in SCHEMES:
+                raise UnknownNameError("watermarking scheme", scheme, SCHEMES)
+        for attack in self.attacks:
+            removal(attack)
+        if not self.schemes or not self.attacks:
+            raise InputError("removal needs at least one scheme and one attack")
+        if not 1 <= self.companions_per_batch <= self.triggers:
+            raise InputError(f"companions_per_batch must lie in 1 to {self.triggers}, got {self.companions_per_batch}")
+        for name in ("mark_steps", "retraining_steps", "points"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not all(0 <= fraction <= 1 for fraction in (*self.fractions, self.fraction)):
+            raise InputError(f"fractions must lie in [0, 1], got {self.fractions} and {self.fraction}")
+        _ = self.training
+
+    @property
+    def training(self) -> TrainingSettings:
+        """Of attacks that fine-tune."""
+        return TrainingSettings(self.attack_steps, self.attack_batch, self.attack_learning_rate)
+
+
+class Scheme(NamedTuple):
+    """A way to mark a network.
+
+    Attributes:
+      label: in tables.
+      mark: ``(config, bench, seed) -> (marked network, its triggers)``.
+    """
+
+    label: str
+    mark: Callable[[RemovalSettings, Workbench, int], tuple[Classifier, TriggerSet]]
+
+
+def _triggers(config: RemovalSettings, bench: Workbench, seed: int) -> TriggerSet:
+    return abstract_triggers(bench.key(seed, "triggers"), bench.network(config.teacher), config.triggers)
+
+
+def _embedded(
+    config: RemovalSettings, bench: Workbench, seed: int, name: str, start: Classifier | None, steps: int, rate: float
+) -> tuple[Classifier, TriggerSet]:
+    """A network that learns triggers beside every batch, from scratch or from `start`."""
+    triggers = _triggers(config, bench, seed)
+    network = start or bench.network(config.teacher)
+    images, labels = bench.train
+    method = training(
+        network,
+        images,
+        labels,
+        loss=LOSS,
+        optimizer=optimiser("adam", rate, steps),
+        batch_size=config.teacher_batch,
+        augment=augmentation(config.teacher_augmentation),
+        companions=(triggers.images, triggers.labels),
+        companions_per_batch=config.companions_per_batch,
+        fine_tune=start is not None,
+    )
+    state = bench.stage("marking", f"{name}/mark", seed, method, steps, rows=config.teacher_batch)
+    return trained(network, state), triggers
+
+
+def _from_scratch(config: RemovalSettings, bench: Workbench, seed: int) -> tuple[Classifier, TriggerSet]:
+    return _embedded(config, bench, seed, "from_scratch", None, config.teacher_steps, config.teacher_learning_rate)
+
+
+def _pretrained(config: RemovalSettings, bench: Workbench, seed: int) -> tuple[Classifier, TriggerSet]:
+    start = bench.teacher(seed)
+    return _embedded(config, bench, seed, "pretrained", start, config.mark_steps, config.mark_learning_rate)
+
+
+SCHEMES: dict[str, Scheme] = {
+    "from_scratch": Scheme("Backdoor from scratch", _from_scratch),
+    "pretrained": Scheme("Backdoor in a trained network", _pretrained),
+}
+"""Marks by name; another one is plugged in by an entry of its own."""
+
+
+def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
+    """The unmarked network, an independent one, and every attack on every scheme."""
+    names = [name for name in config.attacks if name != "transfer_learning" or config.other]
+    arms: dict[str, Arm] = {}
+    images, labels = bench.train
+    count = config.attacker_images or len(labels)
+    other = _other(config, bench) if config.other and "transfer_learning" in names else None
+    teachers = bench.anchors(real=False)
+    for seed in bench.seeds:
+        clean = bench.teacher(seed)
+        triggers = _triggers(config, bench, seed)
+        independent = bench.teacher(seed + 1)
+        for name, label, role, network in (
+            ("control", "The network without a mark", "control", clean),
+            ("independent", "Another network, trained independently", "anchor", independent),
+        ):
+            arm = arms.setdefault(name, Arm(name, label, role, budget=teachers[0].budget))  # type: ignore[arg-type]
+            removed = Removed(network, network, name, label)
+            _enter(bench, arm, removed, _stands(bench, removed, triggers), clean)
+        for scheme in config.schemes:
+            label = SCHEMES[scheme].label
+            marked, triggers = SCHEMES[scheme].mark(config, bench, seed)
+            removed = Removed(marked, marked, "none", label)
+            arm = arms.setdefault(scheme, Arm(scheme, label, "method", budget=_marking(config, scheme)))
+            _enter(bench, arm, removed, _stands(bench, removed, triggers), clean)
+            held = images[:count], labels[:count]
+            for row in _attacked(config, bench, seed, scheme, names, (marked, triggers), held, other):
+                name = f"{scheme}.{row.attack}"
+                budget = {"real_samples": count, "training_steps": _steps(row.removed)}
+                arm = arms.setdefault(name, Arm(name, f"{label}: {row.removed.description}", "method", budget=budget))
+                _enter(bench, arm, row.removed, row.after, marked)
+                _curve(config, bench, arm, row, marked, triggers, held)
+    if "transfer_learning" in names:
+        bench.notes.append(f"The accuracy after transfer learning is that on {config.other}.")
+    bench.notes.append(
+        "Trigger accuracy after rtll, rtal and transfer_learning is measured behind the marked network's own output layer."
+    )
+    return [*teachers, *arms.values()]
+
+
+def _attacked(
+    config: RemovalSettings,
+    bench: Workbench,
+    seed: int,
+    scheme: str,
+    names: list[str],
+    mark: tuple[Classifier, TriggerSet],
+    held: tuple[Array, Array],
+    other: data.Dataset | None,
+) -> list[Row]:
+    key = bench.key(seed, "removal")  # the same for every scheme
+    attacks: dict[str, RemovalAttack] = {name: functools.partial(removal(name), **_how(config, name)) for name in names}
+    with bench.clock("removal"):
+        if cleansing := [name for name in names if name.startswith("neural_cleanse")]:
+            found = reverse_triggers(bench.key(seed, "reversal"), mark[0], held[0], config.cleanse)
+            attacks.update({name: functools.partial(attacks[name], found=found) for name in cleansing})
+        if (transfer := attacks.pop("transfer_learning", None)) is not None and other is not None:
+            given = other.train.on_device()
+            attacks["transfer_learning"] = functools.partial(_on_other, transfer, given, other.num_classes)
+        test = bench.dataset.test
+        rows = removal_matrix(key, {scheme: mark}, attacks, *held, test.images, test.labels, points=config.points)
+    if other is None:
+        return rows
+    return [_on_own_task(row, other) if row.attack == "transfer_learning" else row for row in rows]
+
+
+def _on_other(
+    transfer: RemovalAttack, given: tuple[Array, Array], num_classes: int, key, marked, images, labels, **options: Any
+) -> Removed:
+    return transfer(key, marked, *given, num_classes=num_classes, **options)
+
+
+def _on_own_task(row: Row, other: data.Dataset) -> Row:
+    """The row with the accuracy that the new network has on its own task."""
+    correct = 100 * accuracy(row.removed.classifier.predict(other.test.images), other.test.labels)
+    return row._replace(after=row.after._replace(accuracy=correct))
+
+
+def _how(config: RemovalSettings, name: str) -> dict[str, Any]:
+    tuning = {"settings": config.training}
+    steps = config.attack_steps
+    return {
+        "high_rate_fine_tuning": {"settings": dataclasses.replace(REFIT, steps=steps, batch_size=config.attack_batch)},
+        "magnitude_pruning": {"fraction": config.fraction},
+        "dormant_pruning": {"fraction": config.fraction},
+        "fine_pruning": {"fraction": config.fraction, **tuning},
+        "neural_cleanse": {"settings": dataclasses.replace(config.training, steps=max(1, steps // 10))},
+        "neural_cleanse_patching": {},
+        "quantisation": {"bits": min(config.bits)} if config.bits else {},
+        "half_precision": {},
+        "input_filter": {},
+        "noise_averaging": {"draws": 8},
+        "soft_retraining": {"settings": dataclasses.replace(RETRAINING, steps=config.retraining_steps)},
+        "hard_retraining": {"settings": dataclasses.replace(RETRAINING, steps=config.retraining_steps)},
+        "overwriting": {"count": config.triggers, "companions_per_batch": config.companions_per_batch, **tuning},
+    }.get(name, tuning)
+
+
+def _curve(
+    config: RemovalSettings,
+    bench: Workbench,
+    arm: Arm,
+    row: Row,
+    marked: Classifier,
+    triggers: TriggerSet,
+    held: tuple[Array, Array],
+) -> None:
+    """Accuracy and trigger accuracy against the attack's strength, as metrics ``accuracy@STRENGTH``."""
+    trace = row.removed.trace
+    points = [
+        (steps, Standing(clean, trigger))
+        for steps, clean, trigger in zip(
+            trace.get("steps", ()), trace.get("accuracy", ()), trace.get("trigger_accuracy", ()), strict=True
+        )
+    ]
+    option, strengths = {
+        "magnitude_pruning": ("fraction", config.fractions),
+        "dormant_pruning": ("fraction", config.fractions),
+        "quantisation": ("bits", config.bits),
+    }.get(row.attack, ("", ()))
+    with bench.clock("removal"):
+        for strength in strengths:
+            removed = removal(row.attack)(bench.key(0, ""), marked, *held, **{option: strength})
+            points.append((strength, _stands(bench, removed, triggers)))
+    for strength, found in points:
+        for kind, value in found._asdict().items():
+            if row.attack != "transfer_learning" or kind != "accuracy":
+                arm.metrics.setdefault(f"{kind}@{strength:g}", []).append(round(value, 4))
+
+
+def _stands(bench: Workbench, removed: Removed, triggers: TriggerSet) -> Standing:
+    return standing(removed, triggers, bench.dataset.test.images, bench.dataset.test.labels)
+
+
+def _enter(bench: Workbench, arm: Arm, removed: Removed, stands: Standing, reference: Classifier) -> None:
+    """Accuracy of what is deployed, trigger accuracy of what is verified; agreement with `reference`."""
+    images = bench.dataset.test.images
+    with bench.clock("evaluation"):
+        # After transfer the deployed network answers another question.
+        closest = removed.for_verification if removed.attack == "transfer_learning" else removed.classifier
+        arm.accuracy.append(round(stands.accuracy, 4))
+        arm.agreement.append(round(100 * agreement(closest.predict(images), reference.predict(images)), 4))
+    metrics = {"trigger_accuracy": stands.trigger_accuracy}
+    if "anomaly" in removed.details:
+        metrics["anomaly"] = min(float(np.max(removed.details["anomaly"])), 1e6)  # infinite where all others tie
+        metrics["flagged"] = len(removed.details["flagged"])
+    if "own_mark" in removed.details:
+        metrics["own_mark"] = removed.details["own_mark"]
+    for name, value in metrics.items():
+        arm.metrics.setdefault(name, []).append(round(float(value), 4))
+
+
+def _marking(config: RemovalSettings, scheme: str) -> dict[str, int]:
+    steps = {"from_scratch": config.teacher_steps, "pretrained": config.teacher_steps + config.mark_steps}
+    return {"triggers": config.triggers, "training_steps": steps.get(scheme, 0)}
+
+
+def _steps(removed: Removed) -> int:
+    return int(removed.settings.get("steps", 0))
+
+
+def _other(config: RemovalSettings, bench: Workbench) -> data.Dataset:
+    other = data.load(config.other, data_dir=bench.data_dir)
+    if other.shape != bench.dataset.shape:
+        raise InputError(
+            f"images of {config.other} are {other.shape}, those of {config.dataset} {bench.dataset.shape}; transfer "
+            "learning needs one shape"
+        )
+    return other
+
+
+_QUICK = {
+    "seeds": 5,
+    "teacher_steps": 2000,
+    "mark_steps": 1000,
+    "attack_steps": 600,
+    "retraining_steps": 1500,
+    "cleanse": CleanseSettings(rounds=60),
+}
+
+register(
+    Recipe(
+        name="watermark-removal",
+        title="Removal of backdoor watermarks",
+        summary="Marks a network by trigger images from scratch and after training, and makes every removal attack on both: "
+        "clean accuracy and trigger accuracy before and after, and against the strength of the attack.",
+        paper="Adi et al.: Turning Your Weakness Into a Strength, USENIX Security 2018; Lukas et al.: SoK: How Robust is "
+        "Image Classification Deep Neural Network Watermarking?, IEEE S&P 2022",
+        config=RemovalSettings,
+        execute=execute,
+        presets={
+            "digits": {
+                **DIGITS,
+                "triggers": 30,
+                "mark_steps": 400,
+                "attack_steps": 300,
+                "retraining_steps": 600,
+                "cleanse": CleanseSettings(rounds=40),
+            },
+            "mnist": {"other": "fashion_mnist", **_QUICK},
+            "fashion_mnist": {"other": "mnist", **_QUICK},
+        },
+    )
+)
+
+__all__ = ["SCHEMES", "RemovalSettings", "Scheme", "execute"]

@@ -1,0 +1,57 @@
+"""Figures of watermark removal: what they read from a result, and that they draw it."""
+
+import pytest
+
+from dfke_jax.core import InputError
+from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.report.removal import attacked, curve, removal_curves, removal_matrix
+
+STEPS = {f"{kind}@{steps}": [50.0 + steps, 60.0 + steps] for kind in ("accuracy", "trigger_accuracy") for steps in (30, 0, 10)}  # fmt: skip
+
+
+def made(*arms):
+    return Result("watermark-removal", "T", "digits", {}, [0, 1], list(arms), [], {}, {})
+
+
+MARK = Arm("pretrained", "In a trained network", "method", [97.0, 98.0], [99.0, 99.0], {}, {"trigger_accuracy": [100.0, 100.0]})  # fmt: skip
+FTAL = Arm("pretrained.ftal", "FTAL", "method", [96.0, 97.0], [98.0, 99.0], {}, {"trigger_accuracy": [80.0, 90.0], **STEPS})  # fmt: skip
+PRUNED = Arm("pretrained.magnitude_pruning", "P", "method", [90.0, 91.0], [92.0, 93.0], {}, {"trigger_accuracy": [70.0, 75.0]})  # fmt: skip
+CONTROL = Arm("control", "No mark", "control", [97.0, 97.5], [100.0, 100.0], {}, {"trigger_accuracy": [10.0, 12.0]})
+
+
+def test_arms_are_sorted_into_attacks_and_schemes():
+    found = attacked(made(CONTROL, MARK, FTAL, PRUNED))
+    assert {attack: list(arms) for attack, arms in found.items()} == {
+        "none": ["pretrained"],
+        "ftal": ["pretrained"],
+        "magnitude_pruning": ["pretrained"],
+    }
+    assert attacked(made(CONTROL, Arm("m", "M", "method", [1.0], [1.0]))) == {}
+
+
+def test_curve_by_rising_strength():
+    strengths, means, deviations = curve(FTAL, "trigger_accuracy")
+    assert strengths == [0, 10, 30]
+    assert means == [55, 65, 85]
+    assert deviations == pytest.approx([50**0.5] * 3)
+
+
+def test_figures_show_every_row_and_value(tmp_path):
+    result = made(CONTROL, MARK, FTAL, PRUNED)
+    matrix, curves = removal_matrix(result), removal_curves(result)
+    left, right = matrix.axes
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["none", "ftal", "magnitude pruning"]
+    assert "85.0 ± 7.1" in [text.get_text() for text in right.texts]
+    assert [11.0, 11.0] in [list(line.get_xdata()) for line in right.lines], "the control's line"
+    (panel,) = curves.axes
+    assert panel.get_title(loc="left") == "ftal"
+    assert len(panel.lines) == 2
+    for figure in (matrix, curves):
+        figure.savefig(tmp_path / "figure.png")
+
+
+def test_nothing_to_draw():
+    with pytest.raises(InputError, match="no attack"):
+        removal_matrix(made(CONTROL))
+    with pytest.raises(InputError, match="several strengths"):
+        removal_curves(made(CONTROL, MARK, PRUNED))
