@@ -119,6 +119,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         "disguide", "mnist", "extraction by two clones that disagree", "not measured", {"control": False}
     ),
     "dfms-mnist": Experiment("dfms", "mnist", "extraction from labels", "not measured", {"control": False}),
+    "watermark-schemes-mnist": Experiment(
+        "watermark-schemes", "mnist", "eight watermarks: cost, survival, false alarms", "not measured"
+    ),
     # What lies between 3,000 impressions of 200 steps and the published figure? One change at a time.
     "zskd-mnist-1500-steps": Experiment(
         "zskd", "mnist", "as zskd-mnist, 1,500 steps", "not measured", {"synthesis": {"steps": 1500}, **_NO_NOISE}

@@ -64,7 +64,9 @@ def random_label_evidence(answers: Any, labels: Any, truth: Any, num_classes: in
     """
     answers, labels, truth = (np.asarray(part) for part in (answers, labels, truth))
     if not answers.shape == labels.shape == truth.shape or answers.ndim != 1:
-        raise InputError(f"answers, labels and truth must all be (T,), got {answers.shape}, {labels.shape}, {truth.shape}")
+        raise InputError(
+            f"answers, labels and truth must all be (T,), got {answers.shape}, {labels.shape}, {truth.shape}"
+        )
     if num_classes < 3:
         raise InputError(f"{num_classes} classes leave no wrong label to draw; at least 3 are needed")
     if (labels == truth).any():
@@ -96,7 +98,9 @@ def rank_p_value(observed: float, null: Any) -> float:
     """
     null = np.asarray(null, np.float64)
     if null.ndim != 1 or not len(null) or not np.isfinite(null).all() or not np.isfinite(observed):
-        raise InputError(f"the statistics of at least one independent model must be finite (M,), got {null} for {observed}")
+        raise InputError(
+            f"the statistics of at least one independent model must be finite (M,), got {null} for {observed}"
+        )
     return float((1 + (null >= observed).sum()) / (len(null) + 1))
 
 
@@ -125,7 +129,9 @@ def answered(suspect: Any, images: Any, num_classes: int | None = None) -> np.nd
     images = np.asarray(images, np.float32)
     values = np.asarray(getattr(suspect, "predict", suspect)(images))
     if values.shape[:1] != images.shape[:1] or values.ndim not in (1, 2):
-        raise InputError(f"a suspect answers {len(images)} images with scores (T, K) or labels (T,), got {values.shape}")
+        raise InputError(
+            f"a suspect answers {len(images)} images with scores (T, K) or labels (T,), got {values.shape}"
+        )
     if values.ndim == 2:
         if not np.isfinite(values).all():
             raise InputError("the suspect answers NaN or infinity")

@@ -73,7 +73,8 @@ def frontier_keys(
                 "images or fewer keys"
             )
     together = np.stack([*found[True], *found[False]])
-    triggers = trigger_set(together, truth[[*rows[True], *rows[False]]].astype(np.int32), classifier.num_classes)
+    own = truth[[*rows[True], *rows[False]]]
+    triggers = trigger_set(jnp.asarray(together), jnp.asarray(own, jnp.int32), classifier.num_classes)
     return FrontierKeys(triggers, np.arange(count) < half)
 
 
@@ -137,9 +138,7 @@ def verify_frontier(
 
     labels = np.asarray(keys.triggers.labels)
     threshold = mismatch_threshold(len(labels), alpha)
-    misses, *others = (
-        int((answered(one, keys.triggers.images) != labels).sum()) for one in (suspect, *independents)
-    )
+    misses, *others = (int((answered(one, keys.triggers.images) != labels).sum()) for one in (suspect, *independents))
     return FrontierVerdict(
         misses < threshold,
         misses,

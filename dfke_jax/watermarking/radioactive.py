@@ -215,7 +215,9 @@ def verify_radioactive(suspect: Classifier, mark: RadioactiveMark, images: Any) 
     rows = aligned_rows(mark.marker, suspect, images)
     lengths = np.linalg.norm(rows, axis=1)
     if not (lengths > 0).all():
-        raise InputError("a classifier row of the suspect vanishes in the marker's features; its direction is not defined")
+        raise InputError(
+            "a classifier row of the suspect vanishes in the marker's features; its direction is not defined"
+        )
     directions = np.asarray(mark.directions, np.float64)
     directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
     cosines = (rows * directions).sum(1) / lengths

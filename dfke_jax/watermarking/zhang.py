@@ -67,7 +67,7 @@ def content_triggers(
     overlay = word_overlay(chosen.shape[1:]) if overlay is None else np.asarray(overlay, np.float32)
     if overlay.shape != chosen.shape[1:] or not ((overlay >= 0) & (overlay <= 1)).all():
         raise InputError(f"an overlay is {chosen.shape[1:]} in [0, 1], got shape {overlay.shape}")
-    return trigger_set(np.maximum(chosen, overlay[None]), np.full(count, target), num_classes)
+    return trigger_set(jnp.maximum(chosen, overlay[None]), jnp.full(count, target), num_classes)
 
 
 def noise_triggers(
@@ -92,7 +92,7 @@ def noise_triggers(
     choice_key, noise_key = jax.random.split(key)
     chosen = _chosen(choice_key, images, labels, source, target, count)
     pattern = scale * np.asarray(jax.random.normal(noise_key, chosen.shape[1:]))
-    return trigger_set(np.clip(chosen + pattern[None], 0, 1), np.full(count, target), num_classes)
+    return trigger_set(jnp.clip(chosen + pattern[None], 0, 1), jnp.full(count, target), num_classes)
 
 
 def unrelated_triggers(key: Key, images: Array, *, target: int, num_classes: int, count: int = 100) -> TriggerSet:
@@ -109,7 +109,7 @@ def unrelated_triggers(key: Key, images: Array, *, target: int, num_classes: int
     if not 1 <= count <= len(images):
         raise InputError(f"{count} triggers from {len(images)} images; give 1 to {len(images)}")
     rows = jax.random.choice(key, len(images), (count,), replace=False)
-    return trigger_set(jnp.asarray(images)[rows], np.full(count, target), num_classes)
+    return trigger_set(jnp.asarray(images)[rows], jnp.full(count, target), num_classes)
 
 
 def _chosen(key: Key, images: Array, labels: Array, source: int, target: int, count: int) -> np.ndarray:
