@@ -4,53 +4,24 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from dfke_jax import data
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array
-from dfke_jax.distillation.transfer_sets import fitted
 from dfke_jax.evaluation import accuracy
 from dfke_jax.experiments.anchors import DIGITS
+from dfke_jax.experiments.marking import SCHEMES, Marked, Work, as_pixels
 from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm, Published
-from dfke_jax.experiments.settings import Settings, augmentation
+from dfke_jax.experiments.result import Arm
+from dfke_jax.experiments.settings import Settings
 from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
-from dfke_jax.nn.training import Penalty, optimiser, trained, training
-from dfke_jax.oracle import Reveal, from_function, oracle_for
+from dfke_jax.nn.training import optimiser, trained, training
 from dfke_jax.synthesis.pool import Pool
-from dfke_jax.watermarking import (
-    DawnOracle,
-    MarginSettings,
-    RadioactiveSettings,
-    TriggerSet,
-    content_triggers,
-    frontier_keys,
-    margin_mark,
-    margin_training,
-    measured_rate,
-    noise_triggers,
-    radioactive_images,
-    radioactive_mark,
-    trigger_training,
-    uchida_mark,
-    uchida_penalty,
-    unrelated_triggers,
-    verify_dawn,
-    verify_frontier,
-    verify_margin,
-    verify_radioactive,
-    verify_triggers,
-    verify_uchida,
-)
-
-Judge = Callable[[Classifier, Sequence[Classifier]], tuple[float, float]]
-"""(suspect, independent networks) -> success of the mark in per cent, p-value."""
+from dfke_jax.watermarking import MarginSettings, RadioactiveSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +81,8 @@ class WatermarkSchemeSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         for name in self.schemes:
-            if name not in _SCHEMES:
-                raise UnknownNameError("watermarking scheme", name, _SCHEMES)
+            if name not in SCHEMES:
+                raise UnknownNameError("watermarking scheme", name, SCHEMES)
         if not self.schemes or len(set(self.schemes)) < len(self.schemes):
             raise InputError(f"schemes must be distinct and at least one, got {self.schemes}")
         for name in ("triggers", "frontier_steps", "fine_tune_steps", "extraction_steps", "bits"):
@@ -129,204 +100,6 @@ class WatermarkSchemeSettings(Settings):
             raise InputError("zhang_unrelated needs a data set: give unrelated, or leave the scheme out")
 
 
-@dataclasses.dataclass
-class _Marked:
-    """What a scheme hands over.
-
-    Attributes:
-      network: marked. judge: see `Judge`.
-      served: what answers the thief, where it is not the network itself: images -> labels.
-      pool: (images, labels) that the thief asks and fine-tuning uses, where they are not all training data.
-      pictures: what the mark looks like.
-    """
-
-    network: Classifier
-    judge: Judge
-    served: Callable[[np.ndarray], np.ndarray] | None = None
-    pool: tuple[Array, Array] | None = None
-    pictures: TriggerSet | None = None
-
-
-class _Work:
-    """One scheme at one seed: its keys and stages."""
-
-    def __init__(self, config: WatermarkSchemeSettings, bench: Workbench, name: str, seed: int):
-        self.config, self.bench, self.name, self.seed = config, bench, name, seed
-        self.key = bench.key(seed, f"{name}/mark")
-        self.images, self.labels = bench.train
-        self.classes = bench.dataset.num_classes
-
-    def marking(self, method: Any, steps: int | None = None) -> Classifier:
-        """Runs a training of the teacher's network to its end."""
-        steps, c = steps or self.config.teacher_steps, self.config
-        network = self.bench.network(c.teacher)
-        return trained(network, self.bench.stage("marking", f"{self.name}/marking", self.seed, method, steps))
-
-    def plain(self, images: Array, labels: Array, penalty: Penalty | None = None) -> Any:
-        """The control's training on other images, or with a penalty."""
-        c = self.config
-        return training(
-            self.bench.network(c.teacher),
-            images,
-            labels,
-            loss=Partial(cross_entropy),
-            optimizer=optimiser("adam", c.teacher_learning_rate, c.teacher_steps),
-            batch_size=c.teacher_batch,
-            augment=augmentation(c.teacher_augmentation),
-            penalty=penalty,
-        )
-
-    def with_triggers(self, triggers: TriggerSet) -> Classifier:
-        c = self.config
-        return self.marking(
-            trigger_training(
-                self.bench.network(c.teacher),
-                self.images,
-                self.labels,
-                triggers,
-                steps=c.teacher_steps,
-                batch_size=c.teacher_batch,
-                triggers_per_batch=min(c.triggers_per_batch, len(triggers.labels)),
-                learning_rate=c.teacher_learning_rate,
-                augment=augmentation(c.teacher_augmentation),
-            )
-        )
-
-
-def _zhang(kind: str, work: _Work) -> _Marked:
-    c = work.config
-    of_class = {"source": c.source, "target": c.target, "num_classes": work.classes, "count": c.triggers}
-    if kind == "content":
-        triggers = content_triggers(work.key, work.images, work.labels, **of_class)
-    elif kind == "noise":
-        triggers = noise_triggers(work.key, work.images, work.labels, **of_class)
-    else:
-        other = data.load(c.unrelated, data_dir=work.bench.data_dir).train.images[:5000]
-        other = jnp.asarray(fitted(other, work.bench.dataset.shape))
-        triggers = unrelated_triggers(work.key, other, target=c.target, num_classes=work.classes, count=c.triggers)
-
-    def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
-        null = [verify_triggers(one, triggers, 0.5).successes for one in independents]
-        found = verify_triggers(suspect, triggers, measured_rate(null, c.triggers))
-        return 100 * found.rate, found.p_value
-
-    return _Marked(work.with_triggers(triggers), judge, pictures=triggers)
-
-
-def _uchida(work: _Work) -> _Marked:
-    c = work.config
-    mark = uchida_mark(work.key, work.bench.network(c.teacher), c.bits)
-    network = work.marking(work.plain(work.images, work.labels, uchida_penalty(mark, c.bits_weight)))
-
-    def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
-        found = verify_uchida(suspect, mark)
-        return 100 * found.rate, found.p_value
-
-    return _Marked(network, judge)
-
-
-def _dawn(work: _Work) -> _Marked:
-    c = work.config
-    victim = work.bench.teacher(work.seed)
-    inner = oracle_for(from_function(victim.predict, victim.input_shape, work.classes, gives="logits"), Reveal("label"))
-    secret = np.asarray(jax.random.bits(work.key, (32,), jnp.uint8)).tobytes()  # repeatable; in earnest: dawn_key()
-    served = DawnOracle(inner, secret, rate=c.dawn_rate)
-    served(_pixels(work.images))
-    marks = served.registry.marks()
-
-    def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
-        found = verify_dawn(suspect, marks, work.classes)
-        return 100 * (1 - found.mismatch_rate), found.evidence.p_value
-
-    pictures = TriggerSet(jnp.asarray(marks.images), jnp.asarray(marks.labels, jnp.int32))
-    return _Marked(victim, judge, served=served, pictures=pictures)
-
-
-def _frontier(work: _Work) -> _Marked:
-    c = work.config
-    start = work.bench.teacher(work.seed)
-    some = slice(0, 5000)
-    keys = frontier_keys(
-        work.key, start, work.images[some], work.labels[some], count=c.triggers, epsilon=c.frontier_epsilon
-    )
-    method = trigger_training(
-        start,
-        work.images,
-        work.labels,
-        keys.triggers,
-        steps=c.frontier_steps,
-        batch_size=c.teacher_batch,
-        triggers_per_batch=min(4 * c.triggers_per_batch, c.triggers),
-        learning_rate=c.fine_tune_learning_rate,
-        fine_tune=True,
-    )
-
-    def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
-        found = verify_frontier(suspect, keys, alpha=c.alpha)
-        return 100 * (1 - found.mismatches / found.size), found.p_value
-
-    return _Marked(work.marking(method, c.frontier_steps), judge, pictures=keys.triggers)
-
-
-def _margin(work: _Work) -> _Marked:
-    c = work.config
-    order = jax.random.permutation(jax.random.fold_in(work.key, 1), len(work.images))
-    held, rest = order[: c.triggers], jnp.sort(order[c.triggers :])
-    mark = margin_mark(work.key, work.images[held], work.labels[held], work.classes, c.triggers)
-    images, labels = work.images[rest], work.labels[rest]
-    method = margin_training(
-        work.bench.network(c.teacher),
-        images,
-        labels,
-        mark,
-        c.margin,
-        steps=c.teacher_steps,
-        batch_size=c.teacher_batch,
-        learning_rate=c.teacher_learning_rate,
-        augment=augmentation(c.teacher_augmentation),
-    )
-
-    def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
-        found = verify_margin(suspect, mark, work.classes)
-        return 100 * found.successes / c.triggers, found.p_value
-
-    pictures = TriggerSet(mark.images, mark.labels)
-    return _Marked(work.marking(method), judge, pool=(images, labels), pictures=pictures)
-
-
-def _radioactive(work: _Work) -> _Marked:
-    c, bench = work.config, work.bench
-    mark = radioactive_mark(work.key, bench.teacher(work.seed + c.seeds + c.independents))
-    count = max(1, round(c.radioactive_share * len(work.images)))
-    chosen = np.sort(np.asarray(jax.random.permutation(jax.random.fold_in(work.key, 1), len(work.images))[:count]))
-    pixels = np.asarray(work.images)
-    with bench.clock("marking"):
-        moved = radioactive_images(mark, jnp.asarray(pixels[chosen]), work.labels[chosen], c.radioactive)
-    images = pixels.copy() if pixels.dtype == np.uint8 else np.rint(255 * pixels).astype(np.uint8)
-    images[chosen] = moved
-    test = bench.dataset.test.images
-
-    def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
-        found = verify_radioactive(suspect, mark, test)
-        return 100 * float(found.cosines.mean()), found.p_value
-
-    network = work.marking(work.plain(jnp.asarray(images), work.labels))
-    pictures = TriggerSet(jnp.asarray(moved[:500]) / 255, work.labels[chosen[:500]])
-    return _Marked(network, judge, pictures=pictures)
-
-
-_SCHEMES: dict[str, tuple[str, Callable[[_Work], _Marked]]] = {
-    "zhang_content": ("Zhang, overlay", lambda work: _zhang("content", work)),
-    "zhang_noise": ("Zhang, noise", lambda work: _zhang("noise", work)),
-    "zhang_unrelated": ("Zhang, unrelated", lambda work: _zhang("unrelated", work)),
-    "uchida": ("Uchida, bits in the weights", _uchida),
-    "dawn": ("DAWN, keyed answers", _dawn),
-    "frontier_stitching": ("Frontier stitching", _frontier),
-    "margin_based": ("Margin-based", _margin),
-    "radioactive": ("Radioactive data", _radioactive),
-}
-
-
 class _Answering:
     """Labels of an endpoint, with the one method that measuring needs."""
 
@@ -334,64 +107,60 @@ class _Answering:
         self.served, self.num_classes = served, num_classes
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        return np.eye(self.num_classes, dtype=np.float32)[self.served(_pixels(images))]
-
-
-def _pixels(images: Any) -> np.ndarray:
-    images = np.asarray(images)
-    return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
+        return np.eye(self.num_classes, dtype=np.float32)[self.served(as_pixels(images))]
 
 
 def execute(config: WatermarkSchemeSettings, bench: Workbench) -> list[Arm]:
     """Unmarked networks, and every scheme: marked, fine-tuned, extracted, and its false alarms."""
     if not {config.source, config.target} <= set(range(bench.dataset.num_classes)) or config.source == config.target:
         raise InputError(f"source and target must be two of the {bench.dataset.num_classes} classes")
-    arms = bench.anchors(real=False)
-    arms[0].label = f"Unmarked ({config.teacher})"
-    independents = [bench.teacher(config.seed + config.seeds + i) for i in range(config.independents)]
-    other = Arm("independent", "Unmarked, trained independently", "anchor", budget=arms[0].budget)
-    control = Arm("control", "Unmarked, same budget", "control", budget=arms[0].budget)
-    stitched = Arm(
-        "frontier_stitching_control",
-        "Unmarked, trained on",
-        "control",
-        budget={**arms[0].budget, "fine_tuning_steps": config.frontier_steps},
-    )
+    seeds = [*bench.seeds, *range(bench.seeds[-1] + 1, bench.seeds[-1] + 1 + config.independents)]
+    marker = [seeds[-1] + 1] if "radioactive" in config.schemes else []
+    teachers = {seed: bench.teacher(seed) for seed in [*seeds, *marker]}
+    independents = [teachers[seed] for seed in seeds[len(bench.seeds) :]]
+    network = bench.network(config.teacher)
+
+    def at(name: str, seed: int) -> Work:
+        return Work(config, bench, name, seed, network, teachers)
+
+    budget = {"real_samples": len(bench.dataset.train), "training_steps": config.teacher_steps}
+    unmarked = Arm("teacher", f"Unmarked ({config.teacher})", "teacher", budget=budget)
+    other = Arm("independent", "Unmarked, trained independently", "anchor", budget=budget)
+    control = Arm("control", "Unmarked, same budget", "control", budget=budget)
+    more = {**budget, "fine_tuning_steps": config.frontier_steps}
+    longer = Arm("frontier_stitching_control", "Unmarked, trained on", "control", budget=more)
     for index, seed in enumerate(bench.seeds):
-        teacher = bench.teacher(seed)
+        teacher = teachers[seed]
+        bench.record(unmarked, teacher)
         bench.record(other, independents[index % len(independents)], teacher)
         bench.record(control, teacher, teacher)
         bench.keep("control", Pool(*_first(bench), jnp.int32(500), ()), seed)
         if "frontier_stitching" in config.schemes:
-            work = _Work(config, bench, "frontier_stitching_control", seed)
-            more = _fine_tuned(work, teacher, bench.train, "plain", config.frontier_steps)
-            bench.record(stitched, more, teacher)
-    arms += [other, control, *([stitched] if stitched.accuracy else [])]
-    for name in config.schemes:
-        arms.append(_arm(config, bench, name, independents))
-    return arms
+            tuned = _fine_tuned(at(longer.name, seed), teacher, bench.train, config.frontier_steps)
+            bench.record(longer, tuned, teacher)
+    arms = [unmarked, other, control, *([longer] if longer.accuracy else [])]
+    return arms + [_arm([at(name, seed) for seed in bench.seeds], independents) for name in config.schemes]
 
 
 def _first(bench: Workbench) -> tuple[Array, Array]:
     images, labels = bench.train
-    return jnp.asarray(_pixels(images[:500])), labels[:500]
+    return jnp.asarray(as_pixels(images[:500])), labels[:500]
 
 
-def _arm(config: WatermarkSchemeSettings, bench: Workbench, name: str, independents: Sequence[Classifier]) -> Arm:
-    label, make = _SCHEMES[name]
+def _arm(works: Sequence[Work], independents: Sequence[Classifier]) -> Arm:
+    """A scheme over its seeds."""
+    name, config, bench = works[0].name, works[0].config, works[0].bench
+    label, make = SCHEMES[name]
     count = len(bench.dataset.train)
-    arm = Arm(name, label, "method", budget={"real_samples": count, "training_steps": config.teacher_steps})
-    arm.budget |= {"victim_rows": count, "extraction_steps": config.extraction_steps}
-    for seed in bench.seeds:
-        work = _Work(config, bench, name, seed)
+    budget = {"real_samples": count, "training_steps": config.teacher_steps, "victim_rows": count}
+    arm = Arm(name, label, "method", budget={**budget, "extraction_steps": config.extraction_steps})
+    for work in works:
         marked = make(work)
         if marked.pictures is not None:
-            bench.keep(name, Pool(*marked.pictures, jnp.int32(len(marked.pictures.labels)), ()), seed)
+            bench.keep(name, Pool(*marked.pictures, jnp.int32(len(marked.pictures.labels)), ()), work.seed)
         pool = marked.pool or bench.train
         clone = _extracted(work, marked, pool[0])
-        tune = lambda network, work=work, pool=pool: _fine_tuned(
-            work, network, pool, "fine_tuning", config.fine_tune_steps
-        )
+        tune = lambda network, work=work, pool=pool: _fine_tuned(work, network, pool, config.fine_tune_steps)
         # behind DAWN the victim carries no mark: the clone is the first to have one
         suspects = {"": marked.network, "fine_tuned_": tune(marked.network)} if marked.served is None else {}
         suspects["extracted_"] = clone
@@ -404,12 +173,12 @@ def _arm(config: WatermarkSchemeSettings, bench: Workbench, name: str, independe
         metrics["independent_success"] = float(np.mean([success for success, _ in found]))
         metrics["false_alarm_rate"] = 100 * float(np.mean([p < config.alpha for _, p in found]))
         shown: Any = marked.network if marked.served is None else _Answering(marked.served, work.classes)
-        bench.record(arm, shown, bench.teacher(seed), **metrics)
+        bench.record(arm, shown, work.teachers[work.seed], **metrics)
     return arm
 
 
 def _judged(
-    work: _Work, marked: _Marked, what: str, suspect: Classifier, independents: Sequence[Classifier]
+    work: Work, marked: Marked, what: str, suspect: Classifier, independents: Sequence[Classifier]
 ) -> dict[str, float]:
     """Success and log₁₀ p of a suspect, and its accuracy where the arm does not show it."""
     found = {}
@@ -422,7 +191,7 @@ def _judged(
     return {**found, f"{what}success": success, f"{what}log10_p": float(np.log10(max(p_value, 1e-300)))}
 
 
-def _fine_tuned(work: _Work, network: Classifier, pool: tuple[Array, Array], what: str, steps: int) -> Classifier:
+def _fine_tuned(work: Work, network: Classifier, pool: tuple[Array, Array], steps: int) -> Classifier:
     """All layers, trained on with clean data."""
     method = training(
         network,
@@ -432,17 +201,17 @@ def _fine_tuned(work: _Work, network: Classifier, pool: tuple[Array, Array], wha
         batch_size=work.config.teacher_batch,
         fine_tune=True,
     )
-    return trained(network, work.bench.stage("fine_tuning", f"{work.name}/{what}", work.seed, method, steps))
+    return trained(network, work.bench.stage("fine_tuning", f"{work.name}/fine_tuning", work.seed, method, steps))
 
 
-def _extracted(work: _Work, marked: _Marked, images: Array) -> Classifier:
+def _extracted(work: Work, marked: Marked, images: Array) -> Classifier:
     """A clone from the labels that the marked network, or its endpoint, answers for the training images."""
     config, bench = work.config, work.bench
     if marked.served is None:
         answers = marked.network.predict(np.asarray(images)).argmax(1)
     else:
-        answers = marked.served(_pixels(images))
-    clone = bench.network(config.student)
+        answers = marked.served(as_pixels(images))
+    clone = work.network if config.student == config.teacher else bench.network(config.student)
     method = training(
         clone,
         images,
@@ -466,9 +235,6 @@ register(
         "Sablayrolles et al. 2020",
         config=WatermarkSchemeSettings,
         execute=execute,
-        published=(
-            Published("zhang_content", "mnist", 100.0, "Zhang et al., AsiaCCS 2018: about 100% of triggers", "recalled", "success of the mark, not accuracy"),
-        ),
         presets={
             "digits": {
                 **DIGITS,
@@ -480,12 +246,12 @@ register(
                 "frontier_steps": 200,
                 "triggers": 40,
                 "unrelated": "",
-                "schemes": tuple(name for name in _SCHEMES if name != "zhang_unrelated"),
+                "schemes": tuple(name for name in SCHEMES if name != "zhang_unrelated"),
             },
             "mnist": _SMALL,
             "fashion_mnist": {**_SMALL, "source": 8, "target": 0, "unrelated": "mnist", "frontier_epsilon": 0.02},
         },
     )
-)  # fmt: skip
+)
 
 __all__ = ["WatermarkSchemeSettings", "execute"]
