@@ -31,6 +31,7 @@ from dfke_jax.distillation import (
 )
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
+from dfke_jax.watermarking import MarginSettings, margin_mark, margin_training
 
 SHAPE = (6, 6, 1)
 KEY = jax.random.key(21)
@@ -131,6 +132,15 @@ METHODS = {
     "DeepInversion, kl": lambda seed: inversion(seed, form="kl", parametrisation="free"),
     "DeepDream": lambda seed: deep_inversion(network(seed), InversionSettings(steps=3, statistics=0.0, l2=0.1), 12, 3),
     "adaptive DeepInversion": adaptive,
+    "margin-based watermark": lambda seed: margin_training(
+        network(seed),
+        IMAGES * (seed + 1) / 2,
+        LABELS,
+        margin_mark(KEY, 1 - IMAGES, LABELS, 3, 6),
+        MarginSettings(2, 0.01, 4),
+        steps=4,
+        batch_size=5,
+    ),
     "a toy attack": toy_attack,
 }
 

@@ -92,7 +92,7 @@ def others():
 
 def test_uchida_bits_are_read_from_a_marked_network_only(clean, others):
     mark = uchida_mark(KEY, BLANK, 24)
-    marked = fitted(plain(penalty=uchida_penalty(mark)), 4)
+    marked = fitted(plain(penalty=uchida_penalty(mark, 0.1)), 4)
     assert bit_error_rate(marked, mark) == 0
     assert verify_uchida(marked, mark).p_value == 0.5**24
     assert accuracy(marked) > accuracy(clean) - 0.03
