@@ -31,7 +31,7 @@ from dfke_jax.distillation import (
 )
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
-from dfke_jax.watermarking import MarkingSettings, keygen, mark
+from dfke_jax.watermarking import MarginSettings, MarkingSettings, keygen, margin_mark, margin_training, mark
 from dfke_jax.watermarking.removal import CleanseSettings, TrainingSettings, fine_tuning, trigger_reversal
 
 SHAPE = (6, 6, 1)
@@ -144,6 +144,15 @@ METHODS = {
         network(seed), IMAGES, LABELS, "rtll", TrainingSettings(steps=4, batch_size=5)
     ),
     "trigger reversal": lambda seed: trigger_reversal(network(seed), IMAGES, CleanseSettings(batches=2, batch_size=4)),
+    "margin-based watermark": lambda seed: margin_training(
+        network(seed),
+        IMAGES * (seed + 1) / 2,
+        LABELS,
+        margin_mark(KEY, 1 - IMAGES, LABELS, 3, 6),
+        MarginSettings(2, 0.01, 4),
+        steps=4,
+        batch_size=5,
+    ),
     "a toy attack": toy_attack,
 }
 

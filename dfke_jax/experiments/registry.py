@@ -54,6 +54,7 @@ _FAMILIES = (
     "dfke_jax.experiments.pool_extraction",
     "dfke_jax.experiments.defences",
     "dfke_jax.experiments.removal",
+    "dfke_jax.experiments.watermark_schemes",
 )
 _recipes: dict[str, Recipe] = {}
 

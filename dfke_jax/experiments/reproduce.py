@@ -135,6 +135,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "watermark-removal-fashion_mnist": Experiment(
         "watermark-removal", "fashion_mnist", "every removal attack on a backdoor", "not measured"
     ),
+    "watermark-schemes-mnist": Experiment(
+        "watermark-schemes", "mnist", "eight watermarks: cost, survival, false alarms", "not measured"
+    ),
     # What lies between 3,000 impressions of 200 steps and the published figure? One change at a time.
     "zskd-mnist-1500-steps": Experiment(
         "zskd", "mnist", "as zskd-mnist, 1,500 steps", "not measured", {"synthesis": {"steps": 1500}, **_NO_NOISE}

@@ -85,6 +85,15 @@ CHANGES = {
         "other": "digits",
         "cleanse": CleanseSettings(rounds=1, batches=1),
     },
+    "watermark-schemes": {
+        "triggers": 10,
+        "bits": 8,
+        "independents": 2,
+        "dawn_rate": 0.05,
+        "frontier_steps": 10,
+        "fine_tune_steps": 10,
+        "extraction_steps": 30,
+    },
     "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
 }
 SLOW = (
@@ -97,6 +106,7 @@ SLOW = (
     "copycat",
     "dissector",
     "jbda",
+    "watermark-schemes",
 )
 
 

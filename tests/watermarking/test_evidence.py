@@ -1,0 +1,130 @@
+"""Tests behind ownership claims: against SciPy, closed forms and simulation."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dfke_jax.core import InputError
+from dfke_jax.watermarking import (
+    binomial_evidence,
+    cosine_p_value,
+    false_claim_probability,
+    fisher,
+    measured_rate,
+    mismatch_threshold,
+    random_label_evidence,
+    rank_p_value,
+)
+from dfke_jax.watermarking.evidence import answered
+
+
+@pytest.mark.parametrize(("s", "n", "q"), [(0, 10, 0.1), (16, 100, 0.1), (100, 100, 0.1), (3, 7, 0.5), (1, 1, 0.0), (5, 5, 1.0)])  # fmt: skip
+def test_binomial_tail_is_scipys(s, n, q):
+    found = binomial_evidence(s, n, q)
+    np.testing.assert_allclose(found.p_value, stats.binom.sf(s - 1, n, q), rtol=1e-9)
+    assert found.rate == s / n
+
+
+def test_counts_that_are_needed_for_100_triggers_of_10_classes():
+    for level, least in ((0.05, 16), (0.01, 19), (1e-6, 28)):
+        assert binomial_evidence(least, 100, 0.1).p_value <= level < binomial_evidence(least - 1, 100, 0.1).p_value
+
+
+def test_drawn_labels_are_an_exact_test_of_any_innocent_network():
+    """Innocent answers are mostly right and otherwise one class; the p-value made continuous is uniform."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 5, 80)
+    answers = np.where(rng.random(80) < 0.6, truth, 3)
+    uniform, small = [], 0
+    for _ in range(2000):
+        labels = (truth + 1 + rng.integers(0, 4, 80)) % 5
+        found = random_label_evidence(answers, labels, truth, 5)
+        more = stats.binom.sf(found.successes, found.trials, 0.25)
+        uniform.append(more + rng.random() * (found.p_value - more))
+        small += found.p_value < 0.05
+    assert found.trials == (answers != truth).sum() > 20
+    assert stats.kstest(uniform, "uniform").pvalue > 1e-3
+    assert small <= 2000 * 0.05 + 3 * np.sqrt(2000 * 0.05)
+
+
+def test_measured_rate_and_rank_are_counts():
+    assert measured_rate([0, 3, 1], 10) == 5 / 31
+    assert measured_rate([0], 10) == 1 / 11
+    assert rank_p_value(2.0, [1.0, 2.0, 3.0]) == 3 / 4
+    assert rank_p_value(4.0, [1.0, 2.0, 3.0]) == 1 / 4
+
+
+def test_fisher_is_scipys():
+    values = [0.2, 0.01, 0.9, 0.5]
+    np.testing.assert_allclose(fisher(values), stats.combine_pvalues(values).pvalue, rtol=1e-9)
+    assert 0 <= fisher([0.0, 0.3]) < 1e-200
+
+
+@pytest.mark.parametrize("dimension", [2, 3, 10, 84])
+def test_cosine_tail_against_closed_forms_and_students_t(dimension):
+    t = np.array([-1.0, -0.4, 0.0, 0.1, 0.5, 0.9, 1.0])
+    found = cosine_p_value(t, dimension)
+    inside = np.abs(t) < 1
+    student = stats.t.sf(t[inside] * np.sqrt((dimension - 1) / (1 - t[inside] ** 2)), dimension - 1)
+    np.testing.assert_allclose(found[inside], student, rtol=1e-9)
+    np.testing.assert_allclose(found[[0, -1]], [1, 0], atol=1e-12)
+    if dimension == 3:  # the third coordinate of a point on the sphere is uniform
+        np.testing.assert_allclose(found, (1 - t) / 2, atol=1e-12)
+
+
+def test_cosine_tail_against_simulation():
+    u = np.random.default_rng(1).normal(size=(200_000, 6))
+    cosines = u[:, 0] / np.linalg.norm(u, axis=1)
+    for t in (0.0, 0.3, 0.7):
+        p = cosine_p_value(t, 6)
+        assert abs((cosines >= t).mean() - p) < 4 * np.sqrt(p / 200_000)
+
+
+@pytest.mark.parametrize(("size", "classes", "threshold"), [(1, 2, 0.5), (10, 10, 0.5), (250, 10, 0.5), (30, 100, 0.1)])
+def test_false_claim_probability_is_the_sum(size, classes, threshold):
+    share = (classes - 1) / classes
+    terms = [stats.binom.pmf(i, size, share) for i in range(size + 1) if i * 1000 <= round(threshold * 1000) * size]
+    np.testing.assert_allclose(false_claim_probability(size, classes, threshold), sum(terms), rtol=1e-8)
+
+
+def test_mismatch_threshold_is_the_largest():
+    assert mismatch_threshold(100) == 42
+    for size in (5, 20, 41):
+        found = mismatch_threshold(size)
+        assert stats.binom.cdf(found - 1, size, 0.5) < 0.05 <= stats.binom.cdf(found, size, 0.5)
+    with pytest.raises(InputError, match="4 keys cannot show anything"):
+        mismatch_threshold(4)
+
+
+IMAGES = np.zeros((3, 2, 2, 1), np.float32)
+
+
+def test_suspects_answer_scores_or_labels():
+    scores = np.array([[0, 1, 0], [3, 1, 0], [0, 0, 2]])
+    np.testing.assert_array_equal(answered(lambda x: scores, IMAGES), [1, 0, 2])
+    np.testing.assert_array_equal(answered(lambda x: np.array([1, 0, 2], np.int32), IMAGES, 3), [1, 0, 2])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: binomial_evidence(5, 4, 0.5), "successes must be whole"),
+        (lambda: binomial_evidence(1, 4, 1.5), "null_rate"),
+        (lambda: random_label_evidence([1], [1], [1], 3), "1 labels are the truth"),
+        (lambda: random_label_evidence([1], [1], [0], 2), "at least 3"),
+        (lambda: random_label_evidence([1, 2], [1], [0], 3), "must all be"),
+        (lambda: measured_rate([], 3), "at least one independent model"),
+        (lambda: measured_rate([4], 3), "at least one independent model"),
+        (lambda: rank_p_value(np.nan, [1.0]), "must be finite"),
+        (lambda: fisher([0.1, 1.2]), "p-values must be"),
+        (lambda: cosine_p_value(1.5, 4), "cosines in"),
+        (lambda: false_claim_probability(0, 10), "size >= 1"),
+        (lambda: answered(lambda x: np.zeros((2, 3)), IMAGES), "answers 3 images"),
+        (lambda: answered(lambda x: np.full((3, 3), np.nan), IMAGES), "NaN"),
+        (lambda: answered(lambda x: np.array([0, 1, 3]), IMAGES, 3), "run from 0 to 3"),
+        (lambda: answered(lambda x: np.zeros(3), IMAGES), "must be integers"),
+    ],
+)
+def test_bad_numbers_are_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
