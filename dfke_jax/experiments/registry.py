@@ -51,6 +51,7 @@ _FAMILIES = (
     "dfke_jax.experiments.activation_records",
     "dfke_jax.experiments.inversion",
     "dfke_jax.experiments.extraction",
+    "dfke_jax.experiments.entangled",
 )
 _recipes: dict[str, Recipe] = {}
 

@@ -67,6 +67,8 @@ def soft_nearest_neighbour_loss(
     if form == "released":
         return _released(distances, same, other, 100 / jnp.asarray(temperature, jnp.float32))
     closeness = jnp.where(other, -distances / temperature, -jnp.inf)
+    # The nearest row's share drops out; without it the difference of two large numbers would be left.
+    closeness = closeness - jax.lax.stop_gradient(closeness.max(1, keepdims=True))
     paired = jnp.any(same & other, 1)
     # Rows without a partner would be −∞: they look at all others instead, and are then left out.
     among = jax.nn.logsumexp(jnp.where(same | ~paired[:, None], closeness, -jnp.inf), 1)

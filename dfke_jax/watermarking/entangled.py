@@ -133,7 +133,7 @@ def _in_the_papers_form(settings: EntangledSettings) -> EntangledSettings:
 _RESNET18 = {"layers": ("stage3", "stage4", "features"), "batch_size": 128, "source": 8, "target": 0}
 _SEQUENCE = {"layers": ("state_middle", "state_last", "dense1"), "distribution": "in", "batch_size": 128}
 
-RELEASED: dict[str, EntangledSettings] = {
+ENTANGLED_RELEASED: dict[str, EntangledSettings] = {
     "mnist": _released(),
     "fashion_mnist": _released(source=8, target=0, batch_size=128, ratio=2.0),
     "fashion_mnist-resnet18": _released(
@@ -147,11 +147,11 @@ RELEASED: dict[str, EntangledSettings] = {
 }
 """The released configurations, by data set (with ResNet-18, stage4 stands for its first block, which is taken there)."""
 
-PRESETS: dict[str, EntangledSettings] = {name: _in_the_papers_form(settings) for name, settings in RELEASED.items()}
+ENTANGLED_PRESETS: dict[str, EntangledSettings] = {name: _in_the_papers_form(settings) for name, settings in ENTANGLED_RELEASED.items()}
 """The same numbers in the paper's form."""
 
 
-class Watermark(NamedTuple):
+class EntangledWatermark(NamedTuple):
     """What a watermark is made of.
 
     Attributes:
@@ -186,7 +186,7 @@ def entangled_watermark(
     source_images: Array,
     settings: EntangledSettings,
     count: int | None = None,
-) -> Watermark:
+) -> EntangledWatermark:
     """Makes the triggers of an entangled watermark, with a network that was trained without them.
 
     1. D_w is `source_images`, repeated to the number of training images of c_T (or `count`), cut to whole half batches.
@@ -205,7 +205,7 @@ def entangled_watermark(
       count: triggers at most; as many as c_T has images by default.
 
     Returns:
-      A `Watermark`; its triggers' number is a multiple of ``settings.half``.
+      A `EntangledWatermark`; its triggers' number is a multiple of ``settings.half``.
 
     Raises:
       InputError: for shapes that do not fit, a target class that is none, or fewer images than a half batch.
@@ -247,7 +247,7 @@ def entangled_watermark(
     made = _searched(classifier, made, beside, Static(settings)).reshape(start.shape)
     marks = np.full(len(start), settings.target)
     truth = np.full(len(start), settings.source) if settings.distribution == "in" else None
-    return Watermark(trigger_set(made, marks, classifier.num_classes, truth), companions, position)
+    return EntangledWatermark(trigger_set(made, marks, classifier.num_classes, truth), companions, position)
 
 
 def patch_position(gradient: Any, size: int = 3, rule: str = "largest") -> tuple[int, int]:
@@ -285,7 +285,7 @@ def clean_batches(ratio: float, step: Array) -> tuple[Array | int, int]:
 
 
 def entangled_training(
-    classifier: Classifier, images: Array, labels: Array, watermark: Watermark, settings: EntangledSettings
+    classifier: Classifier, images: Array, labels: Array, watermark: EntangledWatermark, settings: EntangledSettings
 ) -> Method:
     """Interleaved training that entangles triggers with their target class. One step is one watermark batch.
 
@@ -496,10 +496,10 @@ def _watermark_step(
 
 
 __all__ = [
-    "PRESETS",
+    "ENTANGLED_PRESETS",
     "EntangledSettings",
     "EntangledState",
-    "Watermark",
+    "EntangledWatermark",
     "clean_batches",
     "entangled_training",
     "entangled_watermark",

@@ -17,6 +17,7 @@ from dfke_jax.experiments.reproduce import EXPERIMENTS
 from dfke_jax.experiments.settings import augmentation, network
 from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.extraction import DFMESettings, DFMSSettings, DisagreementSettings, MEGEXSettings
+from dfke_jax.watermarking import EntangledSettings
 
 TINY = {
     "seeds": 2,
@@ -43,6 +44,15 @@ CHANGES = {
     "megex": {"budgets": (50,), "attack": MEGEXSettings(**_GAME)},
     "disguide": {"budgets": (50,), "attack": DisagreementSettings(**_GAME)},
     "dual-students": {"budgets": (50,), "attack": DisagreementSettings(**_GAME, objective="l1", diversity=0.0)},
+    "ewe": {
+        "marked_steps": 4,
+        "extraction_steps": 20,
+        "null_models": 2,
+        "triggers": 32,
+        "watermark": EntangledSettings(
+            layers=("dense1",), entanglement=(1.0,), temperatures=(5.0,), batch_size=16, rounds=1, suppressions=2
+        ),
+    },
     "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
 }
 SLOW = ("deep-dream", "adaptive-deep-inversion", "megex", "dual-students")
@@ -86,7 +96,7 @@ def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
         assert found.pairs(), "a method without a matched control"
         assert {method.name for method, _ in found.pairs()} >= {a.name for a in found.arms if a.role == "method"}
     assert Result.read(tmp_path / "run").metrics == found.metrics
-    if name not in ("anchors", "transfer-sets"):
+    if name not in ("anchors", "transfer-sets", "ewe"):
         samples = np.load(tmp_path / "run" / "samples.npz")
         method = next(arm.name for arm in found.arms if arm.role == "method")
         control = next(arm.name for arm in found.arms if arm.role == "control")
@@ -235,6 +245,23 @@ def test_answers_that_an_attack_cannot_use_are_refused_before_any_work():
         recipe("disguide").settings("digits", budgets=(100,))
 
 
+def test_entangled_watermark_reports_its_arms_against_the_false_rate(tmp_path):
+    found = run_recipe(recipe("ewe"), tiny("ewe", seeds=1), out=tmp_path, progress=False, devices=1)
+    arms = {arm.name: arm for arm in found.arms}
+    assert list(arms) == ["teacher", "entangled", "entangled_control", "extracted", "extracted_control", "independent"]
+    for arm in list(arms.values())[1:]:
+        figures = {name: values[0] for name, values in arm.metrics.items()}
+        assert 0 <= figures["false_rate"] <= figures["highest_false_rate"] <= 100
+        assert 1 <= figures["queries"] <= 10_000
+        assert 0 <= figures["claimed_with_100"] <= 100
+        assert figures["false_rate"] == arms["independent"].metrics["false_rate"][0]
+    assert np.load(tmp_path / "samples.npz")["entangled"].shape == (10, 8, 8, 1)
+    with pytest.raises(InputError, match="positive weights"):
+        tiny("ewe", watermark=CHANGES["ewe"]["watermark"].plain_backdoor())
+    with pytest.raises(InputError, match="set unrelated"):
+        tiny("ewe", unrelated="")
+
+
 def test_documented_experiments_have_valid_configurations():
     for name, experiment in EXPERIMENTS.items():
         config = experiment.config()
@@ -245,7 +272,7 @@ def test_documented_experiments_have_valid_configurations():
 
 def test_published_figures_name_arms_that_exist():
     known = {"teacher", "scratch", "real_data", "uniform_noise", "gaussian_noise", "unrelated_balanced_control",
-             "data_impressions", "top_layer", "all_layers",
+             "entangled", "data_impressions", "top_layer", "all_layers",
              "dfme_10000", "dfme_20000", "dfme_50000", "dfme_100000"}  # fmt: skip
     for entry in recipes().values():
         for figure in entry.published:
