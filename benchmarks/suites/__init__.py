@@ -1,7 +1,7 @@
 """The rows, by suite. A row is built only when it is measured."""
 
 from benchmarks.harness import Rows
-from benchmarks.suites import dataset_inference, distillation, extraction, inversion, noise, population, training
+from benchmarks.suites import dataset_inference, distillation, entangled, extraction, inversion, noise, population, training
 
 SUITES = ("smoke", "full")
 
@@ -11,6 +11,6 @@ def rows(suite: str) -> Rows:
     if suite not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {suite!r}")
     found: Rows = {}
-    for module in (noise, training, population, distillation, inversion, extraction, dataset_inference):
+    for module in (noise, training, population, distillation, inversion, extraction, dataset_inference, entangled):
         found |= module.rows(suite)
     return found
