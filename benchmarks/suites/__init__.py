@@ -1,7 +1,16 @@
 """The rows, by suite. A row is built only when it is measured."""
 
 from benchmarks.harness import Rows
-from benchmarks.suites import dataset_inference, distillation, entangled, extraction, inversion, noise, population, training
+from benchmarks.suites import (
+    dataset_inference,
+    distillation,
+    entangled,
+    extraction,
+    inversion,
+    noise,
+    population,
+    training,
+)
 
 SUITES = ("smoke", "full")
 

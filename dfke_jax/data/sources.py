@@ -82,7 +82,10 @@ def available(data_dir: str | os.PathLike | None = None) -> list[Availability]:
 
     Looks at directories only: a prepared set that is not image classification is listed too.
     """
-    rows = [Availability("digits", True, "bundled with scikit-learn"), Availability("tones", True, "drawn by a formula")]
+    rows = [
+        Availability("digits", True, "bundled with scikit-learn"),
+        Availability("tones", True, "drawn by a formula"),
+    ]
     root = tfds_directory(data_dir)
     present = []
     if root.is_dir():

@@ -65,7 +65,9 @@ class EntangledRecipeSettings(Settings):
         if self.triggers < 0:
             raise InputError(f"triggers must not be negative, got {self.triggers}")
         if self.watermark.distribution == "out" and not self.unrelated:
-            raise InputError("triggers out of distribution need a data set: set unrelated, or watermark.distribution to in")
+            raise InputError(
+                "triggers out of distribution need a data set: set unrelated, or watermark.distribution to in"
+            )
         if not any(self.watermark.entanglement):
             raise InputError("without entanglement the method is its own control; give positive weights")
 
@@ -101,7 +103,12 @@ def execute(config: EntangledRecipeSettings, bench: Workbench) -> list[Arm]:
             settings = config.watermark.plain_backdoor() if plain else config.watermark
             method = entangled_training(start, *bench.train, mark, settings)
             state = bench.stage(
-                "watermarking", f"{victim_arm.name}/marked", seed, method, config.marked_steps, draws_as="entangled/marked"
+                "watermarking",
+                f"{victim_arm.name}/marked",
+                seed,
+                method,
+                config.marked_steps,
+                draws_as="entangled/marked",
             )
             victim = trained(start, state.training)
             bench.record(victim_arm, victim, start, **_figures(success(victim, mark), rates, highest))
@@ -117,7 +124,9 @@ def execute(config: EntangledRecipeSettings, bench: Workbench) -> list[Arm]:
 
 def success(network: Classifier, mark: EntangledWatermark) -> float:
     """Share of the triggers that a network answers with the target class."""
-    return float(np.mean(network.predict(np.asarray(mark.triggers.images)).argmax(1) == np.asarray(mark.triggers.labels)))
+    return float(
+        np.mean(network.predict(np.asarray(mark.triggers.images)).argmax(1) == np.asarray(mark.triggers.labels))
+    )
 
 
 def _figures(rate: float, null_rates: list[float], highest: float) -> dict[str, float]:
@@ -140,7 +149,13 @@ def _copy(config: EntangledRecipeSettings, bench: Workbench, victim: Classifier,
         start, images, answers, loss=Partial(cross_entropy), optimizer=rule, batch_size=config.teacher_batch
     )
     state = bench.stage(
-        "extraction", f"{name}/copy", seed, method, config.extraction_steps, rows=config.teacher_batch, draws_as="extracted/copy"
+        "extraction",
+        f"{name}/copy",
+        seed,
+        method,
+        config.extraction_steps,
+        rows=config.teacher_batch,
+        draws_as="extracted/copy",
     )
     return trained(start, state)
 
@@ -167,7 +182,11 @@ _JIA = "Jia et al., USENIX Security 2021"
 
 
 def _published(dataset: str, accuracy: float, marked: str) -> tuple[Published, ...]:
-    return (Published("entangled", dataset, accuracy, _JIA, "recalled", f"after extraction the watermark's success is {marked}"),)
+    return (
+        Published(
+            "entangled", dataset, accuracy, _JIA, "recalled", f"after extraction the watermark's success is {marked}"
+        ),
+    )
 
 
 _SMALL: dict[str, Any] = {

@@ -212,7 +212,7 @@ def apply_recording(
     *,
     train: bool = False,
     mutable: Sequence[str] = (),
-    rngs: Mapping[str, Key] | None = None,
+    rngs: dict[str, Key] | None = None,
 ) -> tuple[dict[str, Array], dict[str, PyTree]]:
     """Applies a network and collects what its layers record, for losses on hidden layers while it trains.
 
@@ -226,8 +226,8 @@ def apply_recording(
       Activations by layer (see `dfke_jax.nn.layers.record`) with ``logits`` in float32 among them, and the changed
       collections.
     """
-    logits, updated = module.apply(variables, inputs, train=train, mutable=["activations", *mutable], rngs=rngs)
-    updated = dict(updated)
+    logits, changed = module.apply(variables, inputs, train=train, mutable=["activations", *mutable], rngs=rngs)
+    updated = dict(changed)
     recorded = _flat(updated.pop("activations", None) or {})
     return {**recorded, "logits": logits.astype(jnp.float32)}, updated
 

@@ -1,5 +1,7 @@
 """Recurrent networks for sequences that come as images: rows are moments, columns what is heard at each."""
 
+from typing import Any
+
 import flax.linen as nn
 
 from dfke_jax.core.errors import InputError
@@ -32,7 +34,7 @@ class LSTM(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         if x.ndim != 4 or x.shape[-1] != 1:
             raise InputError(f"a sequence network takes (B, time, features, 1), got an array of shape {x.shape}")
-        states = nn.RNN(nn.OptimizedLSTMCell(self.cells, name="cell"), name="lstm")(x[..., 0])
+        states: Any = nn.RNN(nn.OptimizedLSTMCell(self.cells, name="cell"), name="lstm")(x[..., 0])  # (B, T, cells)
         record(self, "state_middle", states[:, states.shape[1] // 2])
         last = record(self, "state_last", states[:, -1])
         x = nn.relu(record(self, "dense1", nn.Dense(self.units, name="dense1")(last)))

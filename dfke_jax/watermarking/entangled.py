@@ -126,7 +126,10 @@ def _released(**changes: Any) -> EntangledSettings:
 def _in_the_papers_form(settings: EntangledSettings) -> EntangledSettings:
     """Euclidean, τ itself instead of 100/τ̂ (and its own rate of descent), the largest gradient, running statistics."""
     own = EntangledSettings()
-    kept = {name: getattr(own, name) for name in ("distance", "form", "position", "watermark_statistics", "temperature_rate")}
+    kept = {
+        name: getattr(own, name)
+        for name in ("distance", "form", "position", "watermark_statistics", "temperature_rate")
+    }
     return dataclasses.replace(settings, **kept, temperatures=tuple(100 / value for value in settings.temperatures))
 
 
@@ -147,7 +150,9 @@ ENTANGLED_RELEASED: dict[str, EntangledSettings] = {
 }
 """The released configurations, by data set (with ResNet-18, stage4 stands for its first block, which is taken there)."""
 
-ENTANGLED_PRESETS: dict[str, EntangledSettings] = {name: _in_the_papers_form(settings) for name, settings in ENTANGLED_RELEASED.items()}
+ENTANGLED_PRESETS: dict[str, EntangledSettings] = {
+    name: _in_the_papers_form(settings) for name, settings in ENTANGLED_RELEASED.items()
+}
 """The same numbers in the paper's form."""
 
 
@@ -245,8 +250,8 @@ def entangled_watermark(
         patch = np.s_[:, :, row : row + settings.patch, column : column + settings.patch, 0]
         made = made.at[patch].set(1.0)
     made = _searched(classifier, made, beside, Static(settings)).reshape(start.shape)
-    marks = np.full(len(start), settings.target)
-    truth = np.full(len(start), settings.source) if settings.distribution == "in" else None
+    marks = jnp.full(len(start), settings.target)
+    truth = jnp.full(len(start), settings.source) if settings.distribution == "in" else None
     return EntangledWatermark(trigger_set(made, marks, classifier.num_classes, truth), companions, position)
 
 
@@ -374,7 +379,9 @@ def _losses(settings: EntangledSettings, activations: dict[str, Array], temperat
     ])  # fmt: skip
 
 
-def _entanglement_gradient(classifier: Classifier, triggers: Array, beside: Array, settings: EntangledSettings) -> Array:
+def _entanglement_gradient(
+    classifier: Classifier, triggers: Array, beside: Array, settings: EntangledSettings
+) -> Array:
     """∂Σ_l SNNL_l/∂triggers, a half batch of them beside one of the target class; the network as at inference."""
 
     def total(triggers: Array) -> Array:

@@ -92,7 +92,9 @@ def test_coinciding_zero_distant_and_lonely_rows_are_sound():
         assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(gradients))
     # distances of 10⁴: every exponential underflows, their ratio does not
     value, _ = loss_and_gradient(np.array([[0.0], [100.0], [200.0]], np.float32), np.array([0, 0, 1]), 1.0)
-    assert float(value) == pytest.approx(np.log(2) / 2, rel=1e-4)  # of row 1, between two equally near; of row 0 nothing
+    assert float(value) == pytest.approx(
+        np.log(2) / 2, rel=1e-4
+    )  # of row 1, between two equally near; of row 0 nothing
     lonely, (slope, _) = loss_and_gradient(FEATURES, np.arange(9), 1.0)
     assert float(lonely) == 0
     assert not np.asarray(slope).any()
@@ -131,7 +133,7 @@ def test_memory_is_quadratic_in_the_batch_and_not_times_the_width():
 )
 def test_bad_input(arguments, error):
     with pytest.raises(error):
-        soft_nearest_neighbour_loss(*map(lambda a: a if isinstance(a, float) else jnp.asarray(a), arguments))
+        soft_nearest_neighbour_loss(*(a if isinstance(a, float) else jnp.asarray(a) for a in arguments))
 
 
 def test_unknown_names():

@@ -168,9 +168,7 @@ def test_one_step_is_the_written_out_step(digits, clean, watermark):
     state, metrics = jax.jit(method.step)(key, method.init(key))
 
     rule = optax.adam(1e-3, 0.9, 0.99, eps=1e-5 / 32)
-    plain = training(
-        clean, images, labels, loss=Partial(cross_entropy), optimizer=rule, batch_size=32, fine_tune=True
-    )
+    plain = training(clean, images, labels, loss=Partial(cross_entropy), optimizer=rule, batch_size=32, fine_tune=True)
     now = plain.init(key)
     for i in range(2):
         now, _ = plain.step(jax.random.fold_in(key, i), now)

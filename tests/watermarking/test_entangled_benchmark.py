@@ -26,4 +26,4 @@ def test_contenders_take_the_same_step():
     peer()
     np.testing.assert_allclose(ours, np.asarray(start) + 1e-3 * peer.gradient.numpy(), atol=1e-6)
     assert peer.peak >= start.nbytes
-    assert entangled.TEMPERATURE == peer.temperature
+    assert peer.temperature == entangled.TEMPERATURE
