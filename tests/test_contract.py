@@ -31,6 +31,7 @@ from dfke_jax.distillation import (
 )
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
+from dfke_jax.watermarking import EntangledSettings, EntangledWatermark, TriggerSet, entangled_training
 
 SHAPE = (6, 6, 1)
 KEY = jax.random.key(21)
@@ -79,6 +80,14 @@ def tell(key, state, rows, answers):
 
 def toy_attack(seed):
     return core.against(core.Attack(Partial(begin), Partial(ask), Partial(tell)), network(seed))
+
+
+def watermarked(seed):
+    mark = EntangledWatermark(TriggerSet(1 - IMAGES[:4], jnp.zeros(4, jnp.int32)), IMAGES[::3], (-1, -1))
+    settings = EntangledSettings(
+        layers=("dense1",), entanglement=(2.0,), temperatures=(5.0,), batch_size=4, ratio=1.5, target=0
+    )
+    return entangled_training(network(seed), IMAGES, LABELS, mark, settings)
 
 
 @functools.cache
@@ -131,6 +140,7 @@ METHODS = {
     "DeepInversion, kl": lambda seed: inversion(seed, form="kl", parametrisation="free"),
     "DeepDream": lambda seed: deep_inversion(network(seed), InversionSettings(steps=3, statistics=0.0, l2=0.1), 12, 3),
     "adaptive DeepInversion": adaptive,
+    "entangled watermark": watermarked,
     "a toy attack": toy_attack,
 }
 

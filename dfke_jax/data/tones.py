@@ -31,8 +31,8 @@ def tones() -> Dataset:
     and tests; nobody else reports figures on it.
     """
     rng = np.random.Generator(np.random.Philox(_SEED))
-    splits = [_split(rng, rows) for rows in (TRAIN_ROWS, TEST_ROWS)]
-    return Dataset("tones", *splits, len(TONES), TONES, "synthetic tones of dfke_jax, version 1")
+    train, test = (_split(rng, rows) for rows in (TRAIN_ROWS, TEST_ROWS))
+    return Dataset("tones", train, test, len(TONES), TONES, "synthetic tones of dfke_jax, version 1")
 
 
 def _split(rng: np.random.Generator, rows: int) -> Split:

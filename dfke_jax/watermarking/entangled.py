@@ -188,7 +188,7 @@ def entangled_watermark(
     classifier: Classifier,
     images: Array,
     labels: Array,
-    source_images: Array,
+    source_images: Any,
     settings: EntangledSettings,
     count: int | None = None,
 ) -> EntangledWatermark:
