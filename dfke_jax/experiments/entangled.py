@@ -33,6 +33,8 @@ MOST_QUERIES = 10_000
 """Entered where even so many triggers do not support a claim."""
 
 ROTATED = "rotated"
+# 16 times the published weight per row: see docs/entangled.md.
+_STRONG = {"batch_size": 64, "entanglement": (64.0,) * 3}
 _MNIST = {"teacher_steps": 400, "extraction_steps": 500, "marked_steps": 200, "triggers": 512}
 
 
@@ -44,7 +46,7 @@ class EntangledRecipeSettings(Settings):
     """Network of the victim and of the independent ones."""
     student: str = "two_conv"
     """Network of the copies."""
-    watermark: EntangledSettings = dataclasses.replace(ENTANGLED_PRESETS["mnist"], batch_size=64)
+    watermark: EntangledSettings = dataclasses.replace(ENTANGLED_PRESETS["mnist"], **_STRONG)
     """How the mark is made. Its source class is one of `unrelated`, or of the data set itself in distribution."""
     unrelated: str = ROTATED
     """Data set of the triggers out of distribution; "rotated" is the data set itself, turned by 90 degrees."""
@@ -190,7 +192,7 @@ def _published(dataset: str, accuracy: float, marked: str) -> tuple[Published, .
 
 
 _SMALL: dict[str, Any] = {
-    "layers": ("dense1", "dense2"), "entanglement": (4.0, 4.0), "temperatures": (5.0, 5.0), "batch_size": 32,
+    "layers": ("dense1", "dense2"), "entanglement": (32.0, 32.0), "temperatures": (5.0, 5.0), "batch_size": 32,
 }  # fmt: skip
 
 register(
@@ -222,7 +224,7 @@ register(
             "fashion_mnist": {
                 **_MNIST,
                 "unrelated": "mnist",
-                "watermark": dataclasses.replace(ENTANGLED_PRESETS["fashion_mnist"], batch_size=64),
+                "watermark": dataclasses.replace(ENTANGLED_PRESETS["fashion_mnist"], **_STRONG),
             },
             "tones": {
                 "teacher": "lstm",

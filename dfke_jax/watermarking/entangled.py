@@ -210,15 +210,13 @@ def entangled_watermark(
       count: triggers at most; as many as c_T has images by default.
 
     Returns:
-      A `EntangledWatermark`; its triggers' number is a multiple of ``settings.half``.
+      An `EntangledWatermark`; its triggers' number is a multiple of ``settings.half``.
 
     Raises:
       InputError: for shapes that do not fit, a target class that is none, or fewer images than a half batch.
       UnknownNameError: for a layer that the network does not record.
 
-    Source: Jia et al. 2021, section 4 and algorithm 1; steps 3 from the authors' repository.
-    Deviation: half batches are searched in one compiled program; the loss of a batch holds every row to its own half batch,
-    as released.
+    Source: Jia et al. 2021, section 4 and algorithm 1; step 3 from the authors' repository.
     """
     if settings.target >= classifier.num_classes:
         raise InputError(f"target class {settings.target} of a network of {classifier.num_classes} classes")
@@ -504,6 +502,7 @@ def _watermark_step(
 
 __all__ = [
     "ENTANGLED_PRESETS",
+    "ENTANGLED_RELEASED",
     "EntangledSettings",
     "EntangledState",
     "EntangledWatermark",
