@@ -44,7 +44,7 @@ class EntangledSettings:
       threshold: a half batch of triggers is moved away from c_T until at most this share of it is answered so.
       suppressions: most steps of that kind per half batch; `last_suppressions` more follow at the end in any case.
       batch_size: of clean and of watermark batches (half triggers, half images of c_T); even.
-      ratio: r, clean batches per watermark batch; any positive number. Of 1.2 every fifth has two.
+      ratio: r, clean batches per watermark batch; at least 0.001, to three decimals. Of 1.2 every fifth has two.
       learning_rate, betas, epsilon: of Adam, whose epsilon is for losses summed over the batch too.
       watermark_statistics: of batch normalisation on watermark batches: ``running`` normalises as at inference and leaves
         the statistics alone; ``batch`` normalises by the mixed batch, which enters the running ones, as released.
@@ -86,7 +86,9 @@ class EntangledSettings:
             raise InputError(f"source and target must be two classes, got {self.source} and {self.target}")
         if self.batch_size < 4 or self.batch_size % 2:
             raise InputError(f"batch_size must be even and at least 4, got {self.batch_size}")
-        for name in ("ratio", "rate", "learning_rate", "epsilon"):
+        if not self.ratio >= 0.001:
+            raise InputError(f"ratio must be at least 0.001 clean batches per watermark batch, got {self.ratio}")
+        for name in ("rate", "learning_rate", "epsilon"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("temperature_rate", "rounds", "suppressions", "last_suppressions"):

@@ -19,10 +19,12 @@ from dfke_jax.watermarking import (
     ENTANGLED_PRESETS,
     ENTANGLED_RELEASED,
     EntangledSettings,
+    EntangledWatermark,
     entangled_training,
     entangled_watermark,
     marked_steps,
     trigger_matches,
+    trigger_set,
 )
 from dfke_jax.watermarking.entangled import clean_batches, patch_position
 
@@ -273,7 +275,7 @@ def test_steps_of_the_released_count_of_epochs():
     [
         ({"layers": ("dense1",)}, "every layer needs"),
         ({"batch_size": 31}, "even"),
-        ({"ratio": 0.0}, "ratio must be positive"),
+        ({"ratio": 0.0}, "ratio must be at least"),
         ({"distribution": "in", "target": 1}, "two classes"),
         ({"temperatures": (1.0, -1.0)}, "temperatures must be positive"),
         ({"threshold": 2.0}, "threshold"),
@@ -301,3 +303,25 @@ def test_bad_input_is_refused_before_work(digits, clean, turned, watermark):
         make(target=12)
     with pytest.raises(InputError, match="a half batch is 500"):
         entangled_training(clean, images, labels, watermark, dataclasses.replace(SETTINGS, batch_size=1000))
+
+
+def test_running_statistics_follow_clean_batches_alone_unless_released(digits):
+    images, labels = digits.train.on_device()
+    start = Classifier.create(MLP(10, (8,), batch_norm=True), jax.random.key(0), digits.shape)
+    mark = EntangledWatermark(trigger_set(1 - images[:4], jnp.full(4, 7), 10), images[labels == 7], (-1, -1))
+    base = dataclasses.replace(
+        SETTINGS, layers=("dense1",), entanglement=(1.0,), temperatures=(5.0,), batch_size=8, ratio=1.0
+    )
+    key, found = jax.random.key(4), {}
+    for statistics in ("running", "batch"):
+        settings = dataclasses.replace(base, watermark_statistics=statistics)
+        method = entangled_training(start, images, labels, mark, settings)
+        found[statistics] = jax.jit(method.step)(key, method.init(key))[0].training.variables["batch_stats"]
+    rule = optimiser("adam", 1e-3)  # statistics do not depend on the step that follows them
+    clean = training(start, images, labels, loss=Partial(cross_entropy), optimizer=rule, batch_size=8, fine_tune=True)
+    state, _ = jax.jit(clean.step)(jax.random.fold_in(key, 0), clean.init(key))
+    for a, b, c in zip(
+        *map(jax.tree.leaves, (state.variables["batch_stats"], found["running"], found["batch"])), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert np.abs(np.asarray(a) - np.asarray(c)).max() > 1e-3
