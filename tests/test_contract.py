@@ -31,7 +31,18 @@ from dfke_jax.distillation import (
 )
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
-from dfke_jax.watermarking import MarginSettings, MarkingSettings, keygen, margin_mark, margin_training, mark
+from dfke_jax.watermarking import (
+    EntangledSettings,
+    EntangledWatermark,
+    MarginSettings,
+    MarkingSettings,
+    TriggerSet,
+    entangled_training,
+    keygen,
+    margin_mark,
+    margin_training,
+    mark,
+)
 from dfke_jax.watermarking.removal import CleanseSettings, TrainingSettings, fine_tuning, trigger_reversal
 
 SHAPE = (6, 6, 1)
@@ -87,6 +98,14 @@ def marking(seed):
     key, _ = keygen(3, shape=SHAPE, count=4, kind="noise", key=jax.random.key(7))
     settings = MarkingSettings(batch_size=5, learning_rate=0.05)
     return mark(network(seed), IMAGES * (seed + 1) / 2, LABELS, key, settings, pretrained=True)
+
+
+def watermarked(seed):
+    mark = EntangledWatermark(TriggerSet(1 - IMAGES[:4], jnp.zeros(4, jnp.int32)), IMAGES[::3], (-1, -1))
+    settings = EntangledSettings(
+        layers=("dense1",), entanglement=(2.0,), temperatures=(5.0,), batch_size=4, ratio=1.5, target=0
+    )
+    return entangled_training(network(seed), IMAGES, LABELS, mark, settings)
 
 
 @functools.cache
@@ -153,6 +172,7 @@ METHODS = {
         steps=4,
         batch_size=5,
     ),
+    "entangled watermark": watermarked,
     "a toy attack": toy_attack,
 }
 

@@ -4,6 +4,7 @@ from benchmarks.harness import Rows
 from benchmarks.suites import (
     dataset_inference,
     distillation,
+    entangled,
     extraction,
     inversion,
     noise,
@@ -20,6 +21,9 @@ def rows(suite: str) -> Rows:
     if suite not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {suite!r}")
     found: Rows = {}
-    for module in (noise, training, population, distillation, inversion, extraction, dataset_inference, watermarking):
+    modules = (
+        noise, training, population, distillation, inversion, extraction, dataset_inference, watermarking, entangled
+    )  # fmt: skip
+    for module in modules:
         found |= module.rows(suite)
     return found

@@ -15,8 +15,10 @@ from dfke_jax.data.augment import (
 )
 from dfke_jax.data.dataset import Dataset, Split
 from dfke_jax.data.sources import Availability, available, load, tfds_directory
+from dfke_jax.data.tones import TONES, tones
 
 __all__ = [
+    "TONES",
     "Availability",
     "Dataset",
     "Split",
@@ -33,5 +35,6 @@ __all__ = [
     "salt_and_pepper",
     "shift",
     "tfds_directory",
+    "tones",
     "warp",
 ]

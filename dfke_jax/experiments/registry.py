@@ -55,6 +55,7 @@ _FAMILIES = (
     "dfke_jax.experiments.defences",
     "dfke_jax.experiments.removal",
     "dfke_jax.experiments.watermark_schemes",
+    "dfke_jax.experiments.entangled",
 )
 _recipes: dict[str, Recipe] = {}
 

@@ -138,6 +138,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "watermark-schemes-mnist": Experiment(
         "watermark-schemes", "mnist", "eight watermarks: cost, survival, false alarms", "not measured"
     ),
+    "ewe-mnist": Experiment("ewe", "mnist", "an entangled watermark, copied by labels", "not measured", {"seeds": 5}),
+    "ewe-fashion_mnist": Experiment(
+        "ewe", "fashion_mnist", "an entangled watermark, copied by labels", "not measured", {"seeds": 5}
+    ),
     # What lies between 3,000 impressions of 200 steps and the published figure? One change at a time.
     "zskd-mnist-1500-steps": Experiment(
         "zskd", "mnist", "as zskd-mnist, 1,500 steps", "not measured", {"synthesis": {"steps": 1500}, **_NO_NOISE}

@@ -1,11 +1,20 @@
 """Networks, the operations they need, and the classifier as a value."""
 
-from dfke_jax.nn.classifier import Classifier, Moments, Preprocessing, as_float, check_images, check_labels
+from dfke_jax.nn.classifier import (
+    Classifier,
+    Moments,
+    Preprocessing,
+    apply_recording,
+    as_float,
+    check_images,
+    check_labels,
+)
 from dfke_jax.nn.conv import conv_general_dilated, convolution
 from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents, squash
 from dfke_jax.nn.layers import BatchNorm, Conv, UpsampleConv
 from dfke_jax.nn.registry import NetworkInfo, build, describe, names
+from dfke_jax.nn.soft_nearest import pairwise_distances, soft_nearest_neighbour_loss
 from dfke_jax.nn.training import Training, optimiser, trained, training
 from dfke_jax.nn.upsample import upsample_convolve
 
@@ -21,6 +30,7 @@ __all__ = [
     "Preprocessing",
     "Training",
     "UpsampleConv",
+    "apply_recording",
     "as_float",
     "build",
     "check_images",
@@ -31,6 +41,8 @@ __all__ = [
     "draw_latents",
     "names",
     "optimiser",
+    "pairwise_distances",
+    "soft_nearest_neighbour_loss",
     "squash",
     "trained",
     "training",

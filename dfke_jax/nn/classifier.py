@@ -1,7 +1,7 @@
 """A classifier as a value: a network, its parameters, and the way from pixels to its input."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfke_jax.core.errors import InputError
+from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.nn.layers import RECORD_MARK
 
@@ -149,10 +149,15 @@ class Classifier:
 
     def activations(self, images: Array) -> dict[str, Array]:
         """What the network records on the way (`layers.record`): pre-activations by layer, and ``features``; and ``logits``."""
-        logits, recorded = self.module.apply(
-            self.variables, self.preprocessing(images), train=False, mutable=["activations"]
-        )
-        return {**_flat(recorded.get("activations") or {}), "logits": logits.astype(jnp.float32)}
+        return apply_recording(self.module, self.variables, self.preprocessing(images))[0]
+
+    def check_layers(self, names: Sequence[str]) -> None:
+        """Raises `UnknownNameError` unless the network records all of these layers; nothing is computed."""
+        images = jax.ShapeDtypeStruct((2, *self.input_shape), jnp.float32)
+        known = jax.eval_shape(self.activations, images)
+        for name in names:
+            if name not in known:
+                raise UnknownNameError(f"recorded layer of {type(self.module).__name__}", name, known)
 
     def logits_and_moments(self, images: Array) -> tuple[Array, tuple[Moments, ...]]:
         """Logits, and for every normalisation layer the statistics of its input, sorted by path.
@@ -198,6 +203,33 @@ class Classifier:
 @jax.jit
 def _predict(classifier: Classifier, images: Array) -> Array:
     return classifier.logits(as_float(images))
+
+
+def apply_recording(
+    module: nn.Module,
+    variables: PyTree,
+    inputs: Array,
+    *,
+    train: bool = False,
+    mutable: Sequence[str] = (),
+    rngs: dict[str, Key] | None = None,
+) -> tuple[dict[str, Array], dict[str, PyTree]]:
+    """Applies a network and collects what its layers record, for losses on hidden layers while it trains.
+
+    Args:
+      module, variables: the network. inputs: what it takes (after preprocessing).
+      train: as in training, so that normalisation uses the batch.
+      mutable: collections that may change, such as ``batch_stats``.
+      rngs: keys of random layers, by kind.
+
+    Returns:
+      Activations by layer (see `dfke_jax.nn.layers.record`) with ``logits`` in float32 among them, and the changed
+      collections.
+    """
+    logits, changed = module.apply(variables, inputs, train=train, mutable=["activations", *mutable], rngs=rngs)
+    updated = dict(changed)
+    recorded = _flat(updated.pop("activations", None) or {})
+    return {**recorded, "logits": logits.astype(jnp.float32)}, updated
 
 
 def as_float(images: Array) -> Array:
@@ -273,4 +305,4 @@ def _moments(reported: Mapping, running: Mapping):
             yield from _moments(reported[name], stored)
 
 
-__all__ = ["Classifier", "Moments", "Preprocessing", "as_float", "check_images", "check_labels"]
+__all__ = ["Classifier", "Moments", "Preprocessing", "apply_recording", "as_float", "check_images", "check_labels"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.nn import alexnet, lenet, mlp, resnet, vgg, wide_resnet
+from dfke_jax.nn import alexnet, lenet, mlp, recurrent, resnet, two_conv, vgg, wide_resnet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,9 @@ _HINTON = "Hinton et al. 2015"
 _HE = "He et al. 2016"
 _VGG = "Simonyan and Zisserman 2015; Tian et al. 2020 (RepDistiller)"
 _WRN = "Zagoruyko and Komodakis 2016"
+_EWE = "Jia et al. 2021 (EWE)"
 _GREY, _COLOUR, _MNIST = (32, 32, 1), (32, 32, 3), (28, 28, 1)
+_SPECTROGRAM = (125, 80, 1)  # time and frequency
 _FIXED = (32, 32)
 _WRN_NAME = re.compile(r"wrn_([1-9]\d*)_([1-9]\d*)")
 
@@ -60,6 +62,8 @@ _NETWORKS: dict[str, NetworkInfo] = {
     "hinton_mlp": NetworkInfo(mlp.hinton_mlp, _HINTON, _MNIST, 2_395_210, None, False),
     "hinton_mlp_half": NetworkInfo(mlp.hinton_mlp_half, _HINTON, _MNIST, 1_276_810, None, False),
     "mlp_small": NetworkInfo(mlp.mlp_small, "this project", _MNIST, 235_146, None, False),
+    "two_conv": NetworkInfo(two_conv.TwoConv, _EWE, _MNIST, 422_154, None, False),
+    "lstm": NetworkInfo(recurrent.LSTM, _EWE, _SPECTROGRAM, 379_274, None, False),
     "alexnet": NetworkInfo(alexnet.alexnet, _ZSKD, _COLOUR, 1_659_178, _FIXED, True),
     "alexnet_half": NetworkInfo(alexnet.alexnet_half, _ZSKD, _COLOUR, 417_434, _FIXED, True),
     "vgg11": NetworkInfo(vgg.vgg11, _VGG, _COLOUR, 9_231_114, None, True),

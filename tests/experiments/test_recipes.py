@@ -28,6 +28,7 @@ from dfke_jax.extraction import (
     MEGEXSettings,
     PoolSettings,
 )
+from dfke_jax.watermarking import EntangledSettings
 from dfke_jax.watermarking.removal import CleanseSettings
 
 TINY = {
@@ -94,6 +95,15 @@ CHANGES = {
         "fine_tune_steps": 10,
         "extraction_steps": 30,
     },
+    "ewe": {
+        "marked_steps": 4,
+        "extraction_steps": 20,
+        "null_models": 2,
+        "triggers": 32,
+        "watermark": EntangledSettings(
+            layers=("dense1",), entanglement=(1.0,), temperatures=(5.0,), batch_size=16, rounds=1, suppressions=2
+        ),
+    },
     "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
 }
 SLOW = (
@@ -148,7 +158,9 @@ def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
         assert found.pairs(), "a method without a matched control"
         assert {method.name for method, _ in found.pairs()} >= {a.name for a in found.arms if a.role == "method"}
     assert Result.read(tmp_path / "run").metrics == found.metrics
-    if name not in ("anchors", "transfer-sets", "defences", "watermark-removal"):
+    if name == "ewe":
+        entangled_watermarks_are_held_against_the_false_rate(found, tmp_path / "run")
+    elif name not in ("anchors", "transfer-sets", "defences", "watermark-removal"):
         samples = np.load(tmp_path / "run" / "samples.npz")
         method = next(arm.name for arm in found.arms if arm.role == "method")
         control = next(arm.name for arm in found.arms if arm.role == "control")
@@ -314,6 +326,26 @@ def test_answers_that_an_attack_cannot_use_are_refused_before_any_work():
         recipe("disguide").settings("digits", budgets=(100,))
 
 
+def entangled_watermarks_are_held_against_the_false_rate(found, out):
+    arms = {arm.name: arm for arm in found.arms}
+    assert list(arms) == ["teacher", "entangled", "entangled_control", "extracted", "extracted_control", "independent"]
+    for arm in list(arms.values())[1:]:
+        for seed in range(2):
+            figures = {name: values[seed] for name, values in arm.metrics.items()}
+            assert 0 <= figures["false_rate"] <= figures["highest_false_rate"] <= 100
+            assert 1 <= figures["queries"] <= 10_000
+            assert 0 <= figures["claimed_with_100"] <= 100
+            assert figures["false_rate"] == arms["independent"].metrics["false_rate"][seed]
+    assert np.load(out / "samples.npz")["entangled"].shape == (10, 8, 8, 1)
+
+
+def test_entangled_watermarks_that_cannot_be_are_refused_before_any_work():
+    with pytest.raises(InputError, match="positive weights"):
+        tiny("ewe", watermark=CHANGES["ewe"]["watermark"].plain_backdoor())
+    with pytest.raises(InputError, match="set unrelated"):
+        tiny("ewe", unrelated="")
+
+
 def test_documented_experiments_have_valid_configurations():
     for name, experiment in EXPERIMENTS.items():
         config = experiment.config()
@@ -327,7 +359,8 @@ def test_published_figures_name_arms_that_exist():
              "data_impressions", "top_layer", "all_layers",
              "dfme_10000", "dfme_20000", "dfme_50000", "dfme_100000",
              *(f"{attack}_{budget}" for budget in (10_000, 20_000)
-               for attack in ("knockoff", "active_thief", "copycat", "dissector"))}  # fmt: skip
+               for attack in ("knockoff", "active_thief", "copycat", "dissector")),
+             "entangled"}  # fmt: skip
     for entry in recipes().values():
         for figure in entry.published:
             assert figure.arm in known, figure

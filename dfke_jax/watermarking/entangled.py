@@ -1,0 +1,516 @@
+"""Entangled watermarks: triggers whose representation lies among a class's own, so that a copy of the task copies the mark."""
+
+import dataclasses
+import functools
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+
+from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.method import Method, Static, method
+from dfke_jax.core.types import Array, Key, Metrics, PyTree
+from dfke_jax.nn.classifier import Classifier, apply_recording, as_float
+from dfke_jax.nn.losses import cross_entropy
+from dfke_jax.nn.soft_nearest import DISTANCES, FORMS, soft_nearest_neighbour_loss
+from dfke_jax.nn.training import Training, training
+from dfke_jax.watermarking.triggers import TriggerSet, trigger_set
+
+Distribution = Literal["in", "out"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EntangledSettings:
+    """How an entangled watermark is made. The defaults are the released ones for MNIST, in the paper's form.
+
+    Attributes:
+      source, target: c_S and c_T: triggers are made of class c_S, the marked network answers c_T.
+      distribution: ``in``: c_S is a class of the task, and a patch of ones is set where the loss's gradient is largest;
+        ``out``: c_S is a class of another data set, and there is no patch. The paper stresses the first, the released
+        configurations for images use the second.
+      layers: recorded layers (`dfke_jax.nn.layers.record`) that are entangled, as they are after a ReLU.
+      entanglement: κ of each layer, against the cross-entropy *summed* over the batch; zeros give a plain backdoor.
+      temperatures: τ_l at the beginning; in the released form τ̂_l, with τ = 100/τ̂.
+      temperature_rate: of their descent; 0 keeps them. The paper's form descends in log τ, which stays positive.
+      distance, form: see `dfke_jax.nn.soft_nearest_neighbour_loss`.
+      position: ``largest``: the patch lies where the gradient's sum over it is largest, as in the paper; ``released``:
+        where it is smallest, with row and column exchanged, as the released code does it.
+      patch: side of the square.
+      rounds, rate: rounds of the search for triggers, and the step of every pixel in it.
+      threshold: a half batch of triggers is moved away from c_T until at most this share of it is answered so.
+      suppressions: most steps of that kind per half batch; `last_suppressions` more follow at the end in any case.
+      batch_size: of clean and of watermark batches (half triggers, half images of c_T); even.
+      ratio: r, clean batches per watermark batch; at least 0.001, to three decimals. Of 1.2 every fifth has two.
+      learning_rate, betas, epsilon: of Adam, whose epsilon is for losses summed over the batch too.
+      watermark_statistics: of batch normalisation on watermark batches: ``running`` normalises as at inference and leaves
+        the statistics alone; ``batch`` normalises by the mixed batch, which enters the running ones, as released.
+
+    Source: Jia, Choquette-Choo, Chandrasekaran and Papernot, Entangled Watermarks as a Defense against Model Extraction,
+    USENIX Security 2021; numbers from the authors' repository.
+    """
+
+    source: int = 1
+    target: int = 7
+    distribution: Distribution = "out"
+    layers: tuple[str, ...] = ("conv1", "conv2", "dense1")
+    entanglement: tuple[float, ...] = (32.0, 32.0, 32.0)
+    temperatures: tuple[float, ...] = (100.0, 100.0, 100.0)
+    temperature_rate: float = 0.1
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    form: Literal["paper", "released"] = "paper"
+    position: Literal["largest", "released"] = "largest"
+    patch: int = 3
+    rounds: int = 10
+    rate: float = 0.01
+    threshold: float = 0.1
+    suppressions: int = 50
+    last_suppressions: int = 5
+    batch_size: int = 512
+    ratio: float = 1.0
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    epsilon: float = 1e-5
+    watermark_statistics: Literal["running", "batch"] = "running"
+
+    def __post_init__(self):
+        if not self.layers or not len(self.layers) == len(self.entanglement) == len(self.temperatures):
+            raise InputError(
+                f"every layer needs a weight and a temperature, got {len(self.layers)} layers, {len(self.entanglement)} "
+                f"weights and {len(self.temperatures)} temperatures"
+            )
+        if self.source < 0 or self.target < 0 or (self.distribution == "in" and self.source == self.target):
+            raise InputError(f"source and target must be two classes, got {self.source} and {self.target}")
+        if self.batch_size < 4 or self.batch_size % 2:
+            raise InputError(f"batch_size must be even and at least 4, got {self.batch_size}")
+        if not self.ratio >= 0.001:
+            raise InputError(f"ratio must be at least 0.001 clean batches per watermark batch, got {self.ratio}")
+        for name in ("rate", "learning_rate", "epsilon"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("temperature_rate", "rounds", "suppressions", "last_suppressions"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not all(value > 0 for value in self.temperatures) or not all(value >= 0 for value in self.entanglement):
+            raise InputError(
+                f"temperatures must be positive and weights not negative, got {self.temperatures}, {self.entanglement}"
+            )
+        if not 0 <= self.threshold <= 1 or self.patch < 1:
+            raise InputError(f"threshold must lie in [0, 1] and patch be positive, got {self.threshold}, {self.patch}")
+        for what, value, known in (
+            ("distance", self.distance, DISTANCES),
+            ("form", self.form, FORMS),
+            ("position", self.position, ("largest", "released")),
+            ("distribution", self.distribution, ("in", "out")),
+            ("watermark_statistics", self.watermark_statistics, ("running", "batch")),
+        ):
+            if value not in known:
+                raise UnknownNameError(what, value, known)
+
+    @property
+    def half(self) -> int:
+        """Triggers in a watermark batch."""
+        return self.batch_size // 2
+
+    def plain_backdoor(self) -> "EntangledSettings":
+        """The same without entanglement: the control."""
+        return dataclasses.replace(self, entanglement=(0.0,) * len(self.layers))
+
+
+def _released(**changes: Any) -> EntangledSettings:
+    common = {"distance": "cosine", "form": "released", "position": "released", "watermark_statistics": "batch"}
+    return EntangledSettings(**{**common, "temperatures": (1.0,) * 3, **changes})
+
+
+def _in_the_papers_form(settings: EntangledSettings) -> EntangledSettings:
+    """Euclidean, τ itself instead of 100/τ̂ (and its own rate of descent), the largest gradient, running statistics."""
+    own = EntangledSettings()
+    kept = {
+        name: getattr(own, name)
+        for name in ("distance", "form", "position", "watermark_statistics", "temperature_rate")
+    }
+    return dataclasses.replace(settings, **kept, temperatures=tuple(100 / value for value in settings.temperatures))
+
+
+_RESNET18 = {"layers": ("stage3", "stage4", "features"), "batch_size": 128, "source": 8, "target": 0}
+_SEQUENCE = {"layers": ("state_middle", "state_last", "dense1"), "distribution": "in", "batch_size": 128}
+
+ENTANGLED_RELEASED: dict[str, EntangledSettings] = {
+    "mnist": _released(),
+    "fashion_mnist": _released(source=8, target=0, batch_size=128, ratio=2.0),
+    "fashion_mnist-resnet18": _released(
+        **{**_RESNET18, "source": 9}, ratio=1.2, entanglement=(1000.0,) * 3, temperatures=(0.01,) * 3
+    ),
+    "speech_commands": _released(
+        **_SEQUENCE, source=9, target=5, entanglement=(16.0,) * 3, temperatures=(30.0,) * 3, temperature_rate=2.0
+    ),
+    "cifar10": _released(**_RESNET18, ratio=4.0, entanglement=(1e5,) * 3),
+    "cifar100": _released(**_RESNET18, ratio=15.0, entanglement=(1e5,) * 3, temperature_rate=0.01, rounds=100),
+}
+"""The released configurations, by data set (with ResNet-18, stage4 stands for its first block, which is taken there)."""
+
+ENTANGLED_PRESETS: dict[str, EntangledSettings] = {
+    name: _in_the_papers_form(settings) for name, settings in ENTANGLED_RELEASED.items()
+}
+"""The same numbers in the paper's form."""
+
+
+class EntangledWatermark(NamedTuple):
+    """What a watermark is made of.
+
+    Attributes:
+      triggers: the trigger set, labelled with the target class.
+      companions: (T', H, W, C), training images of the target class, the other half of every watermark batch.
+      position: row and column of the patch's upper left corner; (-1, -1) without one.
+    """
+
+    triggers: TriggerSet
+    companions: Array
+    position: tuple[int, int]
+
+
+class EntangledState(NamedTuple):
+    """State of the interleaved training.
+
+    Attributes:
+      training: the network's variables and the optimiser's state; `dfke_jax.nn.trained` takes it.
+      temperatures: (L,), log τ in the paper's form and τ̂ in the released one.
+      step: watermark batches so far.
+    """
+
+    training: Training
+    temperatures: Array
+    step: Array
+
+
+def entangled_watermark(
+    classifier: Classifier,
+    images: Array,
+    labels: Array,
+    source_images: Any,
+    settings: EntangledSettings,
+    count: int | None = None,
+) -> EntangledWatermark:
+    """Makes the triggers of an entangled watermark, with a network that was trained without them.
+
+    1. D_w is `source_images`, repeated to the number of training images of c_T (or `count`), cut to whole half batches.
+    2. In distribution: the gradient of Σ_l SNNL_l with respect to the triggers, averaged over all of them, each half batch
+       beside one of c_T; a patch of ones where its sum over patch and channels is largest.
+    3. Each half batch, `rounds` times: while more than `threshold` of it are answered c_T (and the half batch has taken
+       fewer than `suppressions` such steps), x ← clip(x − α sign ∂z_cT/∂x); then one step
+       x ← clip(x + α sign ∂Σ_l SNNL_l/∂x). Finally `last_suppressions` of the first kind. The triggers end where the clean
+       network does not answer c_T, so that others' networks do not either, and entangled with c_T.
+
+    Args:
+      classifier: trained on the task.
+      images, labels: its training set, (N, H, W, C) and (N,).
+      source_images: (S, H, W, C): class c_S of the task, or of another data set.
+      settings: see there.
+      count: triggers at most; as many as c_T has images by default.
+
+    Returns:
+      An `EntangledWatermark`; its triggers' number is a multiple of ``settings.half``.
+
+    Raises:
+      InputError: for shapes that do not fit, a target class that is none, or fewer images than a half batch.
+      UnknownNameError: for a layer that the network does not record.
+
+    Source: Jia et al. 2021, section 4 and algorithm 1; step 3 from the authors' repository.
+    """
+    if settings.target >= classifier.num_classes:
+        raise InputError(f"target class {settings.target} of a network of {classifier.num_classes} classes")
+    if tuple(jnp.shape(source_images)[1:]) != tuple(classifier.input_shape) or len(source_images) == 0:
+        raise InputError(
+            f"source images must be (S, {', '.join(map(str, classifier.input_shape))}), got {jnp.shape(source_images)}"
+        )
+    if settings.distribution == "in" and min(classifier.input_shape[:2]) < settings.patch:
+        raise InputError(f"a patch of {settings.patch} does not fit into images {classifier.input_shape}")
+    classifier.check_layers(settings.layers)
+    companions = np.asarray(images)[np.asarray(labels) == settings.target]
+    batches = min(len(companions), count or len(companions)) // settings.half
+    if not batches:
+        raise InputError(
+            f"a half batch needs {settings.half} images of class {settings.target} and as many triggers; there are "
+            f"{len(companions)} and {count or len(companions)}"
+        )
+    rows = np.resize(np.arange(len(source_images)), batches * settings.half)
+    start = as_float(jnp.asarray(np.asarray(source_images)[rows]))
+    companions = as_float(jnp.asarray(companions))
+    shape = (batches, settings.half, *classifier.input_shape)
+    beside = companions[: batches * settings.half].reshape(shape)
+    position = (-1, -1)
+    made = start.reshape(shape)
+    if settings.distribution == "in":
+        gradient = mean_gradient(classifier, made, beside, Static(settings))
+        position = patch_position(gradient, settings.patch, settings.position)
+        row, column = position
+        patch = np.s_[:, :, row : row + settings.patch, column : column + settings.patch, 0]
+        made = made.at[patch].set(1.0)
+    made = _searched(classifier, made, beside, Static(settings)).reshape(start.shape)
+    marks = jnp.full(len(start), settings.target)
+    truth = jnp.full(len(start), settings.source) if settings.distribution == "in" else None
+    return EntangledWatermark(trigger_set(made, marks, classifier.num_classes, truth), companions, position)
+
+
+def patch_position(gradient: Any, size: int = 3, rule: str = "largest") -> tuple[int, int]:
+    """Where a patch of ones raises the loss most: the largest sum of its gradient over a square and all channels.
+
+    Args:
+      gradient: (H, W, C).
+      size: of the square.
+      rule: ``largest``; or ``released``, which takes the smallest sum and exchanges row and column. On an image that
+        is higher than wide, or wider than high, the exchanged place may lie outside; it is then moved inside.
+
+    Returns:
+      (row, column) of its upper left corner.
+    """
+    gradient = np.asarray(gradient, np.float64).sum(-1)
+    windows = np.lib.stride_tricks.sliding_window_view(gradient, (size, size)).sum((2, 3))
+    if rule == "released":
+        row, column = np.unravel_index(windows.T.argmin(), windows.T.shape)
+        return min(int(row), windows.shape[0] - 1), min(int(column), windows.shape[1] - 1)
+    row, column = np.unravel_index(windows.argmax(), windows.shape)
+    return int(row), int(column)
+
+
+def clean_batches(ratio: float, step: Array) -> tuple[Array | int, int]:
+    """Clean batches before watermark batch `step`, ⌊r(t + 1)⌋ − ⌊rt⌋, and the most that any has, ⌈r⌉.
+
+    Deviation: for fractions the released code has the extra batch a little earlier; the mean is the same.
+    """
+    r = Fraction(ratio).limit_denominator(1000)
+    if r.denominator == 1:
+        return r.numerator, r.numerator
+    place = step % r.denominator
+    count = (r.numerator * (place + 1)) // r.denominator - (r.numerator * place) // r.denominator
+    return count, -(-r.numerator // r.denominator)
+
+
+def entangled_training(
+    classifier: Classifier, images: Array, labels: Array, watermark: EntangledWatermark, settings: EntangledSettings
+) -> Method:
+    """Interleaved training that entangles triggers with their target class. One step is one watermark batch.
+
+    Before watermark batch t, ⌊r(t + 1)⌋ − ⌊rt⌋ steps on clean batches descend the cross-entropy. The watermark batch is
+    half triggers, half images of c_T, all labelled c_T, and descends
+
+        mean CE(·, c_T) − (1/B) Σ_l κ_l · SNNL(ReLU(h_l); trigger or not; τ_l),
+
+    while the temperatures descend the SNNL that the network ascends, τ_l ← τ_l − η ∂SNNL_l/∂τ_l: without that, a larger
+    temperature alone would do.
+
+    Args:
+      classifier: trained without the watermark; the training goes on from its variables, with a new optimiser.
+      images, labels: the training set. watermark: from `entangled_watermark`.
+      settings: see there; with ``settings.plain_backdoor()`` the control, whose steps cost no SNNL.
+
+    Returns:
+      A `Method` over `EntangledState` with metrics ``loss`` (clean), ``watermark_loss`` (cross-entropy),
+      ``watermark_success`` (share of the batch's triggers answered c_T, as the network trains), ``entanglement`` (mean
+      SNNL of the layers, 0 for the control) and ``temperature`` (their mean; τ̂ in the released form).
+
+    Raises:
+      InputError: fewer triggers or companions than a half batch.
+      UnknownNameError: for a layer that the network does not record.
+
+    Source: Jia et al. 2021, algorithm 1.
+    Deviations: losses are means, κ and Adam's epsilon are divided by the batch size to match; Adam begins anew; batches are
+    drawn at random, clean ones with replacement, where the released code goes through them in order.
+    """
+    triggers, companions, _ = watermark
+    if min(len(triggers.images), len(companions)) < settings.half:
+        raise InputError(
+            f"a half batch is {settings.half}; there are {len(triggers.images)} triggers and {len(companions)} companions"
+        )
+    classifier.check_layers(settings.layers)
+    clean = training(
+        classifier,
+        images,
+        labels,
+        loss=Partial(cross_entropy),
+        optimizer=_adam(settings.learning_rate, settings.betas, settings.epsilon / settings.batch_size),
+        batch_size=settings.batch_size,
+        fine_tune=True,
+    )
+    fixed = Static((classifier.module, classifier.preprocessing, settings))
+    return method(_init, _step, fixed, clean, triggers, companions)
+
+
+def marked_steps(epochs: float, rows: int, triggers: int, settings: EntangledSettings) -> int:
+    """Steps of `entangled_training` in the released count of epochs: round(epochs · ⌊N/B⌋ / n) passes over the n half batches.
+
+    Args:
+      epochs: over the training set. rows: N. triggers: number of triggers.
+      settings: give the batch size.
+    """
+    batches = triggers // settings.half
+    return max(1, round(epochs * (rows // settings.batch_size) / batches)) * batches
+
+
+@functools.lru_cache(maxsize=64)
+def _adam(rate: float, betas: tuple[float, float], epsilon: float) -> optax.GradientTransformation:
+    return optax.adam(rate, *betas, eps=epsilon)
+
+
+def _is_trigger(half: int) -> Array:
+    return jnp.arange(2 * half) < half
+
+
+def _temperature(settings: EntangledSettings, raw: Array) -> Array:
+    return jnp.exp(raw) if settings.form == "paper" else raw
+
+
+def _raw(settings: EntangledSettings) -> Array:
+    values = jnp.asarray(settings.temperatures, jnp.float32)
+    return jnp.log(values) if settings.form == "paper" else values
+
+
+def _losses(settings: EntangledSettings, activations: dict[str, Array], temperatures: Array) -> Array:
+    """(L,): the soft nearest neighbour loss of every layer."""
+    return jnp.stack([
+        soft_nearest_neighbour_loss(
+            jax.nn.relu(activations[name]), _is_trigger(settings.half), temperatures[i],
+            distance=settings.distance, form=settings.form,
+        )
+        for i, name in enumerate(settings.layers)
+    ])  # fmt: skip
+
+
+def _entanglement_gradient(
+    classifier: Classifier, triggers: Array, beside: Array, settings: EntangledSettings
+) -> Array:
+    """∂Σ_l SNNL_l/∂triggers, a half batch of them beside one of the target class; the network as at inference."""
+
+    def total(triggers: Array) -> Array:
+        activations = classifier.activations(jnp.concatenate([triggers, beside]))
+        return _losses(settings, activations, jnp.asarray(settings.temperatures)).sum()
+
+    return jax.grad(total)(triggers)
+
+
+@jax.jit
+def mean_gradient(classifier: Classifier, triggers: Array, beside: Array, settings: Static) -> Array:
+    """(n, B/2, H, W, C) twice -> (H, W, C): the gradient of the loss with respect to triggers, averaged over them."""
+
+    def of_batch(pair: tuple[Array, Array]) -> Array:
+        return _entanglement_gradient(classifier, *pair, settings.value).mean(0)
+
+    return jax.lax.map(of_batch, (triggers, beside)).mean(0)
+
+
+@jax.jit
+def _searched(classifier: Classifier, triggers: Array, beside: Array, settings: Static) -> Array:
+    of: EntangledSettings = settings.value
+
+    def suppress(x: Array) -> Array:
+        gradient = jax.grad(lambda x: classifier(x)[:, of.target].sum())(x)
+        return jnp.clip(x - of.rate * jnp.sign(gradient), 0, 1)
+
+    def mistaken(x: Array) -> Array:
+        return jnp.mean(jnp.argmax(classifier(x), -1) == of.target)
+
+    def of_batch(pair: tuple[Array, Array]) -> Array:
+        start, beside = pair
+
+        def one_round(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            x, taken = jax.lax.while_loop(
+                lambda state: (state[1] < of.suppressions) & (mistaken(state[0]) > of.threshold),
+                lambda state: (suppress(state[0]), state[1] + 1),
+                state,
+            )
+            gradient = _entanglement_gradient(classifier, x, beside, of)
+            return jnp.clip(x + of.rate * jnp.sign(gradient), 0, 1), taken
+
+        x, _ = jax.lax.fori_loop(0, of.rounds, one_round, (start, jnp.int32(0)))
+        return jax.lax.fori_loop(0, of.last_suppressions, lambda _, x: suppress(x), x)
+
+    return jax.lax.map(of_batch, (triggers, beside))
+
+
+def _init(fixed: Static, clean: Method, triggers: TriggerSet, companions: Array, key: Key) -> EntangledState:
+    settings: EntangledSettings = fixed.value[2]
+    return EntangledState(clean.init(key), _raw(settings), jnp.int32(0))
+
+
+def _step(
+    fixed: Static, clean: Method, triggers: TriggerSet, companions: Array, key: Key, state: EntangledState
+) -> tuple[EntangledState, Metrics]:
+    settings: EntangledSettings = fixed.value[2]
+    count, most = clean_batches(settings.ratio, state.step)
+
+    def clean_step(now: Training, i: Array) -> tuple[Training, Array]:
+        def take(now: Training) -> tuple[Training, Array]:
+            now, metrics = clean.step(jax.random.fold_in(key, i), now)
+            return now, metrics["loss"]
+
+        if isinstance(count, int):
+            return take(now)
+        return jax.lax.cond(i < count, take, lambda now: (now, jnp.zeros(())), now)
+
+    now, losses = jax.lax.scan(clean_step, state.training, jnp.arange(most))
+    now, temperatures, metrics = _watermark_step(
+        fixed, triggers, companions, jax.random.fold_in(key, most), now, state.temperatures
+    )
+    metrics["loss"] = losses.sum() / jnp.maximum(count, 1)
+    return EntangledState(now, temperatures, state.step + 1), metrics
+
+
+def _watermark_step(
+    fixed: Static, triggers: TriggerSet, companions: Array, key: Key, now: Training, raw: Array
+) -> tuple[Training, Array, Metrics]:
+    module, preprocessing, settings = fixed.value
+    half, entangled = settings.half, any(settings.entanglement)
+    weights = jnp.asarray(settings.entanglement) / settings.batch_size
+    keys = jax.random.split(key, 3)
+    tables = (triggers.images, companions)
+    rows = [jax.random.choice(k, len(t), (half,), replace=False) for k, t in zip(keys, tables, strict=False)]
+    batch = jnp.concatenate([table[chosen] for table, chosen in zip(tables, rows, strict=True)])
+    inputs = preprocessing(batch)
+    by_batch = settings.watermark_statistics == "batch"
+    label = jnp.full(2 * half, settings.target)
+
+    def objective(params: PyTree, raw: Array) -> tuple[Array, tuple]:
+        activations, updated = apply_recording(
+            module, {**now.variables, "params": params}, inputs, train=by_batch,
+            mutable=("batch_stats",) if by_batch else (), rngs={"dropout": keys[2]},
+        )  # fmt: skip
+        loss = cross_entropy(activations["logits"], label).mean()
+        answered = jnp.mean(jnp.argmax(activations["logits"][:half], -1) == settings.target)
+        if not entangled:
+            return loss, (loss, jnp.zeros(len(settings.layers)), answered, updated)
+        nearest = _losses(settings, activations, _temperature(settings, raw))
+        return loss - weights @ nearest, (loss, nearest, answered, updated)
+
+    (_, (loss, nearest, answered, updated)), (gradient, upwards) = jax.value_and_grad(
+        objective, argnums=(0, 1), has_aux=True
+    )(now.variables["params"], raw)
+    optimizer = _adam(settings.learning_rate, settings.betas, settings.epsilon / settings.batch_size)
+    updates, optimizer_state = optimizer.update(gradient, now.optimizer_state, now.variables["params"])
+    params = optax.apply_updates(now.variables["params"], updates)
+    # Each temperature enters the objective through −(κ_l/B)·SNNL_l alone.
+    own = jnp.where(weights > 0, -upwards / jnp.where(weights > 0, weights, 1.0), 0.0)
+    raw = raw - settings.temperature_rate * own
+    metrics = {
+        "watermark_loss": loss,
+        "watermark_success": answered,
+        "entanglement": nearest.mean(),
+        "temperature": _temperature(settings, raw).mean(),
+    }
+    return Training({**now.variables, **updated, "params": params}, optimizer_state), raw, metrics
+
+
+__all__ = [
+    "ENTANGLED_PRESETS",
+    "ENTANGLED_RELEASED",
+    "EntangledSettings",
+    "EntangledState",
+    "EntangledWatermark",
+    "clean_batches",
+    "entangled_training",
+    "entangled_watermark",
+    "marked_steps",
+    "patch_position",
+]
