@@ -76,9 +76,9 @@ def _backward(kept: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array
     batch, height, width, channels = images.shape
     split = cotangent.reshape(batch, height, 2, width, 2, -1)
     flipped = _phases(kernel)[:, :, ::-1, ::-1].swapaxes(4, 5)
-    image_gradient = sum(
-        _convolve(split[:, :, p, :, q], flipped[p, q], ((p, 1 - p), (q, 1 - q))) for p in range(2) for q in range(2)
-    )
+    image_gradient = jnp.zeros((), images.dtype)
+    for p, q in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        image_gradient += _convolve(split[:, :, p, :, q], flipped[p, q], ((p, 1 - p), (q, 1 - q)))
     count = max(n for n in range(1, min(_GROUP, batch) + 1) if batch % n == 0)
     if batch // count > 1 and jax.sharding.get_abstract_mesh().empty:
         groups = tuple(array.reshape(-1, count, *array.shape[1:]) for array in (images, cotangent))
