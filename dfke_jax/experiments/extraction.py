@@ -36,7 +36,8 @@ from dfke_jax.extraction.common import SMALL
 from dfke_jax.extraction.dfme import check_differences
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents
-from dfke_jax.oracle import Ledger, Reveal, check_spent, explanation_oracle, oracle_for, rows_per_step
+from dfke_jax.oracle import Explanation, Ledger, Reveal, check_spent, explanation_oracle, oracle_for, rows_per_step
+from dfke_jax.oracle import explanation as explanation_named
 from dfke_jax.synthesis.pool import Pool
 from dfke_jax.synthesis.shapes import synthetic_shapes
 
@@ -92,9 +93,18 @@ class MEGEXRecipeSettings(ExtractionSettings):
 
     attack: MEGEXSettings = MEGEXSettings(**SMALL)
     """How the attack runs."""
+    explanation: str = "gradient"
+    """What the endpoint explains and the attack reads: KIND or KIND:key=value,... (smooth_grad:samples=8,classes=top)."""
+
+    @property
+    def explained(self) -> Explanation:
+        """What is explained."""
+        return explanation_named(self.explanation)
 
     def __post_init__(self):
         super().__post_init__()
+        if self.explained.kind == "abs":
+            raise InputError("MEGEX needs the direction of a gradient and 'abs' explanations have lost it")
         if self.answers != Reveal():
             raise InputError(
                 "MEGEX reads probabilities, unrounded, and their explanations; leave reveal and decimals alone"
@@ -185,9 +195,10 @@ def _at_budget(kind: _Kind, config: ExtractionSettings, bench: Workbench, budget
         made.append(Arm(f"{name}_control", f"Generator that never learns, {budget:,}", "control"))
     for seed in bench.seeds:
         victim, clone = bench.teacher(seed), bench.network(config.student)
-        oracle = (
-            explanation_oracle(victim, reveal=config.answers) if kind.explains else oracle_for(victim, config.answers)
-        )
+        if isinstance(config, MEGEXRecipeSettings):
+            oracle = explanation_oracle(victim, config.explained, config.answers)
+        else:
+            oracle = oracle_for(victim, config.answers)
         for arm in made:
             how = dataclasses.replace(settings, generator_rate=0.0) if arm.role == "control" else settings
             attack = kind.make(config, how, clone, bench, seed)
@@ -251,7 +262,7 @@ def _dfme(config: Any, settings: Any, clone: Classifier, bench: Workbench, seed:
 
 
 def _megex(config: Any, settings: Any, clone: Classifier, bench: Workbench, seed: int) -> Attack:
-    return megex(clone, settings, bench.dataset.num_classes)
+    return megex(clone, settings, bench.dataset.num_classes, config.explained)
 
 
 def _disagreement(config: Any, settings: Any, clone: Classifier, bench: Workbench, seed: int) -> Attack:

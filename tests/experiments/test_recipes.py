@@ -40,7 +40,7 @@ CHANGES = {
     "deep-inversion": {**_SMALL_POOL, "student_steps": 3, "teacher": "lenet5_bn"},
     "adaptive-deep-inversion": {**_SMALL_POOL, "student_steps": 3, "teacher": "lenet5_bn"},
     "dfme": {"budgets": (50, 100), "attack": DFMESettings(**_GAME, reuse=True)},
-    "megex": {"budgets": (50,), "attack": MEGEXSettings(**_GAME)},
+    "megex": {"budgets": (50,), "explanation": "smooth_grad:samples=2", "attack": MEGEXSettings(**_GAME)},
     "disguide": {"budgets": (50,), "attack": DisagreementSettings(**_GAME)},
     "dual-students": {"budgets": (50,), "attack": DisagreementSettings(**_GAME, objective="l1", diversity=0.0)},
     "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
