@@ -229,6 +229,8 @@ def test_unwritable_directory_is_refused_before_any_work(tmp_path):
 def test_answers_that_an_attack_cannot_use_are_refused_before_any_work():
     with pytest.raises(InputError, match="differences of answers, which labels do not have"):
         recipe("dfme").settings("digits", reveal="label")
+    with pytest.raises(InputError, match="'abs' explanations have lost it"):
+        recipe("megex").settings("digits", explanation="abs")
     with pytest.raises(InputError, match="MEGEX reads probabilities"):
         recipe("megex").settings("digits", decimals=2)
     with pytest.raises(InputError, match="does not pay for one iteration"):
