@@ -80,9 +80,9 @@ class Site(NamedTuple):
     material: Any = None
 
 
-def plain_oracle(victim: Classifier, reveal: Reveal) -> Oracle | HostOracle | ExplanationOracle:
+def plain_oracle(victim: Classifier, config: "ExtractionSettings") -> Oracle | HostOracle | ExplanationOracle:
     """The endpoint without defences."""
-    return oracle_for(victim, reveal)
+    return oracle_for(victim, config.answers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Kind:
       attack: site -> `Attack`. control_label: what the control is: everything but the attack's own idea.
       without: site -> the control's site. control: site -> `Attack` of the control, where it is another one.
       pictures: (site, state, what answers for the clone) -> images that the attack asked, or would ask in the end.
-      oracle: (victim, reveal) -> endpoint. explains: whether its rows count as explained.
+      oracle: (victim, configuration) -> endpoint. explains: whether its rows count as explained.
       read: (clone, state) -> what answers for the clone.
     """
 
@@ -110,7 +110,7 @@ class Kind:
     pictures: Callable[[Site, Any, Any], Array]
     without: Callable[[Site], Site] = lambda site: site
     control: Callable[[Site], Attack] | None = None
-    oracle: Callable[[Classifier, Reveal], Any] = plain_oracle
+    oracle: Callable[[Classifier, Any], Any] = plain_oracle
     explains: bool = False
     read: Callable[[Classifier, Any], Any] = clone_of
 
@@ -147,7 +147,7 @@ def _at_budget(kind: Kind, config: ExtractionSettings, bench: Workbench, budget:
             if arm.role == "control":
                 here, make = kind.without(site), kind.control or kind.attack
             attack = make(here)
-            oracle = kind.oracle(victim, config.answers)
+            oracle = kind.oracle(victim, config)
             state, counts = paid(kind, here, attack, oracle, budget, arm.name, f"{name}/attack")
             arm.budget = {**counts, "steps": kind.steps(settings), "clone_updates": kind.updates(settings)}
             learnt = kind.read(site.clone, state)

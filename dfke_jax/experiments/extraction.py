@@ -32,7 +32,8 @@ from dfke_jax.extraction import (
 from dfke_jax.extraction.common import SMALL
 from dfke_jax.extraction.dfme import check_differences
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents
-from dfke_jax.oracle import Reveal, explanation_oracle, rows_per_step
+from dfke_jax.oracle import Explanation, Reveal, explanation_oracle, rows_per_step
+from dfke_jax.oracle import explanation as explanation_named
 from dfke_jax.synthesis.shapes import synthetic_shapes
 
 
@@ -54,9 +55,18 @@ class MEGEXRecipeSettings(ExtractionSettings):
 
     attack: MEGEXSettings = MEGEXSettings(**SMALL)
     """How the attack runs."""
+    explanation: str = "gradient"
+    """What the endpoint explains and the attack reads: KIND or KIND:key=value,... (smooth_grad:samples=8,classes=top)."""
+
+    @property
+    def explained(self) -> Explanation:
+        """What is explained."""
+        return explanation_named(self.explanation)
 
     def __post_init__(self):
         super().__post_init__()
+        if self.explained.kind == "abs":
+            raise InputError("MEGEX needs the direction of a gradient and 'abs' explanations have lost it")
         if self.answers != Reveal():
             raise InputError(
                 "MEGEX reads probabilities, unrounded, and their explanations; leave reveal and decimals alone"
@@ -99,7 +109,7 @@ def _dfme(site: Site) -> Attack:
 
 
 def _megex(site: Site) -> Attack:
-    return megex(site.clone, site.settings, site.bench.dataset.num_classes)
+    return megex(site.clone, site.settings, site.bench.dataset.num_classes, site.config.explained)
 
 
 def _disagreement(site: Site) -> Attack:
@@ -165,7 +175,7 @@ MEGEX = _kind(
     _megex,
     "megex",
     lambda settings: {"generator_steps": 1},
-    oracle=lambda victim, reveal: explanation_oracle(victim, reveal=reveal),
+    oracle=lambda victim, config: explanation_oracle(victim, config.explained, config.answers),
     explains=True,
 )
 DISGUIDE = _kind("disguide", "DisGUIDE", _disagreement, "disguide", read=_voting)

@@ -134,7 +134,8 @@ FIRST_CLONE = PoolSettings(
         steps=78_125, batch_size=128, learning_rate=0.1, momentum=0.9, decay_at=(0.5, 0.75, 0.9), decay_factor=0.1
     ),
 )
-"""Stage 1 as published: 50,000 rows and 200 epochs over them; the cosine has become three steps."""
+"""Stage 1 as published: 50,000 rows and 200 epochs over them. The cosine has become three steps; crops and flips, which belong
+to it, are `knockoff`'s ``augment``."""
 
 
 def diversity_tuning(clone: Classifier, images: Array, settings: DFMSSettings, start: Adversaries) -> Method:

@@ -127,7 +127,8 @@ def maze_pd(
     check_differences(reveal, "MAZE-PD")
     if seeds.ndim != 4 or tuple(seeds.shape[1:]) != tuple(clone.input_shape) or not seeds.shape[0]:
         raise InputError(f"seeds are {tuple(seeds.shape)} and the clone takes (N, *{clone.input_shape}), N at least 1")
-    if {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(answers)} != {seeds.shape[:1]}:
+    answers = jnp.asarray(answers)
+    if answers.shape[:1] != seeds.shape[:1]:
         raise InputError(f"{seeds.shape[0]} seeds need as many answers; ask the oracle for them first")
     if settings.post_transform or clone.preprocessing.box != (0.0, 1.0):
         raise InputError(

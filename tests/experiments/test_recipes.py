@@ -54,7 +54,7 @@ CHANGES = {
     "deep-inversion": {**_SMALL_POOL, "student_steps": 3, "teacher": "lenet5_bn"},
     "adaptive-deep-inversion": {**_SMALL_POOL, "student_steps": 3, "teacher": "lenet5_bn"},
     "dfme": {"budgets": (50, 100), "attack": DFMESettings(**_GAME, reuse=True)},
-    "megex": {"budgets": (50,), "attack": MEGEXSettings(**_GAME)},
+    "megex": {"budgets": (50,), "explanation": "smooth_grad:samples=2", "attack": MEGEXSettings(**_GAME)},
     "disguide": {"budgets": (50,), "attack": DisagreementSettings(**_GAME)},
     "dual-students": {"budgets": (50,), "attack": DisagreementSettings(**_GAME, objective="l1", diversity=0.0)},
     "knockoff": {"budgets": (20, 45), "attack": PoolSettings(rows_per_step=10, clone=_LEARNT)},
@@ -320,6 +320,8 @@ def test_every_attack_runs_behind_every_defence(tmp_path):
 def test_answers_that_an_attack_cannot_use_are_refused_before_any_work():
     with pytest.raises(InputError, match="differences of answers, which labels do not have"):
         recipe("dfme").settings("digits", reveal="label")
+    with pytest.raises(InputError, match="'abs' explanations have lost it"):
+        recipe("megex").settings("digits", explanation="abs")
     with pytest.raises(InputError, match="MEGEX reads probabilities"):
         recipe("megex").settings("digits", decimals=2)
     with pytest.raises(InputError, match="does not pay for one iteration"):
