@@ -57,7 +57,7 @@ CHANGES = {
     "megex": {"budgets": (50,), "explanation": "smooth_grad:samples=2", "attack": MEGEXSettings(**_GAME)},
     "disguide": {"budgets": (50,), "attack": DisagreementSettings(**_GAME)},
     "dual-students": {"budgets": (50,), "attack": DisagreementSettings(**_GAME, objective="l1", diversity=0.0)},
-    "knockoff": {"budgets": (20, 45), "attack": PoolSettings(rows_per_step=10, clone=_LEARNT)},
+    "knockoff": {"budgets": (45,), "attack": PoolSettings(rows_per_step=10, clone=_LEARNT)},
     "knockoff-bandit": {"budgets": (20,), "attack": BanditSettings(rows_per_step=10, clone=_LEARNT, learner_steps=1)},
     "active-thief": {"budgets": (20,), "attack": ActiveThiefSettings(20, 10, clone=_LEARNT, selector="k_center")},
     "copycat": {"budgets": (20,), "attack": PoolSettings(rows_per_step=10, clone=_LEARNT)},
@@ -68,7 +68,7 @@ CHANGES = {
     "jbda": {"budgets": (20,), "attack": JacobianSettings(augmentations=2, clone=_LEARNT)},
     "defences": {
         "budget": 50,
-        "defences": ("none", "label", "adaptive_misinformation:tau=0.9"),
+        "defences": ("none", "label"),
         "misinformation_steps": 3,
         "knockoff": PoolSettings(rows_per_step=10, clone=_LEARNT),
         "dfme": DFMESettings(**_GAME, reuse=True),
