@@ -97,9 +97,7 @@ def execute(config: EntangledRecipeSettings, bench: Workbench) -> list[Arm]:
         others = [bench.teacher(other) for other in _other_seeds(config, seed)]
         rates = [success(other, mark) for other in others]
         highest = floored_rate(round(max(rates) * len(mark.triggers.images)), len(mark.triggers.images))
-        for index, (other, rate) in enumerate(zip(others, rates, strict=True)):
-            if index == 0:
-                bench.record(clean, other, start, **_figures(rate, rates, highest))
+        bench.record(clean, others[0], start, **_figures(rates[0], rates, highest))
         for victim_arm, copy_arm in zip(made[:2], made[2:], strict=True):
             plain = victim_arm.role == "control"
             settings = config.watermark.plain_backdoor() if plain else config.watermark
