@@ -1,4 +1,4 @@
-"""Where data sets come from: scikit-learn's bundled digits, prepared TFDS directories, and `.npz` files.
+"""Where data sets come from: scikit-learn's bundled digits, a formula, prepared TFDS directories, and `.npz` files.
 
 Nothing here touches a network, and nothing heavy is imported before it is needed.
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError, MissingDataError, UnknownNameError
 from dfke_jax.data.dataset import Dataset, Split
+from dfke_jax.data.synthetic import gaussian_classes
 
 WELL_KNOWN = (
     "beans",
@@ -50,6 +51,7 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
 
         - ``digits``: scikit-learn's 1,797 digits of 8×8 pixels, divided by 16, in a fixed stratified split of
           1,437 training and 360 test images;
+        - ``synthetic``: ten Gaussian classes in 8×16 pixels, most of which are noise (`data.synthetic`);
         - the name of a TFDS image classification set, such as ``mnist``, ``cifar10``, ``emnist/letters`` or
           ``mnist:3.0.1``; of several prepared versions the newest is read. Its test split is ``test``, or
           ``validation`` for sets without one. Images stay uint8;
@@ -69,15 +71,17 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
         return _load_npz(name)
     if name == "digits":
         return _load_digits()
+    if name == "synthetic":
+        return gaussian_classes()
     return _load_tfds(name, data_dir)
 
 
 def available(data_dir: str | os.PathLike | None = None) -> list[Availability]:
-    """What `load` would find: ``digits``, every prepared set in the TFDS directory, the well-known others.
+    """What `load` would find: ``digits`` and ``synthetic``, every prepared set in the TFDS directory, the well-known others.
 
     Looks at directories only: a prepared set that is not image classification is listed too.
     """
-    rows = [Availability("digits", True, "bundled with scikit-learn")]
+    rows = [Availability("digits", True, "bundled with scikit-learn"), Availability("synthetic", True, "drawn from a formula")]
     root = tfds_directory(data_dir)
     present = []
     if root.is_dir():
@@ -171,7 +175,7 @@ def _load_tfds(name: str, data_dir: Any) -> Dataset:
     directory = _find(root, match) if match else None
     if directory is None:
         if not match or (match["base"] not in WELL_KNOWN and match["base"] not in _registered()):
-            raise UnknownNameError("data set", name, ("digits", *WELL_KNOWN))
+            raise UnknownNameError("data set", name, ("digits", "synthetic", *WELL_KNOWN))
         raise MissingDataError(
             f"data set {name!r} is not prepared: looked for {root / match['base']}. {_remedy(name, root)}"
         )

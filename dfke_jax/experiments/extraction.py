@@ -15,7 +15,7 @@ from dfke_jax.experiments.anchors import DIGITS
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Arm, Published
 from dfke_jax.experiments.settings import Settings
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.workbench import Answers, Workbench
 from dfke_jax.extraction import (
     SMALL_DFME,
     SMALL_DISGUIDE,
@@ -123,25 +123,6 @@ class DFMSRecipeSettings(ExtractionSettings):
     """Steps of the generative adversarial network on them before anything is asked."""
     attack: DFMSSettings = DFMSSettings(**{**SMALL, "batch_size": 64})
     """How the attack runs."""
-
-
-class _Committee:
-    """Clones that vote, with the one method that measuring needs."""
-
-    def __init__(self, answer: Any):
-        self.answer = answer
-
-    def __call__(self, images: Any) -> Any:
-        return self.answer(images)
-
-    def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
-        parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-        return np.concatenate([np.asarray(_answers(self.answer, part)) for part in parts])
-
-
-@jax.jit
-def _answers(answer: Callable, images: Any) -> Any:
-    return answer(as_float(images))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +258,7 @@ _DFME = _Kind(
     _dfme,
 )
 _MEGEX = _Kind("megex", "MEGEX", lambda s: rows_per_step("megex", **_sizes(s), generator_steps=1), _megex, True)
-_DISGUIDE = _Kind("disguide", "DisGUIDE", lambda s: rows_per_step("disguide", **_sizes(s)), _disagreement, read=lambda c, s: _Committee(vote(c, s)))  # fmt: skip
+_DISGUIDE = _Kind("disguide", "DisGUIDE", lambda s: rows_per_step("disguide", **_sizes(s)), _disagreement, read=lambda c, s: Answers(vote(c, s)))  # fmt: skip
 _DUAL = dataclasses.replace(_DISGUIDE, name="dual_students", label="Dual Students")
 _DFMS = _Kind("dfms", "DFMS", lambda s: rows_per_step("dfms", **_sizes(s)), _dfms, generator=DCGANGenerator)
 

@@ -270,13 +270,13 @@ def test_available_lists_what_is_there(tmp_path):
     prepare(tmp_path, "toy_set")
     (tmp_path / "downloads").mkdir(exist_ok=True)
     rows = {row.name: row for row in available(tmp_path)}
-    assert set(rows) == {"digits", "toy_set", *sources.WELL_KNOWN}
+    assert set(rows) == {"digits", "synthetic", "toy_set", *sources.WELL_KNOWN}
     assert rows["digits"].found
     assert rows["toy_set"].found
     assert rows["toy_set"].where == str(tmp_path / "toy_set")
     assert not rows["mnist"].found
     assert "--data-dir" in rows["mnist"].where
-    assert not any(row.found for row in available(tmp_path / "absent") if row.name != "digits")
+    assert not any(row.found for row in available(tmp_path / "absent") if row.name not in ("digits", "synthetic"))
 
 
 def test_importing_the_package_imports_nothing_heavy():
