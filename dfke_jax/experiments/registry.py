@@ -51,6 +51,7 @@ _FAMILIES = (
     "dfke_jax.experiments.activation_records",
     "dfke_jax.experiments.inversion",
     "dfke_jax.experiments.extraction",
+    "dfke_jax.experiments.dataset_inference",
 )
 _recipes: dict[str, Recipe] = {}
 
