@@ -154,7 +154,7 @@ class Theft(NamedTuple):
 
 
 class Suspect(NamedTuple):
-    """A model that may have been stolen, what its making took, and whether to accuse it would be right."""
+    """A stolen model, and what its making took."""
 
     model: Classifier | Answers
     budget: dict[str, int]
@@ -277,17 +277,18 @@ def _noisy_answers(theft: Theft) -> Suspect:
 
 
 THREATS: dict[str, Threat] = {
-    "distillation": Threat("Distillation on the private data", _distillation),
-    "different_architecture": Threat("Another network on the private data", _different_architecture),
-    "zero_shot": Threat("Zero-shot (data impressions)", _zero_shot),
-    "fine_tuning": Threat("Victim, fine-tuned on other data", _fine_tuning),
+    "distillation": Threat("Distillation, private data", _distillation),
+    "different_architecture": Threat("Other network, private data", _different_architecture),
+    "zero_shot": Threat("Zero-shot (impressions)", _zero_shot),
+    "fine_tuning": Threat("Victim fine-tuned", _fine_tuning),
     "label_query": Threat("Label queries", _label_query),
     "logit_query": Threat("Logit queries", _logit_query),
-    "adversarial_training": Threat("Adaptive: adversarial distillation", _adversarial_training),
-    "noisy_answers": Threat("Adaptive: victim with noisy answers", _noisy_answers),
-    "early_stopping": Threat("Adaptive: distillation, stopped early", _early_stopping),
+    "adversarial_training": Threat("Adaptive: adversarial", _adversarial_training),
+    "noisy_answers": Threat("Adaptive: noisy answers", _noisy_answers),
+    "early_stopping": Threat("Adaptive: early stopping", _early_stopping),
 }
-"""By name. The adaptive ones know how they will be tested."""
+"""By name. The adaptive ones are made to escape the test: the first and the last are distilled on the private data, the other is
+the victim itself behind noise."""
 
 __all__ = [
     "THREATS",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
-from dfke_jax.report.figures import arms
+from dfke_jax.report import threats
+from dfke_jax.report.figures import arms, p_value_curves, p_value_limits
 from dfke_jax.report.words import (
     RULE,
     comparisons,
@@ -27,7 +28,9 @@ _STYLE = {"method": "bold", "control": "", "baseline": "dim", "anchor": "", "tea
 
 
 def table(result: Result) -> "rich.table.Table":
-    """One row per arm of a result, for the terminal."""
+    """One row per arm of a result, for the terminal; of dataset inference with its p-values."""
+    if tested := threats.threats(result):
+        return threats.table(tested, f"{result.title} · {result.dataset}")
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -128,6 +131,15 @@ def results_page(directory: str | os.PathLike) -> Path:
         arms(result).savefig(directory / "figures" / f"{path.stem}.png", dpi=100)
         said = " ".join(verdict(result))
         pictures += ["", f"## {path.stem}", "", said, "", f"![{path.stem}](figures/{path.stem}.png)"]
+        if tested := threats.threats(result):
+            pictures += ["", threats.markdown(tested)]
+        for name, holds, draw in (
+            ("p-values", threats.p_curves(result), p_value_curves),
+            ("limits", threats.limits(result, "overlap"), p_value_limits),
+        ):
+            if holds:
+                draw(result).savefig(directory / "figures" / f"{path.stem}-{name}.png", dpi=100)
+                pictures += ["", f"![{path.stem}, {name}](figures/{path.stem}-{name}.png)"]
     page.write_text(
         "\n".join(notes) + markdown_table(results, [path.stem for path in paths]) + "\n".join(pictures) + "\n"
     )
