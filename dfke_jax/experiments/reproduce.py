@@ -119,6 +119,15 @@ EXPERIMENTS: dict[str, Experiment] = {
         "disguide", "mnist", "extraction by two clones that disagree", "not measured", {"control": False}
     ),
     "dfms-mnist": Experiment("dfms", "mnist", "extraction from labels", "not measured", {"control": False}),
+    "dataset-inference-synthetic": Experiment(
+        "dataset-inference", "synthetic", "nine thieves and 30 independent models, 600 private images", "not measured"
+    ),
+    "dataset-inference-fashion_mnist": Experiment(
+        "dataset-inference", "fashion_mnist", "nine thieves and 21 independent models, 2,000 private images", "not measured"
+    ),
+    "dataset-inference-limits-synthetic": Experiment(
+        "dataset-inference-limits", "synthetic", "overlapping public samples; a stolen model that forgets", "not measured"
+    ),
     # What lies between 3,000 impressions of 200 steps and the published figure? One change at a time.
     "zskd-mnist-1500-steps": Experiment(
         "zskd", "mnist", "as zskd-mnist, 1,500 steps", "not measured", {"synthesis": {"steps": 1500}, **_NO_NOISE}
