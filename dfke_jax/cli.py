@@ -459,7 +459,9 @@ def _judge(options: argparse.Namespace) -> int:
     console.print(view)
     if beside["ledger"]:
         rows = beside["ledger"]
-        print(f"endpoint  {rows['rows']:,} rows asked in {rows['requests']:,} requests, {rows['cache_hits']:,} known before")
+        print(
+            f"endpoint  {rows['rows']:,} rows asked in {rows['requests']:,} requests, {rows['cache_hits']:,} known before"
+        )
     print(f"result    {options.out}")
     return OK
 

@@ -24,13 +24,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--victim", required=True, metavar="MODEL", help=f"{model}, or digits (a small network trained at once)")
     add("--suspect", required=True, metavar="MODEL", help=f"{model}, or the http(s) address of an endpoint")
     add("--private", required=True, type=Path, metavar="X.npz", help="images and labels that the victim was trained on")
-    add("--public", required=True, type=Path, metavar="Y.npz", help="as many of the same kind that nobody was trained on")
+    add(
+        "--public",
+        required=True,
+        type=Path,
+        metavar="Y.npz",
+        help="as many of the same kind that nobody was trained on",
+    )
     add("--others", type=Path, metavar="Z.npz", help="more of the same kind, to train independent models on (advised)")
     add("--independents", type=int, default=21, metavar="N", help="how many, with --others (default: %(default)s)")
     add("--references", type=int, default=4, metavar="N", help="further ones, for calibration (default: %(default)s)")
     add("--training-steps", type=int, default=1500, metavar="N", help="of each of them (default: %(default)s)")
-    add("--independent", action="append", default=[], metavar="MODEL", help="an independent model that exists; repeat it")
-    add("--network", default="mlp_small", metavar="NAME", help="of victim and independent models (default: %(default)s)")
+    add(
+        "--independent",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="an independent model that exists; repeat it",
+    )
+    add(
+        "--network", default="mlp_small", metavar="NAME", help="of victim and independent models (default: %(default)s)"
+    )
     add("--suspect-network", metavar="NAME", help="of a suspect in a file (default: the victim's)")
     add("--classes", type=int, metavar="K", help="of the victim (default: the largest label and one)")
     add("--embedding", default="blind_walk", metavar="KIND", help="blind_walk (labels; default) or mingd (gradients)")
@@ -38,11 +52,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--starts", type=int, default=10, metavar="N", help="walks of a kind and sample (default: %(default)s)")
     add("--max-steps", type=int, default=50, metavar="N", help="of a walk (default: %(default)s)")
     add("--alpha", type=float, default=0.05, help="p-values below it accuse (default: %(default)s)")
-    add("--revealed", type=int, metavar="M", help="private, and as many public, samples shown to the suspect (default: half)")
+    add(
+        "--revealed",
+        type=int,
+        metavar="M",
+        help="private, and as many public, samples shown to the suspect (default: half)",
+    )
     add("--both-correct", action="store_true", help="test only samples that victim and suspect classify correctly")
     add("--seed", type=int, default=0, help="of everything random; fix it before you look (default: %(default)s)")
     add("--key", metavar="KEY", help="API key of the endpoint")
-    add("--ledger", type=Path, metavar="FILE", help="keeps every answer of the endpoint; a second run pays for nothing twice")
+    add(
+        "--ledger",
+        type=Path,
+        metavar="FILE",
+        help="keeps every answer of the endpoint; a second run pays for nothing twice",
+    )
     add("--budget", type=int, metavar="ROWS", help="rows that the endpoint may be asked, at most")
     add("--out", type=Path, default=Path("verdict.json"), metavar="FILE", help="result (default: %(default)s)")
 
@@ -72,7 +96,9 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     if not remote and (options.ledger or options.budget is not None or options.key):
         raise InputError("--ledger, --budget and --key belong to a suspect behind an address (http://...)")
     settings = _settings(options, remote)
-    samples = {name: read_samples(getattr(options, name)) for name in ("private", "public", "others") if getattr(options, name)}
+    samples = {
+        name: read_samples(getattr(options, name)) for name in ("private", "public", "others") if getattr(options, name)
+    }
     private, public = samples["private"], samples["public"]
     classes = options.classes or int(max(private[1].max(), public[1].max())) + 1
     shape = private[0].shape[1:]
@@ -101,7 +127,9 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     beside = {
         "victim": options.victim,
         "suspect": options.suspect,
-        "files": {name: {"path": str(getattr(options, name)), "sha256": _sha256(getattr(options, name))} for name in samples},
+        "files": {
+            name: {"path": str(getattr(options, name)), "sha256": _sha256(getattr(options, name))} for name in samples
+        },
         "independents": len(innocent),
         "references": len(references),
         "settings": dataclasses.asdict(settings),
@@ -109,7 +137,9 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
         "environment": environment(),
     }
     temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(json.dumps({"verdict": verdict.to_json(), **beside}, indent=1, default=np.ndarray.tolist) + "\n")
+    temporary.write_text(
+        json.dumps({"verdict": verdict.to_json(), **beside}, indent=1, default=np.ndarray.tolist) + "\n"
+    )
     temporary.replace(out)
     return verdict, beside
 
@@ -131,7 +161,9 @@ def read_samples(path: Path) -> "tuple[np.ndarray, np.ndarray]":
         with np.load(path, allow_pickle=False) as archive:
             names = next((pair for pair in (("images", "labels"), ("x", "y")) if set(pair) <= set(archive.files)), None)
             if names is None:
-                raise InputError(f"{path} needs the arrays images and labels (or x and y); it has {', '.join(archive.files)}")
+                raise InputError(
+                    f"{path} needs the arrays images and labels (or x and y); it has {', '.join(archive.files)}"
+                )
             images, labels = archive[names[0]], archive[names[1]]
     except InputError:
         raise
@@ -209,7 +241,9 @@ def _endpoint(options: argparse.Namespace, stack: contextlib.ExitStack, shape: A
     from dfke_jax.oracle import Ledger, Metered
     from dfke_jax.oracle.remote import RemoteVictim
 
-    endpoint = stack.enter_context(RemoteVictim(options.suspect, key=options.key, input_shape=shape, num_classes=classes))
+    endpoint = stack.enter_context(
+        RemoteVictim(options.suspect, key=options.key, input_shape=shape, num_classes=classes)
+    )
     return Metered(endpoint, stack.enter_context(Ledger(options.ledger, budget=options.budget)))
 
 

@@ -81,7 +81,10 @@ def available(data_dir: str | os.PathLike | None = None) -> list[Availability]:
 
     Looks at directories only: a prepared set that is not image classification is listed too.
     """
-    rows = [Availability("digits", True, "bundled with scikit-learn"), Availability("synthetic", True, "drawn from a formula")]
+    rows = [
+        Availability("digits", True, "bundled with scikit-learn"),
+        Availability("synthetic", True, "drawn from a formula"),
+    ]
     root = tfds_directory(data_dir)
     present = []
     if root.is_dir():

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
@@ -100,7 +99,9 @@ class DatasetInferenceSettings(TheftSettings):
                 raise UnknownNameError("threat model", name, THREATS)
         least = max(MINIMUM_NULL + 1, int(np.floor(1 / self.inference.alpha)) + 1)
         if self.independents < least:
-            raise InputError(f"independents must be at least {least} for alpha {self.inference.alpha}, got {self.independents}")
+            raise InputError(
+                f"independents must be at least {least} for alpha {self.inference.alpha}, got {self.independents}"
+            )
         if self.references < 0:
             raise InputError(f"references must not be negative, got {self.references}")
 
@@ -157,9 +158,11 @@ def _distances(bench: Workbench, case: Case, seed: int, name: str, model: Any) -
     if path.exists():
         with np.load(path) as stored:
             if str(stored["data"]) == bench.data_fingerprint:
-                sides = [(stored[f"{what}_private"], stored[f"{what}_public"]) for what in ("distances", "correct")]
-                counts = stored["counts"]
-                return Embedded(sides[0], sides[1], *map(int, counts[:3]), float(counts[3]))
+                distances, correct = (
+                    (stored[f"{what}_private"], stored[f"{what}_public"]) for what in ("distances", "correct")
+                )
+                queries, sent, gradients, never = stored["counts"].tolist()
+                return Embedded(distances, correct, int(queries), int(sent), int(gradients), never)
     with bench.clock("inference"):
         found = embed(getattr(model, "answer", model), case.samples, case.key, case.settings, case.box)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -280,9 +283,7 @@ def _controls(arm: Arm, case: Case, victim: Embedded, theft: Theft, models: Sequ
     bench, seed, test = theft.bench, theft.seed, theft.bench.dataset.test
     found = [_distances(bench, case, seed, f"independent{i}", model) for i, model in enumerate(models)]
     null = tuple(compare(*scores(case, one)) for one in found)
-    verdicts = [
-        judge_embedded(case._replace(null=null[:i] + null[i + 1 :]), one) for i, one in enumerate(found)
-    ]
+    verdicts = [judge_embedded(case._replace(null=null[:i] + null[i + 1 :]), one) for i, one in enumerate(found)]
     figures = [_figures(verdict) for verdict in verdicts]
     middle = {name: float(np.median([one[name] for one in figures])) for name in figures[0] if name != "stolen"}
     alpha = case.settings.alpha
@@ -322,7 +323,11 @@ def _layout_notes(config: DatasetInferenceSettings, parts: Parts, repeated: int,
         f"of them; {test} private and {test} public ones are shown to a suspect, none of which trained the regressor. "
         f"{config.references} reference and {config.independents} independent models, each trained on {config.private} of "
         f"{len(parts.innocent[0])} further images, "
-        + ("no two models on the same one." if disjoint else "drawn anew for each model: they share images with one another."),
+        + (
+            "no two models on the same one."
+            if disjoint
+            else "drawn anew for each model: they share images with one another."
+        ),
         "“Stolen” needs a conformal p-value below alpha and a victim that the test recognises. p-values of seeds are not "
         "averaged: tables show their median and how often the rule accused.",
     ]
@@ -391,7 +396,9 @@ def _forget(arm: Arm, theft: Theft, case: Case) -> None:
             method = fine_tuning(
                 model, images, jnp.asarray(moved)[labels], config.fine_tuning_rate, config.distillation_batch
             )
-            state = bench.stage("theft", f"forgetting{steps}", seed, method, steps - taken, rows=config.distillation_batch)
+            state = bench.stage(
+                "theft", f"forgetting{steps}", seed, method, steps - taken, rows=config.distillation_batch
+            )
             model, taken = trained(model, state), steps
         answers = Partial(_matched, model, jnp.asarray(_best_match(model, case)))
         found = _distances(bench, case, seed, f"forgetting{steps}", answers)

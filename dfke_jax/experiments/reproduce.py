@@ -120,13 +120,22 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "dfms-mnist": Experiment("dfms", "mnist", "extraction from labels", "not measured", {"control": False}),
     "dataset-inference-synthetic": Experiment(
-        "dataset-inference", "synthetic", "nine thieves and 30 independent models, 600 private images", "not measured"
+        "dataset-inference",
+        "synthetic",
+        "nine thieves and 30 independent models, 600 private images",
+        "23 min, cores shared by eight",
     ),
     "dataset-inference-fashion_mnist": Experiment(
-        "dataset-inference", "fashion_mnist", "nine thieves and 21 independent models, 2,000 private images", "not measured"
+        "dataset-inference",
+        "fashion_mnist",
+        "nine thieves and 21 independent models, 2,000 private images",
+        "not measured",
     ),
     "dataset-inference-limits-synthetic": Experiment(
-        "dataset-inference-limits", "synthetic", "overlapping public samples; a stolen model that forgets", "not measured"
+        "dataset-inference-limits",
+        "synthetic",
+        "overlapping public samples; a stolen model that forgets",
+        "not measured",
     ),
     # What lies between 3,000 impressions of 200 steps and the published figure? One change at a time.
     "zskd-mnist-1500-steps": Experiment(

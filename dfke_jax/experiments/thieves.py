@@ -65,7 +65,9 @@ def cut(images: np.ndarray, labels: np.ndarray, sizes: tuple[int, int, int], see
       InputError: more images asked for than there are.
     """
     flat = np.ascontiguousarray(images).reshape(len(images), -1)
-    kept = np.sort(np.unique(flat.view(np.dtype((np.void, flat.itemsize * flat.shape[1]))).ravel(), return_index=True)[1])
+    kept = np.sort(
+        np.unique(flat.view(np.dtype((np.void, flat.itemsize * flat.shape[1]))).ravel(), return_index=True)[1]
+    )
     needed = sum(sizes) + sizes[0]
     if len(kept) < needed:
         raise InputError(
@@ -237,7 +239,9 @@ def _logit_query(theft: Theft) -> Suspect:
 def _fine_tuning(theft: Theft) -> Suspect:
     labels, asked = theft.ask(Reveal("label"))
     c = theft.config
-    method = fine_tuning(theft.victim, jnp.asarray(theft.parts.others[0]), labels, c.fine_tuning_rate, c.distillation_batch)
+    method = fine_tuning(
+        theft.victim, jnp.asarray(theft.parts.others[0]), labels, c.fine_tuning_rate, c.distillation_batch
+    )
     model = theft.train("fine_tuning", method, c.fine_tuning_steps, theft.victim)
     return Suspect(model, {"victim_rows": asked, "steps": c.fine_tuning_steps})
 

@@ -136,7 +136,19 @@ def training(
     )
     start = classifier.variables if fine_tune else None
     return method(
-        _init, _step, Static(fixed), images, targets, loss, augment, teacher, rows, companions, penalty, adversary, start
+        _init,
+        _step,
+        Static(fixed),
+        images,
+        targets,
+        loss,
+        augment,
+        teacher,
+        rows,
+        companions,
+        penalty,
+        adversary,
+        start,
     )
 
 
@@ -160,7 +172,18 @@ def _check_companions(images: Array, companions: tuple[Array, Any], count: int, 
 
 
 def _init(
-    fixed: Static, images, targets, loss, augment, teacher, rows, companions, penalty, adversary, start: PyTree, key: Key
+    fixed: Static,
+    images,
+    targets,
+    loss,
+    augment,
+    teacher,
+    rows,
+    companions,
+    penalty,
+    adversary,
+    start: PyTree,
+    key: Key,
 ) -> Training:
     of: _Fixed = fixed.value
     if start is None:

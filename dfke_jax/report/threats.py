@@ -58,7 +58,11 @@ def threats(result: Result) -> list[Threat]:
             continue
         middle = {name: statistics.median(values) for name, values in arm.metrics.items()}
         found = arm.metrics["stolen"]
-        stolen = f"{statistics.mean(found):.1f} %" if arm.role == "control" else f"{sum(v > 0 for v in found)} of {len(found)}"
+        stolen = (
+            f"{statistics.mean(found):.1f} %"
+            if arm.role == "control"
+            else f"{sum(v > 0 for v in found)} of {len(found)}"
+        )
         p_values = {name: middle[name] for name in ("welch", "permutation", "conformal") if name in middle}
         accuracy = statistics.mean(arm.accuracy) if arm.accuracy else None
         rows.append(Threat(arm, accuracy, middle["effect"], p_values, stolen, round(middle["queries"])))
@@ -134,7 +138,9 @@ def _limit_words(arm: Arm) -> list[str]:
     for kind, (before, unit) in _WORDS.items():
         points, values = _series(arm, re.compile(rf"welch_{kind}_(\d+)"))
         if points:
-            listed = ", ".join(f"{p_text(value)} {before} {point}{unit}" for point, value in zip(points, values, strict=True))
+            listed = ", ".join(
+                f"{p_text(value)} {before} {point}{unit}" for point, value in zip(points, values, strict=True)
+            )
             said.append(f"{arm.label}: Welch p = {listed}.")
     return said
 
@@ -164,4 +170,16 @@ def markdown(rows: Sequence[Threat]) -> str:
     return "\n".join(lines) + f"\n\n{ABOUT}\n"
 
 
-__all__ = ["ABOUT", "HEAD", "Threat", "alpha", "limits", "markdown", "p_curves", "p_text", "sentences", "table", "threats"]
+__all__ = [
+    "ABOUT",
+    "HEAD",
+    "Threat",
+    "alpha",
+    "limits",
+    "markdown",
+    "p_curves",
+    "p_text",
+    "sentences",
+    "table",
+    "threats",
+]

@@ -32,7 +32,9 @@ TINY = {
     "other_network": "mlp_small",
     "threats": ("distillation", "fine_tuning", "adversarial_training", "noisy_answers"),
     "inference": InferenceSettings(
-        walk=BlindWalkSettings(starts=2, max_steps=20, noise=6.0), regressor=RegressorSettings(steps=50), permutations=99
+        walk=BlindWalkSettings(starts=2, max_steps=20, noise=6.0),
+        regressor=RegressorSettings(steps=50),
+        permutations=99,
     ),
 }
 LIMITS = {
@@ -207,7 +209,11 @@ def test_public_samples_overlap_as_told():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("dataset-inference", {"samples": 90, "private": 80}, r"samples \(90\) are private images, of which there are 80"),
+        (
+            "dataset-inference",
+            {"samples": 90, "private": 80},
+            r"samples \(90\) are private images, of which there are 80",
+        ),
         ("dataset-inference", {"independents": 20}, "independents must be at least 21"),
         ("dataset-inference", {"independents": 50, "inference": InferenceSettings(alpha=0.01)}, "at least 101"),
         ("dataset-inference", {"references": -1}, "references must not be negative"),
@@ -246,4 +252,4 @@ def test_synthetic_task_shows_theft_and_spares_the_innocent(tmp_path):
     assert found["source"].accuracy[0] < 90
     rates = found["control"].metrics
     assert rates["false_positives_welch"][0] <= 25
-    assert rates["false_positives_released"][0] >= 50
+    assert rates["false_positives_released"][0] > rates["false_positives_per_image"][0]
