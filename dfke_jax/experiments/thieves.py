@@ -277,7 +277,7 @@ def _worst(static: Static, key: Key, network: Callable, images: Array, logits: A
 
 def _noisy_answers(theft: Theft) -> Suspect:
     noise = GaussianNoise(theft.config.answer_noise, seed=theft.seed)
-    return Suspect(Answers(oracle_for(theft.victim, Reveal("probabilities"), [noise])), {"private_samples": 0})
+    return Suspect(Answers(oracle_for(theft.victim, Reveal("probabilities"), [noise])), {"steps": 0})
 
 
 THREATS: dict[str, Threat] = {

@@ -83,6 +83,7 @@ def test_every_model_is_tested_and_entered(made):
     assert content["metrics"]["source_welch"]["values"] == found.arms[0].metrics["welch"]
     notes = " ".join(found.notes)
     assert "80 private, 60 public and 40 other images" in notes
+    assert "Seed 0: the victim is right on" in notes
     assert "they share images with one another" in notes
     assert "of the independent models, each held against the others" in notes
     assert ("has no power on digits" in notes) == (not found.arms[0].metrics["stolen"][0])
