@@ -34,7 +34,6 @@ from dfke_jax.nn import registry
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import trained
 
-
 _SMALL_GAP = 10.0
 """Points of accuracy on private above public samples below which a run warns of little power."""
 
@@ -116,7 +115,7 @@ class LimitsSettings(TheftSettings):
 
     overlaps: tuple[int, ...] = (0, 25, 50, 75, 100)
     """Per cent of the public samples that the victim was trained on as well."""
-    forgetting: tuple[int, ...] = (0, 50, 100, 200, 500, 1000, 2000)
+    forgetting: tuple[int, ...] = (0, 100, 200, 500, 1000, 2000, 5000, 10_000)
     """Steps of fine-tuning the stolen model on a new task after which it is tested."""
 
     def __post_init__(self):
