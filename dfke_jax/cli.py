@@ -1,4 +1,4 @@
-"""The command line: ``dfke list``, ``run``, ``reproduce``, ``report``, ``serve``, ``watermark``, ``doctor``.
+"""The command line: ``dfke list``, ``run``, ``reproduce``, ``report``, ``serve``, ``watermark``, ``dataset-inference``, ``doctor``.
 
 Two levels: argparse picks the command; what follows ``dfke run RECIPE`` is parsed by tyro from the recipe's
 own configuration, so that every field is an option. JAX is imported only by the commands that need it.
@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from dfke_jax import judging, serving
 from dfke_jax._version import __version__
 from dfke_jax.commands import watermark
-from dfke_jax.serving import add_options
 
 if TYPE_CHECKING:
     from dfke_jax.experiments.registry import Recipe
@@ -33,6 +33,7 @@ examples:
   dfke report runs/RECIPE-mnist                   draw the report again
   dfke serve digits --reveal label --quota 1000   an endpoint to attack
   dfke watermark verify SECRET PUBLIC SUSPECT     is this network mine?
+  dfke dataset-inference --help                   was a model made from your data?
 """
 
 
@@ -140,7 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     page = command("report", "Draw the report of a finished run, or of every run in a directory.", _report)
     page.add_argument("directory", type=Path, metavar="DIR", help="directory of a run, or of several")
 
-    add_options(command("serve", "Serve a classifier over HTTP, to be attacked.", _serve))
+    serving.add_options(command("serve", "Serve a classifier over HTTP, to be attacked.", _serve))
+
+    judging.add_options(command("dataset-inference", "Test whether a model was made from your data.", _judge))
     watermark.add_options(command("watermark", "Mark a network by a backdoor, and verify such a mark.", _watermark))
 
     doctor = command("doctor", "Say what this machine can do, what is missing and what would help.", _doctor)
@@ -440,10 +443,29 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from dfke_jax.serving import serve_model
+    enable_compilation_cache()
+    serving.serve_model(options)
+    return OK
+
+
+def _judge(options: argparse.Namespace) -> int:
+    from rich.markup import escape
 
     enable_compilation_cache()
-    serve_model(options)
+    verdict, beside = judging.judge_files(options)
+    view = _table(show_header=False)
+    view.add_column(no_wrap=True, style="bold")
+    view.add_column(overflow="fold")
+    for name, text in judging.fields(verdict):
+        view.add_row(name.replace("_", " "), escape(text))
+    console = _console()
+    console.print(view)
+    if beside["ledger"]:
+        rows = beside["ledger"]
+        print(
+            f"endpoint  {rows['rows']:,} rows asked in {rows['requests']:,} requests, {rows['cache_hits']:,} known before"
+        )
+    print(f"result    {options.out}")
     return OK
 
 

@@ -1,4 +1,4 @@
-"""Where data sets come from: scikit-learn's bundled digits, drawn tones, prepared TFDS directories, and `.npz` files.
+"""Where data sets come from: scikit-learn's bundled digits, formulas, prepared TFDS directories, and `.npz` files.
 
 Nothing here touches a network, and nothing heavy is imported before it is needed.
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError, MissingDataError, UnknownNameError
 from dfke_jax.data.dataset import Dataset, Split
+from dfke_jax.data.synthetic import gaussian_classes
 from dfke_jax.data.tones import tones
 
 WELL_KNOWN = (
@@ -53,6 +54,7 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
           1,437 training and 360 test images;
         - ``tones``: synthetic spectrograms of ten kinds of tones, 32 moments by 24 frequencies, in 3,000 training and
           1,000 test sequences (`dfke_jax.data.tones`);
+        - ``synthetic``: ten Gaussian classes in 8×16 pixels, most of which are noise (`data.synthetic`);
         - the name of a TFDS image classification set, such as ``mnist``, ``cifar10``, ``emnist/letters`` or
           ``mnist:3.0.1``; of several prepared versions the newest is read. Its test split is ``test``, or
           ``validation`` for sets without one. Images stay uint8;
@@ -74,17 +76,20 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
         return _load_digits()
     if name == "tones":
         return tones()
+    if name == "synthetic":
+        return gaussian_classes()
     return _load_tfds(name, data_dir)
 
 
 def available(data_dir: str | os.PathLike | None = None) -> list[Availability]:
-    """What `load` would find: ``digits``, ``tones``, every prepared set in the TFDS directory, the well-known others.
+    """What `load` would find: ``digits``, ``synthetic``, ``tones``, every prepared set in the TFDS directory, the well-known others.
 
     Looks at directories only: a prepared set that is not image classification is listed too.
     """
     rows = [
         Availability("digits", True, "bundled with scikit-learn"),
         Availability("tones", True, "drawn by a formula"),
+        Availability("synthetic", True, "drawn from a formula"),
     ]
     root = tfds_directory(data_dir)
     present = []
@@ -179,7 +184,7 @@ def _load_tfds(name: str, data_dir: Any) -> Dataset:
     directory = _find(root, match) if match else None
     if directory is None:
         if not match or (match["base"] not in WELL_KNOWN and match["base"] not in _registered()):
-            raise UnknownNameError("data set", name, ("digits", "tones", *WELL_KNOWN))
+            raise UnknownNameError("data set", name, ("digits", "synthetic", "tones", *WELL_KNOWN))
         raise MissingDataError(
             f"data set {name!r} is not prepared: looked for {root / match['base']}. {_remedy(name, root)}"
         )

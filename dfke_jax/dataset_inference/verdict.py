@@ -8,7 +8,16 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Key
-from dfke_jax.dataset_inference.case import Case, InferenceSettings, accuracies, compare, embed, prepare, scores
+from dfke_jax.dataset_inference.case import (
+    Case,
+    Embedded,
+    InferenceSettings,
+    accuracies,
+    compare,
+    embed,
+    prepare,
+    scores,
+)
 from dfke_jax.dataset_inference.regressor import saturation
 from dfke_jax.dataset_inference.statistics import (
     SampleCurve,
@@ -70,6 +79,10 @@ class Verdict:
     assumptions: tuple[str, ...]
     notes: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON takes them: arrays as lists, an interval without an end as None."""
+        return _plain(self)
+
     def __str__(self) -> str:
         low, high = self.test.interval
         lines = [
@@ -81,6 +94,20 @@ class Verdict:
             *(f"note: {text}" for text in self.notes),
         ]
         return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: _plain(part) for name, part in value._asdict().items()}  # type: ignore[attr-defined]
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def judge(case: Case, suspect: Callable, *, host: bool = False) -> Verdict:
@@ -97,7 +124,16 @@ def judge(case: Case, suspect: Callable, *, host: bool = False) -> Verdict:
     settings = case.settings
     if host and settings.embedding == "mingd":
         raise InputError("MinGD needs the suspect's gradients; a suspect on the host can only be walked (blind_walk)")
-    found = embed(suspect, case.samples, case.key, settings, case.box, host)
+    return judge_embedded(case, embed(suspect, case.samples, case.key, settings, case.box, host))
+
+
+def judge_embedded(case: Case, found: Embedded) -> Verdict:
+    """`judge` for a suspect whose distances to the case's samples are known already (`case.embed`).
+
+    Raises:
+      InputError: too few samples that both models classify correctly.
+    """
+    settings = case.settings
     private, public = scores(case, found)
     if min(len(private), len(public)) < settings.minimum:
         raise InputError(
@@ -259,4 +295,4 @@ def _notes(
     return tuple(notes)
 
 
-__all__ = ["Verdict", "dataset_inference", "judge"]
+__all__ = ["Verdict", "dataset_inference", "judge", "judge_embedded"]

@@ -56,6 +56,7 @@ _FAMILIES = (
     "dfke_jax.experiments.removal",
     "dfke_jax.experiments.watermark_schemes",
     "dfke_jax.experiments.entangled",
+    "dfke_jax.experiments.dataset_inference",
 )
 _recipes: dict[str, Recipe] = {}
 

@@ -125,7 +125,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "knockoff-mnist-clothes": Experiment(
         "knockoff", "mnist", "the same with clothes for a pool", "not measured", {"pool_dataset": "fashion_mnist"}
     ),
-    "active-thief-mnist": Experiment("active-thief", "mnist", "other digits chosen in ten rounds", "23 min, shared cores"),
+    "active-thief-mnist": Experiment(
+        "active-thief", "mnist", "other digits chosen in ten rounds", "23 min, shared cores"
+    ),
     "defences-mnist": Experiment(
         "defences", "mnist", "three attacks behind eight defences, 10,000 queries", "not measured"
     ),
@@ -141,6 +143,24 @@ EXPERIMENTS: dict[str, Experiment] = {
     "ewe-mnist": Experiment("ewe", "mnist", "an entangled watermark, copied by labels", "not measured", {"seeds": 5}),
     "ewe-fashion_mnist": Experiment(
         "ewe", "fashion_mnist", "an entangled watermark, copied by labels", "not measured", {"seeds": 5}
+    ),
+    "dataset-inference-synthetic": Experiment(
+        "dataset-inference",
+        "synthetic",
+        "nine thieves and 30 independent models, 600 private images",
+        "23 min, cores shared by eight",
+    ),
+    "dataset-inference-fashion_mnist": Experiment(
+        "dataset-inference",
+        "fashion_mnist",
+        "nine thieves and 21 independent models, 2,000 private images",
+        "not measured",
+    ),
+    "dataset-inference-limits-synthetic": Experiment(
+        "dataset-inference-limits",
+        "synthetic",
+        "overlapping public samples; a stolen model that forgets",
+        "not measured",
     ),
     # What lies between 3,000 impressions of 200 steps and the published figure? One change at a time.
     "zskd-mnist-1500-steps": Experiment(

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,10 +23,34 @@ from dfke_jax.distillation.response import cross_entropy_training, knowledge_dis
 from dfke_jax.evaluation import accuracy, agreement, class_histogram, histogram_entropy
 from dfke_jax.experiments.result import Arm
 from dfke_jax.experiments.settings import PoolSettings, Settings, augmentation, network
-from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.training import trained
 from dfke_jax.synthesis.pool import Pool
 from dfke_jax.synthesis.targets import class_similarity
+
+
+class Answers:
+    """What only answers (clones that vote, a model behind a defence), with the one method that measuring needs.
+
+    Attributes:
+      answer: images (B, H, W, C) -> (B, K); a pytree.
+    """
+
+    def __init__(self, answer: Any):
+        self.answer = answer
+
+    def __call__(self, images: Any) -> Any:
+        return self.answer(images)
+
+    def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+        """Answers (N, K) of any number of images, on the host."""
+        parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+        return np.concatenate([np.asarray(_answers(self.answer, part)) for part in parts])
+
+
+@jax.jit
+def _answers(answer: Callable, images: Any) -> Any:
+    return answer(as_float(images))
 
 
 class Workbench:
@@ -102,6 +126,7 @@ class Workbench:
         rows: int = 0,
         chunk: int | None = None,
         draws_as: str | None = None,
+        members: int | None = None,
     ) -> Any:
         """Runs a method to its end, or takes up where it was left; returns its last state.
 
@@ -112,6 +137,7 @@ class Workbench:
           method, steps, chunk: as for `run`.
           rows: samples per step, for the progress bar.
           draws_as: the stage whose key is used; this one's own by default.
+          members: the method is a population of so many; its metrics are not tracked.
         """
         checkpoints = Checkpoints(
             self.out / "checkpoints" / f"seed{seed}" / name,
@@ -119,7 +145,10 @@ class Workbench:
             keep=1,
         )
         key = self.key(seed, draws_as or name)
-        return self._run(kind, f"seed{seed}/{name}", key, method, steps, checkpoints, rows, chunk, track=True)
+        if members is not None:
+            key = jax.random.split(key, members)
+        track = members is None
+        return self._run(kind, f"seed{seed}/{name}", key, method, steps, checkpoints, rows, chunk, track=track)
 
     def _run(self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track) -> PyTree:
         done = checkpoints.latest == steps
@@ -274,7 +303,9 @@ class Workbench:
         state = self.stage("distillation", f"{name}/student", seed, method, self.config.distillation_steps, rows=rows)
         return trained(student, state)
 
-    def record(self, arm: Arm, classifier: Classifier, teacher: Classifier | None = None, **metrics: float) -> None:
+    def record(
+        self, arm: Arm, classifier: Classifier | Answers, teacher: Classifier | None = None, **metrics: float
+    ) -> None:
         """Measures a network on the test set and enters it into an arm."""
         test = self.dataset.test
         with self.clock("evaluation"):
@@ -395,4 +426,4 @@ def pool_metrics(pool: Pool, teacher: Classifier) -> dict[str, float]:
     return {"class_entropy": entropy, "label_agreement": 100 * float((predicted == np.asarray(pool.labels)).mean())}
 
 
-__all__ = ["Workbench", "noise_arm", "opening_arms", "pool_metrics", "synthesis_arms"]
+__all__ = ["Answers", "Workbench", "noise_arm", "opening_arms", "pool_metrics", "synthesis_arms"]

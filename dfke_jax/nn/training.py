@@ -30,6 +30,9 @@ Loss = Callable[[Array, Any], Array]
 Penalty = Callable[[PyTree], Array]
 """The network's parameters -> (). A `jax.tree_util.Partial`, its arrays as arguments."""
 
+Adversary = Callable[[Key, Callable[[Array], Array], Array, Any], Array]
+"""(key, the network as it is now: images -> logits, batch, its targets) -> the batch to learn from instead. A `Partial`."""
+
 
 def optimiser(
     name: str = "adam",
@@ -84,6 +87,7 @@ def training(
     companions: tuple[Array, Any] | None = None,
     companions_per_batch: int = 2,
     penalty: Penalty | None = None,
+    adversary: Adversary | None = None,
     fine_tune: bool = False,
 ) -> Method:
     """Stochastic training of a classifier, as a method.
@@ -109,6 +113,8 @@ def training(
         This is how a watermark's triggers are learnt.
       companions_per_batch: 1 to T.
       penalty: parameters -> (), added to the loss. A `Partial`, its arrays as arguments.
+      adversary: moves every batch, companions excepted, to where the network is worst before the network learns from it;
+        targets are those of the batch as it was. This is adversarial training (Madry et al., ICLR 2018, equation 2.1).
       fine_tune: begin from the classifier's own variables, with a new optimiser.
 
     Returns:
@@ -131,7 +137,19 @@ def training(
     )
     start = classifier.variables if fine_tune else None
     return method(
-        _init, _step, Static(fixed), images, targets, loss, augment, teacher, rows, companions, penalty, start
+        _init,
+        _step,
+        Static(fixed),
+        images,
+        targets,
+        loss,
+        augment,
+        teacher,
+        rows,
+        companions,
+        penalty,
+        adversary,
+        start,
     )
 
 
@@ -155,7 +173,18 @@ def _check_companions(images: Array, companions: tuple[Array, Any], count: int, 
 
 
 def _init(
-    fixed: Static, images, targets, loss, augment, teacher, rows, companions, penalty, start: PyTree, key: Key
+    fixed: Static,
+    images,
+    targets,
+    loss,
+    augment,
+    teacher,
+    rows,
+    companions,
+    penalty,
+    adversary,
+    start: PyTree,
+    key: Key,
 ) -> Training:
     of: _Fixed = fixed.value
     if start is None:
@@ -175,6 +204,7 @@ def _step(
     rows: Array | None,
     companions: tuple[Array, Any] | None,
     penalty: Penalty | None,
+    adversary: Adversary | None,
     start: PyTree,
     key: Key,
     state: Training,
@@ -190,6 +220,9 @@ def _step(
         batch = augment(augment_key, batch)
     wanted = jax.tree.map(lambda leaf: leaf[chosen], targets) if teacher is None else teacher(batch)
     wanted = jax.lax.stop_gradient(wanted)
+    if adversary is not None:
+        now = Partial(_logits, Static((module, preprocessing)), state.variables)
+        batch = jax.lax.stop_gradient(adversary(jax.random.fold_in(key, 4), now, batch, wanted))
     if companions is not None:
         beside = jax.random.choice(
             jax.random.fold_in(key, 3), companions[0].shape[0], (companions_per_batch,), replace=False
@@ -216,6 +249,11 @@ def _step(
     return Training({**state.variables, **updated, "params": params}, optimizer_state), metrics
 
 
+def _logits(static: Static, variables: PyTree, images: Array) -> Array:
+    module, preprocessing = static.value
+    return module.apply(variables, preprocessing(images), train=False).astype(jnp.float32)
+
+
 def on_images(method_: Method, images: Array, rows: Array) -> Method:
     """The same training (one with a `teacher`), drawing from the first `rows` of other images: a pool that grows."""
     fixed, _, targets, loss, augment, teacher, _, *rest = method_.step.args  # type: ignore[attr-defined]
@@ -231,4 +269,4 @@ def trained(classifier: Classifier, state: Training) -> Classifier:
     return dataclasses.replace(classifier, variables=state.variables)
 
 
-__all__ = ["Loss", "Penalty", "Training", "on_images", "optimiser", "trained", "training"]
+__all__ = ["Adversary", "Loss", "Penalty", "Training", "on_images", "optimiser", "trained", "training"]

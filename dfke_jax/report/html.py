@@ -12,7 +12,7 @@ from typing import Any
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Result
-from dfke_jax.report import words
+from dfke_jax.report import threats, words
 from dfke_jax.report.extraction import QUERY_COLUMNS, defence_table, query_cells, query_lines
 
 _ROLES = {
@@ -82,6 +82,9 @@ def render(directory: str | os.PathLike) -> Path:
                 for figure in result.published
                 if not any(figure is comparison.figure for comparison in words.comparisons(result))
             ],
+            threats=threats.threats(result),
+            threat_head=threats.HEAD,
+            threat_words=threats.ABOUT,
             pairs=[(m, c, words.gains(m, c)) for m, c in result.pairs() if words.gains(m, c)],
             budgets=_budgets(result),
             queries=_queries(result),
@@ -171,6 +174,11 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
         draw("removal_matrix", "What is left of the marks", caption, lambda: removal.removal_matrix(result))
     if any("@" in name for arm in result.arms for name in arm.metrics):
         draw("removal_curves", "Against the strength of the attack", "", lambda: removal.removal_curves(result))
+    if threats.p_curves(result):
+        caption = "Median over random choices of the samples, and over seeds."
+        draw("p_values", "p-value against revealed samples", caption, lambda: figures.p_value_curves(result))
+    if threats.limits(result, "overlap") or threats.limits(result, "after"):
+        draw("limits", "The two limits", "Median over seeds.", lambda: figures.p_value_limits(result))
     similarity = archive("similarity.npz")
     names = [str(name) for name in similarity["class_names"]] if "class_names" in similarity else None
     labels = {arm.name: arm.label for arm in result.arms}

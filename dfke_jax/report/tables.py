@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.report import threats
 from dfke_jax.report.extraction import defence_table, queries_table, query_lines
-from dfke_jax.report.figures import arms, defences, queries
+from dfke_jax.report.figures import arms, defences, p_value_curves, p_value_limits, queries
 from dfke_jax.report.words import (
     RULE,
     comparisons,
@@ -28,7 +29,9 @@ _STYLE = {"method": "bold", "control": "", "baseline": "dim", "anchor": "", "tea
 
 
 def table(result: Result) -> "rich.table.Table":
-    """One row per arm of a result, for the terminal."""
+    """One row per arm of a result, for the terminal; of dataset inference with its p-values."""
+    if tested := threats.threats(result):
+        return threats.table(tested, f"{result.title} · {result.dataset}")
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -130,6 +133,15 @@ def results_page(directory: str | os.PathLike) -> Path:
         view(result).savefig(directory / "figures" / f"{path.stem}.png", dpi=100)
         said = " ".join(verdict(result))
         pictures += ["", f"## {path.stem}", "", said, "", f"![{path.stem}](figures/{path.stem}.png)"]
+        if tested := threats.threats(result):
+            pictures += ["", threats.markdown(tested)]
+        for name, holds, draw in (
+            ("p-values", threats.p_curves(result), p_value_curves),
+            ("limits", threats.limits(result, "overlap"), p_value_limits),
+        ):
+            if holds:
+                draw(result).savefig(directory / "figures" / f"{path.stem}-{name}.png", dpi=100)
+                pictures += ["", f"![{path.stem}, {name}](figures/{path.stem}-{name}.png)"]
     for dataset in dict.fromkeys(result.dataset for result in results):
         stolen = [result for result in results if result.dataset == dataset and query_lines(result)]
         if stolen:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from dfke_jax.evaluation.summary import summarise
 from dfke_jax.experiments.result import Arm, Published, Result
+from dfke_jax.report import threats
 
 TOLERANCE = 0.5
 RULE = f"A published figure counts as reproduced only if our mean is at most {TOLERANCE} points below it."
@@ -113,7 +114,12 @@ def gains(method: Arm, control: Arm) -> list[float]:
 
 
 def verdict(result: Result) -> list[str]:
-    """One sentence per method arm: accuracy, gain over its control, the teacher, the published figure."""
+    """One sentence per method arm: accuracy, gain over its control, the teacher, the published figure.
+
+    Of dataset inference: whether each model was found stolen, and how often an independent one was.
+    """
+    if found := threats.sentences(result):
+        return found
     controls = {method.name: control for method, control in result.pairs()}
     compared = comparisons(result)
     teachers = [arm for arm in result.arms if arm.role == "teacher" and arm.accuracy]

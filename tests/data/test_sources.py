@@ -39,6 +39,34 @@ def test_digits_are_a_stratified_partition():
     assert both == sorted((tuple(row.ravel()), label) for row, label in zip(bunch.images, bunch.target, strict=True))
 
 
+def test_the_synthetic_task_is_what_it_says():
+    """Standard noise around ten centres in 16 pixels, behind a sigmoid; the same rows every time."""
+    task, again = load("synthetic"), load("synthetic")
+    assert (task.shape, task.num_classes, len(task.train), len(task.test)) == ((8, 16, 1), 10, 40_000, 2_000)
+    np.testing.assert_array_equal(task.train.images, again.train.images)
+    images, labels = task.train.images.reshape(-1, 128).astype(float), task.train.labels
+    values = np.log(images / (1 - images))
+    assert np.ptp(np.bincount(labels)) == 0
+    noise = values[:, 16:]
+    assert abs(noise.mean()) < 0.005
+    assert abs(noise.std() - 1) < 0.005
+    centres = np.stack([values[labels == k, :16].mean(0) for k in range(10)])
+    within = values[:, :16] - centres[labels]
+    assert abs(within.std() - 1) < 0.005
+    assert abs(np.corrcoef(within.T) - np.eye(16)).max() < 0.03
+    # centres are 0.9 times standard normal numbers, 160 of them
+    assert 0.75 < centres.std() < 1.05
+    other = np.stack(
+        [
+            np.log(x / (1 - x)).mean(0)
+            for x in (task.test.images[task.test.labels == k].reshape(-1, 128)[:, :16].astype(float) for k in range(10))
+        ]
+    )
+    assert np.abs(other - centres).max() < 0.4  # the test rows belong to the same classes
+    train = {row.tobytes() for row in task.train.images}
+    assert not any(row.tobytes() in train for row in task.test.images)
+
+
 def write_npz(path, **changes):
     rng = np.random.default_rng(0)
     arrays = {
@@ -270,13 +298,15 @@ def test_available_lists_what_is_there(tmp_path):
     prepare(tmp_path, "toy_set")
     (tmp_path / "downloads").mkdir(exist_ok=True)
     rows = {row.name: row for row in available(tmp_path)}
-    assert set(rows) == {"digits", "tones", "toy_set", *sources.WELL_KNOWN}
+    assert set(rows) == {"digits", "synthetic", "tones", "toy_set", *sources.WELL_KNOWN}
     assert rows["digits"].found
     assert rows["toy_set"].found
     assert rows["toy_set"].where == str(tmp_path / "toy_set")
     assert not rows["mnist"].found
     assert "--data-dir" in rows["mnist"].where
-    assert not any(row.found for row in available(tmp_path / "absent") if row.name not in ("digits", "tones"))
+    assert not any(
+        row.found for row in available(tmp_path / "absent") if row.name not in ("digits", "synthetic", "tones")
+    )
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -1,6 +1,7 @@
 """Verdicts on models whose history is known: thieves, independent ones, weak ones; and what is refused."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from dfke_jax.dataset_inference import (
     overlap,
     prepare,
 )
+from dfke_jax.dataset_inference.case import embed
+from dfke_jax.dataset_inference.verdict import judge_embedded
 
 KEY = jax.random.key(40)
 SETTINGS = InferenceSettings(
@@ -116,6 +119,18 @@ def test_mingd_embeds_too():
     assert verdict.queries == 80
     with pytest.raises(InputError, match="MinGD needs the suspect's gradients"):
         dataset_inference(PRIVATE, PUBLIC, FINE_TUNED, victim=VICTIM, key=KEY, settings=settings, host=True)
+
+
+def test_known_distances_give_the_same_verdict_and_json_takes_it(case):
+    found = embed(INNOCENT, case.samples, case.key, case.settings, case.box)
+    verdict = judge_embedded(case, found)
+    content = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
+    assert content == judge(case, INNOCENT).to_json()
+    assert set(content) == {field.name for field in dataclasses.fields(Verdict)}
+    assert content["test"]["effect"] == verdict.test.effect
+    assert content["curve"]["samples"] == verdict.curve.samples.tolist()
+    saturated = dataclasses.replace(verdict, test=verdict.test._replace(interval=(-np.inf, np.inf)))
+    assert saturated.to_json()["test"]["interval"] == [None, None]
 
 
 def test_references_calibrate():

@@ -241,3 +241,34 @@ def test_companions_that_do_not_fit_are_refused(linear, changes, message):
         training(
             linear, **{"images": IMAGES, "targets": LABELS, "loss": LOSS, "optimizer": optax.sgd(0.3), "batch_size": 6} | changes
         )  # fmt: skip
+
+
+def _up_the_loss(size, key, network, images, labels):
+    slope = jax.grad(lambda x: jnp.sum(cross_entropy(network(x), labels)))(images)
+    return images + size * jnp.sign(slope)
+
+
+def test_an_adversary_moves_the_batch_before_the_network_learns_it(linear):
+    """One step of SGD on x + ε·sign(∇_x loss), written out for a linear model."""
+    method = training(
+        linear, IMAGES, LABELS, loss=LOSS, optimizer=optax.sgd(0.3), batch_size=6, adversary=Partial(_up_the_loss, 0.1)
+    )
+    state = method.init(jax.random.key(2))
+    kernel, bias = (np.asarray(state.variables["params"]["head"][name], float) for name in ("kernel", "bias"))
+    key = jax.random.key(3)
+    after, metrics = method.step(key, state)
+
+    def error_of(x, y):
+        logits = x @ kernel + bias
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        return p, p - np.eye(3)[y]
+
+    rows = np.asarray(jax.random.randint(jax.random.split(key, 3)[0], (6,), 0, 10))
+    x, y = np.asarray(IMAGES, float)[rows].reshape(6, 9), np.asarray(LABELS)[rows]
+    x = x + 0.1 * np.sign(error_of(x, y)[1] @ kernel.T)
+    p, error = error_of(x, y)
+    assert metrics["loss"] == pytest.approx(-np.log(p[np.arange(6), y]).mean(), rel=1e-5)
+    found = after.variables["params"]["head"]
+    np.testing.assert_allclose(found["kernel"], kernel - 0.05 * x.T @ error, atol=1e-6)
+    np.testing.assert_allclose(found["bias"], bias - 0.05 * error.sum(0), atol=1e-6)

@@ -1,0 +1,185 @@
+"""Results of dataset inference: p-values, which are neither averaged nor rounded to nothing, in words and tables."""
+
+import re
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from dfke_jax.experiments.result import Arm, Result
+
+if TYPE_CHECKING:
+    import rich.table
+
+_CURVE = re.compile(r"p_at_(\d+)")
+HEAD = ("model", "accuracy %", "effect", "Welch p", "permutation p", "conformal p", "found stolen", "queries")
+_NARROW = ("model", "acc. %", "effect", "Welch p", "perm. p", "conf. p", "stolen", "queries")
+ABOUT = (
+    "Effect: mean score of public minus private samples, regressor's range −1 to 1. p-values: median over seeds. Found stolen: "
+    "seeds (of independent models: models, each held against the others) on which the rule accused. Queries: labels that "
+    "the test asks of one suspect."
+)
+
+
+class Threat(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+      arm: whose it is.
+      accuracy: mean over seeds, or None.
+      effect: median over seeds, like all p-values (by name).
+      stolen: (accused, of how many seeds), or the share of independent models in per cent.
+      queries: of the test, median.
+    """
+
+    arm: Arm
+    accuracy: float | None
+    effect: float
+    p_values: dict[str, float]
+    stolen: str
+    queries: int
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As text, in the order of `HEAD`, without the model's name."""
+        return (
+            "–" if self.accuracy is None else f"{self.accuracy:.2f}",
+            f"{self.effect:+.3f}".replace("-", "−"),
+            *(p_text(self.p_values.get(name)) for name in ("welch", "permutation", "conformal")),
+            self.stolen,
+            f"{self.queries:,}",
+        )
+
+
+def threats(result: Result) -> list[Threat]:
+    """The arms that were put to the test; none for other recipes."""
+    rows = []
+    for arm in result.arms:
+        if "welch" not in arm.metrics:
+            continue
+        middle = {name: statistics.median(values) for name, values in arm.metrics.items()}
+        found = arm.metrics["stolen"]
+        stolen = (
+            f"{statistics.mean(found):.1f} %"
+            if arm.role == "control"
+            else f"{sum(v > 0 for v in found)} of {len(found)}"
+        )
+        p_values = {name: middle[name] for name in ("welch", "permutation", "conformal") if name in middle}
+        accuracy = statistics.mean(arm.accuracy) if arm.accuracy else None
+        rows.append(Threat(arm, accuracy, middle["effect"], p_values, stolen, round(middle["queries"])))
+    return rows
+
+
+def p_curves(result: Result) -> dict[str, tuple[list[int], list[float]]]:
+    """By arm: samples revealed, and the p-value of a test with so many (median over choices, then over seeds)."""
+    return {arm.name: found for arm in result.arms if len((found := _series(arm, _CURVE))[0]) > 1}
+
+
+def limits(result: Result, kind: str) -> dict[str, tuple[list[int], list[float]]]:
+    """By arm: per cent of ``overlap`` or steps ``after`` which it was tested, and the Welch p-value there."""
+    found = {}
+    for arm in result.arms:
+        points, values = _series(arm, re.compile(rf"welch_{kind}_(\d+)"))
+        if points:
+            found[arm.name] = (points, values)
+    return found
+
+
+def _series(arm: Arm, pattern: re.Pattern) -> tuple[list[int], list[float]]:
+    found = sorted(
+        (int(match[1]), statistics.median(values))
+        for name, values in arm.metrics.items()
+        if (match := pattern.fullmatch(name))
+    )
+    return [point for point, _ in found], [value for _, value in found]
+
+
+def alpha(result: Result) -> float:
+    """The level of the test."""
+    return float(result.config.get("inference", {}).get("alpha", 0.05))
+
+
+def p_text(value: float | None) -> str:
+    """``0.043``, ``1.2e-08``, or a dash."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
+
+
+def sentences(result: Result) -> list[str]:
+    """What was found, arm by arm; nothing for other recipes."""
+    said = []
+    for row in threats(result):
+        arm, p = row.arm, row.p_values
+        if arm.role == "control":
+            rates = {
+                name: statistics.mean(arm.metrics[f"false_positives_{name}"])
+                for name in ("welch", "conformal", "released")
+                if f"false_positives_{name}" in arm.metrics
+            }
+            listed = ", ".join(f"{_RULES[name]} {rate:.1f} %" for name, rate in rates.items())
+            said.append(f"{arm.label} on {result.dataset} at {alpha(result):g}: accused wrongly by {listed}.")
+        elif overlap := _limit_words(arm):
+            said += overlap
+        else:
+            conformal = f", conformal p = {p_text(p['conformal'])}" if "conformal" in p else ""
+            said.append(
+                f"{arm.label}: found stolen on {row.stolen} seeds (effect {row.cells[1]}, Welch p = {p_text(p['welch'])}"
+                f"{conformal}, {row.queries:,} queries)."
+            )
+    return said
+
+
+_RULES = {"welch": "the Welch test", "conformal": "the conformal rule", "released": "the released layout"}
+_WORDS = {"overlap": ("at an overlap of", " %"), "after": ("after", " steps")}
+
+
+def _limit_words(arm: Arm) -> list[str]:
+    said = []
+    for kind, (before, unit) in _WORDS.items():
+        points, values = _series(arm, re.compile(rf"welch_{kind}_(\d+)"))
+        if points:
+            listed = ", ".join(
+                f"{p_text(value)} {before} {point}{unit}" for point, value in zip(points, values, strict=True)
+            )
+            said.append(f"{arm.label}: Welch p = {listed}.")
+    return said
+
+
+def table(rows: Sequence[Threat], title: str) -> "rich.table.Table":
+    """For the terminal."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    view = Table(
+        title=escape(title), caption=ABOUT, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left",
+        title_style="bold", padding=(0, 1, 0, 0), pad_edge=False,
+    )  # fmt: skip
+    view.add_column(_NARROW[0])
+    for name in _NARROW[1:]:
+        view.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        view.add_row(escape(row.arm.label), *row.cells, style="bold" if row.arm.role == "teacher" else "")
+    return view
+
+
+def markdown(rows: Sequence[Threat]) -> str:
+    """A GitHub table, and what its columns are."""
+    lines = [f"| {' | '.join(HEAD)} |", "|---|" + "--:|" * (len(HEAD) - 1)]
+    lines += [f"| {' | '.join((row.arm.label.replace('|', chr(92) + '|'), *row.cells))} |" for row in rows]
+    return "\n".join(lines) + f"\n\n{ABOUT}\n"
+
+
+__all__ = [
+    "ABOUT",
+    "HEAD",
+    "Threat",
+    "alpha",
+    "limits",
+    "markdown",
+    "p_curves",
+    "p_text",
+    "sentences",
+    "table",
+    "threats",
+]
