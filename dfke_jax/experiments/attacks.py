@@ -217,32 +217,11 @@ def closeness(config: EndpointSettings, bench: Workbench, clone: Any, victim: Cl
     return {"total_variation": far} | ({} if moved["rate"] is None else {"transfer": 100 * moved["rate"]})
 
 
-class Committee:
-    """Clones that vote, with the one method that measuring needs."""
-
-    def __init__(self, answer: Any):
-        self.answer = answer
-
-    def __call__(self, images: Any) -> Any:
-        return self.answer(images)
-
-    def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
-        """(N, H, W, C) -> scores (N, K)."""
-        parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-        return np.concatenate([np.asarray(_answers(self.answer, part)) for part in parts])
-
-
-@jax.jit
-def _answers(answer: Callable, images: Any) -> Any:
-    return answer(as_float(images))
-
-
 RERUN = "independent re-run of the attack on MNIST with LeNet (caumin/model-extraction-benchmark)"
 """Where figures of the small setting come from: the papers have none for it."""
 
 __all__ = [
     "RERUN",
-    "Committee",
     "EndpointSettings",
     "ExtractionSettings",
     "Kind",

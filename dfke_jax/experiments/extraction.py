@@ -11,9 +11,10 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array
 from dfke_jax.experiments.anchors import DIGITS
-from dfke_jax.experiments.attacks import RERUN, Committee, ExtractionSettings, Kind, Site, execute
+from dfke_jax.experiments.attacks import RERUN, ExtractionSettings, Kind, Site, execute
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Published
+from dfke_jax.experiments.workbench import Answers
 from dfke_jax.extraction import (
     SMALL_DFME,
     SMALL_DISGUIDE,
@@ -164,8 +165,8 @@ def _directions(settings: DFMESettings) -> dict[str, int]:
     return {"generator_steps": 1, "directions": settings.differences.rows_per_sample - 1}
 
 
-def _voting(clone: Any, state: Any) -> Committee:
-    return Committee(vote(clone, state))
+def _voting(clone: Any, state: Any) -> Answers:
+    return Answers(vote(clone, state))
 
 
 DFME = _kind("dfme", "DFME", _dfme, "dfme", _directions)

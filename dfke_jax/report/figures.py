@@ -511,5 +511,4 @@ def _short(text: str, length: int = 34) -> str:
     return (text if len(text) <= length else f"{text[: length - 1]}…").replace("$", r"\$")
 
 
-__all__ = ["arms", "curves", "defences", "queries", "sample_grid", "similarity_map"]
-__all__ = ["arms", "curves", "p_value_curves", "p_value_limits", "sample_grid", "similarity_map"]
+__all__ = ["arms", "curves", "defences", "p_value_curves", "p_value_limits", "queries", "sample_grid", "similarity_map"]
