@@ -107,11 +107,14 @@ CHANGES = {
     "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
 }
 ELSEWHERE = {"dataset-inference", "dataset-inference-limits"}  # test_dataset_inference.py
-SLOW = (
+SLOW = (  # relatives of recipes that run here, and those that compile longest
     "deep-dream",
+    "deep-inversion",
     "adaptive-deep-inversion",
     "megex",
+    "disguide",
     "dual-students",
+    "dfms",
     "knockoff-bandit",
     "active-thief",
     "copycat",
