@@ -79,6 +79,7 @@ CHANGES = {
         "schemes": ("pretrained",),
         "attacks": ("rtal", "magnitude_pruning", "neural_cleanse_patching", "transfer_learning"),
         "triggers": 5,
+        "companions_per_batch": 2,
         "mark_steps": 6,
         "attack_steps": 6,
         "points": 2,
@@ -162,6 +163,14 @@ def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
         assert found.pairs(), "a method without a matched control"
         assert {method.name for method, _ in found.pairs()} >= {a.name for a in found.arms if a.role == "method"}
     assert Result.read(tmp_path / "run").metrics == found.metrics
+    if name == "watermark-removal":
+        named = {arm.name: arm.metrics for arm in found.arms}
+        assert {f"pretrained.{attack}" for attack in CHANGES[name]["attacks"]} <= set(named)
+        assert {"trigger_accuracy@0", "trigger_accuracy@6", "accuracy@6"} <= set(named["pretrained.rtal"])
+        assert {"trigger_accuracy@0.5", "accuracy@0.5"} <= set(named["pretrained.magnitude_pruning"])
+        assert {"trigger_accuracy@6", "other_accuracy"} <= set(named["pretrained.transfer_learning"])
+        assert {"anomaly", "flagged"} <= set(named["pretrained.neural_cleanse_patching"])
+        assert all("trigger_accuracy" in metrics for arm, metrics in named.items() if arm != "teacher")
     if name == "ewe":
         entangled_watermarks_are_held_against_the_false_rate(found, tmp_path / "run")
     elif name not in ("anchors", "transfer-sets", "defences", "watermark-removal"):
@@ -269,6 +278,22 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path, moment):
 def test_settings_out_of_range(changes, message):
     with pytest.raises((InputError, UnknownNameError), match=message):
         recipe("zskd").settings("digits", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schemes": ("pretraind",)}, "pretrained"),
+        ({"attacks": ("ftla",)}, "ftal"),
+        ({"attacks": ()}, "at least one attack"),
+        ({"companions_per_batch": 31}, "1 to 30"),
+        ({"fractions": (0.5, 1.5)}, "fractions must lie in"),
+        ({"attack_steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_settings_of_removal_out_of_range(changes, message):
+    with pytest.raises((InputError, UnknownNameError), match=message):
+        recipe("watermark-removal").settings("digits", **changes)
 
 
 def test_pool_size_must_fit(tmp_path):
