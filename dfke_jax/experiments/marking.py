@@ -166,7 +166,7 @@ def _dawn(work: Work) -> Marked:
     inner = oracle_for(from_function(victim.predict, victim.input_shape, work.classes, gives="logits"), Reveal("label"))
     secret = np.asarray(jax.random.bits(work.key, (32,), jnp.uint8)).tobytes()  # repeatable; in earnest: dawn_key()
     served = DawnOracle(inner, secret, rate=c.dawn_rate)
-    served(as_pixels(work.images))
+    served(as_pixels(work.images[: c.extraction_rows]))  # the thief's queries
     marks = served.registry.marks()
 
     def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
