@@ -1,6 +1,7 @@
 """One network marked by each scheme, and how to judge a suspect: what the recipe of watermarking schemes compares."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,8 +22,10 @@ from dfke_jax.oracle import Reveal, from_function, oracle_for
 from dfke_jax.watermarking import (
     DawnOracle,
     TriggerSet,
+    aligned_rows,
     content_triggers,
     frontier_keys,
+    leaning,
     margin_mark,
     margin_training,
     measured_rate,
@@ -54,6 +57,8 @@ class Marked:
       served: what answers the thief, where it is not the network itself: images -> labels.
       pool: (images, labels) that the thief asks and fine-tuning uses, where they are not all training data.
       pictures: what the mark looks like.
+      afresh: (draw, which independent network) -> p-value under another secret, of schemes whose secret is drawn before anything is
+        marked: networks of one task stand alike to one secret, so their false alarms are counted over many.
     """
 
     network: Classifier
@@ -61,6 +66,7 @@ class Marked:
     served: Callable[[np.ndarray], np.ndarray] | None = None
     pool: tuple[Array, Array] | None = None
     pictures: TriggerSet | None = None
+    afresh: Callable[[int, int], float] | None = None
 
 
 class Work:
@@ -68,7 +74,7 @@ class Work:
 
     Attributes:
       config: the recipe's settings. name: of the scheme. network: of the teacher, untrained.
-      teachers: unmarked networks by seed.
+      teachers: unmarked networks by seed. independents: those that false alarms are counted on.
     """
 
     def __init__(
@@ -76,6 +82,8 @@ class Work:
     ):
         self.config, self.bench, self.name, self.seed = config, bench, name, seed
         self.network, self.teachers = network, teachers
+        first = config.seed + config.seeds
+        self.independents = [teachers[first + i] for i in range(config.independents)]
         self.key = bench.key(seed, f"{name}/mark")
         self.images, self.labels = bench.train
         self.classes = bench.dataset.num_classes
@@ -145,7 +153,11 @@ def _uchida(work: Work) -> Marked:
         found = verify_uchida(suspect, mark)
         return 100 * found.rate, found.p_value
 
-    return Marked(network, judge)
+    def afresh(draw: int, place: int) -> float:
+        other = uchida_mark(jax.random.fold_in(work.key, 1 + draw), work.network, c.bits)
+        return verify_uchida(work.independents[place], other).p_value
+
+    return Marked(network, judge, afresh=afresh)
 
 
 def _dawn(work: Work) -> Marked:
@@ -154,7 +166,7 @@ def _dawn(work: Work) -> Marked:
     inner = oracle_for(from_function(victim.predict, victim.input_shape, work.classes, gives="logits"), Reveal("label"))
     secret = np.asarray(jax.random.bits(work.key, (32,), jnp.uint8)).tobytes()  # repeatable; in earnest: dawn_key()
     served = DawnOracle(inner, secret, rate=c.dawn_rate)
-    served(as_pixels(work.images))
+    served(as_pixels(work.images[: c.extraction_rows]))  # the thief's queries
     marks = served.registry.marks()
 
     def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
@@ -233,9 +245,15 @@ def _radioactive(work: Work) -> Marked:
         found = verify_radioactive(suspect, mark, test)
         return 100 * float(found.cosines.mean()), found.p_value
 
+    rows = functools.cache(lambda place: aligned_rows(mark.marker, work.independents[place], test))
+
+    def afresh(draw: int, place: int) -> float:
+        other = radioactive_mark(jax.random.fold_in(work.key, 2 + draw), mark.marker)
+        return leaning(rows(place), other.directions).p_value
+
     network = work.marking(work.plain(jnp.asarray(images), work.labels))
     pictures = TriggerSet(jnp.asarray(moved[:500]) / 255, work.labels[chosen[:500]])
-    return Marked(network, judge, pictures=pictures)
+    return Marked(network, judge, pictures=pictures, afresh=afresh)
 
 
 SCHEMES: dict[str, tuple[str, Callable[[Work], Marked]]] = {

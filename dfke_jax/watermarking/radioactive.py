@@ -212,14 +212,24 @@ def verify_radioactive(suspect: Classifier, mark: RadioactiveMark, images: Any) 
     Raises:
       InputError: as `aligned_rows`; or a suspect whose rows vanish.
     """
-    rows = aligned_rows(mark.marker, suspect, images)
-    lengths = np.linalg.norm(rows, axis=1)
+    return leaning(aligned_rows(mark.marker, suspect, images), mark.directions)
+
+
+def leaning(rows: Any, directions: Any) -> RadioactiveVerdict:
+    """Cosines of rows (K, D) with directions (K, D), and how often uniform directions lean as much.
+
+    Exact over the draw of the directions. Networks of one task have similar rows, so with *one* draw they are accused, or
+    not, together: count false alarms over many draws.
+
+    Raises:
+      InputError: shapes that differ, or a row or direction that vanishes.
+    """
+    rows, directions = np.asarray(rows, np.float64), np.asarray(directions, np.float64)
+    if rows.shape != directions.shape or rows.ndim != 2:
+        raise InputError(f"rows and directions must both be (K, D), got {rows.shape} and {directions.shape}")
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(directions, axis=1)
     if not (lengths > 0).all():
-        raise InputError(
-            "a classifier row of the suspect vanishes in the marker's features; its direction is not defined"
-        )
-    directions = np.asarray(mark.directions, np.float64)
-    directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        raise InputError("a classifier row vanishes in the marker's features; its direction is not defined")
     cosines = (rows * directions).sum(1) / lengths
     p_values = cosine_p_value(cosines, directions.shape[1])
     return RadioactiveVerdict(cosines, p_values, fisher(p_values))
@@ -266,6 +276,7 @@ __all__ = [
     "RadioactiveVerdict",
     "aligned_rows",
     "cosine_p_value",
+    "leaning",
     "loss_gain",
     "radioactive_images",
     "radioactive_mark",

@@ -26,6 +26,7 @@ from dfke_jax.watermarking import (
     extract_bits,
     fisher,
     frontier_keys,
+    leaning,
     loss_gain,
     margin_mark,
     margin_training,
@@ -294,10 +295,13 @@ def test_alignment_undoes_a_change_of_features(clean):
 
 def test_radioactive_p_values_of_an_innocent_network_are_uniform(clean, others):
     rows = aligned_rows(clean, others[0], HELD.images)
-    u = np.random.default_rng(0).normal(size=(400, 10, 32))
-    cosines = (u * rows[None]).sum(2) / np.linalg.norm(u, axis=2) / np.linalg.norm(rows, axis=1)[None]
-    p_values = [fisher(cosine_p_value(one, 32)) for one in cosines]
-    assert stats.kstest(p_values, "uniform").pvalue > 1e-3
+    marks = [radioactive_mark(jax.random.key(i), clean) for i in range(150)]
+    found = [leaning(rows, mark.directions) for mark in marks]
+    assert stats.kstest([one.p_value for one in found], "uniform").pvalue > 1e-3
+    u = np.asarray(marks[3].directions, np.float64)
+    cosines = [a @ b / np.sqrt(a @ a) / np.sqrt(b @ b) for a, b in zip(rows, u, strict=True)]
+    np.testing.assert_allclose(found[3].cosines, cosines, rtol=1e-9)
+    np.testing.assert_allclose(found[3].p_values, cosine_p_value(np.array(cosines), 32), rtol=1e-9)
 
 
 # ---- bad input
@@ -324,6 +328,7 @@ def test_radioactive_p_values_of_an_innocent_network_are_uniform(clean, others):
         (lambda: RadioactiveSettings(radius=0.0), InputError, "radius"),
         (lambda: radioactive_images(radioactive_mark(KEY, BLANK), IMAGES[:, :4], LABELS), InputError, "8×8×1"),
         (lambda: aligned_rows(BLANK, BLANK, IMAGES[:31]), InputError, "31 images cannot align 32"),
+        (lambda: leaning(np.zeros((2, 3)), np.ones((2, 3))), InputError, "vanishes"),
         (lambda: loss_gain(BLANK, IMAGES[:3], IMAGES[:2], LABELS[:3]), InputError, "differ"),
     ],
 )  # fmt: skip
