@@ -423,6 +423,8 @@ def p_value_limits(result: Result) -> "Figure":
     figure = _figure((3.9 * len(panels), 3.6), layout="constrained")
     for axes, (found, label) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         _p_lines(axes, result, found)
+        if max(points[-1] for points, _ in found.values()) > 1000:
+            axes.set_xscale("symlog", linthresh=100)
         axes.set_xlabel(label, fontsize=8, color=MUTED)
         axes.legend(frameon=False, fontsize=7, labelcolor=INK)
     return figure
