@@ -11,6 +11,7 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.nn.classifier import Classifier
+from dfke_jax.watermarking.evidence import binomial_evidence, rank_p_value
 from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, rejected_pairs
 from dfke_jax.watermarking.null_models import models_of, stacked_answers
 from dfke_jax.watermarking.triggers import TriggerSet
@@ -25,12 +26,10 @@ def binomial_p_value(matches: int, triggers: int, chance: float) -> float:
     Raises:
       InputError: for matches outside [0, triggers], or a chance outside (0, 1).
     """
-    from scipy.special import bdtrc
-
     _check_chance(chance, "chance")
     if triggers < 1 or not 0 <= matches <= triggers:
         raise InputError(f"{matches} matches of {triggers} triggers")
-    return 1.0 if matches == 0 else float(bdtrc(matches - 1, triggers, chance))
+    return binomial_evidence(matches, triggers, chance).p_value
 
 
 def empirical_p_value(matches: int, null: Any) -> float:
@@ -42,7 +41,7 @@ def empirical_p_value(matches: int, null: Any) -> float:
     null = np.asarray(null)
     if null.ndim != 1 or not len(null):
         raise InputError(f"matches of null models are (M,) with M >= 1, got shape {null.shape}")
-    return float((1 + (null >= matches).sum()) / (len(null) + 1))
+    return rank_p_value(matches, null)
 
 
 def matches_needed(triggers: int, chance: float, alpha: float) -> int:
