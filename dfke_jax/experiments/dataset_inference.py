@@ -1,14 +1,17 @@
 """Dataset inference: which thieves it finds, whom it accuses wrongly, and where it ends."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.mesh import replicate
 from dfke_jax.core.types import Array
 from dfke_jax.dataset_inference import (
     RELEASED,
@@ -166,8 +169,9 @@ def _distances(bench: Workbench, case: Case, seed: int, name: str, model: Any) -
                 )
                 queries, sent, gradients, never = stored["counts"].tolist()
                 return Embedded(distances, correct, int(queries), int(sent), int(gradients), never)
-    with bench.clock("inference"):
-        found = embed(getattr(model, "answer", model), case.samples, case.key, case.settings, case.box)
+    with bench.clock("inference"), _all_devices(bench):
+        model = _everywhere(bench, getattr(model, "answer", model))
+        found = embed(model, case.samples, case.key, case.settings, case.box)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{name}.tmp.npz")
     np.savez_compressed(
@@ -181,6 +185,15 @@ def _distances(bench: Workbench, case: Case, seed: int, name: str, model: Any) -
     )
     temporary.replace(path)
     return found
+
+
+def _all_devices(bench: Workbench) -> contextlib.AbstractContextManager:
+    """Every device walks with a share of the samples."""
+    return jax.set_mesh(bench.mesh) if bench.mesh else contextlib.nullcontext()
+
+
+def _everywhere(bench: Workbench, model: Any) -> Any:
+    return replicate(model, bench.mesh) if bench.mesh else model
 
 
 def _enter(arm: Arm, figures: dict[str, float]) -> None:
@@ -283,13 +296,13 @@ def _innocent(theft: Theft) -> tuple[list[Classifier], bool]:
 
 def _case(theft: Theft, references: Sequence[Classifier] = (), public: tuple | None = None) -> Case:
     config, bench = theft.config, theft.bench
-    with bench.clock("inference"):
+    with bench.clock("inference"), _all_devices(bench):
         return prepare(
             _first(theft.parts.private, config.samples),
             public or theft.parts.public,
-            victim=theft.victim,
+            victim=_everywhere(bench, theft.victim),
             key=bench.key(theft.seed, "walks"),
-            references=references,
+            references=[_everywhere(bench, model) for model in references],
             settings=config.inference,
         )
 

@@ -57,7 +57,7 @@ def made(tmp_path_factory):
 def limits(tmp_path_factory):
     out = tmp_path_factory.mktemp("limits") / "run"
     entry = recipe("dataset-inference-limits")
-    return run_recipe(entry, entry.settings("digits", **LIMITS), out=out, progress=False, devices=1), out
+    return run_recipe(entry, entry.settings("digits", **LIMITS), out=out, progress=False, devices=2), out
 
 
 def test_every_model_is_tested_and_entered(made):
