@@ -125,7 +125,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "knockoff-mnist-clothes": Experiment(
         "knockoff", "mnist", "the same with clothes for a pool", "not measured", {"pool_dataset": "fashion_mnist"}
     ),
-    "active-thief-mnist": Experiment("active-thief", "mnist", "other digits chosen in ten rounds", "23 min, shared cores"),
+    "active-thief-mnist": Experiment(
+        "active-thief", "mnist", "other digits chosen in ten rounds", "23 min, shared cores"
+    ),
     "defences-mnist": Experiment(
         "defences", "mnist", "three attacks behind eight defences, 10,000 queries", "not measured"
     ),
