@@ -106,7 +106,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             **_NO_NOISE,
         },
     ),
-    "dfme-mnist": Experiment("dfme", "mnist", "extraction from answers, with its control", "not measured"),
+    "dfme-mnist": Experiment("dfme", "mnist", "extraction from answers, with its control", "21 min, one shared core"),
     "dfme-mnist-1m": Experiment(
         "dfme",
         "mnist",
@@ -116,7 +116,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "megex-mnist": Experiment("megex", "mnist", "extraction with explanations", "not measured", {"control": False}),
     "disguide-mnist": Experiment(
-        "disguide", "mnist", "extraction by two clones that disagree", "not measured", {"control": False}
+        "disguide", "mnist", "extraction by two clones that disagree", "21 min, one shared core", {"control": False}
     ),
     "dfms-mnist": Experiment("dfms", "mnist", "extraction from labels", "not measured", {"control": False}),
     "knockoff-mnist": Experiment(
