@@ -69,7 +69,7 @@ class WatermarkSchemeSettings(Settings):
     """How margins are widened."""
     radioactive: RadioactiveSettings = RadioactiveSettings(radius=0.15, steps=8, learning_rate=0.04)
     """How images are moved."""
-    radioactive_share: float = 1.0
+    radioactive_share: float = 0.2
     """Share of the training images that are moved."""
     fine_tune_steps: int = 300
     """Steps of plain fine-tuning of all layers on the clean training data."""
