@@ -249,12 +249,12 @@ def torch_suspect(path: str, num_classes: int, shape: tuple[int, int, int], layo
     from dfke_jax.core.errors import InputError
     from dfke_jax.oracle.victims import from_torch
 
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path}")
     try:
         import torch
     except ImportError:
         raise InputError(f"{path} needs `pip install 'dfke-jax[torch]'`") from None
-    if not Path(path).is_file():
-        raise InputError(f"there is no file {path}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
