@@ -114,7 +114,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         "not measured",
         {"budgets": (1_000_000,), "control": False, "attack": {"batch_size": 256, "replay_capacity": 200_000}},
     ),
-    "megex-mnist": Experiment("megex", "mnist", "extraction with explanations", "not measured", {"control": False}),
+    "megex-mnist": Experiment(
+        "megex", "mnist", "extraction with explanations", "19 min, one shared core", {"control": False}
+    ),
     "disguide-mnist": Experiment(
         "disguide", "mnist", "extraction by two clones that disagree", "21 min, one shared core", {"control": False}
     ),
