@@ -31,7 +31,7 @@ def soft_nearest_neighbour_loss(
 
     over the n rows that share their label with another row; of the others the formula is infinite, and they are left
     out. A batch without any pair of equal labels has loss 0. Computed as differences of log-sum-exps, so that distances
-    of any size are sound; memory is that of the (B, B) matrix and the features.
+    of any size are sound; memory is that of the (B, B) matrix and the features. Differentiable in reverse mode only.
 
     Args:
       features: (B, ...), B ≥ 2, flattened.
@@ -94,8 +94,17 @@ def pairwise_distances(features: Array, distance: Distance = "euclidean") -> Arr
     return jnp.maximum(squared[:, None] + squared[None] - 2 * _gram(rows), 0)
 
 
+@jax.custom_vjp
 def _gram(rows: Array) -> Array:
     return jnp.matmul(rows, rows.T, precision="highest")
+
+
+def _gram_backward(rows: Array, cotangent: Array) -> tuple[Array]:
+    # G·X + Gᵀ·X as one product instead of two
+    return (jnp.matmul(cotangent + cotangent.T, rows, precision="highest"),)
+
+
+_gram.defvjp(lambda rows: (_gram(rows), rows), _gram_backward)
 
 
 def _unit(rows: Array) -> Array:
