@@ -19,9 +19,10 @@ def main(arguments: list[str] | None = None) -> int:
     runner = commands.add_parser("run", help="measure rows")
     runner.add_argument("names", nargs="*", default=["*"], help="names or patterns such as 'noise*'; all by default")
     for command in (lister, runner):
-        command.add_argument("--suite", choices=("smoke", "full"), default="full")
+        command.add_argument("--suite", choices=("smoke", "full", "gpu"), default="full")
     runner.add_argument("--out", help="JSON lines are added to this file")
     runner.add_argument("--repeats", type=int, help="blocks per contender instead of the row's own number; at least 7")
+    runner.add_argument("--contenders", nargs="+", metavar="NAME", help="measure only these, and each row's first")
     comparer = commands.add_parser("compare", help="ratios between two files")
     comparer.add_argument("a")
     comparer.add_argument("b")
@@ -76,6 +77,7 @@ def _run(options: argparse.Namespace) -> int:
                 suite=options.suite,
                 blocks=options.repeats,
                 min_seconds=0.02 if options.suite == "smoke" else 0.2,
+                only=options.contenders or (),
                 note=status.update,
             )
         if options.out:

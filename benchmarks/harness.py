@@ -28,6 +28,7 @@ from dfke_jax.core.loop import _chunk, _fold, _init  # what `run` executes
 from dfke_jax.core.mesh import device_mesh, replicate
 from dfke_jax.core.types import Key
 from dfke_jax.nn.conv import Implementation, convolution
+from dfke_jax.nn.precision import Precision, compute_precision
 
 SCHEMA = 1
 Json = dict[str, Any]
@@ -47,6 +48,7 @@ class Program(NamedTuple):
         itself by default. It must not contain a loop, whose body would be counted once.
       repeats: elementary steps in one step of `method`.
       spread: over all devices, as `dfke run` does it: samples are split where the method asks for it.
+      precision: that networks compute in.
     """
 
     method: Method
@@ -58,6 +60,7 @@ class Program(NamedTuple):
     elementary: Method | None = None
     repeats: int = 1
     spread: bool = False
+    precision: Precision = "float32"
 
 
 class Split(NamedTuple):
@@ -95,6 +98,7 @@ class Row(NamedTuple):
       contenders: name -> contender. The first one's elementary step, with plain convolutions, is the model's arithmetic.
       also: other units -> how many of them in one `unit`.
       blocks: how many blocks each contender runs, at least 7.
+      counted: whether the arithmetic is counted; not where there is no elementary step without a loop.
     """
 
     unit: str
@@ -102,6 +106,7 @@ class Row(NamedTuple):
     contenders: Mapping[str, Program | Split | Peer]
     also: Mapping[str, float] = {}
     blocks: int = 11
+    counted: bool = True
 
 
 Rows = dict[str, Callable[[], Row]]
@@ -138,7 +143,7 @@ class Prepared:
         jax.clear_caches()  # so that no contender profits from what another has traced
         jax.block_until_ready(self.state)
         began = time.perf_counter()
-        with convolution(program.convolution), self._devices():
+        with convolution(program.convolution), compute_precision(program.precision), self._devices():
             if program.scanned:
                 lowered = _chunk.lower(*self._fixed, self.state, np.uint32(0), program.length)
             else:
@@ -255,6 +260,7 @@ def measure(
     suite: str = "full",
     blocks: int | None = None,
     min_seconds: float = 0.2,
+    only: Sequence[str] = (),
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Json]:
     """Measures a row.
@@ -265,12 +271,16 @@ def measure(
       suite: recorded as it is.
       blocks: per contender, instead of the row's own number.
       min_seconds: how long a block lasts at least, roughly.
+      only: contenders to measure, beside the first, which always is; all by default.
       note: receives what is worth saying on the way.
 
     Returns:
       One record per contender, in the row's order; those that could not run have ``skipped`` in the place of numbers.
     """
     blocks = blocks or row.blocks
+    if only:
+        first, *others = row.contenders.items()
+        row = row._replace(contenders=dict([first, *(item for item in others if item[0] in only)]))
     environment = describe_environment()
     ready: dict[str, Prepared | PreparedSplit | PreparedPeer] = {}
     skipped: dict[str, str] = {}
@@ -298,7 +308,7 @@ def measure(
             counts[same] = costs(work, implementation)
         return counts[same]
 
-    plain = counted(first, "lax")
+    plain = counted(first, "lax") if row.counted else (math.nan, math.nan)
 
     records = []
     for contender, work in row.contenders.items():
@@ -310,10 +320,15 @@ def measure(
         prepared, own = ready[contender], rates[contender]
         rate = summary(own)
         executed = None
-        if isinstance(work, Program):
-            record |= {"steps_per_call": work.length * work.repeats, "convolution": work.convolution}
-            record |= {"devices": jax.device_count() if work.spread else 1}
+        if isinstance(work, Program) and row.counted:
             executed = plain if work.convolution == "lax" else counted(work, work.convolution)
+        if isinstance(work, Program):
+            record |= {
+                "steps_per_call": work.length * work.repeats,
+                "convolution": work.convolution,
+                "precision": work.precision,
+            }
+            record |= {"devices": jax.device_count() if work.spread else 1}
         records.append(
             record
             | {

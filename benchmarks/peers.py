@@ -313,21 +313,22 @@ class DeepInversion:
 
 
 class DFMEGenerator(nn.Module):
-    """The generator of data-free model extraction for grey images of 28 pixels; returns what goes into the tanh."""
+    """The generator of data-free model extraction, for images of `size` pixels; returns what goes into the tanh."""
 
-    def __init__(self, width: int, latent: int):
+    def __init__(self, width: int, latent: int, size: int = 28, channels: int = 1):
         super().__init__()
-        self.dense = nn.Linear(latent, 2 * width * 49, bias=False)
+        self.base = size // 4
+        self.dense = nn.Linear(latent, 2 * width * self.base**2, bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(maps) for maps in (2 * width, 2 * width, width))
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, 3, padding=1, bias=False)
-            for a, b in ((2 * width, 2 * width), (2 * width, width), (width, 1))
+            for a, b in ((2 * width, 2 * width), (2 * width, width), (width, channels))
         )
-        self.image_norm = nn.BatchNorm2d(1, affine=False)
+        self.image_norm = nn.BatchNorm2d(channels, affine=False)
         self.to(DEVICE)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        x = self.norms[0](self.dense(z).reshape(len(z), -1, 7, 7))
+        x = self.norms[0](self.dense(z).reshape(len(z), -1, self.base, self.base))
         for i in range(2):
             x = self.convs[i](F.interpolate(x, scale_factor=2.0, mode="nearest"))
             x = F.leaky_relu(self.norms[i + 1](x), 0.2)
@@ -365,11 +366,21 @@ class DataFreeExtraction:
         clone_rate: float,
         generator_rate: float,
         steps: int,
+        clone: nn.Module | None = None,
+        size: int = 28,
+        channels: int = 1,
+        momentum: float | None = None,
     ):
-        self.victim, self.clone, self.generator = victim, LeNet5(), DFMEGenerator(width, latent)
+        self.victim, self.clone = victim, clone or LeNet5()
+        self.generator = DFMEGenerator(width, latent, size, channels)
         self.batch, self.latent, self.clone_batches, self.steps = batch, latent, clone_batches, steps
         self.epsilon, self.directions = epsilon, directions
-        self.clone_optimizer = torch.optim.Adam(self.clone.parameters(), lr=clone_rate)
+        parameters = self.clone.parameters()
+        self.clone_optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam(parameters, lr=clone_rate)
+            if momentum is None
+            else torch.optim.SGD(parameters, clone_rate, momentum, weight_decay=5e-4)
+        )
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=generator_rate)
 
     @torch.no_grad()

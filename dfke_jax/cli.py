@@ -131,6 +131,15 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--out", type=Path, default=Path("docs/results"), help="where results go (default: %(default)s)")
     again.add_argument("--list", action="store_true", dest="listing", help="only list them")
     again.add_argument(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="run every seed in a process of its own, N at a time, and put them together",
+    )
+    again.add_argument(
+        "--seed", type=int, metavar="K", help="run this seed of one experiment alone, into runs/reproduce/NAME/seedK"
+    )
+    again.add_argument(
         "--devices",
         type=_positive,
         metavar="N",
@@ -399,10 +408,10 @@ def _refuse_finished(out: Path, resume: bool) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from dfke_jax.core.errors import UnknownNameError
+    from dfke_jax.core.errors import InputError, UnknownNameError
     from dfke_jax.core.mesh import split_cpu
 
-    if not options.listing:
+    if not options.listing and not options.jobs:  # with jobs, devices belong to the processes
         split_cpu(options.devices)
         enable_compilation_cache()
     from dfke_jax import report
@@ -423,7 +432,12 @@ def _reproduce(options: argparse.Namespace) -> int:
             view.add_row(escape(name), escape(entry.description), escape(str(entry.time)))
         _console().print(view)
         return OK
-    reproduce.main(options.names, out=options.out, data_dir=options.data_dir)
+    if options.seed is not None:
+        if len(options.names) != 1 or options.jobs:
+            raise InputError("--seed goes with the name of one experiment, and without --jobs")
+        reproduce.run_experiment(options.names[0], options.out, data_dir=options.data_dir, seed=options.seed)
+        return OK
+    reproduce.main(options.names, out=options.out, data_dir=options.data_dir, jobs=options.jobs)
     page = report.results_page(options.out)
     print(f"\ntable  {page}")
     return OK

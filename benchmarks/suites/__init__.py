@@ -13,7 +13,7 @@ from benchmarks.suites import (
     watermarking,
 )
 
-SUITES = ("smoke", "full")
+SUITES = ("smoke", "full", "gpu")
 
 
 def rows(suite: str) -> Rows:
@@ -21,6 +21,8 @@ def rows(suite: str) -> Rows:
     if suite not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {suite!r}")
     found: Rows = {}
+    if suite == "gpu":  # sizes that fill an accelerator
+        return noise.gpu_rows() | population.gpu_rows() | extraction.gpu_rows()
     modules = (
         noise, training, population, distillation, inversion, extraction, dataset_inference, watermarking, entangled
     )  # fmt: skip

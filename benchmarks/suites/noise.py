@@ -107,6 +107,8 @@ def row(network: str, batch: int, steps: int, *, plain_steps: int = 0, peer_step
         return peers.NoiseOptimisation(model, start, targets, TEMPERATURE, RATE, peer_steps)
 
     contenders: dict[str, Program | Peer] = {"ours": program(steps, spread=True), "ours_one_device": program(steps)}
+    if jax.default_backend() != "cpu":
+        contenders["ours_bfloat16"] = program(steps, precision="bfloat16")
     if plain_steps:
         contenders["lax_scan"] = program(plain_steps, convolution="lax")
     alone = plain_step(teacher, targets)
@@ -129,4 +131,12 @@ def rows(suite: str) -> Rows:
         "noise_optimisation/lenet5/100": functools.partial(row, "lenet5", 100, 100, plain_steps=20),
         "noise_optimisation/lenet5/400": functools.partial(row, "lenet5", 400, 100, plain_steps=10, peer_steps=5),
         "noise_optimisation/resnet18/32": functools.partial(row, "resnet18", 32, 2, peer_steps=1, blocks=7),
+    }
+
+
+def gpu_rows() -> Rows:
+    """The same, in batches for an accelerator."""
+    return {
+        "noise_optimisation/lenet5/8192": functools.partial(row, "lenet5", 8192, 100),
+        "noise_optimisation/resnet18/512": functools.partial(row, "resnet18", 512, 10, peer_steps=5),
     }

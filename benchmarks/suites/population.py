@@ -48,3 +48,8 @@ def rows(suite: str) -> Rows:
         "population/lenet5/8": functools.partial(row, 8, 64, 10_000, 8, 1, 4),
         "population/lenet5/64": functools.partial(row, 64, 64, 10_000, 2, 1, 1, 7),
     }
+
+
+def gpu_rows() -> Rows:
+    """The same, with members for an accelerator."""
+    return {"population/lenet5/256": functools.partial(row, 256, 64, 10_000, 20, 1, 1)}

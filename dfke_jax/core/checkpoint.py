@@ -4,10 +4,12 @@ A checkpoint carries a fingerprint of the configuration that wrote it, and is re
 a process killed at any moment leaves either the whole checkpoint or none.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,24 @@ def writable_directory(path: str | os.PathLike, needed_bytes: int = _FREE_BYTES)
             f"the disk of {path} has {free / 2**20:.0f} MiB left and this needs about {needed_bytes / 2**20:.0f} MiB"
         )
     return path
+
+
+@contextlib.contextmanager
+def alone(path: str | os.PathLike) -> Iterator[None]:
+    """Keeps other processes of this machine out of a directory as long as the block lasts; they wait at theirs.
+
+    The lock is a file beside the directory and ends with the process that holds it, however that ends. Where files cannot be
+    locked (Windows, some network file systems) nobody is kept out.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with Path(f"{Path(path)}.lock").open("w") as lock:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def save(path: str | os.PathLike, tree: PyTree, *, config: str = "", metadata: dict | None = None) -> None:
@@ -236,4 +256,4 @@ class Checkpoints:
             shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
 
-__all__ = ["Checkpoints", "cache_directory", "fingerprint", "restore", "save", "writable_directory"]
+__all__ = ["Checkpoints", "alone", "cache_directory", "fingerprint", "restore", "save", "writable_directory"]

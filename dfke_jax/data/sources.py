@@ -57,7 +57,8 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
         - ``synthetic``: ten Gaussian classes in 8×16 pixels, most of which are noise (`data.synthetic`);
         - the name of a TFDS image classification set, such as ``mnist``, ``cifar10``, ``emnist/letters`` or
           ``mnist:3.0.1``; of several prepared versions the newest is read. Its test split is ``test``, or
-          ``validation`` for sets without one. Images stay uint8;
+          ``validation`` for sets without one. Images stay uint8. Where the set is not prepared, a file ``NAME.npz`` in the
+          same directory (Keras keeps ``mnist.npz``) serves as well;
         - a path that ends in ``.npz``, with the arrays x_train, y_train, x_test and y_test: images
           (N, H, W, C) or (N, H, W), uint8 or floats in [0, 1], labels (N,) or (N, 1). K is one more than the
           largest training label.
@@ -98,6 +99,8 @@ def available(data_dir: str | os.PathLike | None = None) -> list[Availability]:
     for name in sorted({*present, *WELL_KNOWN}):
         if name in present:
             rows.append(Availability(name, True, str(root / name)))
+        elif (root / f"{name}.npz").is_file():
+            rows.append(Availability(name, True, str(root / f"{name}.npz")))
         else:
             rows.append(Availability(name, False, _remedy(name, root)))
     return rows
@@ -182,6 +185,8 @@ def _load_tfds(name: str, data_dir: Any) -> Dataset:
     match = _TFDS_NAME.fullmatch(name)
     root = tfds_directory(data_dir)
     directory = _find(root, match) if match else None
+    if directory is None and (root / f"{name}.npz").is_file():
+        return _load_npz(str(root / f"{name}.npz"))
     if directory is None:
         if not match or (match["base"] not in WELL_KNOWN and match["base"] not in _registered()):
             raise UnknownNameError("data set", name, ("digits", "synthetic", "tones", *WELL_KNOWN))

@@ -1,5 +1,6 @@
 """Published experiments by name. The command line and the reproduction tables read this registry."""
 
+from dfke_jax.experiments.merge import merge
 from dfke_jax.experiments.registry import Recipe, recipe, recipes, register
 from dfke_jax.experiments.result import Arm, Published, Result
 from dfke_jax.experiments.run import run_recipe
@@ -13,6 +14,7 @@ __all__ = [
     "Result",
     "Settings",
     "Workbench",
+    "merge",
     "recipe",
     "recipes",
     "register",

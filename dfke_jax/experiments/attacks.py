@@ -1,6 +1,8 @@
 """What all extraction recipes share: their settings, and an attack with its control at every budget, counted to the row."""
 
 import dataclasses
+import functools
+import json
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +13,7 @@ import numpy as np
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Method, against
 from dfke_jax.core.types import Array
-from dfke_jax.evaluation import fgsm, total_variation, transfer_rate
+from dfke_jax.evaluation import accuracy, fgsm, total_variation, transfer_rate
 from dfke_jax.experiments.result import Arm
 from dfke_jax.experiments.settings import Settings
 from dfke_jax.experiments.workbench import Workbench
@@ -19,6 +21,8 @@ from dfke_jax.extraction import clone_of
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.oracle import ExplanationOracle, HostOracle, Ledger, Oracle, Reveal, check_spent, oracle_for
 from dfke_jax.synthesis.pool import Pool
+
+PROGRESS = "progress.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,8 @@ class ExtractionSettings(EndpointSettings):
     """Rows that may be asked; one attack is run from the beginning for each."""
     control: bool = True
     """Whether the attack's control is run as well."""
+    points: int = 0
+    """Points on the way at which the clone is measured on the test set, for a curve; nothing is chosen by them."""
     attack: Any = None
     """How the attack runs; every recipe has settings of its own."""
 
@@ -59,6 +65,8 @@ class ExtractionSettings(EndpointSettings):
         super().__post_init__()
         if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
             raise InputError(f"budgets must be increasing and at least one, got {self.budgets}")
+        if self.points < 0:
+            raise InputError(f"points must not be negative, got {self.points}")
         for budget in self.budgets:
             self.attack.with_budget(budget)
 
@@ -148,10 +156,11 @@ def _at_budget(kind: Kind, config: ExtractionSettings, bench: Workbench, budget:
                 here, make = kind.without(site), kind.control or kind.attack
             attack = make(here)
             oracle = kind.oracle(victim, config)
-            state, counts = paid(kind, here, attack, oracle, budget, arm.name, f"{name}/attack")
+            state, counts = paid(kind, here, attack, oracle, budget, arm.name, f"{name}/attack", points=config.points)
             arm.budget = {**counts, "steps": kind.steps(settings), "clone_updates": kind.updates(settings)}
             learnt = kind.read(site.clone, state)
-            bench.record(arm, learnt, victim, **closeness(config, bench, learnt, victim))
+            way = {f"accuracy_at_{rows}": value for rows, value in progress(bench, arm.name, seed).items()}
+            bench.record(arm, learnt, victim, **closeness(config, bench, learnt, victim), **way)
             keep_pictures(bench, kind.pictures(here, state, learnt), learnt, arm.name, seed)
     return made
 
@@ -165,11 +174,13 @@ def paid(
     name: str,
     draws_as: str | None = None,
     chunk: int | None = None,
+    points: int = 0,
 ) -> tuple[Any, dict[str, int]]:
     """Runs an attack to its end against an oracle in its own program, and holds its rows against budget and formula.
 
     Args:
       name: of the stage. draws_as, chunk: see `Workbench.stage`.
+      points: how often the clone is measured on the way; see `progress`.
 
     Returns:
       The attack's last state, and ``victim_rows`` (and ``explanation_rows``) as the ledger counts them.
@@ -184,13 +195,39 @@ def paid(
     per_step = rows_asked(attack)
     with Ledger(budget=budget) as ledger:
         ledger.reserve(steps * per_step)
+        watch = None
+        if points:
+            every = max(1, steps // points)
+            chunk = every // -(-every // (chunk or 500))
+            every -= every % chunk
+            watch = functools.partial(_measure, kind, site, name, per_step, every)
         state = site.bench.stage(
-            "extraction", f"{name}/attack", site.seed, fused, steps, rows=per_step, chunk=chunk, draws_as=draws_as
-        )
+            "extraction", f"{name}/attack", site.seed, fused, steps, rows=per_step, chunk=chunk, draws_as=draws_as,
+            callback=watch,
+        )  # fmt: skip
         ledger.charge(steps * per_step, explained=kind.explains)
         check_spent(ledger, kind.rows(site.settings))
         asked = ledger.counts()["rows"] or 0
     return state, {"victim_rows": asked, **({"explanation_rows": asked} if kind.explains else {})}
+
+
+def _measure(kind: Kind, site: Site, name: str, per_step: int, every: int, done: int, state: Any, metrics: Any) -> None:
+    """Writes down what the clone reaches after every so many steps; a point that is measured again replaces the first."""
+    if done % every:
+        return
+    test = site.bench.dataset.test
+    found = accuracy(kind.read(site.clone, state).predict(test.images), test.labels)
+    line = {"stage": name, "seed": site.seed, "rows": done * per_step, "accuracy": round(100 * found, 4)}
+    with (site.bench.out / PROGRESS).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def progress(bench: Workbench, name: str, seed: int) -> dict[int, float]:
+    """Rows -> accuracy in per cent of an attack's clone on the way, as far as `paid` was asked to measure it."""
+    path = bench.out / PROGRESS
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = {line["rows"]: line["accuracy"] for line in lines if (line["stage"], line["seed"]) == (name, seed)}
+    return dict(sorted(found.items()))
 
 
 def rows_asked(attack: Attack) -> int:
@@ -231,6 +268,7 @@ __all__ = [
     "keep_pictures",
     "paid",
     "plain_oracle",
+    "progress",
     "rows_asked",
     "victims",
 ]

@@ -11,7 +11,7 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array
 from dfke_jax.experiments.anchors import DIGITS
-from dfke_jax.experiments.attacks import RERUN, ExtractionSettings, Kind, Site, execute
+from dfke_jax.experiments.attacks import RERUN, ExtractionSettings, Kind, Site, execute, plain_oracle
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Published
 from dfke_jax.experiments.workbench import Answers
@@ -35,6 +35,7 @@ from dfke_jax.extraction.dfme import check_differences
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents
 from dfke_jax.oracle import Explanation, Reveal, explanation_oracle, rows_per_step
 from dfke_jax.oracle import explanation as explanation_named
+from dfke_jax.synthesis import precise
 from dfke_jax.synthesis.shapes import synthetic_shapes
 
 
@@ -169,7 +170,14 @@ def _voting(clone: Any, state: Any) -> Answers:
     return Answers(vote(clone, state))
 
 
-DFME = _kind("dfme", "DFME", _dfme, "dfme", _directions)
+DFME = _kind(
+    "dfme",
+    "DFME",
+    _dfme,
+    "dfme",
+    _directions,
+    oracle=lambda victim, config: precise(plain_oracle(victim, config)),  # differences need full float32
+)
 MEGEX = _kind(
     "megex",
     "MEGEX",
@@ -186,7 +194,33 @@ DFMS = _kind("dfms", "DFMS", _dfms, "dfms", generator=DCGANGenerator)
 _DIGITS = {**DIGITS, "budgets": (2_000, 10_000)}
 
 
-def _register(kind: Kind, name: str, title: str, summary: str, paper: str, config: type, **options: Any) -> None:
+CIFAR10 = {
+    "seeds": 1,
+    "teacher": "resnet34",
+    "student": "resnet18",
+    "teacher_steps": 6000,
+    "teacher_batch": 256,
+    "teacher_learning_rate": 1e-3,
+    "teacher_augmentation": "crop_flip",
+    "precision": "bfloat16",
+    "transfer_epsilon": 8 / 255,
+    "points": 10,
+}
+"""For a GPU: the published networks."""
+
+
+def _register(
+    kind: Kind,
+    name: str,
+    title: str,
+    summary: str,
+    paper: str,
+    config: type,
+    cifar10: dict[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    presets = {"digits": _DIGITS} | ({} if cifar10 is None else {"cifar10": {**CIFAR10, **cifar10}})
+    known = {} if cifar10 is None else {"datasets": ("digits", "mnist", "fashion_mnist", "cifar10")}
     register(
         Recipe(
             name=name,
@@ -195,7 +229,8 @@ def _register(kind: Kind, name: str, title: str, summary: str, paper: str, confi
             paper=paper,
             config=config,
             execute=lambda config, bench: execute(kind, config, bench),
-            presets={"digits": _DIGITS},
+            presets=presets,
+            **known,
             **options,
         )
     )
@@ -209,10 +244,14 @@ _register(
     "the answers, old ones many times. The control's generator never learns.",
     "Truong, Maini, Walls, Papernot: Data-Free Model Extraction, CVPR 2021",
     DFMERecipeSettings,
-    published=tuple(
-        Published(f"dfme_{budget}", "mnist", value, RERUN, "table")
-        for budget, value in ((10_000, 63.4), (20_000, 72.7), (50_000, 83.4), (100_000, 89.3))
+    published=(
+        *(
+            Published(f"dfme_{budget}", "mnist", value, RERUN, "table")
+            for budget, value in ((10_000, 63.4), (20_000, 72.7), (50_000, 83.4), (100_000, 89.3))
+        ),
+        Published("dfme_20000000", "cifar10", 88.1, "Truong et al., CVPR 2021", "table", "victim of 95.5 %"),
     ),
+    cifar10={"attack": DFMESettings(), "budgets": (20_000_000,)},
 )
 _register(
     MEGEX,
@@ -257,9 +296,21 @@ _register(
     "other answers than labels it is DFMS-SL.",
     "Sanyal, Addepalli, Babu: Towards Data-Free Model Stealing in a Hard Label Setting, CVPR 2022",
     DFMSRecipeSettings,
+    published=(
+        Published(
+            "dfms_8000000", "cifar10", 85.92, "Sanyal et al., CVPR 2022", "table", "victim a ResNet-18 of 93.7 %"
+        ),
+    ),
+    cifar10={
+        "attack": DFMSSettings(),
+        "budgets": (8_000_000,),
+        "shapes": 50_000,
+        "pretraining_steps": 20_000,
+    },
 )
 
 __all__ = [
+    "CIFAR10",
     "DFME",
     "DFMS",
     "DISGUIDE",

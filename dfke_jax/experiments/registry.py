@@ -24,6 +24,7 @@ class Recipe:
       time: what it takes, and where, e.g. ``"1 min, 2 CPU cores (digits)"``.
       datasets: the sets it has presets and figures for; others work too.
       presets: data set -> fields whose defaults differ for it.
+      by_seed: whether a seed's figures depend on that seed alone, so that seeds can run in processes of their own.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Recipe:
     time: str = ""
     datasets: tuple[str, ...] = ("digits", "mnist", "fashion_mnist")
     presets: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    by_seed: bool = True
 
     def settings(self, dataset: str | None = None, **changes: Any) -> Any:
         """The configuration for a data set: defaults, then its preset, then `changes`."""

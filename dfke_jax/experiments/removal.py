@@ -351,6 +351,21 @@ _QUICK = {
     "cleanse": CleanseSettings(rounds=60),
 }
 
+_CIFAR10 = {
+    "seeds": 1,
+    "teacher": "resnet18",
+    "teacher_steps": 6000,
+    "teacher_batch": 256,
+    "teacher_learning_rate": 1e-3,
+    "teacher_augmentation": "crop_flip",
+    "companions_per_batch": 5,
+    "precision": "bfloat16",
+    "attacks": ("ftll", "ftal", "rtll", "rtal"),
+    "mark_steps": 2000,
+    "attack_steps": 2000,
+}
+"""For a GPU: the published network and the attacks of its paper; 30 epochs, where the paper trains 60."""
+
 register(
     Recipe(
         name="watermark-removal",
@@ -361,6 +376,7 @@ register(
         "Image Classification Deep Neural Network Watermarking?, IEEE S&P 2022",
         config=RemovalSettings,
         execute=execute,
+        datasets=("digits", "mnist", "fashion_mnist", "cifar10"),
         presets={
             "digits": {
                 **DIGITS,
@@ -373,6 +389,7 @@ register(
             },
             "mnist": {"other": "fashion_mnist", **_QUICK},
             "fashion_mnist": {"other": "mnist", **_QUICK},
+            "cifar10": _CIFAR10,
         },
     )
 )

@@ -3,11 +3,16 @@
 import dataclasses
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dfke_jax.core.errors import UnknownNameError
+from dfke_jax.core.errors import DfkeError, InputError, UnknownNameError
+from dfke_jax.experiments.merge import merge
 from dfke_jax.experiments.registry import recipe
 from dfke_jax.experiments.result import Result
 from dfke_jax.experiments.run import run_recipe
@@ -114,6 +119,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         "not measured",
         {"budgets": (1_000_000,), "control": False, "attack": {"batch_size": 256, "replay_capacity": 200_000}},
     ),
+    "dfme-cifar10": Experiment("dfme", "cifar10", "20 million queries, as published; needs a GPU", "not measured"),
+    "dfme-cifar10-1m": Experiment(
+        "dfme", "cifar10", "the same, a million queries", "not measured", {"budgets": (1_000_000,), "control": False}
+    ),
+    "dfms-cifar10": Experiment("dfms", "cifar10", "8 million labels, as published; needs a GPU", "not measured"),
+    "dfms-cifar10-1m": Experiment(
+        "dfms", "cifar10", "the same, a million labels", "not measured", {"budgets": (1_000_000,), "control": False}
+    ),
     "megex-mnist": Experiment(
         "megex", "mnist", "extraction with explanations", "19 min, one shared core", {"control": False}
     ),
@@ -138,6 +151,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "watermark-removal-fashion_mnist": Experiment(
         "watermark-removal", "fashion_mnist", "every removal attack on a backdoor", "not measured"
+    ),
+    "watermark-removal-cifar10": Experiment(
+        "watermark-removal", "cifar10", "fine-tuning attacks on a backdoor in a ResNet-18; needs a GPU", "not measured"
     ),
     "watermark-schemes-mnist": Experiment(
         "watermark-schemes", "mnist", "eight watermarks: cost, survival, false alarms", "not measured"
@@ -201,30 +217,140 @@ def main(
     out: str | os.PathLike,
     data_dir: str | os.PathLike | None = None,
     progress: bool = True,
+    jobs: int | None = None,
 ) -> list[Result]:
-    """Runs experiments one after another and keeps their results; those that are done are not repeated.
+    """Runs experiments and keeps their results; what is done is not repeated.
 
     Args:
       names: of `EXPERIMENTS`; all by default.
       out: directory that receives ``NAME.json``. Everything else goes to ``runs/reproduce/NAME``.
       data_dir: where data sets are found.
       progress: whether progress bars are shown.
+      jobs: by default one experiment runs after another, in this process. With a number, every seed of every experiment runs
+        in a process of its own, so many at a time and each on one device, and results are put together as seeds come in; the
+        figures are the same. What a process prints goes to ``runs/reproduce/NAME/seedK/log.txt``.
+
+    Raises:
+      InputError: `jobs` below one.
+      ReproductionError: with `jobs`, when processes failed; the others were waited for and their results are there.
     """
     for name in names:
         if name not in EXPERIMENTS:
             raise UnknownNameError("experiment", name, EXPERIMENTS)
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs must be at least 1, got {jobs}")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    results = []
-    for name in names or EXPERIMENTS:
-        experiment = EXPERIMENTS[name]
-        work = Path("runs") / "reproduce" / name
-        result = run_recipe(
-            recipe(experiment.recipe), experiment.config(), out=work, data_dir=data_dir, resume=True, progress=progress
-        )
+    chosen = list(names or EXPERIMENTS)
+    if jobs is not None:
+        return _side_by_side(chosen, out, data_dir, jobs)
+    return [run_experiment(name, out, data_dir=data_dir, progress=progress) for name in chosen]
+
+
+def run_experiment(
+    name: str,
+    out: Path,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+    seed: int | None = None,
+) -> Result:
+    """Runs one experiment, or one seed of it.
+
+    Args:
+      name: of `EXPERIMENTS`. out, data_dir, progress: as for `main`.
+      seed: the only one to run; its result stays in ``runs/reproduce/NAME/seedK``.
+    """
+    experiment = EXPERIMENTS[name]
+    work = _work(name, seed)
+    result = run_recipe(
+        recipe(experiment.recipe),
+        experiment.config(),
+        out=work,
+        data_dir=data_dir,
+        resume=True,
+        progress=progress,
+        seeds=None if seed is None else [seed],
+    )
+    if seed is None:
         shutil.copy(work / "result.json", out / f"{name}.json")
-        results.append(result)
-    return results
+    return result
 
 
-__all__ = ["EXPERIMENTS", "Experiment", "main"]
+def _work(name: str, seed: int | None = None) -> Path:
+    whole = Path("runs") / "reproduce" / name
+    return whole if seed is None else whole / f"seed{seed}"
+
+
+class _Job(NamedTuple):
+    name: str
+    seed: int | None
+    process: subprocess.Popen
+
+
+def _side_by_side(names: list[str], out: Path, data_dir: str | os.PathLike | None, jobs: int) -> list[Result]:
+    """A process for every seed; those of the first experiments begin first."""
+    waiting: list[tuple[str, int | None]] = []
+    for name in names:
+        config = EXPERIMENTS[name].config()
+        alone = recipe(EXPERIMENTS[name].recipe).by_seed
+        seeds = range(config.seed, config.seed + config.seeds)
+        waiting += [(name, seed) for seed in seeds] if alone else [(name, None)]
+    left = {name: sum(other == name for other, _ in waiting) for name in names}
+    running: list[_Job] = []
+    failed: dict[str, list[str]] = {}
+    results: dict[str, Result] = {}
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(*waiting.pop(0), out, data_dir))
+            time.sleep(0.2)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                left[job.name] -= 1
+                title = job.name if job.seed is None else f"{job.name}, seed {job.seed}"
+                if job.process.returncode:
+                    failed.setdefault(job.name, []).append(f"{title} (see {_work(job.name, job.seed) / 'log.txt'})")
+                print(f"{'failed' if job.process.returncode else 'done  '} {title}", flush=True)
+                if not left[job.name] and job.name not in failed:
+                    results[job.name] = _together(job.name, out)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for job in running:  # interrupted: each saves what it has
+            job.process.terminate()
+        for job in running:
+            job.process.wait()
+    if failed:
+        texts = [text for group in failed.values() for text in group]
+        raise ReproductionError(f"{len(texts)} of the processes failed: {'; '.join(texts)}")
+    return [results[name] for name in names]
+
+
+def _start(name: str, seed: int | None, out: Path, data_dir: str | os.PathLike | None) -> _Job:
+    command = [sys.executable, "-m", "dfke_jax.cli", "reproduce", name, "--out", str(out), "--devices", "1"]
+    command += [] if seed is None else ["--seed", str(seed)]
+    command += [] if data_dir is None else ["--data-dir", str(data_dir)]
+    work = _work(name, seed)
+    work.mkdir(parents=True, exist_ok=True)
+    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}  # one GPU has to do for all of them
+    with (work / "log.txt").open("a") as log:
+        return _Job(name, seed, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+
+
+def _together(name: str, out: Path) -> Result:
+    """The result of an experiment whose seeds are all there."""
+    config = EXPERIMENTS[name].config()
+    if not recipe(EXPERIMENTS[name].recipe).by_seed:
+        return Result.read(out / f"{name}.json")
+    parts = [Result.read(_work(name, seed)) for seed in range(config.seed, config.seed + config.seeds)]
+    result = merge(parts)
+    shutil.copy(result.write(_work(name)), out / f"{name}.json")
+    return result
+
+
+class ReproductionError(DfkeError):
+    """Some experiments could not be run."""
+
+
+__all__ = ["EXPERIMENTS", "Experiment", "ReproductionError", "main", "run_experiment"]

@@ -178,6 +178,9 @@ def environment() -> dict[str, Any]:
 
 
 def _revision() -> str | None:
+    """Of the code: DFKE_REVISION where that is set (code without its repository), else what git says."""
+    if os.environ.get("DFKE_REVISION"):
+        return os.environ["DFKE_REVISION"]
     here = Path(__file__).resolve().parent
     try:
         found = subprocess.run(

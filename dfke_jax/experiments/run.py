@@ -4,15 +4,17 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dfke_jax.core.checkpoint import writable_directory
-from dfke_jax.core.errors import CheckpointError
+from dfke_jax.core.errors import CheckpointError, InputError
 from dfke_jax.experiments.registry import Recipe
 from dfke_jax.experiments.result import Result, environment
 from dfke_jax.experiments.settings import Settings
 from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.nn.precision import compute_precision
 
 
 def run_recipe(
@@ -24,6 +26,7 @@ def run_recipe(
     resume: bool = False,
     progress: bool = True,
     devices: int | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Result:
     """Runs a recipe and writes its `result.json`.
 
@@ -35,6 +38,8 @@ def run_recipe(
       resume: go on with what is in `out`; stages that are done are not repeated.
       progress: whether progress bars are shown.
       devices: how many devices samples and batches are split over; all by default.
+      seeds: those of the configuration's that are run here, when several processes share a recipe (see
+        `dfke_jax.experiments.merge`); all by default.
 
     Returns:
       The `Result`.
@@ -44,11 +49,14 @@ def run_recipe(
     """
     config = config or recipe.settings()
     assert config is not None
+    if seeds is not None and not recipe.by_seed:
+        raise InputError(f"the seeds of {recipe.name} are compared with one another and must run together")
     out = writable_directory(out)
     _claim(out, recipe, config, resume)
     began = time.perf_counter()
-    bench = Workbench(config, out, data_dir=data_dir, progress=progress, devices=devices)
-    arms = recipe.execute(config, bench)
+    bench = Workbench(config, out, data_dir=data_dir, progress=progress, devices=devices, only=seeds)
+    with compute_precision(config.precision):
+        arms = recipe.execute(config, bench)
     seconds = {**bench.seconds, "total": time.perf_counter() - began}
     result = Result(
         recipe=recipe.name,

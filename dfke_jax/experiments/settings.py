@@ -11,6 +11,7 @@ from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Augmentation
 from dfke_jax.nn import registry
 from dfke_jax.nn.classifier import Classifier, Preprocessing
+from dfke_jax.nn.precision import Precision, compute_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Settings:
     """Batch size of that training."""
     teacher_learning_rate: float = 2e-3
     """Adam's learning rate at its beginning; it falls to zero along a cosine."""
-    teacher_augmentation: Literal["none", "shift", "affine"] = "none"
+    teacher_augmentation: Literal["none", "shift", "affine", "crop_flip"] = "none"
     """Augmentation of that training."""
     distillation_steps: int = 6000
     """Training steps of every distilled student."""
@@ -49,6 +50,8 @@ class Settings:
     """Augmentation of the real images in the anchor that distils with them."""
     fit: Literal["pad", "bilinear"] = "pad"
     """How images reach the size that the networks take."""
+    precision: Precision = "float32"
+    """What networks compute in; bfloat16 is for GPUs and TPUs. Parameters and losses are float32 either way."""
 
     def __post_init__(self):
         for name in ("seeds", "teacher_steps", "teacher_batch", "distillation_steps", "distillation_batch"):
@@ -58,6 +61,7 @@ class Settings:
             raise InputError(f"temperature must be positive, got {self.temperature}")
         if self.teacher_learning_rate <= 0 or self.distillation_learning_rate <= 0:
             raise InputError("learning rates must be positive")
+        compute_precision(self.precision)
         registry.describe(self.teacher)
         registry.describe(self.student)
         augmentation(self.augmentation)
@@ -86,7 +90,7 @@ class PoolSettings(Settings):
 
 @functools.cache
 def augmentation(name: str) -> Augmentation | None:
-    """Augmentations by name, for images of digits and clothes: none of them mirrors.
+    """Augmentations by name; all but ``crop_flip`` (shifts up to 4 pixels and mirror images, for CIFAR) are for digits and clothes.
 
     ``shift``: up to 2 pixels. ``affine``: rotation up to 0.35 rad, scale 0.7 to 1.15, shift up to 4 pixels.
     ``affine_noise``: the same and Gaussian noise of a deviation up to 0.3. ``published``: the families that the released
@@ -96,6 +100,7 @@ def augmentation(name: str) -> Augmentation | None:
     table = {
         "none": lambda: None,
         "shift": lambda: data.shift(2),
+        "crop_flip": lambda: data.compose(data.shift(4), data.flip()),
         "affine": lambda: data.affine(0.35, (0.7, 1.15), 4.0),
         "affine_noise": lambda: data.compose(data.affine(0.35, (0.7, 1.15), 4.0), data.gaussian_noise(0.3)),
         "published": lambda: data.compose(

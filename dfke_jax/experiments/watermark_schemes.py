@@ -262,6 +262,7 @@ register(
             "mnist": _SMALL,
             "fashion_mnist": {**_SMALL, "source": 8, "target": 0, "unrelated": "mnist", "frontier_epsilon": 0.02},
         },
+        by_seed=False,
     )
 )
 

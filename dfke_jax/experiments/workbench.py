@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from dfke_jax import data
-from dfke_jax.core.checkpoint import Checkpoints, cache_directory, fingerprint, writable_directory
-from dfke_jax.core.errors import CheckpointError
+from dfke_jax.core.checkpoint import Checkpoints, alone, cache_directory, fingerprint, writable_directory
+from dfke_jax.core.errors import CheckpointError, InputError
 from dfke_jax.core.loop import run
 from dfke_jax.core.mesh import device_mesh, replicate
 from dfke_jax.core.method import Method
@@ -61,7 +61,7 @@ class Workbench:
     (teachers and anchors) depend on data and budgets alone and are kept in the user's cache, where other recipes find them.
 
     Attributes:
-      config: the recipe's settings.
+      config: the recipe's settings. seeds: of this run.
       dataset: the data. data_dir: where it, and any other, is looked for.
       out: the run's directory.
       mesh: the devices that samples and batches are split over; None for a single one.
@@ -77,8 +77,13 @@ class Workbench:
         data_dir: str | os.PathLike | None = None,
         progress: bool = True,
         devices: int | None = None,
+        only: Sequence[int] | None = None,
     ):
         self.config = config
+        whole = list(range(config.seed, config.seed + config.seeds))
+        self.seeds = whole if only is None else [seed for seed in whole if seed in only]
+        if not self.seeds or (only is not None and len(self.seeds) != len(set(only))):
+            raise InputError(f"seeds {list(only or ())} are not all among the run's, {whole[0]} to {whole[-1]}")
         self.out = writable_directory(out)
         self.progress = progress
         self.mesh = device_mesh(devices=jax.devices()[:devices]) if len(jax.devices()[:devices]) > 1 else None
@@ -92,11 +97,6 @@ class Workbench:
         self._samples: dict[str, np.ndarray] = {}
 
     # ---- data and networks
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seeds of this run."""
-        return list(range(self.config.seed, self.config.seed + self.config.seeds))
 
     @property
     def train(self) -> tuple[Array, Array]:
@@ -127,6 +127,7 @@ class Workbench:
         chunk: int | None = None,
         draws_as: str | None = None,
         members: int | None = None,
+        callback: Callable[[int, PyTree, Any], None] | None = None,
     ) -> Any:
         """Runs a method to its end, or takes up where it was left; returns its last state.
 
@@ -138,6 +139,7 @@ class Workbench:
           rows: samples per step, for the progress bar.
           draws_as: the stage whose key is used; this one's own by default.
           members: the method is a population of so many; its metrics are not tracked.
+          callback: see `run`.
         """
         checkpoints = Checkpoints(
             self.out / "checkpoints" / f"seed{seed}" / name,
@@ -148,9 +150,11 @@ class Workbench:
         if members is not None:
             key = jax.random.split(key, members)
         track = members is None
-        return self._run(kind, f"seed{seed}/{name}", key, method, steps, checkpoints, rows, chunk, track=track)
+        return self._run(
+            kind, f"seed{seed}/{name}", key, method, steps, checkpoints, rows, chunk, track=track, callback=callback
+        )
 
-    def _run(self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track) -> PyTree:
+    def _run(self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track, callback=None) -> PyTree:
         done = checkpoints.latest == steps
         chunk = min(steps, chunk or max(1, min(500, steps // 10)))
         # On CPU a batch of 64 is not worth splitting: training a classifier is faster on one device with all its threads.
@@ -167,6 +171,7 @@ class Workbench:
                 every=1 if kind == "synthesis" else max(1, -(-steps // chunk) // 5),
                 resume=True,
                 trackers=[JsonLines(self.out / "metrics.jsonl", prefix=f"{title}/")] if track and not done else (),
+                callback=callback,
                 progress=title if self.progress and not done else None,
                 rows_per_step=rows,
                 unit="images" if rows else "steps",
@@ -190,10 +195,11 @@ class Workbench:
         """A network trained on real data: from the user's cache, or trained and put there."""
         mark = fingerprint(
             [what, seed, self.config.dataset.rsplit("/", 1)[-1], self.data_fingerprint, description, jax.__version__]
+            + [c for c in (self.config.precision,) if c != "float32"]
         )
         if (what, mark) not in self._anchors:
             place = writable_directory(cache_directory() / "networks" / f"{what}-{mark}")
-            try:
+            with alone(place), self._blaming(place):
                 checkpoints = Checkpoints(place, config=mark, keep=1)
                 state = self._run(
                     "anchors",
@@ -206,10 +212,15 @@ class Workbench:
                     None,
                     track=False,
                 )
-            except CheckpointError as error:
-                raise CheckpointError(f"{error} (remove {place} to train that network again)") from error
             self._anchors[what, mark] = trained(classifier, state)
         return self._anchors[what, mark]
+
+    @contextlib.contextmanager
+    def _blaming(self, place: os.PathLike) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} (remove {place} to train that network again)") from error
 
     def _supervised(self, what: str, name: str, seed: int) -> Classifier:
         c = self.config
@@ -353,6 +364,8 @@ class Workbench:
 
     def similarity(self) -> None:
         """Keeps the first seed's class-similarity matrix, for the report."""
+        if self.config.seed not in self.seeds:
+            return
         matrix = class_similarity(self.teacher(self.config.seed).head_kernel)
         np.savez(
             self.out / "similarity.npz",

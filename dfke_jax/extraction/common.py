@@ -15,6 +15,7 @@ from dfke_jax.extraction.replay import Replay, empty_replay, recall, remember
 from dfke_jax.nn.classifier import Classifier, Preprocessing
 from dfke_jax.nn.generators import Generator, squash
 from dfke_jax.nn.losses import cross_entropy, logit_l1, soft_cross_entropy
+from dfke_jax.nn.precision import apply
 from dfke_jax.nn.training import Training, trained
 from dfke_jax.oracle.reveal import (
     Reveal,
@@ -299,7 +300,7 @@ class Game:
 
     def pre_activations(self, variables: PyTree, z: Array) -> tuple[Array, PyTree]:
         """(B, Z) -> x̃ (B, H, W, C) and the updated statistics; training mode."""
-        return self.generator.apply(variables, z, train=True, mutable=["batch_stats"], method="pre_activation")  # type: ignore[return-value]
+        return apply(self.generator, variables, z, train=True, mutable=["batch_stats"], method="pre_activation")
 
     def rows(self, pre_activation: Array) -> Array:
         """x̃ -> rows to ask, in pixel space."""
@@ -342,7 +343,8 @@ class Game:
         inputs = self.preprocessing(rows)
 
         def mean_loss(params: PyTree) -> tuple[Array, PyTree]:
-            logits, updated = self.module.apply(
+            logits, updated = apply(
+                self.module,
                 {**clone.variables, "params": params},
                 inputs,
                 train=True,

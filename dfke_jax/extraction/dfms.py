@@ -19,6 +19,7 @@ from dfke_jax.extraction.replay import Replay
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, draw_latents
+from dfke_jax.nn.precision import apply
 from dfke_jax.nn.training import Training
 from dfke_jax.oracle.reveal import Reveal
 
@@ -227,7 +228,7 @@ def _fixed(images: Array, settings: DFMSSettings) -> Static:
 def _samples(generator: Static, variables: PyTree, key: Key, count: int) -> Array:
     size = min(500, max(count, 1))
     keys = jax.random.split(key, -(-count // size))
-    make = lambda key: generator.value.apply(variables, draw_latents(key, (size,), generator.value))
+    make = lambda key: apply(generator.value, variables, draw_latents(key, (size,), generator.value))
     return jax.lax.map(make, keys).reshape(-1, *generator.value.shape)[:count]
 
 
@@ -274,10 +275,10 @@ def _deceive(
     judge = DCGANDiscriminator(settings.width)
 
     def objective(params: PyTree) -> tuple[Array, tuple]:
-        images, statistics = generator.apply(
-            {**before.variables, "params": params}, z, train=True, mutable=["batch_stats"]
+        images, statistics = apply(
+            generator, {**before.variables, "params": params}, z, train=True, mutable=["batch_stats"]
         )
-        judged, _ = judge.apply(state.discriminator.variables, images, train=True, mutable=["batch_stats"])
+        judged, _ = apply(judge, state.discriminator.variables, images, train=True, mutable=["batch_stats"])
         adversarial = jnp.mean(jax.nn.softplus(-judged))
         if clone is None:
             return adversarial, (statistics, images, adversarial, jnp.zeros(()))
@@ -295,8 +296,8 @@ def _judge(settings: DFMSSettings, before: Training, real: Array, fake: Array) -
 
     def objective(params: PyTree) -> tuple[Array, PyTree]:
         variables = {**before.variables, "params": params}
-        on_real, updated = judge.apply(variables, real, train=True, mutable=["batch_stats"])
-        on_fake, updated = judge.apply({**variables, **updated}, fake, train=True, mutable=["batch_stats"])
+        on_real, updated = apply(judge, variables, real, train=True, mutable=["batch_stats"])
+        on_fake, updated = apply(judge, {**variables, **updated}, fake, train=True, mutable=["batch_stats"])
         return jnp.mean(jax.nn.softplus(-on_real)) + jnp.mean(jax.nn.softplus(on_fake)), updated
 
     (loss, statistics), gradient = jax.value_and_grad(objective, has_aux=True)(before.variables["params"])

@@ -13,6 +13,7 @@ from dfke_jax.nn.conv import conv_general_dilated, convolution
 from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents, squash
 from dfke_jax.nn.layers import BatchNorm, Conv, UpsampleConv
+from dfke_jax.nn.precision import compute_precision
 from dfke_jax.nn.registry import NetworkInfo, build, describe, names
 from dfke_jax.nn.soft_nearest import pairwise_distances, soft_nearest_neighbour_loss
 from dfke_jax.nn.training import Training, optimiser, trained, training
@@ -35,6 +36,7 @@ __all__ = [
     "build",
     "check_images",
     "check_labels",
+    "compute_precision",
     "conv_general_dilated",
     "convolution",
     "describe",

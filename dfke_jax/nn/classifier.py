@@ -13,6 +13,7 @@ import numpy as np
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.nn.layers import RECORD_MARK
+from dfke_jax.nn.precision import apply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Classifier:
 
     def logits(self, images: Array) -> Array:
         """(B, H, W, C) -> (B, K), in float32, with running statistics."""
-        return jnp.asarray(self.module.apply(self.variables, self.preprocessing(images), train=False), jnp.float32)
+        return jnp.asarray(apply(self.module, self.variables, self.preprocessing(images), train=False), jnp.float32)
 
     def features(self, images: Array) -> Array:
         """The input of the last layer, (B, D)."""
@@ -172,8 +173,8 @@ class Classifier:
                 f"{type(self.module).__name__} has no batch normalisation, so a statistics prior has nothing to match; "
                 "use a network with it (lenet5_bn, a ResNet, a WRN) or switch the prior off"
             )
-        logits, reported = self.module.apply(
-            self.variables, self.preprocessing(images), train=False, mutable=["normalisation"]
+        logits, reported = apply(
+            self.module, self.variables, self.preprocessing(images), train=False, mutable=["normalisation"]
         )
         return logits.astype(jnp.float32), tuple(_moments(reported["normalisation"], self.variables["batch_stats"]))
 
@@ -226,7 +227,7 @@ def apply_recording(
       Activations by layer (see `dfke_jax.nn.layers.record`) with ``logits`` in float32 among them, and the changed
       collections.
     """
-    logits, changed = module.apply(variables, inputs, train=train, mutable=["activations", *mutable], rngs=rngs)
+    logits, changed = apply(module, variables, inputs, train=train, mutable=["activations", *mutable], rngs=rngs)
     updated = dict(changed)
     recorded = _flat(updated.pop("activations", None) or {})
     return {**recorded, "logits": logits.astype(jnp.float32)}, updated

@@ -15,6 +15,7 @@ from dfke_jax.core.mesh import constrain_samples
 from dfke_jax.core.method import Method, Static, method
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.nn.precision import apply
 
 
 class Training(NamedTuple):
@@ -232,7 +233,8 @@ def _step(
     inputs = preprocessing(batch)
 
     def mean_loss(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
-        logits, updated = module.apply(
+        logits, updated = apply(
+            module,
             {**state.variables, "params": params},
             inputs,
             train=True,
@@ -251,7 +253,7 @@ def _step(
 
 def _logits(static: Static, variables: PyTree, images: Array) -> Array:
     module, preprocessing = static.value
-    return module.apply(variables, preprocessing(images), train=False).astype(jnp.float32)
+    return apply(module, variables, preprocessing(images), train=False)
 
 
 def on_images(method_: Method, images: Array, rows: Array) -> Method:

@@ -8,6 +8,7 @@ from dfke_jax.experiments.result import BEHIND, Arm, Result
 from dfke_jax.report.words import published_here, spread
 
 _AT = re.compile(r"(.+)_(\d+)")
+_ON_THE_WAY = re.compile(r"accuracy_at_(\d+)")
 
 
 class Point(NamedTuple):
@@ -25,12 +26,13 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One attack over its budgets, in increasing order."""
+    """One attack over its budgets, in increasing order; `progress` is what its largest run had on the way."""
 
     label: str
     method: list[Point]
     control: list[Point]
     published: list[Point]
+    progress: list[Point]
 
 
 def query_lines(result: Result) -> list[Line]:
@@ -45,7 +47,7 @@ def query_lines(result: Result) -> list[Line]:
         if match is None or "victim_rows" not in arm.budget or not arm.accuracy:
             continue
         label = arm.label.removesuffix(f", {int(match[2]):,} queries")
-        line = lines.setdefault(match[1], Line(label, [], [], []))
+        line = lines.setdefault(match[1], Line(label, [], [], [], []))
         point = Point(int(match[2]), arm.budget["victim_rows"], arm.accuracy, arm)
         (line.control if arm.role == "control" else line.method).append(point)
     for figure in published_here(result):
@@ -55,7 +57,13 @@ def query_lines(result: Result) -> list[Line]:
     for line in lines.values():
         for points in line[1:]:
             points.sort()
+        line.progress.extend(_progress(line.method[-1].arm) if line.method else ())
     return list(lines.values())
+
+
+def _progress(arm: Arm | None) -> list[Point]:
+    found = {} if arm is None else {_ON_THE_WAY.fullmatch(name): values for name, values in arm.metrics.items()}
+    return sorted(Point(int(match[1]), int(match[1]), values) for match, values in found.items() if match)
 
 
 QUERY_COLUMNS = (

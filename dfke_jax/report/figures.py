@@ -289,7 +289,7 @@ def queries(results: Sequence[Result]) -> "Figure":
     """Accuracy against queries, logarithmic: mean and standard deviation over seeds of every attack.
 
     Solid lines are attacks, dashed ones of the same colour their controls, open diamonds published figures at the budget that
-    they belong to, dotted lines the victims.
+    they belong to, dotted lines the victims; thin lines without marks what the largest run of an attack had on the way.
 
     Args:
       results: of extraction recipes on one data set; arms that asked at a single budget are drawn as points.
@@ -326,6 +326,12 @@ def queries(results: Sequence[Result]) -> "Figure":
                 zorder=4 if label else 3,
             )
             values += [v for point in points for v in point.accuracy]
+        if line.progress:
+            rows = [point.rows for point in line.progress]
+            axes.plot(
+                rows, [mean_sd(point.accuracy)[0] for point in line.progress], color=colour, linewidth=0.9, zorder=2
+            )
+            values += [v for point in line.progress for v in point.accuracy]
         for point in line.published:
             axes.plot(
                 [point.rows], [point.accuracy[0]], "D", markerfacecolor="none", markeredgecolor=colour, markersize=7

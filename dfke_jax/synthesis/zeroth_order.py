@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array, Key
+from dfke_jax.nn.precision import compute_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +226,7 @@ def precise(function: Callable[..., Any]) -> Partial:
 
 
 def _precisely(function: Callable[..., Any], *arguments: Any) -> Any:
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), compute_precision("float32"):
         return function(*arguments)
 
 

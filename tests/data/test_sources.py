@@ -20,6 +20,14 @@ def _no_data_directory(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
 
 
+def test_a_file_by_the_sets_name_serves_where_it_is_not_prepared(tmp_path):
+    arrays = write_npz(tmp_path / "mnist.npz")
+    found = load("mnist", data_dir=tmp_path)
+    np.testing.assert_array_equal(found.train.images[..., 0], arrays["x_train"].reshape(found.train.images.shape[:3]))
+    row = next(row for row in available(tmp_path) if row.name == "mnist")
+    assert (row.found, row.where) == (True, str(tmp_path / "mnist.npz"))
+
+
 def test_digits_are_a_stratified_partition():
     from sklearn.datasets import load_digits
 

@@ -9,8 +9,9 @@ from jax.tree_util import Partial
 
 from dfke_jax import data
 from dfke_jax.core.errors import InputError, LedgerError, UnknownNameError
+from dfke_jax.evaluation import accuracy
 from dfke_jax.experiments import Workbench, recipe
-from dfke_jax.experiments.attacks import Site, paid, rows_asked
+from dfke_jax.experiments.attacks import Site, paid, progress, rows_asked
 from dfke_jax.experiments.defences import DefenceSettings, misinformed, utility
 from dfke_jax.experiments.pool_extraction import KNOCKOFF, PoolExtractionSettings, image_pool
 from dfke_jax.extraction import CloneTraining, DFMESettings, PoolSettings, dfme, knockoff
@@ -54,6 +55,24 @@ def test_the_victims_own_data_as_a_pool_is_noted(bench):
     pool = image_pool(dataclasses.replace(bench.config, pool_dataset="digits"), bench, 40)
     np.testing.assert_array_equal(pool.groups, data.load("digits").train.labels)
     assert any("own training set" in note for note in bench.notes)
+
+
+def test_the_clone_is_measured_on_the_way(bench):
+    """At even distances, the last point being the end; a line that is there twice counts once."""
+    settings = bench.config.attack.with_budget(40)
+    site = Site(bench.config, settings, Reveal(), bench.network("mlp_small"), bench, 0)
+    pool = image_pool(bench.config, bench, 40)
+    attack = knockoff(site.clone, pool.images, Reveal(), settings)
+    victim = bench.network("mlp_small")
+    state, _ = paid(KNOCKOFF, site, attack, oracle_for(victim, Reveal()), 40, "way", points=2)
+    found = progress(bench, "way", 0)
+    assert list(found) == [20, 40]
+    test = bench.dataset.test
+    assert found[40] == round(100 * accuracy(KNOCKOFF.read(site.clone, state).predict(test.images), test.labels), 4)
+    path = bench.out / "progress.jsonl"
+    path.write_text(path.read_text() + path.read_text().splitlines()[0].replace(str(found[20]), "1.5") + "\n")
+    assert progress(bench, "way", 0) == {20: 1.5, 40: found[40]}
+    assert progress(bench, "way", 1) == {}
 
 
 def test_what_an_attack_asks_is_held_against_its_formula(bench):

@@ -1,0 +1,132 @@
+"""Seeds that run apart and are put together."""
+
+import dataclasses
+import multiprocessing
+import time
+
+import pytest
+
+from dfke_jax.core.checkpoint import alone
+from dfke_jax.core.errors import InputError
+from dfke_jax.experiments import Arm, Result, merge, recipe, reproduce, run_recipe
+from dfke_jax.experiments.reproduce import Experiment, ReproductionError
+
+CONFIG = {"seed": 2, "seeds": 3, "steps": 7}
+
+
+def part(*seeds, **changes):
+    arms = [
+        Arm("teacher", "Teacher", "teacher", [90.0 + seed for seed in seeds], budget={"real_samples": 10}),
+        Arm(
+            "student",
+            "Student",
+            "method",
+            [80.0 + s for s in seeds],
+            [70.0 + s for s in seeds],
+            {},
+            {"x": [0.5] * len(seeds)},
+        ),
+    ]
+    made = Result(
+        "r", "R", "digits", CONFIG, list(seeds), arms, [], {"total": 2.0 * len(seeds)}, {"jax": "1"}, [f"n{seeds[0]}"]
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def test_parts_make_the_whole_in_the_order_of_seeds():
+    whole = merge([part(4), part(2, 3)])
+    assert whole.seeds == [2, 3, 4]
+    assert whole.arms[0].accuracy == [92.0, 93.0, 94.0]
+    assert (whole.arms[1].agreement, whole.arms[1].metrics) == ([72.0, 73.0, 74.0], {"x": [0.5] * 3})
+    assert whole.seconds == {"total": 6.0}
+    assert whole.notes == ["n2", "n4"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([], "nothing to merge"),
+        ([part(2), part(4)], r"run has seeds \[2, 3, 4\], and these parts have \[2, 4\]"),
+        ([part(2, 3), part(3, 4)], r"these parts have \[2, 3, 3, 4\]"),
+        ([part(2, 3), part(4, config={**CONFIG, "steps": 8})], "other settings"),
+        ([part(2, 3), part(4, arms=[])], "other arms"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(parts, message):
+    with pytest.raises(InputError, match=message):
+        merge(parts)
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """An experiment of two seeds that takes no time, in an empty directory."""
+    monkeypatch.setenv("DFKE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    changes = {"teacher": "mlp_small", "student": "mlp_small", "teacher_steps": 3, "distillation_steps": 3, "seeds": 2}
+    experiment = Experiment("anchors", "digits", "", "", changes)
+    monkeypatch.setitem(reproduce.EXPERIMENTS, "small", experiment)
+    return experiment.config()
+
+
+def test_seeds_apart_give_the_figures_of_seeds_in_turn(small, tmp_path):
+    anchors = recipe("anchors")
+    whole = run_recipe(anchors, small, out=tmp_path / "whole", progress=False)
+    apart = [run_recipe(anchors, small, out=tmp_path / f"s{s}", progress=False, seeds=[s]) for s in (1, 0)]
+    assert merge(apart).metrics == whole.metrics
+    with pytest.raises(InputError, match="not all among"):
+        run_recipe(anchors, small, out=tmp_path / "other", seeds=[2])
+    with pytest.raises(InputError, match="must run together"):
+        run_recipe(dataclasses.replace(anchors, by_seed=False), small, out=tmp_path / "together", seeds=[0])
+
+
+class Child:
+    """Stands for a process: it is done at once, and wrote a result unless it failed."""
+
+    def __init__(self, command, *, stdout, env, **_):
+        self.returncode, seed = 0, int(command[command.index("--seed") + 1])
+        assert env["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+        assert command[command.index("--devices") + 1] == "1"
+        stdout.write(f"seed {seed}\n")
+        if seed == Child.fails:
+            self.returncode = 1
+            return
+        config = reproduce.EXPERIMENTS["small"].config()
+        result = part(seed, config={**dataclasses.asdict(config)})
+        result.write(reproduce._work("small", seed))
+
+    def poll(self):
+        return self.returncode
+
+
+def test_jobs_run_seeds_in_processes_and_say_which_failed(small, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(reproduce.subprocess, "Popen", Child)
+    Child.fails = 1
+    with pytest.raises(ReproductionError, match=r"1 of the processes failed: small, seed 1 \(see .*log.txt\)"):
+        reproduce.main(["small"], out=tmp_path / "results", jobs=2)
+    assert not (tmp_path / "results" / "small.json").exists()
+    Child.fails = None
+    (result,) = reproduce.main(["small"], out=tmp_path / "results", jobs=1)
+    assert result.seeds == [0, 1]
+    assert Result.read(tmp_path / "results" / "small.json").arms == result.arms
+    assert "done   small, seed 0" in capsys.readouterr().out
+    assert (tmp_path / "runs/reproduce/small/seed1/log.txt").read_text() == "seed 1\nseed 1\n"
+    with pytest.raises(InputError, match="jobs must be at least 1"):
+        reproduce.main(["small"], out=tmp_path, jobs=0)
+
+
+def _hold(path, begun):
+    with alone(path):
+        begun.set()
+        time.sleep(0.5)
+
+
+def test_a_directory_is_held_by_one_process_at_a_time(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "place", begun))
+    other.start()
+    assert begun.wait(60)
+    with alone(tmp_path / "place"):
+        assert not other.is_alive() or other.join(10) is None
+    other.join()
+    assert other.exitcode == 0
