@@ -120,12 +120,20 @@ EXPERIMENTS: dict[str, Experiment] = {
         {"budgets": (1_000_000,), "control": False, "attack": {"batch_size": 256, "replay_capacity": 200_000}},
     ),
     "dfme-cifar10": Experiment("dfme", "cifar10", "20 million queries, as published; needs a GPU", "not measured"),
-    "dfme-cifar10-1m": Experiment(
-        "dfme", "cifar10", "the same, a million queries", "not measured", {"budgets": (1_000_000,), "control": False}
+    "dfme-cifar10-short": Experiment(
+        "dfme",
+        "cifar10",
+        "the same, a million queries",
+        "not measured",
+        {"budgets": (1_000_000,), "control": False, "teacher_steps": 4000},
     ),
     "dfms-cifar10": Experiment("dfms", "cifar10", "8 million labels, as published; needs a GPU", "not measured"),
-    "dfms-cifar10-1m": Experiment(
-        "dfms", "cifar10", "the same, a million labels", "not measured", {"budgets": (1_000_000,), "control": False}
+    "dfms-cifar10-short": Experiment(
+        "dfms",
+        "cifar10",
+        "the same, half a million labels",
+        "not measured",
+        {"budgets": (500_000,), "control": False, "teacher_steps": 4000, "pretraining_steps": 5000},
     ),
     "megex-mnist": Experiment(
         "megex", "mnist", "extraction with explanations", "19 min, one shared core", {"control": False}
@@ -153,7 +161,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         "watermark-removal", "fashion_mnist", "every removal attack on a backdoor", "not measured"
     ),
     "watermark-removal-cifar10": Experiment(
-        "watermark-removal", "cifar10", "fine-tuning attacks on a backdoor in a ResNet-18; needs a GPU", "not measured"
+        "watermark-removal",
+        "cifar10",
+        "fine-tuning attacks on a backdoor in a ResNet-18; needs a GPU",
+        "not measured",
+        {"teacher_steps": 3000, "mark_steps": 1500, "attack_steps": 1500},
     ),
     "watermark-schemes-mnist": Experiment(
         "watermark-schemes", "mnist", "eight watermarks: cost, survival, false alarms", "not measured"
