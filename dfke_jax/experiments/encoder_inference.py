@@ -376,13 +376,10 @@ _SYNTHETIC = {
     "public": 300,
     "others": 2000,
     "views": "noise",
-    "teacher_steps": 1000,
-    "teacher_batch": 128,
-    "distillation_steps": 1000,
     "fine_tuning_steps": 200,
     "inference": DensitySettings(),
 }
-_CLOTHES = {**_SYNTHETIC, "private": 1000, "public": 500, "views": "affine", "seeds": 1}
+_CLOTHES = {**_SYNTHETIC, "private": 1000, "public": 500, "views": "affine", "teacher_steps": 1000}
 
 register(
     Recipe(

@@ -62,7 +62,8 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.Dense(self.outputs)(nn.relu(nn.Dense(x.shape[-1])(x)))
+        hidden = nn.relu(nn.Dense(x.shape[-1], name="hidden")(x))
+        return nn.Dense(self.outputs, name="output")(hidden)
 
 
 class Contrastive(NamedTuple):
