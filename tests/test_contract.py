@@ -198,6 +198,7 @@ def built(name, seed=0):
 
 # Programs that differ from a neighbour in the table by one term of the loss or one option.
 VARIANTS = {
+    "contrastive training",
     "distillation of representations",
     "distillation of a table",
     "distillation with labels",

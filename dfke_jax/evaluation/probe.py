@@ -42,7 +42,8 @@ def linear_probe(representations: Any, labels: Any, tested: Any, tested_labels: 
     wanted = np.eye(classes)[labels]
     share = wanted.mean(0)
     gram = z.T @ z / len(z) + ridge * np.eye(z.shape[1])
-    weights = np.linalg.lstsq(gram, z.T @ (wanted - share) / len(z))[0]
+    moment = z.T @ (wanted - share) / len(z)
+    weights = np.linalg.solve(gram, moment) if ridge else np.linalg.lstsq(gram, moment)[0]
     predicted = (((others - mean) / scale) @ weights + share).argmax(1)
     return float(np.mean(predicted == truth))
 

@@ -18,7 +18,8 @@ from dfke_jax.dataset_inference import DensitySettings, prepare_encoders
 from dfke_jax.dataset_inference.case import compare
 from dfke_jax.dataset_inference.density import representations
 from dfke_jax.dataset_inference.encoders import EncoderCase, EncoderVerdict, Likelihoods, judge_likelihoods, likelihoods
-from dfke_jax.dataset_inference.statistics import MINIMUM_NULL
+from dfke_jax.dataset_inference.statistics import MINIMUM_NULL, two_sided
+from dfke_jax.dataset_inference.verdict import decide
 from dfke_jax.distillation.representations import Match, representation_distillation
 from dfke_jax.evaluation import linear_probe
 from dfke_jax.experiments.registry import Recipe, register
@@ -293,9 +294,11 @@ def _controls(arm: Arm, case: EncoderCase, encoders: list[Classifier], scene: Sc
 
 
 def _figures(case: EncoderCase, found: Likelihoods) -> dict[str, float]:
-    """The verdict in the settings' direction, and in either direction besides."""
-    verdict = judge_likelihoods(case, found)
-    both = judge_likelihoods(case._replace(settings=dataclasses.replace(case.settings, alternative="either")), found)
+    """The verdict in the settings' direction, and what a difference in either direction says."""
+    verdict, settings = judge_likelihoods(case, found), case.settings
+    rules = settings.alpha, settings.permutations, settings.seed
+    both = decide(found.private, found.public, case.null, *rules, either=True)
+    recognised = two_sided(case.control) < settings.alpha
     figures = {
         "effect": verdict.test.effect,
         "effect_low": verdict.test.interval[0],
@@ -305,7 +308,7 @@ def _figures(case: EncoderCase, found: Likelihoods) -> dict[str, float]:
         **verdict.p_values,
         "stolen": 100.0 * verdict.stolen,
         **{f"{name}_either": value for name, value in both.p_values.items()},
-        "stolen_either": 100.0 * both.stolen,
+        "stolen_either": 100.0 * (recognised and both.p_values["conformal"] < settings.alpha),
         "queries": verdict.queries,
         "dimensions": verdict.dimensions,
         "converged": verdict.converged,
