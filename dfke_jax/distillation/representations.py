@@ -13,7 +13,7 @@ from dfke_jax.core.mesh import constrain_samples
 from dfke_jax.core.method import Method, Static, method
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier, apply_recording, as_float
-from dfke_jax.nn.contrastive import nt_xent
+from dfke_jax.nn.contrastive import feature_width, nt_xent
 from dfke_jax.nn.losses import logit_l2
 from dfke_jax.nn.training import Training, optimiser
 
@@ -62,10 +62,10 @@ def representation_distillation(
         raise InputError(f"batch_size must lie in [2, {images.shape[0]}], the number of images, got {batch_size}")
     if temperature <= 0:
         raise InputError(f"temperature must be positive, got {temperature}")
-    shape = jax.eval_shape(student.features, jax.ShapeDtypeStruct((2, *student.input_shape), jnp.float32)).shape
-    if jnp.shape(answers) != (images.shape[0], shape[-1]):
+    width = feature_width(student)
+    if jnp.shape(answers) != (images.shape[0], width):
         raise InputError(
-            f"answers must be ({images.shape[0]}, {shape[-1]}), a row for each image as wide as the student's features, got "
+            f"answers must be ({images.shape[0]}, {width}), a row for each image as wide as the student's features, got "
             f"shape {jnp.shape(answers)}"
         )
     if not np.isfinite(np.asarray(answers)).all():

@@ -28,7 +28,7 @@ from dfke_jax.experiments.settings import Settings
 from dfke_jax.experiments.thieves import Parts, cut, member, shares
 from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.contrastive import contrastive_training
+from dfke_jax.nn.contrastive import contrastive_training, feature_width
 from dfke_jax.nn.training import optimiser, trained
 from dfke_jax.oracle import Ledger
 
@@ -124,17 +124,16 @@ class Scene(NamedTuple):
             return jnp.asarray(found, jnp.float32), ledger.counts()["rows"] or 0
 
 
-def _contrastive(config: EncoderInferenceSettings, network: Classifier, images: Array) -> Method:
-    rule = optimiser("adam", config.teacher_learning_rate, config.teacher_steps)
-    return _views_training(config, network, images, rule)
-
-
-def _views_training(config, network: Classifier, images: Array, rule, fine_tune: bool = False) -> Method:
+def _contrastive(
+    config: EncoderInferenceSettings, network: Classifier, images: Array, fine_tune: bool = False
+) -> Method:
     return contrastive_training(
         network,
         images,
         augment=views(config.views, network.input_shape),
-        optimizer=rule,
+        optimizer=optimiser("adam", config.fine_tuning_rate)
+        if fine_tune
+        else optimiser("adam", config.teacher_learning_rate, config.teacher_steps),
         batch_size=config.teacher_batch,
         temperature=config.contrast,
         projection=config.projection,
@@ -185,8 +184,7 @@ def _retraining(scene: Scene) -> tuple[Classifier, dict[str, int]]:
 
 def _fine_tuning(scene: Scene) -> tuple[Classifier, dict[str, int]]:
     config, images = scene.config, scene.parts.others[0]
-    rule = optimiser("adam", config.fine_tuning_rate)
-    method = _views_training(config, scene.victim, jnp.asarray(images), rule, fine_tune=True)
+    method = _contrastive(config, scene.victim, jnp.asarray(images), fine_tune=True)
     steps = config.fine_tuning_steps
     state = scene.bench.stage("theft", "fine_tuning", scene.seed, method, steps, rows=config.teacher_batch)
     return trained(scene.victim, state), {"other_samples": len(images), "steps": steps}
@@ -232,6 +230,11 @@ THEFTS: dict[str, Theft] = {
 
 def execute(config: EncoderInferenceSettings, bench: Workbench) -> list[Arm]:
     """The victim, independent encoders, an untrained one, and every thief, each put to the test."""
+    widths = {name: feature_width(bench.network(name)) for name in (config.teacher, config.student)}
+    if len(set(widths.values())) > 1:
+        raise InputError(
+            f"a stolen encoder must be as wide as the victim: features of teacher and student are {widths}"
+        )
     source = Arm("source", f"Victim ({config.teacher}, SimCLR)", "teacher")
     control = Arm("control", f"Independent encoders ({config.independents})", "control")
     untrained = Arm("untrained", "Untrained encoder", "baseline", budget={"steps": 0})

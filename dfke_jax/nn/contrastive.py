@@ -130,8 +130,7 @@ def _init(fixed: Static, images: Array, augment: Any, temperature: Any, start: P
         start = Classifier.create(module, network_key, shape, preprocessing).variables
     else:
         start = jax.tree.map(jnp.array, start)
-    encoder = Classifier(module, start, preprocessing, shape)
-    width = jax.eval_shape(encoder.features, jax.ShapeDtypeStruct((2, *shape), jnp.float32)).shape[-1]
+    width = feature_width(Classifier(module, start, preprocessing, shape))
     head = projection.init(projection_key, jnp.zeros((2, width)))["params"]
     return Contrastive(start, head, optimizer.init((start["params"], head)))
 
@@ -170,8 +169,13 @@ def representation(encoder: Classifier) -> Partial:
     return Partial(_representation, encoder)
 
 
+def feature_width(encoder: Classifier) -> int:
+    """D of `Classifier.features`; nothing is computed."""
+    return jax.eval_shape(encoder.features, jax.ShapeDtypeStruct((2, *encoder.input_shape), jnp.float32)).shape[-1]
+
+
 def _representation(encoder: Classifier, images: Array) -> Array:
     return encoder.features(as_float(images)).astype(jnp.float32)
 
 
-__all__ = ["Contrastive", "Projection", "contrastive_training", "nt_xent", "representation"]
+__all__ = ["Contrastive", "Projection", "contrastive_training", "feature_width", "nt_xent", "representation"]

@@ -102,6 +102,13 @@ def test_settings_are_refused_before_any_work(changes, message):
         recipe("encoder-inference").settings("digits", **changes)
 
 
+def test_a_thief_of_another_width_is_refused_before_any_training(tmp_path):
+    entry = recipe("encoder-inference")
+    config = entry.settings("digits", student="hinton_mlp_half")
+    with pytest.raises(InputError, match=r"as wide as the victim: .*'hinton_mlp_half': 800"):
+        run_recipe(entry, config, out=tmp_path / "run", progress=False, devices=1)
+
+
 def test_names_are_refused():
     with pytest.raises(UnknownNameError, match="nearest: stealing_mse"):
         recipe("encoder-inference").settings("digits", thefts=("stealing_mae",))
