@@ -202,7 +202,7 @@ def judge_likelihoods(case: EncoderCase, found: Likelihoods) -> EncoderVerdict:
         dimensions=found.dimensions,
         converged=found.converged,
         assumptions=_assumptions(bool(case.null)),
-        notes=_notes(settings, control, found.converged, decision),
+        notes=_notes(case, control, found.converged, decision),
         **decision._asdict(),
     )
 
@@ -272,11 +272,17 @@ def _assumptions(conformal: bool) -> tuple[str, ...]:
     )
 
 
-def _notes(settings: DensitySettings, control: float, converged: bool, decision: Decision) -> tuple[str, ...]:
+def _notes(case: EncoderCase, control: float, converged: bool, decision: Decision) -> tuple[str, ...]:
+    settings = case.settings
     alpha, accused, notes = settings.alpha, decision.accused_independents, []
     if control >= alpha:
         notes.append(
             f"the victim itself is not recognised (p = {control:.3g}): the test has no power here, so nothing follows"
+        )
+    if case.control.effect < 0 and control >= alpha > two_sided(case.control):
+        notes.append(
+            "to the victim its private images are less likely than public ones: training drove them apart, which only "
+            "alternative='either' counts"
         )
     if not converged:
         notes.append(f"the mixture's fit did not converge in {settings.iterations} iterations: allow it more")

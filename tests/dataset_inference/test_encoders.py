@@ -92,6 +92,8 @@ def test_private_images_that_are_less_likely_are_found_in_either_direction_alone
     assert not published.stolen
     assert published.p_values["conformal"] > 0.9
     assert any("the victim itself is not recognised" in note for note in published.notes)
+    assert any("less likely than public ones" in note for note in published.notes)
+    assert not any("less likely" in note for note in either.notes)
     assert either.stolen
     assert either.p_values["conformal"] == 1 / 21
     assert either.p_values["welch"] == either.control < 1e-3
