@@ -225,9 +225,10 @@ def encoder_inference(
     of each image of *another* part and of each public image is taken under it.
 
     Null hypothesis: under the suspect, the mean log-likelihood of private images that had no part in the fit is not larger
-    than that of public images (with ``alternative="either"``: is the same). Statistic: Welch's t of the two means. The Welch test takes private and public
-    images to be equally likely to an innocent encoder, which two given sets never are exactly; with `independents` the
-    suspect's t is ranked among theirs instead, and the null hypothesis is that it is exchangeable with them.
+    than that of public images (with ``alternative="either"``: is the same). Statistic: Welch's t of the two means. The test
+    takes private and public images to be equally likely to an innocent encoder, which two given sets never are exactly;
+    with `independents` the suspect's t is ranked among theirs instead, and the null hypothesis is that it is exchangeable
+    with them.
 
     Args:
       victim_private: images (N, H, W, C) that the victim was trained on, each once.

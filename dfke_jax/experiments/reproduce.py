@@ -168,7 +168,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "encoder-inference", "digits", "four stolen and 21 independent encoders, 300 private images", "not measured"
     ),
     "encoder-inference-synthetic": Experiment(
-        "encoder-inference", "synthetic", "four stolen and 21 independent encoders, 600 private images", "not measured"
+        "encoder-inference",
+        "synthetic",
+        "four stolen and 21 independent encoders, 600 private images",
+        "22 min, cores shared by many",
     ),
     "encoder-inference-fashion_mnist": Experiment(
         "encoder-inference", "fashion_mnist", "four stolen and 21 independent encoders, 1,000 private", "not measured"
