@@ -165,7 +165,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "not measured",
     ),
     "encoder-inference-digits": Experiment(
-        "encoder-inference", "digits", "four stolen and 21 independent encoders, 300 private images", "not measured"
+        "encoder-inference",
+        "digits",
+        "four stolen and 21 independent encoders, 300 private images",
+        "6 min, cores shared by many",
     ),
     "encoder-inference-synthetic": Experiment(
         "encoder-inference",
