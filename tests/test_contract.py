@@ -28,9 +28,12 @@ from dfke_jax.distillation import (
     from_records,
     knowledge_distillation,
     record_activations,
+    representation_distillation,
 )
 from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.contrastive import contrastive_training
 from dfke_jax.nn.mlp import MLP
+from dfke_jax.nn.training import optimiser
 from dfke_jax.watermarking import (
     EntangledSettings,
     EntangledWatermark,
@@ -144,6 +147,17 @@ METHODS = {
     "distillation with labels": lambda seed: knowledge_distillation(
         network(9, (4,)), network(seed), IMAGES, labels=LABELS, label_weight=0.5, steps=4, batch_size=5
     ),
+    "contrastive training": lambda seed: contrastive_training(
+        network(0),
+        IMAGES * (seed + 1) / 2,
+        augment=augmentation(),
+        optimizer=optimiser("sgd", 0.1),
+        batch_size=5,
+        projection=3,
+    ),
+    "distillation of representations": lambda seed: representation_distillation(
+        network(9), IMAGES, network(seed).features(IMAGES), steps=4, batch_size=5
+    ),
     "data impressions": impressions,
     "data impressions with a prior": lambda seed: impressions(seed, total_variation=(1e-3, 1e-1), l2=1e-3, jitter=1),
     "data impressions as released": lambda seed: impressions(seed, released=True),
@@ -184,6 +198,8 @@ def built(name, seed=0):
 
 # Programs that differ from a neighbour in the table by one term of the loss or one option.
 VARIANTS = {
+    "contrastive training",
+    "distillation of representations",
     "distillation of a table",
     "distillation with labels",
     "data impressions with a prior",

@@ -2,6 +2,14 @@
 
 from dfke_jax.dataset_inference.blind_walk import FAMILIES, BlindWalkSettings, Walks, blind_walk
 from dfke_jax.dataset_inference.case import Case, InferenceSettings, prepare
+from dfke_jax.dataset_inference.density import Density, DensitySettings, fit_density, representations
+from dfke_jax.dataset_inference.encoders import (
+    EncoderCase,
+    EncoderVerdict,
+    encoder_inference,
+    judge_encoder,
+    prepare_encoders,
+)
 from dfke_jax.dataset_inference.mingd import NORMS, Margins, MinGDSettings, gradient_evaluations, mingd
 from dfke_jax.dataset_inference.regressor import (
     RELEASED,
@@ -22,6 +30,7 @@ from dfke_jax.dataset_inference.statistics import (
     permutation_test,
     released_harmonic_mean,
     twice_the_median,
+    two_sided,
     welch_test,
 )
 from dfke_jax.dataset_inference.theory import LinearRates, LinearSetting, approximate_rates, exact_rates, simulate
@@ -34,6 +43,10 @@ __all__ = [
     "BlindWalkSettings",
     "Case",
     "ConfidenceRegressor",
+    "Density",
+    "DensitySettings",
+    "EncoderCase",
+    "EncoderVerdict",
     "InferenceSettings",
     "LinearRates",
     "LinearSetting",
@@ -49,20 +62,26 @@ __all__ = [
     "calibrate",
     "conformal_p_value",
     "dataset_inference",
+    "encoder_inference",
     "exact_rates",
     "features",
+    "fit_density",
     "fit_regressor",
     "gradient_evaluations",
     "held_out_scores",
     "judge",
+    "judge_encoder",
     "mingd",
     "overlap",
     "p_value_curve",
     "permutation_test",
     "prepare",
+    "prepare_encoders",
     "released_harmonic_mean",
+    "representations",
     "saturation",
     "simulate",
     "twice_the_median",
+    "two_sided",
     "welch_test",
 ]

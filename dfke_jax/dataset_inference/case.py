@@ -194,11 +194,15 @@ def _check(
             f"{len(private[0])} samples of each kind leave {train} to train on and {test} to test with; at least "
             f"{settings.minimum} and {needed} are needed"
         )
-    if 0 < len(independents) < MINIMUM_NULL or (independents and 1 / (len(independents) + 1) >= settings.alpha):
-        needed = max(MINIMUM_NULL, int(np.floor(1 / settings.alpha)))
+    check_null(len(independents), settings.alpha)
+
+
+def check_null(count: int, alpha: float) -> None:
+    """Raises `InputError` for independent models too few to give a conformal p-value below alpha; none is fine."""
+    if 0 < count < MINIMUM_NULL or (count and 1 / (count + 1) >= alpha):
+        needed = max(MINIMUM_NULL, int(np.floor(1 / alpha)))
         raise InputError(
-            f"{len(independents)} independent models cannot give a p-value below {settings.alpha}: at least {needed} "
-            "are needed, or none"
+            f"{count} independent models cannot give a p-value below {alpha}: at least {needed} are needed, or none"
         )
 
 
@@ -233,7 +237,7 @@ def embed(
     images = np.concatenate([samples[0][0], samples[1][0]])
     labels = np.concatenate([samples[0][1], samples[1][1]])
     half = len(samples[0][0])
-    answers = _answers(model, images, host)
+    answers = answered(model, images, host)
     if settings.embedding == "mingd":
         margins = mingd(model, images, settings.descent, box=box)
         distances, ended = np.asarray(margins.distances), np.asarray(margins.reached)
@@ -257,7 +261,8 @@ def embed(
     )
 
 
-def _answers(model: Callable, images: np.ndarray, host: bool, batch: int = 500) -> np.ndarray:
+def answered(model: Callable, images: np.ndarray, host: bool, batch: int = 500) -> np.ndarray:
+    """(N, ...) answers of a traceable model, or with `host` of any function of NumPy rows, batch by batch."""
     if not host:
         answer = model if not jax.tree_util.all_leaves([model]) else Partial(model)
         model = lambda rows: _compiled(answer, rows)
@@ -278,4 +283,16 @@ def compare(private: np.ndarray, public: np.ndarray) -> WelchTest:
         return WelchTest(1.0, 0.0, 1.0, effect, (-np.inf, np.inf), 0.0, (len(private), len(public)))
 
 
-__all__ = ["EMBEDDINGS", "Case", "Embedded", "InferenceSettings", "accuracies", "compare", "embed", "prepare", "scores"]
+__all__ = [
+    "EMBEDDINGS",
+    "Case",
+    "Embedded",
+    "InferenceSettings",
+    "accuracies",
+    "answered",
+    "check_null",
+    "compare",
+    "embed",
+    "prepare",
+    "scores",
+]

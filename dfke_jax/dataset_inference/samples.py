@@ -41,7 +41,18 @@ def checked_samples(samples: tuple[Any, Any], what: str, box: tuple[float, float
         images, labels = samples
     except (TypeError, ValueError):
         raise InputError(f"{what} samples must be a pair (images, labels)") from None
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = checked_images(images, what, box), np.asarray(labels)
+    check_labels(labels, len(images), max(int(np.max(labels, initial=0)) + 1, 2), f"{what} labels", every_class=False)
+    return images, labels
+
+
+def checked_images(images: Any, what: str, box: tuple[float, float]) -> np.ndarray:
+    """(N, ...) as float32 in the box.
+
+    Raises:
+      InputError: no samples, NaN, values outside the box.
+    """
+    images = np.asarray(images)
     if images.ndim < 2 or not len(images):
         raise InputError(f"{what} images must be (N, ...) with at least one sample, got shape {images.shape}")
     if images.dtype == np.uint8:
@@ -53,8 +64,7 @@ def checked_samples(samples: tuple[Any, Any], what: str, box: tuple[float, float
         raise InputError(
             f"{what} images must lie in [{box[0]}, {box[1]}], got {images.min():.4g} to {images.max():.4g}"
         )
-    check_labels(labels, len(images), max(int(np.max(labels, initial=0)) + 1, 2), f"{what} labels", every_class=False)
-    return images, labels
+    return images
 
 
-__all__ = ["Pair", "checked_samples", "overlap"]
+__all__ = ["Pair", "checked_images", "checked_samples", "overlap"]

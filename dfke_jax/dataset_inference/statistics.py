@@ -77,6 +77,13 @@ def welch_test(private: Any, public: Any, confidence: float = 0.95) -> WelchTest
     )
 
 
+def two_sided(test: WelchTest) -> float:
+    """P(|T| ≥ |t|): the p-value of the same test where a difference in any direction counts."""
+    from scipy.special import stdtr
+
+    return min(1.0, 2 * float(stdtr(test.freedom, -abs(test.statistic))))
+
+
 def permutation_test(private: Any, public: Any, permutations: int = 9999, seed: int = 0) -> float:
     """p = (1 + #{Δμ of relabelled scores ≥ Δμ}) / (1 + permutations); exact whatever the distribution.
 
@@ -269,5 +276,6 @@ __all__ = [
     "permutation_test",
     "released_harmonic_mean",
     "twice_the_median",
+    "two_sided",
     "welch_test",
 ]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from dfke_jax.dataset_inference.statistics import (
     conformal_p_value,
     p_value_curve,
     permutation_test,
+    two_sided,
 )
 
 
@@ -81,7 +82,7 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON takes them: arrays as lists, an interval without an end as None."""
-        return _plain(self)
+        return plain(self)
 
     def __str__(self) -> str:
         low, high = self.test.interval
@@ -96,15 +97,16 @@ class Verdict:
         return "\n".join(lines)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A verdict, or a part of one, as JSON takes it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: _plain(part) for name, part in value._asdict().items()}  # type: ignore[attr-defined]
+        return {name: plain(part) for name, part in value._asdict().items()}  # type: ignore[attr-defined]
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value
@@ -140,18 +142,9 @@ def judge_embedded(case: Case, found: Embedded) -> Verdict:
             f"only {len(private)} private and {len(public)} public samples are classified correctly by both models; "
             f"the test needs {settings.minimum} of each"
         )
-    test = compare(private, public)
-    p_values = {
-        "welch": test.p_value,
-        "permutation": permutation_test(private, public, settings.permutations, settings.seed),
-    }
-    decided_by, rate, accused = "welch", settings.alpha, None
-    if case.null:
-        decided_by = "conformal"
-        p_values["conformal"] = conformal_p_value(test.statistic, [result.statistic for result in case.null])
-        ranks = len(case.null) + 1
-        rate = int(np.sum(np.arange(1, ranks + 1) / ranks < settings.alpha)) / ranks
-        accused = sum(result.p_value < settings.alpha for result in case.null), len(case.null)
+    test, p_values, decided_by, rate, accused = decide(
+        private, public, case.null, settings.alpha, settings.permutations, settings.seed
+    )
     accuracy = {"victim": case.victim_accuracy, "suspect": accuracies(found)}
     saturated = saturation(np.concatenate([private, public]))
     p_value, calibrated = p_values[decided_by], bool(case.references)
@@ -177,6 +170,49 @@ def judge_embedded(case: Case, found: Embedded) -> Verdict:
         assumptions=_assumptions(bool(case.null), calibrated),
         notes=_notes(settings, accuracy, found.never, saturated, case.control, accused, calibrated),
     )
+
+
+class Decision(NamedTuple):
+    """What the tests say of one suspect's scores; the fields are those of `Verdict`."""
+
+    test: WelchTest
+    p_values: dict[str, float]
+    decided_by: str
+    false_alarm_rate: float
+    accused_independents: tuple[int, int] | None
+
+
+def decide(
+    private: np.ndarray,
+    public: np.ndarray,
+    null: Sequence[WelchTest],
+    alpha: float,
+    permutations: int,
+    seed: int,
+    *,
+    either: bool = False,
+) -> Decision:
+    """Tests the scores of private against public samples; where there are independent models, their ranks decide.
+
+    With `either`, a difference in any direction counts: twice the smaller one-sided p-value, and ranks of |t|.
+    """
+    test = compare(private, public)
+    p_values = {
+        "welch": two_sided(test) if either else test.p_value,
+        "permutation": permutation_test(private, public, permutations, seed),
+    }
+    if either:
+        p_values["permutation"] = min(
+            1.0, 2 * min(p_values["permutation"], permutation_test(public, private, permutations, seed))
+        )
+    if not null:
+        return Decision(test, p_values, "welch", alpha, None)
+    size = abs if either else float
+    p_values["conformal"] = conformal_p_value(size(test.statistic), [size(result.statistic) for result in null])
+    ranks = len(null) + 1
+    rate = int(np.sum(np.arange(1, ranks + 1) / ranks < alpha)) / ranks
+    found = [two_sided(result) if either else result.p_value for result in null]
+    return Decision(test, p_values, "conformal", rate, (sum(p < alpha for p in found), len(null)))
 
 
 def dataset_inference(
@@ -295,4 +331,4 @@ def _notes(
     return tuple(notes)
 
 
-__all__ = ["Verdict", "dataset_inference", "judge", "judge_embedded"]
+__all__ = ["Decision", "Verdict", "dataset_inference", "decide", "judge", "judge_embedded", "plain"]

@@ -4,6 +4,7 @@ from dfke_jax.distillation.activation_records import RecordSettings, from_record
 from dfke_jax.distillation.class_impressions import ClassImpressionSettings, class_impressions
 from dfke_jax.distillation.data_impressions import ImpressionSettings, data_impressions
 from dfke_jax.distillation.deep_inversion import InversionSettings, adaptive_deep_inversion, deep_inversion
+from dfke_jax.distillation.representations import representation_distillation
 from dfke_jax.distillation.response import cross_entropy_training, knowledge_distillation
 from dfke_jax.distillation.transfer_sets import balanced, fitted, unbalanced
 
@@ -22,5 +23,6 @@ __all__ = [
     "from_records",
     "knowledge_distillation",
     "record_activations",
+    "representation_distillation",
     "unbalanced",
 ]

@@ -3,6 +3,7 @@
 from dfke_jax.evaluation.agreement import accuracy, agreement, total_variation
 from dfke_jax.evaluation.diversity import class_histogram, histogram_entropy, mean_pairwise_distance
 from dfke_jax.evaluation.fidelity import bootstrap_interval, class_fidelity, fidelity, self_fidelity
+from dfke_jax.evaluation.probe import linear_probe
 from dfke_jax.evaluation.summary import summarise, wilson_interval
 from dfke_jax.evaluation.transfer import fgsm, pgd, transfer_rate
 
@@ -15,6 +16,7 @@ __all__ = [
     "fgsm",
     "fidelity",
     "histogram_entropy",
+    "linear_probe",
     "mean_pairwise_distance",
     "pgd",
     "self_fidelity",

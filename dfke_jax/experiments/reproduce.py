@@ -192,6 +192,21 @@ EXPERIMENTS: dict[str, Experiment] = {
         "overlapping public samples; a stolen model that forgets",
         "not measured",
     ),
+    "encoder-inference-digits": Experiment(
+        "encoder-inference",
+        "digits",
+        "four stolen and 21 independent encoders, 300 private images",
+        "6 min, cores shared by many",
+    ),
+    "encoder-inference-synthetic": Experiment(
+        "encoder-inference",
+        "synthetic",
+        "four stolen and 21 independent encoders, 600 private images",
+        "22 min, cores shared by many",
+    ),
+    "encoder-inference-fashion_mnist": Experiment(
+        "encoder-inference", "fashion_mnist", "four stolen and 21 independent encoders, 1,000 private", "not measured"
+    ),
     # What lies between 3,000 impressions of 200 steps and the published figure? One change at a time.
     "zskd-mnist-1500-steps": Experiment(
         "zskd", "mnist", "as zskd-mnist, 1,500 steps", "not measured", {"synthesis": {"steps": 1500}, **_NO_NOISE}

@@ -9,6 +9,7 @@ from dfke_jax.nn.classifier import (
     check_images,
     check_labels,
 )
+from dfke_jax.nn.contrastive import Contrastive, contrastive_training, nt_xent, representation
 from dfke_jax.nn.conv import conv_general_dilated, convolution
 from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents, squash
@@ -22,6 +23,7 @@ from dfke_jax.nn.upsample import upsample_convolve
 __all__ = [
     "BatchNorm",
     "Classifier",
+    "Contrastive",
     "Conv",
     "DCGANDiscriminator",
     "DCGANGenerator",
@@ -37,13 +39,16 @@ __all__ = [
     "check_images",
     "check_labels",
     "compute_precision",
+    "contrastive_training",
     "conv_general_dilated",
     "convolution",
     "describe",
     "draw_latents",
     "names",
+    "nt_xent",
     "optimiser",
     "pairwise_distances",
+    "representation",
     "soft_nearest_neighbour_loss",
     "squash",
     "trained",

@@ -84,7 +84,7 @@ def pairwise_distances(features: Array, distance: Distance = "euclidean") -> Arr
     """
     rows = features.reshape(features.shape[0], -1).astype(jnp.float32)
     if distance == "cosine":
-        unit = _unit(rows)
+        unit = unit_rows(rows)
         return jnp.clip(1 - _gram(unit), 0, 2)
     if distance != "euclidean":
         raise UnknownNameError("distance", distance, DISTANCES)
@@ -107,7 +107,8 @@ def _gram_backward(rows: Array, cotangent: Array) -> tuple[Array]:
 _gram.defvjp(lambda rows: (_gram(rows), rows), _gram_backward)
 
 
-def _unit(rows: Array) -> Array:
+def unit_rows(rows: Array) -> Array:
+    """(B, D) -> its rows at length 1; a row of zeros stays one and has no gradient."""
     squared = jnp.sum(jnp.square(rows), 1, keepdims=True)
     present = squared > _TINY
     return jnp.where(present, rows * jax.lax.rsqrt(jnp.where(present, squared, 1.0)), 0.0)
@@ -119,4 +120,4 @@ def _released(distances: Array, same: Array, other: Array, temperature: Any) -> 
     return -jnp.mean(jnp.log(_EPSILON + jnp.sum(shares * same, 1)))
 
 
-__all__ = ["DISTANCES", "FORMS", "Distance", "Form", "pairwise_distances", "soft_nearest_neighbour_loss"]
+__all__ = ["DISTANCES", "FORMS", "Distance", "Form", "pairwise_distances", "soft_nearest_neighbour_loss", "unit_rows"]

@@ -14,9 +14,10 @@ _CURVE = re.compile(r"p_at_(\d+)")
 HEAD = ("model", "accuracy %", "effect", "Welch p", "permutation p", "conformal p", "found stolen", "queries")
 _NARROW = ("model", "acc. %", "effect", "Welch p", "perm. p", "conf. p", "stolen", "queries")
 ABOUT = (
-    "Effect: mean score of public minus private samples, regressor's range −1 to 1. p-values: median over seeds. Found stolen: "
-    "seeds (of independent models: models, each held against the others) on which the rule accused. Queries: labels that "
-    "the test asks of one suspect."
+    "Effect: mean score of public minus private samples, regressor's range −1 to 1; of encoders, log-likelihood of private minus "
+    "public samples in nats a dimension. p-values: median over seeds. Found stolen: seeds (of independent models: models, each "
+    "held against the others) on which the rule accused. Queries: labels, of encoders representations, that the test asks of one "
+    "suspect. Accuracy of an encoder is a linear probe's."
 )
 
 
@@ -113,7 +114,7 @@ def sentences(result: Result) -> list[str]:
         if arm.role == "control":
             rates = {
                 name: statistics.mean(arm.metrics[f"false_positives_{name}"])
-                for name in ("welch", "conformal", "released")
+                for name in _RULES
                 if f"false_positives_{name}" in arm.metrics
             }
             listed = ", ".join(f"{_RULES[name]} {rate:.1f} %" for name, rate in rates.items())
@@ -124,12 +125,29 @@ def sentences(result: Result) -> list[str]:
             conformal = f", conformal p = {p_text(p['conformal'])}" if "conformal" in p else ""
             said.append(
                 f"{arm.label}: found stolen on {row.stolen} seeds (effect {row.cells[1]}, Welch p = {p_text(p['welch'])}"
-                f"{conformal}, {row.queries:,} queries)."
+                f"{conformal}{_either(arm)}, {row.queries:,} queries)."
             )
     return said
 
 
-_RULES = {"welch": "the Welch test", "conformal": "the conformal rule", "released": "the released layout"}
+def _either(arm: Arm) -> str:
+    if "stolen_either" not in arm.metrics:
+        return ""
+    found = arm.metrics["stolen_either"]
+    p = {name: p_text(statistics.median(arm.metrics[f"{name}_either"])) for name in ("welch", "conformal")}
+    return (
+        f"; in either direction Welch p = {p['welch']}, conformal p = {p['conformal']}, found on "
+        f"{sum(v > 0 for v in found)} of {len(found)} seeds"
+    )
+
+
+_RULES = {
+    "welch": "the Welch test",
+    "conformal": "the conformal rule",
+    "released": "the released layout",
+    "welch_either": "the Welch test in either direction",
+    "conformal_either": "the conformal rule in either direction",
+}
 _WORDS = {"overlap": ("at an overlap of", " %"), "after": ("after", " steps")}
 
 

@@ -107,7 +107,8 @@ CHANGES = {
     },
     "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
 }
-ELSEWHERE = {"dataset-inference", "dataset-inference-limits"}  # test_dataset_inference.py
+# test_dataset_inference.py and test_encoder_inference.py
+ELSEWHERE = {"dataset-inference", "dataset-inference-limits", "encoder-inference"}
 SLOW = (  # relatives of recipes that run here, and those that compile longest
     "deep-dream",
     "deep-inversion",

@@ -1,0 +1,118 @@
+"""Distillation of an encoder: a student learns to give the representations that a teacher gave."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+
+from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.mesh import constrain_samples
+from dfke_jax.core.method import Method, Static, method
+from dfke_jax.core.types import Array, Key, Metrics, PyTree
+from dfke_jax.nn.classifier import Classifier, apply_recording, as_float
+from dfke_jax.nn.contrastive import feature_width, nt_xent
+from dfke_jax.nn.losses import logit_l2
+from dfke_jax.nn.training import Training, optimiser
+
+Match = Literal["mse", "nt_xent"]
+MATCHES = ("mse", "nt_xent")
+
+
+def representation_distillation(
+    student: Classifier,
+    images: Array,
+    answers: Array,
+    *,
+    loss: Match = "mse",
+    temperature: float = 0.5,
+    steps: int = 2000,
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+    optimizer: str = "adam",
+) -> Method:
+    """Trains a student's `features` on a table of representations: how an encoder is stolen from its answers.
+
+    ``mse``: (1/D) Σ_d (s_d − t_d)². ``nt_xent``: the student's and the teacher's representation of an image are a positive
+    pair among those of the batch's other images, see `nn.nt_xent`; it fixes directions and leaves lengths free.
+
+    Args:
+      student: the network to train, its `features` as wide as the answers; fresh parameters are drawn. Its own last layer
+        takes no part.
+      images: (N, H, W, C) on the device, uint8 or float in [0, 1]: what was asked.
+      answers: (N, D), what was answered: each row asked once.
+      loss, temperature: of the match.
+      steps: length of the cosine schedule; run the method for that many.
+      batch_size, learning_rate, optimizer: of the training.
+
+    Returns:
+      A `Method` over `nn.Training` with metric ``loss``.
+
+    Raises:
+      InputError: answers of another number or width, NaN among them, or a batch size that the loss cannot take.
+
+    Source: Dziedzic, Dhawan, Kaleem, Guan, Papernot, On the Difficulty of Defending Self-Supervised Learning against Model
+    Extraction, ICML 2022. Deviation: images are not augmented; batches are drawn without replacement.
+    """
+    if loss not in MATCHES:
+        raise UnknownNameError("loss between representations", loss, MATCHES)
+    if not 2 <= batch_size <= images.shape[0]:
+        raise InputError(f"batch_size must lie in [2, {images.shape[0]}], the number of images, got {batch_size}")
+    if temperature <= 0:
+        raise InputError(f"temperature must be positive, got {temperature}")
+    width = feature_width(student)
+    if jnp.shape(answers) != (images.shape[0], width):
+        raise InputError(
+            f"answers must be ({images.shape[0]}, {width}), a row for each image as wide as the student's features, got "
+            f"shape {jnp.shape(answers)}"
+        )
+    if not np.isfinite(np.asarray(answers)).all():
+        raise InputError("answers contain NaN or infinity")
+    rule = optimiser(optimizer, learning_rate, steps)
+    match = Partial(_squared) if loss == "mse" else Partial(_contrast, float(temperature))
+    fixed = (student.module, student.preprocessing, student.input_shape, rule, batch_size)
+    return method(_init, _step, Static(fixed), images, answers, match)
+
+
+def _squared(rows: Array, answers: Array) -> Array:
+    return logit_l2(rows, answers)
+
+
+def _contrast(temperature: Array, rows: Array, answers: Array) -> Array:
+    return nt_xent(rows, answers, temperature)
+
+
+def _init(fixed: Static, images: Array, answers: Array, match: Any, key: Key) -> Training:
+    module, preprocessing, shape, rule, _ = fixed.value
+    start: PyTree = Classifier.create(module, key, shape, preprocessing).variables
+    return Training(start, rule.init(start["params"]))
+
+
+def _step(
+    fixed: Static, images: Array, answers: Array, match: Any, key: Key, state: Training
+) -> tuple[Training, Metrics]:
+    module, preprocessing, _, rule, batch_size = fixed.value
+    row_key, dropout_key = jax.random.split(key)
+    chosen = jax.random.choice(row_key, images.shape[0], (batch_size,), replace=False)
+    inputs = preprocessing(constrain_samples(as_float(images[chosen])))
+
+    def mean_loss(params: PyTree) -> tuple[Array, PyTree]:
+        recorded, updated = apply_recording(
+            module,
+            {**state.variables, "params": params},
+            inputs,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        return jnp.mean(match(recorded["features"].astype(jnp.float32), answers[chosen])), updated
+
+    (loss, updated), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.variables["params"])
+    updates, optimizer_state = rule.update(gradient, state.optimizer_state, state.variables["params"])
+    params = optax.apply_updates(state.variables["params"], updates)
+    return Training({**state.variables, **updated, "params": params}, optimizer_state), {"loss": loss}
+
+
+__all__ = ["MATCHES", "Match", "representation_distillation"]
