@@ -112,10 +112,11 @@ def augmentation(name: str) -> Augmentation | None:
     return table[name]()
 
 
+@functools.lru_cache(maxsize=64)
 def network(name: str, num_classes: int, shape: tuple[int, int, int], fit: str = "pad") -> Classifier:
     """A network by name for images of a shape, with the preprocessing that brings them to its size.
 
-    The variables are placeholders; training draws its own.
+    The variables are placeholders; training draws its own. The same arguments give the same value, made once.
 
     Raises:
       UnknownNameError: for a name that is not registered.

@@ -1,8 +1,8 @@
 """Seeds that run apart and are put together."""
 
 import dataclasses
-import multiprocessing
-import time
+import subprocess
+import sys
 
 import pytest
 
@@ -114,19 +114,20 @@ def test_jobs_run_seeds_in_processes_and_say_which_failed(small, monkeypatch, tm
         reproduce.main(["small"], out=tmp_path, jobs=0)
 
 
-def _hold(path, begun):
-    with alone(path):
-        begun.set()
-        time.sleep(0.5)
+HOLDER = """
+import sys, time
+from dfke_jax.core.checkpoint import alone
+with alone(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(0.5)
+    print("free", flush=True)
+"""
 
 
 def test_a_directory_is_held_by_one_process_at_a_time(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    begun = context.Event()
-    other = context.Process(target=_hold, args=(tmp_path / "place", begun))
-    other.start()
-    assert begun.wait(60)
-    with alone(tmp_path / "place"):
-        assert not other.is_alive() or other.join(10) is None
-    other.join()
-    assert other.exitcode == 0
+    place = tmp_path / "place"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(place)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with alone(place):
+            assert other.stdout.readline() == "free\n"
+        assert other.wait(60) == 0
