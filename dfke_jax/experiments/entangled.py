@@ -247,7 +247,7 @@ register(
             *_published("mnist", 98.9, "65.7 ± 10.9 % (plain triggers: 0.3 %)"),
             *_published("fashion_mnist", 90.3, "58.1 ± 13 % (plain triggers: 8.8 %)"),
         ),
-        datasets=("digits", "mnist", "fashion_mnist", "tones"),
+        datasets=("digits", "mnist", "fashion_mnist", "tones", "speech_commands"),
         presets={
             "digits": {
                 **DIGITS,
@@ -262,6 +262,15 @@ register(
                 **_MNIST,
                 "unrelated": "mnist",
                 "watermark": dataclasses.replace(ENTANGLED_PRESETS["fashion_mnist"], **_STRONG),
+            },
+            # 30 epochs and one of marking, as published.
+            "speech_commands": {
+                "teacher": "lstm",
+                "student": "lstm",
+                "teacher_steps": 20_000,
+                "extraction_steps": 20_000,
+                "marked_steps": 668,
+                "watermark": ENTANGLED_PRESETS["speech_commands"],
             },
             "tones": {
                 "teacher": "lstm",
