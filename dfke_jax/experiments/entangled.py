@@ -36,7 +36,7 @@ MOST_QUERIES = 10_000
 ROTATED = "rotated"
 # 16 times the published weight per row on MNIST, for shorter training: see docs/entangled.md.
 _STRONG = {"batch_size": 64, "entanglement": (64.0,) * 3}
-_MNIST = {"teacher_steps": 400, "extraction_steps": 500, "marked_steps": 200, "triggers": 512}
+_MNIST = {"teacher_steps": 400, "extraction_steps": 500, "marked_steps": 300, "triggers": 512}
 
 
 @dataclasses.dataclass(frozen=True)
