@@ -15,6 +15,7 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError, MissingDataError, UnknownNameError
 from dfke_jax.data.dataset import Dataset, Split
+from dfke_jax.data.speech import AudioFeatures, audio_features, read_audio, splits
 from dfke_jax.data.synthetic import gaussian_classes
 from dfke_jax.data.tones import tones
 
@@ -26,6 +27,7 @@ WELL_KNOWN = (
     "fashion_mnist",
     "kmnist",
     "mnist",
+    "speech_commands",
     "svhn_cropped",
 )
 """TFDS image classification sets that messages suggest and `available` looks for."""
@@ -57,8 +59,9 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
         - ``synthetic``: ten Gaussian classes in 8×16 pixels, most of which are noise (`data.synthetic`);
         - the name of a TFDS image classification set, such as ``mnist``, ``cifar10``, ``emnist/letters`` or
           ``mnist:3.0.1``; of several prepared versions the newest is read. Its test split is ``test``, or
-          ``validation`` for sets without one. Images stay uint8. Where the set is not prepared, a file ``NAME.npz`` in the
-          same directory (Keras keeps ``mnist.npz``) serves as well;
+          ``validation`` for sets without one. Images stay uint8. Sets of clips of up to a second of audio with a label, such
+          as ``speech_commands``, become spectrograms (125, 80, 1): see `dfke_jax.data.speech`. Where a set is not prepared, a
+          file ``NAME.npz`` in the same directory (Keras keeps ``mnist.npz``) serves as well;
         - a path that ends in ``.npz``, with the arrays x_train, y_train, x_test and y_test: images
           (N, H, W, C) or (N, H, W), uint8 or floats in [0, 1], labels (N,) or (N, 1). K is one more than the
           largest training label.
@@ -193,6 +196,9 @@ def _load_tfds(name: str, data_dir: Any) -> Dataset:
         raise MissingDataError(
             f"data set {name!r} is not prepared: looked for {root / match['base']}. {_remedy(name, root)}"
         )
+    sound = audio_features(directory)
+    if sound is not None:
+        return _load_audio(name, directory, sound, root)
     with _quiet():
         import tensorflow_datasets as tfds
 
@@ -204,11 +210,7 @@ def _load_tfds(name: str, data_dir: Any) -> Dataset:
                 f"{directory} is stored as {getattr(info.file_format, 'value', 'an unknown format')}, "
                 f"which only TensorFlow reads. {_remedy(name, root)}"
             )
-        test_split = next((part for part in ("test", "validation") if part in info.splits), None)
-        if "train" not in info.splits or test_split is None:
-            raise InputError(
-                f"data set {name!r} needs the splits train and test (or validation); it has {', '.join(info.splits)}"
-            )
+        test_split = _test_split(name, info.splits)
         shape, feature = info.features[image_key].shape, info.features[label_key]
         train, test = (
             _read(builder.as_data_source(split=part), image_key, label_key, shape) for part in ("train", test_split)
@@ -216,6 +218,28 @@ def _load_tfds(name: str, data_dir: Any) -> Dataset:
         names = tuple(map(str, feature.names or range(feature.num_classes)))
     source = f"tfds:{info.full_name}" + ("" if test_split == "test" else f", {test_split} as test")
     return Dataset(name, train, test, feature.num_classes, names, source)
+
+
+def _load_audio(name: str, directory: Path, sound: AudioFeatures, root: Path) -> Dataset:
+    """A set of clips; TFDS itself needs TensorFlow to know what audio is."""
+    test_split = _test_split(name, splits(directory))
+    try:
+        with _quiet():
+            train, test = (Split(*read_audio(directory, part, sound)) for part in ("train", test_split))
+    except MissingDataError as error:
+        raise MissingDataError(f"{error}. {_remedy(name, root)}") from error
+    source = f"tfds:{'/'.join(directory.parts[len(root.parts) :])}, log-mel spectrograms"
+    source += "" if test_split == "test" else f", {test_split} as test"
+    return Dataset(name, train, test, len(sound.names), sound.names, source)
+
+
+def _test_split(name: str, found: Any) -> str:
+    test_split = next((part for part in ("test", "validation") if part in found), None)
+    if "train" not in found or test_split is None:
+        raise InputError(
+            f"data set {name!r} needs the splits train and test (or validation); it has {', '.join(found)}"
+        )
+    return test_split
 
 
 def _read(source: Any, image_key: str, label_key: str, shape: tuple[int, int, int]) -> Split:

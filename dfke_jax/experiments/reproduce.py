@@ -49,6 +49,8 @@ _LARGE = {"samples": 24000, "distillation_steps": 20000, "baselines": False}
 # The noise baseline depends on teacher, data and distillation budget alone; the data-impressions rows carry it.
 _NO_NOISE = {"baselines": False}
 
+_EWE = {"seeds": 5, "teacher_steps": 4690, "extraction_steps": 4690, "triggers": 0}
+
 EXPERIMENTS: dict[str, Experiment] = {
     "anchors-mnist": Experiment("anchors", "mnist", "what real data gives", "5 min"),
     "anchors-fashion_mnist": Experiment("anchors", "fashion_mnist", "what real data gives", "not measured"),
@@ -170,9 +172,23 @@ EXPERIMENTS: dict[str, Experiment] = {
     "watermark-schemes-mnist": Experiment(
         "watermark-schemes", "mnist", "eight watermarks: cost, survival, false alarms", "not measured"
     ),
-    "ewe-mnist": Experiment("ewe", "mnist", "an entangled watermark, copied by labels", "not measured", {"seeds": 5}),
+    "ewe-mnist": Experiment(
+        "ewe",
+        "mnist",
+        "an entangled watermark, copied by labels, at the published length",
+        "not measured",
+        # 10 epochs, 10 of marking (1,176 batches of each kind) and 10 for every copy, with the published triggers
+        {**_EWE, "marked_steps": 1176, "watermark": {"batch_size": 512, "entanglement": (512.0,) * 3}},
+    ),
     "ewe-fashion_mnist": Experiment(
-        "ewe", "fashion_mnist", "an entangled watermark, copied by labels", "not measured", {"seeds": 5}
+        "ewe",
+        "fashion_mnist",
+        "an entangled watermark, copied by labels, at the published length",
+        "not measured",
+        {**_EWE, "marked_steps": 4650, "watermark": {"batch_size": 128, "entanglement": (128.0,) * 3}},
+    ),
+    "ewe-mnist-short": Experiment(
+        "ewe", "mnist", "the same with a tenth of the training, 512 triggers", "not measured", {"seeds": 5}
     ),
     "dataset-inference-synthetic": Experiment(
         "dataset-inference",

@@ -16,7 +16,7 @@ from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents, 
 from dfke_jax.nn.layers import BatchNorm, Conv, UpsampleConv
 from dfke_jax.nn.precision import compute_precision
 from dfke_jax.nn.registry import NetworkInfo, build, describe, names
-from dfke_jax.nn.soft_nearest import pairwise_distances, soft_nearest_neighbour_loss
+from dfke_jax.nn.soft_nearest import neighbour_mixing, pairwise_distances, soft_nearest_neighbour_loss
 from dfke_jax.nn.training import Training, optimiser, trained, training
 from dfke_jax.nn.upsample import upsample_convolve
 
@@ -45,6 +45,7 @@ __all__ = [
     "describe",
     "draw_latents",
     "names",
+    "neighbour_mixing",
     "nt_xent",
     "optimiser",
     "pairwise_distances",

@@ -76,6 +76,26 @@ def soft_nearest_neighbour_loss(
     return jnp.sum(jnp.where(paired, rows, 0.0)) / jnp.maximum(jnp.sum(paired), 1)
 
 
+def neighbour_mixing(features: Array, labels: Array, neighbours: int = 10) -> Array:
+    """How entangled two classes are, without a temperature: the share of other labels among the nearest rows.
+
+    (1/(B·k)) Σ_i #{j among the k rows nearest to i, in squared Euclidean distance: y_j ≠ y_i}: 0 where the classes lie
+    apart; B/(2(B − 1)), about a half, where two of equal size are one cloud; more where rows seek the other class.
+
+    Args:
+      features: (B, ...), flattened. labels: (B,). neighbours: k, from 1 to B − 1.
+
+    Raises:
+      InputError: for another number of neighbours.
+    """
+    rows = features.shape[0]
+    if not 1 <= neighbours < rows:
+        raise InputError(f"neighbours must lie in [1, {rows - 1}], got {neighbours}")
+    distances = jnp.where(jnp.eye(rows, dtype=bool), jnp.inf, pairwise_distances(features))
+    _, nearest = jax.lax.top_k(-distances, neighbours)
+    return jnp.mean(labels[nearest] != labels[:, None])
+
+
 def pairwise_distances(features: Array, distance: Distance = "euclidean") -> Array:
     """(B, ...) -> (B, B), from one product of the features with themselves; see `soft_nearest_neighbour_loss`.
 
@@ -120,4 +140,13 @@ def _released(distances: Array, same: Array, other: Array, temperature: Any) -> 
     return -jnp.mean(jnp.log(_EPSILON + jnp.sum(shares * same, 1)))
 
 
-__all__ = ["DISTANCES", "FORMS", "Distance", "Form", "pairwise_distances", "soft_nearest_neighbour_loss", "unit_rows"]
+__all__ = [
+    "DISTANCES",
+    "FORMS",
+    "Distance",
+    "Form",
+    "neighbour_mixing",
+    "pairwise_distances",
+    "soft_nearest_neighbour_loss",
+    "unit_rows",
+]

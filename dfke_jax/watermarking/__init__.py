@@ -13,21 +13,20 @@ from dfke_jax.watermarking.dawn import (
     verify_dawn,
 )
 from dfke_jax.watermarking.entangled import (
-    ENTANGLED_PRESETS,
-    ENTANGLED_RELEASED,
-    EntangledSettings,
     EntangledState,
     EntangledWatermark,
     entangled_training,
     entangled_watermark,
     marked_steps,
 )
+from dfke_jax.watermarking.entangled_measures import Entanglement, entanglement
+from dfke_jax.watermarking.entangled_settings import ENTANGLED_PRESETS, ENTANGLED_RELEASED, EntangledSettings
 from dfke_jax.watermarking.entangled_verification import (
     OwnershipTest,
     claim_power,
     floored_rate,
     ownership_test,
-    queries_for_claim,
+    queries_needed,
 )
 from dfke_jax.watermarking.evidence import (
     Evidence,
@@ -84,7 +83,6 @@ from dfke_jax.watermarking.verification import (
     empirical_p_value,
     matches_needed,
     null_matches,
-    queries_needed,
     verify,
 )
 from dfke_jax.watermarking.zhang import (
@@ -106,6 +104,7 @@ __all__ = [
     "EntangledSettings",
     "EntangledState",
     "EntangledWatermark",
+    "Entanglement",
     "Evidence",
     "FrontierKeys",
     "FrontierVerdict",
@@ -142,6 +141,7 @@ __all__ = [
     "empirical_p_value",
     "entangled_training",
     "entangled_watermark",
+    "entanglement",
     "escape_probability",
     "extract_bits",
     "false_claim_probability",
@@ -166,7 +166,6 @@ __all__ = [
     "null_population",
     "null_training",
     "ownership_test",
-    "queries_for_claim",
     "queries_needed",
     "radioactive_images",
     "radioactive_mark",

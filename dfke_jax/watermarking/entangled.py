@@ -1,9 +1,9 @@
 """Entangled watermarks: triggers whose representation lies among a class's own, so that a copy of the task copies the mark."""
 
-import dataclasses
 import functools
+import math
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,151 +11,15 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method, Static, method
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier, apply_recording, as_float
 from dfke_jax.nn.losses import cross_entropy
-from dfke_jax.nn.soft_nearest import DISTANCES, FORMS, soft_nearest_neighbour_loss
+from dfke_jax.nn.soft_nearest import soft_nearest_neighbour_loss
 from dfke_jax.nn.training import Training, training
+from dfke_jax.watermarking.entangled_settings import EntangledSettings
 from dfke_jax.watermarking.triggers import TriggerSet, trigger_set
-
-Distribution = Literal["in", "out"]
-
-
-@dataclasses.dataclass(frozen=True)
-class EntangledSettings:
-    """How an entangled watermark is made. The defaults are the released ones for MNIST, in the paper's form.
-
-    Attributes:
-      source, target: c_S and c_T: triggers are made of class c_S, the marked network answers c_T.
-      distribution: ``in``: c_S is a class of the task, and a patch of ones is set where the loss's gradient is largest;
-        ``out``: c_S is a class of another data set, and there is no patch. The paper stresses the first, the released
-        configurations for images use the second.
-      layers: recorded layers (`dfke_jax.nn.layers.record`) that are entangled, as they are after a ReLU.
-      entanglement: κ of each layer, against the cross-entropy *summed* over the batch; zeros give a plain backdoor.
-      temperatures: τ_l at the beginning; in the released form τ̂_l, with τ = 100/τ̂.
-      temperature_rate: of their descent; 0 keeps them. The paper's form descends in log τ, which stays positive.
-      distance, form: see `dfke_jax.nn.soft_nearest_neighbour_loss`.
-      position: ``largest``: the patch lies where the gradient's sum over it is largest, as in the paper; ``released``:
-        where it is smallest, with row and column exchanged, as the released code does it.
-      patch: side of the square.
-      rounds, rate: rounds of the search for triggers, and the step of every pixel in it.
-      threshold: a half batch of triggers is moved away from c_T until at most this share of it is answered so.
-      suppressions: most steps of that kind per half batch; `last_suppressions` more follow at the end in any case.
-      batch_size: of clean and of watermark batches (half triggers, half images of c_T); even.
-      ratio: r, clean batches per watermark batch; at least 0.001, to three decimals. Of 1.2 every fifth has two.
-      learning_rate, betas, epsilon: of Adam, whose epsilon is for losses summed over the batch too.
-      watermark_statistics: of batch normalisation on watermark batches: ``running`` normalises as at inference and leaves
-        the statistics alone; ``batch`` normalises by the mixed batch, which enters the running ones, as released.
-
-    Source: Jia, Choquette-Choo, Chandrasekaran and Papernot, Entangled Watermarks as a Defense against Model Extraction,
-    USENIX Security 2021; numbers from the authors' repository.
-    """
-
-    source: int = 1
-    target: int = 7
-    distribution: Distribution = "out"
-    layers: tuple[str, ...] = ("conv1", "conv2", "dense1")
-    entanglement: tuple[float, ...] = (32.0, 32.0, 32.0)
-    temperatures: tuple[float, ...] = (100.0, 100.0, 100.0)
-    temperature_rate: float = 0.1
-    distance: Literal["euclidean", "cosine"] = "euclidean"
-    form: Literal["paper", "released"] = "paper"
-    position: Literal["largest", "released"] = "largest"
-    patch: int = 3
-    rounds: int = 10
-    rate: float = 0.01
-    threshold: float = 0.1
-    suppressions: int = 50
-    last_suppressions: int = 5
-    batch_size: int = 512
-    ratio: float = 1.0
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    epsilon: float = 1e-5
-    watermark_statistics: Literal["running", "batch"] = "running"
-
-    def __post_init__(self):
-        if not self.layers or not len(self.layers) == len(self.entanglement) == len(self.temperatures):
-            raise InputError(
-                f"every layer needs a weight and a temperature, got {len(self.layers)} layers, {len(self.entanglement)} "
-                f"weights and {len(self.temperatures)} temperatures"
-            )
-        if self.source < 0 or self.target < 0 or (self.distribution == "in" and self.source == self.target):
-            raise InputError(f"source and target must be two classes, got {self.source} and {self.target}")
-        if self.batch_size < 4 or self.batch_size % 2:
-            raise InputError(f"batch_size must be even and at least 4, got {self.batch_size}")
-        if not self.ratio >= 0.001:
-            raise InputError(f"ratio must be at least 0.001 clean batches per watermark batch, got {self.ratio}")
-        for name in ("rate", "learning_rate", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("temperature_rate", "rounds", "suppressions", "last_suppressions"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not all(value > 0 for value in self.temperatures) or not all(value >= 0 for value in self.entanglement):
-            raise InputError(
-                f"temperatures must be positive and weights not negative, got {self.temperatures}, {self.entanglement}"
-            )
-        if not 0 <= self.threshold <= 1 or self.patch < 1:
-            raise InputError(f"threshold must lie in [0, 1] and patch be positive, got {self.threshold}, {self.patch}")
-        for what, value, known in (
-            ("distance", self.distance, DISTANCES),
-            ("form", self.form, FORMS),
-            ("position", self.position, ("largest", "released")),
-            ("distribution", self.distribution, ("in", "out")),
-            ("watermark_statistics", self.watermark_statistics, ("running", "batch")),
-        ):
-            if value not in known:
-                raise UnknownNameError(what, value, known)
-
-    @property
-    def half(self) -> int:
-        """Triggers in a watermark batch."""
-        return self.batch_size // 2
-
-    def plain_backdoor(self) -> "EntangledSettings":
-        """The same without entanglement: the control."""
-        return dataclasses.replace(self, entanglement=(0.0,) * len(self.layers))
-
-
-def _released(**changes: Any) -> EntangledSettings:
-    common = {"distance": "cosine", "form": "released", "position": "released", "watermark_statistics": "batch"}
-    return EntangledSettings(**{**common, "temperatures": (1.0,) * 3, **changes})
-
-
-def _in_the_papers_form(settings: EntangledSettings) -> EntangledSettings:
-    """Euclidean, τ itself instead of 100/τ̂ (and its own rate of descent), the largest gradient, running statistics."""
-    own = EntangledSettings()
-    kept = {
-        name: getattr(own, name)
-        for name in ("distance", "form", "position", "watermark_statistics", "temperature_rate")
-    }
-    return dataclasses.replace(settings, **kept, temperatures=tuple(100 / value for value in settings.temperatures))
-
-
-_RESNET18 = {"layers": ("stage3", "stage4", "features"), "batch_size": 128, "source": 8, "target": 0}
-_SEQUENCE = {"layers": ("state_middle", "state_last", "dense1"), "distribution": "in", "batch_size": 128}
-
-ENTANGLED_RELEASED: dict[str, EntangledSettings] = {
-    "mnist": _released(),
-    "fashion_mnist": _released(source=8, target=0, batch_size=128, ratio=2.0),
-    "fashion_mnist-resnet18": _released(
-        **{**_RESNET18, "source": 9}, ratio=1.2, entanglement=(1000.0,) * 3, temperatures=(0.01,) * 3
-    ),
-    "speech_commands": _released(
-        **_SEQUENCE, source=9, target=5, entanglement=(16.0,) * 3, temperatures=(30.0,) * 3, temperature_rate=2.0
-    ),
-    "cifar10": _released(**_RESNET18, ratio=4.0, entanglement=(1e5,) * 3),
-    "cifar100": _released(**_RESNET18, ratio=15.0, entanglement=(1e5,) * 3, temperature_rate=0.01, rounds=100),
-}
-"""The released configurations, by data set (with ResNet-18, stage4 stands for its first block, which is taken there)."""
-
-ENTANGLED_PRESETS: dict[str, EntangledSettings] = {
-    name: _in_the_papers_form(settings) for name, settings in ENTANGLED_RELEASED.items()
-}
-"""The same numbers in the paper's form."""
 
 
 class EntangledWatermark(NamedTuple):
@@ -305,7 +169,8 @@ def entangled_training(
     Args:
       classifier: trained without the watermark; the training goes on from its variables, with a new optimiser.
       images, labels: the training set. watermark: from `entangled_watermark`.
-      settings: see there; with ``settings.plain_backdoor()`` the control, whose steps cost no SNNL.
+      settings: see there; with ``settings.plain_backdoor()`` the control, whose steps cost no SNNL, on the same triggers;
+        with ``settings.ordinary_backdoor()``, here and where the triggers are made, the baseline of the paper.
 
     Returns:
       A `Method` over `EntangledState` with metrics ``loss`` (clean), ``watermark_loss`` (cross-entropy),
@@ -331,7 +196,7 @@ def entangled_training(
         images,
         labels,
         loss=Partial(cross_entropy),
-        optimizer=_adam(settings.learning_rate, settings.betas, settings.epsilon / settings.batch_size),
+        optimizer=_adam(settings),
         batch_size=settings.batch_size,
         fine_tune=True,
     )
@@ -351,8 +216,11 @@ def marked_steps(epochs: float, rows: int, triggers: int, settings: EntangledSet
 
 
 @functools.lru_cache(maxsize=64)
-def _adam(rate: float, betas: tuple[float, float], epsilon: float) -> optax.GradientTransformation:
-    return optax.adam(rate, *betas, eps=epsilon)
+def _adam(settings: EntangledSettings) -> optax.GradientTransformation:
+    rate = settings.learning_rate
+    if settings.decay_steps:
+        rate = optax.cosine_decay_schedule(rate, math.ceil(settings.decay_steps * (1 + settings.ratio)))
+    return optax.adam(rate, *settings.betas, eps=settings.epsilon / settings.batch_size)
 
 
 def _is_trigger(half: int) -> Array:
@@ -487,8 +355,7 @@ def _watermark_step(
     (_, (loss, nearest, answered, updated)), (gradient, upwards) = jax.value_and_grad(
         objective, argnums=(0, 1), has_aux=True
     )(now.variables["params"], raw)
-    optimizer = _adam(settings.learning_rate, settings.betas, settings.epsilon / settings.batch_size)
-    updates, optimizer_state = optimizer.update(gradient, now.optimizer_state, now.variables["params"])
+    updates, optimizer_state = _adam(settings).update(gradient, now.optimizer_state, now.variables["params"])
     params = optax.apply_updates(now.variables["params"], updates)
     # Each temperature enters the objective through −(κ_l/B)·SNNL_l alone.
     own = jnp.where(weights > 0, -upwards / jnp.where(weights > 0, weights, 1.0), 0.0)
@@ -503,9 +370,6 @@ def _watermark_step(
 
 
 __all__ = [
-    "ENTANGLED_PRESETS",
-    "ENTANGLED_RELEASED",
-    "EntangledSettings",
     "EntangledState",
     "EntangledWatermark",
     "clean_batches",

@@ -69,20 +69,24 @@ def claim_power(queries: int, p_null: float, p_marked: float, alpha: float = 0.0
     return float(_powers(np.array([queries]), p_null, p_marked, alpha)[0])
 
 
-def queries_for_claim(
+def queries_needed(
     p_null: float, p_marked: float, alpha: float = 0.05, power: float = 0.95, most: int = 10_000
 ) -> int | None:
-    """The least number of triggers from which on the exact binomial test has at least this power, up to `most`.
+    """The least number of triggers from which on the exact binomial test recognises a mark with the wished probability.
 
     Power rises in a sawtooth, because c is whole: a number that has it may be followed by one that has not. What is
-    returned is followed by none.
+    returned is followed by none, up to `most`. A trigger is one query.
 
     Args:
-      p_null: rate of matches of clean networks; see `floored_rate` where none was seen. p_marked: of the suspect.
-      alpha: level. power: wanted. most: the largest number considered.
+      p_null: how often an unmarked network gives a trigger's label: 1/K where labels were drawn at random, or measured; see
+        `floored_rate` where no match was seen. p_marked: how often the marked one does, after whatever was done to it.
+      alpha: level. power: wished probability of recognising the mark. most: the largest number considered.
 
     Returns:
-      The number, or None where `most` do not suffice (a suspect that matches no more often than clean networks).
+      The number, or None where `most` do not suffice (as for a suspect that matches no more often than clean networks).
+
+    Raises:
+      InputError: for a level or a power outside (0, 1), or a rate outside [0, 1].
     """
     _probability("power", power)
     enough = _powers(np.arange(1, most + 1), p_null, p_marked, alpha) >= power
@@ -104,7 +108,8 @@ def _powers(queries: np.ndarray, p_null: float, p_marked: float, alpha: float) -
         if not 0 <= value <= 1:
             raise InputError(f"{name} must lie in [0, 1], got {value}")
     # isf gives the least c with P(X > c) ≤ α, so one more match is the least c with P(X ≥ c) ≤ α.
-    critical = binom.isf(alpha, queries, p_null) + 1
+    # Rounding: 0.1⁶ in floating point is more than 10⁻⁶.
+    critical = binom.isf(alpha * (1 + 1e-9), queries, p_null) + 1
     return binom.sf(critical - 1, queries, p_marked)
 
 
@@ -113,4 +118,4 @@ def _probability(name: str, value: float) -> None:
         raise InputError(f"{name} must lie in (0, 1), got {value}")
 
 
-__all__ = ["OwnershipTest", "claim_power", "floored_rate", "ownership_test", "queries_for_claim"]
+__all__ = ["OwnershipTest", "claim_power", "floored_rate", "ownership_test", "queries_needed"]

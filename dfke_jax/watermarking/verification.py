@@ -58,36 +58,6 @@ def matches_needed(triggers: int, chance: float, alpha: float) -> int:
     return low
 
 
-def queries_needed(p_null: float, p_marked: float, alpha: float, power: float = 0.9) -> int:
-    """The least number of triggers with which a test at level alpha recognises a mark with the wished probability.
-
-    The least T for which some c has P(Bin(T, p_null) ≥ c) ≤ alpha and P(Bin(T, p_marked) ≥ c) ≥ power. A trigger is one
-    query. As binomials are discrete, a few more triggers than T can fall short again.
-
-    Args:
-      p_null: how often an unmarked model gives a trigger's label: 1/K, or measured.
-      p_marked: how often the marked model does, after whatever was done to it.
-      alpha: level. power: wished probability of recognising the mark.
-
-    Raises:
-      InputError: numbers outside (0, 1) (p_marked may be 1), p_marked not above p_null, or more than a million triggers.
-    """
-    for value, name in ((p_null, "p_null"), (alpha, "alpha"), (power, "power")):
-        _check_chance(value, name)
-    if not p_null < p_marked <= 1:
-        raise InputError(f"p_marked must lie above p_null and not above 1, got {p_marked} and {p_null}")
-    needed = 0
-    for triggers in range(1, 1_000_001):
-        # with one trigger more, as many matches or one more are needed
-        while needed <= triggers and not _reaches(binomial_p_value(needed, triggers, p_null), alpha):
-            needed += 1
-        if needed <= triggers:
-            found = 1.0 if p_marked == 1 else binomial_p_value(needed, triggers, p_marked)
-            if found >= power:
-                return triggers
-    raise InputError(f"more than a million triggers would be needed to tell {p_marked} from {p_null}")
-
-
 def null_matches(triggers: TriggerSet, classifiers: Classifier) -> np.ndarray:
     """How many triggers each of M classifiers answers with the trigger's label: (M,) int.
 
@@ -376,6 +346,5 @@ __all__ = [
     "empirical_p_value",
     "matches_needed",
     "null_matches",
-    "queries_needed",
     "verify",
 ]

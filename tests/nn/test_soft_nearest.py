@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfke_jax.core import InputError, UnknownNameError
-from dfke_jax.nn import pairwise_distances, soft_nearest_neighbour_loss
+from dfke_jax.nn import neighbour_mixing, pairwise_distances, soft_nearest_neighbour_loss
 
 RNG = np.random.default_rng(3)
 FEATURES = np.maximum(RNG.normal(size=(9, 2, 2, 3)), 0).astype(np.float32)
@@ -141,3 +141,16 @@ def test_unknown_names():
         soft_nearest_neighbour_loss(jnp.asarray(FEATURES), jnp.asarray(LABELS), 1.0, distance="euclid")
     with pytest.raises(UnknownNameError, match="released"):
         soft_nearest_neighbour_loss(jnp.asarray(FEATURES), jnp.asarray(LABELS), 1.0, form="code")
+
+
+def test_mixing_counts_neighbours_of_another_label():
+    for count in (1, 3, 8):
+        others = 0
+        for i in range(9):
+            order = sorted(
+                (j for j in range(9) if j != i), key=lambda j, i=i: distance(FEATURES[i], FEATURES[j], "euclidean")
+            )
+            others += sum(LABELS[j] != LABELS[i] for j in order[:count])
+        assert float(neighbour_mixing(FEATURES, LABELS, count)) == pytest.approx(others / (9 * count))
+    with pytest.raises(InputError, match="neighbours"):
+        neighbour_mixing(FEATURES, LABELS, 9)

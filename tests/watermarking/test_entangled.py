@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from dfke_jax.watermarking import (
     EntangledWatermark,
     entangled_training,
     entangled_watermark,
+    entanglement,
     marked_steps,
     trigger_matches,
     trigger_set,
@@ -137,6 +139,13 @@ def test_the_released_position_is_the_smallest_sum_transposed():
     assert column <= 9
 
 
+def test_ordinary_triggers_are_the_images_as_they_are(digits, clean, turned):
+    made = entangled_watermark(clean, *digits.train.on_device(), turned, SETTINGS.ordinary_backdoor(), count=64)
+    np.testing.assert_array_equal(made.triggers.images, turned[:64])
+    np.testing.assert_array_equal(made.triggers.labels, 7)
+    assert not any(SETTINGS.ordinary_backdoor().entanglement)
+
+
 @pytest.mark.parametrize(("ratio", "expected"), [(1, [1] * 10), (2.0, [2] * 10), (1.2, [1, 1, 1, 1, 2] * 2), (0.5, [0, 1] * 5), (2.7, [2, 3, 3, 2, 3, 3, 2, 3, 3, 3])])  # fmt: skip
 def test_clean_batches_keep_the_ratio(ratio, expected):
     found = [clean_batches(ratio, jnp.int32(t)) for t in range(10)]
@@ -190,6 +199,23 @@ def test_one_step_is_the_written_out_step(digits, clean, watermark):
     assert float(metrics["temperature"]) == pytest.approx(np.exp(state.temperatures).mean(), rel=1e-5)
 
 
+def test_the_learning_rate_falls_to_zero_over_its_steps(digits, clean, watermark):
+    """Half way through 2 steps of one clean and one watermark batch each the cosine is at a half; then nothing moves."""
+    images, labels = digits.train.on_device()
+    settings = SETTINGS.plain_backdoor()
+    key, found = jax.random.key(6), {}
+    for decay in (0, 2):
+        method = entangled_training(clean, images, labels, watermark, dataclasses.replace(settings, decay_steps=decay))
+        step, states = jax.jit(method.step), [method.init(key)]
+        for _ in range(3):
+            states.append(step(key, states[-1])[0])
+        weights = [np.asarray(jax.tree.leaves(s.training.variables["params"])[-1]) for s in states]
+        found[decay] = [np.abs(b - a).sum() for a, b in itertools.pairwise(weights)]
+    assert 0 < found[2][0] < found[0][0]
+    assert 0 < found[2][1] < 0.5 * found[0][1]
+    assert found[2][2] == 0 < found[0][2]
+
+
 def _scaled(optimizer_state, factor):
     """Adam's averages of gradients `factor` times as large."""
     adam, *rest = optimizer_state
@@ -231,6 +257,26 @@ def test_entanglement_is_what_the_watermark_adds(clean, watermark, marked):
     assert nearness["entangled"] > nearness["backdoor"] + 0.1, nearness
     assert not np.allclose(marked["entangled"].state.temperatures, np.log(5.0), atol=1e-3)
     np.testing.assert_allclose(marked["backdoor"].state.temperatures, np.log(5.0), rtol=1e-6)
+
+
+def test_entanglement_is_measured_layer_by_layer(digits, clean, watermark, marked):
+    """Beside images that training has not seen: the marked network mixes, the backdoor does not."""
+    beside = digits.test.images[digits.test.labels == 7]
+    found = {
+        name: entanglement(trained(clean, done.state.training), watermark.triggers.images, beside, SETTINGS.layers)
+        for name, done in marked.items()
+    }
+    assert list(found["entangled"]) == list(SETTINGS.layers)
+    top = {name: measured["dense2"] for name, measured in found.items()}
+    assert top["entangled"].mixing > 1.2 * top["backdoor"].mixing, top
+    assert top["entangled"].loss > 1.2 * top["backdoor"].loss, top
+    same = entanglement(clean, beside[:12], beside[:12], ("dense1",), neighbours=1)["dense1"]
+    assert same.mixing == 1  # every row's nearest is its copy on the other side
+    assert same.loss > np.log(2)
+    with pytest.raises(InputError, match="two triggers and two companions"):
+        entanglement(clean, beside[:1], beside, ("dense1",))
+    with pytest.raises(InputError, match="neighbours must lie"):
+        entanglement(clean, beside[:4], beside, ("dense1",))
 
 
 def test_the_released_form_runs_with_its_temperatures(digits, clean, watermark):
