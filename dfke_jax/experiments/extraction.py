@@ -18,6 +18,7 @@ from dfke_jax.experiments.workbench import Answers
 from dfke_jax.extraction import (
     SMALL_DFME,
     SMALL_DISGUIDE,
+    SMALL_MEGEX,
     DFMESettings,
     DFMSSettings,
     DisagreementSettings,
@@ -54,8 +55,8 @@ class DFMERecipeSettings(ExtractionSettings):
 class MEGEXRecipeSettings(ExtractionSettings):
     """Settings of MEGEX."""
 
-    attack: MEGEXSettings = MEGEXSettings(**SMALL)
-    """How the attack runs."""
+    attack: MEGEXSettings = SMALL_MEGEX
+    """How the attack runs; objective='logits' and diversity=0 is what its generator climbed as published."""
     explanation: str = "gradient"
     """What the endpoint explains and the attack reads: KIND or KIND:key=value,... (smooth_grad:samples=8,classes=top)."""
 
