@@ -34,11 +34,10 @@ class MEGEXSettings(GenerativeSettings):
     Attributes:
       floor: the smallest probability that an explanation which is no exact gradient is divided by, so that classes which
         the victim rules out do not outweigh the others.
-      objective: what the generator climbs: ``logits``, L = (1/K) Σ_k |v_k − s_k|, as published; or ``probabilities``,
-        L = (1/K) Σ_k |p_k − q_k| with q = softmax s. The latter cannot be raised by images whose logits are large and
-        otherwise alike. Not published.
+      objective: L, which the generator climbs: ``logits``, DFME's (1/K) Σ_k |v_k − s_k|; or ``probabilities``,
+        (1/K) Σ_k |p_k − q_k| with q = softmax s, which is bounded. The latter is not published.
       diversity: λ of −λ Σ_k ᾱ_k log ᾱ_k, which the generator climbs as well, with ᾱ the victim's mean answer to its
-        batch: DisGUIDE's balance of classes, of the victim's instead of the clones'. Not published; 0 is MEGEX.
+        batch: DisGUIDE's balance of classes, read off the victim instead of the clones. Not published; 0 is MEGEX.
     """
 
     floor: float = 1e-3
@@ -61,7 +60,8 @@ class MEGEXSettings(GenerativeSettings):
 
 
 SMALL_MEGEX = MEGEXSettings(**SMALL, objective="probabilities", diversity=0.2)
-"""For LeNets on grey images; see `dfke_jax.extraction.common.SMALL`."""
+"""For LeNets on grey images; see `dfke_jax.extraction.common.SMALL`. The diversity is DisGUIDE's. Against the distance of
+logits alone the generator ends in a few classes (docs/extraction.md)."""
 
 
 def megex(
@@ -74,7 +74,8 @@ def megex(
 
     With E_k = ∂p_k/∂x, ∂log p_k = E_k/p_k and v_k = log p_k − mean_j log p_j, the generator climbs
     ∂L/∂x = (1/K) Σ_k sign(v_k − s_k)·(∂v_k − ∂s_k); the clone's part is differentiated through the clone, always exactly.
-    What the victim's part is made of depends on what is explained:
+    What it climbs instead or besides (`MEGEXSettings.objective`, `diversity`) is a function of p and s too, whose slope by
+    log p takes the place of the signs. What the victim's part is made of depends on what is explained:
 
     | kind | E_k | all classes | top class t alone |
     |---|---|---|---|
