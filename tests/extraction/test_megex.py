@@ -200,7 +200,7 @@ def test_bad_input(classifier):
     with pytest.raises(InputError, match=r"floor must lie in \(0, 1\)"):
         MEGEXSettings(floor=0.0)
     with pytest.raises(UnknownNameError, match="probabilities"):
-        MEGEXSettings(objective="probability")  # pyright: ignore[reportArgumentType]
+        MEGEXSettings(objective="probability")
     with pytest.raises(InputError, match="diversity must not be negative"):
         MEGEXSettings(diversity=-0.1)
     with pytest.raises(InputError, match="l1 loss on logits, not 'kl'"):
