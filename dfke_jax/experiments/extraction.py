@@ -18,6 +18,7 @@ from dfke_jax.experiments.workbench import Answers
 from dfke_jax.extraction import (
     SMALL_DFME,
     SMALL_DISGUIDE,
+    SMALL_MEGEX,
     DFMESettings,
     DFMSSettings,
     DisagreementSettings,
@@ -55,8 +56,8 @@ class DFMERecipeSettings(ExtractionSettings):
 class MEGEXRecipeSettings(ExtractionSettings):
     """Settings of MEGEX."""
 
-    attack: MEGEXSettings = MEGEXSettings(**SMALL)
-    """How the attack runs."""
+    attack: MEGEXSettings = SMALL_MEGEX
+    """How the attack runs; objective='logits' and diversity=0 make it the published one."""
     explanation: str = "gradient"
     """What the endpoint explains and the attack reads: KIND or KIND:key=value,... (smooth_grad:samples=8,classes=top)."""
 
@@ -257,7 +258,8 @@ _register(
     MEGEX,
     "megex",
     "MEGEX: extraction with explanations",
-    "As DFME, from an endpoint that explains its answers by input gradients, which take the place of differences.",
+    "As DFME, from an endpoint that explains its answers by input gradients, which take the place of differences. Small "
+    "settings climb the distance of probabilities and a balance of classes, which the published attack does not.",
     "Miura, Hasegawa, Shibahara: MEGEX, 2021",
     MEGEXRecipeSettings,
 )

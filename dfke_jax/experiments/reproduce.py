@@ -137,13 +137,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         "not measured",
         {"budgets": (500_000,), "control": False, "teacher_steps": 4000, "pretraining_steps": 5000},
     ),
-    "megex-mnist": Experiment(
-        "megex", "mnist", "extraction with explanations", "19 min, one shared core", {"control": False}
-    ),
+    "megex-mnist": Experiment("megex", "mnist", "extraction with explanations, with its control", "not measured"),
     "disguide-mnist": Experiment(
-        "disguide", "mnist", "extraction by two clones that disagree", "21 min, one shared core", {"control": False}
+        "disguide",
+        "mnist",
+        "extraction by two clones that disagree, with its control",
+        "21 min without the control, one shared core",
     ),
-    "dfms-mnist": Experiment("dfms", "mnist", "extraction from labels", "6 min, shared H200", {"control": False}),
+    "dfms-mnist": Experiment(
+        "dfms", "mnist", "extraction from labels, with its control", "6 min without the control, shared H200"
+    ),
     "knockoff-mnist": Experiment(
         "knockoff", "mnist", "other digits, of 8×8 pixels, asked in random order, and noise", "16 min, shared cores"
     ),

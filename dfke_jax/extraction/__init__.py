@@ -27,7 +27,7 @@ from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, Jacobian
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
 from dfke_jax.extraction.maze import MAZESettings, maze
 from dfke_jax.extraction.maze_pd import MAZEPDSettings, MAZEPDState, maze_pd
-from dfke_jax.extraction.megex import MEGEXSettings, megex
+from dfke_jax.extraction.megex import SMALL_MEGEX, MEGEXSettings, megex
 from dfke_jax.extraction.pool import SMALL_CLONE, CloneTraining, PoolSettings
 from dfke_jax.extraction.random_queries import RandomState, random_attack
 
@@ -37,6 +37,7 @@ __all__ = [
     "SMALL_CLONE",
     "SMALL_DFME",
     "SMALL_DISGUIDE",
+    "SMALL_MEGEX",
     "ActiveThiefSettings",
     "ActiveThiefState",
     "AdaptiveState",

@@ -1,15 +1,16 @@
 """MEGEX: extraction from an endpoint that explains its answers by gradients."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from dfke_jax.core.errors import InputError
+from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.common import Game, GenerativeSettings, batches, updated_by
+from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches, updated_by
 from dfke_jax.extraction.dfme import DFMEState, begin, draws
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator
@@ -18,6 +19,9 @@ from dfke_jax.oracle.reveal import Reveal
 
 SATURATED = 1e-6
 """p(1 − p) of a top class below which its gradient is what float32 rounding left of it."""
+
+_TINY = float(jnp.finfo(jnp.float32).tiny)
+OBJECTIVES = ("logits", "probabilities")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +34,34 @@ class MEGEXSettings(GenerativeSettings):
     Attributes:
       floor: the smallest probability that an explanation which is no exact gradient is divided by, so that classes which
         the victim rules out do not outweigh the others.
+      objective: L, which the generator climbs: ``logits``, DFME's (1/K) Σ_k |v_k − s_k|; or ``probabilities``,
+        (1/K) Σ_k |p_k − q_k| with q = softmax s, which is bounded. The latter is not published.
+      diversity: λ of −λ Σ_k ᾱ_k log ᾱ_k, which the generator climbs as well, with ᾱ the victim's mean answer to its
+        batch: DisGUIDE's balance of classes, read off the victim instead of the clones. Not published; 0 is MEGEX.
     """
 
     floor: float = 1e-3
+    objective: Literal["logits", "probabilities"] = "logits"
+    diversity: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.floor < 1:
             raise InputError(f"floor must lie in (0, 1), got {self.floor}")
+        if self.objective not in OBJECTIVES:
+            raise UnknownNameError("objective", self.objective, OBJECTIVES)
+        if self.diversity < 0:
+            raise InputError(f"diversity must not be negative, got {self.diversity}")
 
     @property
     def rows_per_step(self) -> int:
         """B·(n_S + 1)."""
         return self.batch_size * (self.clone_batches + 1)
+
+
+SMALL_MEGEX = MEGEXSettings(**SMALL, objective="probabilities", diversity=0.2)
+"""For LeNets on grey images; see `dfke_jax.extraction.common.SMALL`. The diversity is DisGUIDE's. Against the distance of
+logits alone the generator ends in a few classes (docs/extraction.md)."""
 
 
 def megex(
@@ -55,7 +74,8 @@ def megex(
 
     With E_k = ∂p_k/∂x, ∂log p_k = E_k/p_k and v_k = log p_k − mean_j log p_j, the generator climbs
     ∂L/∂x = (1/K) Σ_k sign(v_k − s_k)·(∂v_k − ∂s_k); the clone's part is differentiated through the clone, always exactly.
-    What the victim's part is made of depends on what is explained:
+    What it climbs instead or besides (`MEGEXSettings.objective`, `diversity`) is a function of p and s too, whose slope by
+    log p takes the place of the signs. What the victim's part is made of depends on what is explained:
 
     | kind | E_k | all classes | top class t alone |
     |---|---|---|---|
@@ -107,18 +127,66 @@ def explained_gradient(
     clone: Classifier,
     images: Array,
     setting: Explanation | None = None,
-    floor: float = 1e-3,
+    settings: MEGEXSettings | None = None,
 ) -> tuple[Array, Array]:
-    """∂L/∂x of L = (1/K) Σ_k |v_k − s_k| per sample, and L; exact or approximate as `megex` says.
+    """B times the gradient of what the generator climbs, (1/B) Σ_b L_b − λ Σ_k ᾱ_k log ᾱ_k, at every sample; and L.
 
     Args:
-      probabilities: (B, K). explanation: (B, K, H, W, C), or (B, H, W, C) of the top class.
+      probabilities: p, (B, K). explanation: (B, K, H, W, C), or (B, H, W, C) of the top class.
       clone: S, in evaluation mode.
       images: x, (B, H, W, C).
-      setting: what the explanation is; input gradients of all classes by default. floor: see `MEGEXSettings`.
+      setting: what the explanation is; input gradients of all classes by default.
+      settings: `objective`, `diversity` and `floor`; the defaults by default.
 
     Returns:
-      (B, H, W, C) and (B,). Classes whose probability is zero in float32 contribute no ∂log p.
+      (B, H, W, C), exact or approximate as `megex` says, and (B,). Classes whose probability is zero in float32
+      contribute no ∂log p.
+
+    Raises:
+      InputError: for shapes that do not fit, and for ``abs``.
+    """
+    settings = settings or MEGEXSettings()
+    logits, back = jax.vjp(clone, images)
+    weights, own, gain = _slopes(probabilities, logits, settings)
+    victim = victim_gradient(weights, probabilities, explanation, clone, images, setting, settings.floor)
+    return victim - back(own)[0], gain
+
+
+def _slopes(p: Array, logits: Array, settings: MEGEXSettings) -> tuple[Array, Array, Array]:
+    """What is climbed, by log p (the sum over classes is 0) and, negative, by the clone's logits: (B, K) each; and L."""
+    if settings.objective == "logits":
+        logs = jnp.log(jnp.maximum(p, _TINY))
+        gap = logs - logs.mean(-1, keepdims=True) - logits
+        own = jnp.sign(gap) / p.shape[-1]
+        weights = own - own.mean(-1, keepdims=True)  # ∂v_k = ∂log p_k − mean_j ∂log p_j, collected by ∂log p_k
+    else:
+        q = jax.nn.softmax(logits)
+        gap = p - q
+        signs = jnp.sign(gap) / p.shape[-1]
+        weights, own = _through_softmax(p, signs), _through_softmax(q, signs)
+    if settings.diversity:
+        log_mean = jnp.log(jnp.maximum(p.mean(0, keepdims=True), _TINY))
+        weights = weights - settings.diversity * _through_softmax(p, jnp.broadcast_to(log_mean, p.shape))
+    return weights, own, jnp.mean(jnp.abs(gap), -1)
+
+
+def _through_softmax(p: Array, slopes: Array) -> Array:
+    """∂/∂z of a function of p = softmax z, from its ∂/∂p."""
+    return p * (slopes - jnp.sum(p * slopes, -1, keepdims=True))
+
+
+def victim_gradient(
+    weights: Array,
+    probabilities: Array,
+    explanation: Array,
+    clone: Classifier,
+    images: Array,
+    setting: Explanation | None = None,
+    floor: float = 1e-3,
+) -> Array:
+    """Σ_k w_k ∂log p_k from an explanation, (B, H, W, C), for weights (B, K) whose sum over k is 0.
+
+    Args: see `explained_gradient` and `MEGEXSettings`.
 
     Raises:
       InputError: for shapes that do not fit, and for ``abs``.
@@ -131,33 +199,24 @@ def explained_gradient(
         what = "(B, K, H, W, C)" if every else "(B, H, W, C)"
         whose = "one map for every class" if every else "one map of the top class"
         raise InputError(f"explanations must be {what} = {wanted}, {whose}, got shape {explanation.shape}")
-    tiny = jnp.finfo(jnp.float32).tiny
-    logs = jnp.log(jnp.maximum(probabilities, tiny))
-    recovered = logs - logs.mean(-1, keepdims=True)
-    logits, back = jax.vjp(clone, images)
-    signs = jnp.sign(recovered - logits) / classes
-    weights = signs - signs.mean(-1, keepdims=True)  # ∂v_k = ∂log p_k − mean_j ∂log p_j, collected by ∂log p_k
     if setting.kind != "sign":
         explanation = explained_gradients(Explained(probabilities, explanation), images, setting)
     exact = setting.kind in ("gradient", "gradient_times_input") and setting.decimals is None
-    floor = float(tiny) if exact else floor
+    least = _TINY if exact else floor
     if every:
         if setting.kind == "sign":
             scales = _sizes(class_gradients(Partial(_log_probabilities, clone), images))
         else:
-            scales = jnp.where(probabilities > tiny, 1 / jnp.maximum(probabilities, floor), 0)
-        victim = jnp.einsum("bk,bkhwc->bhwc", weights * scales, explanation, precision="highest")
+            scales = jnp.where(probabilities > _TINY, 1 / jnp.maximum(probabilities, least), 0)
+        return jnp.einsum("bk,bkhwc->bhwc", weights * scales, explanation, precision="highest")
+    top = jax.nn.one_hot(jnp.argmax(probabilities, -1), classes)
+    if setting.kind == "sign":
+        scale = _sizes(jax.grad(lambda x: jnp.sum(_log_odds(clone(x), top)))(images))
     else:
-        top = jax.nn.one_hot(jnp.argmax(probabilities, -1), classes)
-        if setting.kind == "sign":
-            scale = _sizes(jax.grad(lambda x: jnp.sum(_log_odds(clone(x), top)))(images))
-        else:
-            rest = jnp.sum(probabilities * (1 - top), -1)  # not 1 − p_t, which loses what is small
-            both = jnp.max(probabilities, -1) * rest
-            scale = 1 / jnp.maximum(both, max(floor, SATURATED))
-        victim = (jnp.sum(weights * top, -1) * scale).reshape(-1, 1, 1, 1) * explanation
-    (own,) = back(signs)
-    return victim - own, jnp.mean(jnp.abs(recovered - logits), -1)
+        rest = jnp.sum(probabilities * (1 - top), -1)  # not 1 − p_t, which loses what is small
+        both = jnp.max(probabilities, -1) * rest
+        scale = 1 / jnp.maximum(both, max(least, SATURATED))
+    return (jnp.sum(weights * top, -1) * scale).reshape(-1, 1, 1, 1) * explanation
 
 
 def _log_probabilities(clone: Classifier, images: Array) -> Array:
@@ -206,7 +265,7 @@ def _tell(
         fixed.clone(clone.variables),
         images,
         explanation.value,
-        settings.floor,
+        settings,
     )
     (descent,) = back(-gradient / size)
     generator = updated_by(fixed.generator_optimizer, state.generator, descent, statistics)
@@ -214,4 +273,4 @@ def _tell(
     return DFMEState(clone, generator, replay), metrics
 
 
-__all__ = ["MEGEXSettings", "explained_gradient", "megex"]
+__all__ = ["SMALL_MEGEX", "MEGEXSettings", "explained_gradient", "megex", "victim_gradient"]

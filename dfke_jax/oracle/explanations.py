@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array
@@ -15,6 +16,7 @@ from dfke_jax.oracle.defences import Defence
 from dfke_jax.oracle.oracle import HostOracle, Oracle, answered, oracle_for
 from dfke_jax.oracle.reveal import Reveal, check_answers
 from dfke_jax.oracle.row_keys import row_keys
+from dfke_jax.synthesis.zeroth_order import cache_chunk, in_chunks
 
 TOGETHER = 10
 """Classes that are differentiated side by side; more take turns."""
@@ -176,7 +178,14 @@ class ExplanationOracle:
         rows = oracle.received(rows)
         values = oracle.values(rows)
         top = jnp.argmax(values, -1) if setting.classes == "top" else None
-        explained = EXPLANATIONS[setting.kind](lambda at: class_gradients(self._probabilities, at, top), rows, setting)
+
+        def gradients(at: Array) -> Array:
+            if top is not None:
+                return class_gradients(self._probabilities, at, top)
+            chunk = cache_chunk(len(at))  # of rows that are evaluated; these are differentiated for all classes besides
+            return in_chunks(Partial(class_gradients, self._probabilities), at, chunk and chunk // 4)
+
+        explained = EXPLANATIONS[setting.kind](gradients, rows, setting)
         if setting.decimals is not None:
             explained = jnp.round(explained, setting.decimals)
         answers = answered(values, rows, oracle.gives, oracle.defences, oracle.reveal)

@@ -49,6 +49,20 @@ def test_clones_that_agree_have_a_gradient_of_zero(objective):
     np.testing.assert_array_equal(slope, 0)
 
 
+def test_without_a_rate_both_clones_learn_from_a_generator_that_stays(classifier, oracles):
+    """The control of a recipe."""
+    attack = disagreement(classifier(1), dataclasses.replace(SMALL, generator_rate=0.0))
+    before = jax.jit(attack.init)(jax.random.fold_in(KEY, np.uint32(2**32 - 1)))
+    after = core.run(core.against(attack, oracles["probabilities"](classifier(0))), KEY, 2, chunk=2).state
+    jax.tree.map(
+        np.testing.assert_array_equal, before.generator.variables["params"], after.generator.variables["params"]
+    )
+    moved = jax.tree.map(
+        lambda a, b: (a != b).any(tuple(range(1, a.ndim))), before.clones.variables, after.clones.variables
+    )
+    assert all(leaf.all() for leaf in jax.tree.leaves(moved))
+
+
 @pytest.mark.parametrize("answer", ["probabilities", "labels"])
 def test_clones_learn_and_vote(classifier, oracles, answer):
     reveal = Reveal("label") if answer == "labels" else Reveal()

@@ -7,7 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from dfke_jax import core
-from dfke_jax.core.errors import InputError
+from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.extraction import MEGEXSettings, megex
 from dfke_jax.extraction.megex import explained_gradient
 from dfke_jax.nn.classifier import Classifier
@@ -73,6 +73,29 @@ def test_the_gradient_is_exact(classifier, oracles):
     np.testing.assert_allclose(value, loss(images), rtol=1e-4)
 
 
+@pytest.mark.parametrize("classes", ["all", "top"])
+def test_the_gradient_of_bounded_disagreement_and_balance_is_exact(classifier, classes):
+    """Against differentiation through the victim; of the top class alone where the others' logits stand still."""
+    settings = MEGEXSettings(objective="probabilities", diversity=0.3)
+    victim, clone = Partial(together, 0.3 * jax.random.normal(KEY, (64,))), classifier(1)
+    kept = ROWS[victim(ROWS).argmax(-1) == 2]
+    assert len(kept) > 2
+
+    def gain(images):
+        p, q = victim(images), jax.nn.softmax(clone(images))
+        balance = jnp.sum(p.mean(0) * jnp.log(p.mean(0)))
+        return jnp.mean(jnp.abs(p - q), -1).sum() - 0.3 * len(images) * balance
+
+    setting = Explanation(classes=classes)
+    oracle = explanation_oracle(victim, setting, input_shape=(8, 8, 1), gives="probabilities")
+    answers = oracle(kept)
+    found, value = explained_gradient(answers.probabilities, answers.explanation, clone, kept, setting, settings)
+    np.testing.assert_allclose(found, jax.grad(gain)(kept), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        value, jnp.mean(jnp.abs(victim(kept) - jax.nn.softmax(clone(kept))), -1), rtol=1e-4, atol=1e-7
+    )
+
+
 def test_kinds_that_are_exact(classifier):
     victim, clone = Partial(sharp, classifier(0)), classifier(1)
     found, exact = found_and_exact(victim, clone, kind="gradient_times_input")
@@ -136,7 +159,9 @@ def test_a_class_that_is_ruled_out_does_not_outweigh_the_others(classifier):
     maps, image = jnp.full((1, 3, 8, 8, 1), 0.01), jnp.full((1, 8, 8, 1), 0.5)
     sizes = {}
     for kind, decimals in (("gradient", None), ("gradient", 2), ("smooth_grad", None)):
-        found, _ = explained_gradient(p, maps, classifier(1), image, Explanation(kind, decimals=decimals), 0.01)
+        found, _ = explained_gradient(
+            p, maps, classifier(1), image, Explanation(kind, decimals=decimals), MEGEXSettings(floor=0.01)
+        )
         sizes[kind, decimals] = float(jnp.abs(found).max())
     assert sizes["gradient", None] > 1e3
     assert max(sizes["gradient", 2], sizes["smooth_grad", None]) < 10
@@ -174,5 +199,9 @@ def test_bad_input(classifier):
         megex(classifier(1), MEGEXSettings(schedule="constant"), explanation=Explanation("abs"))
     with pytest.raises(InputError, match=r"floor must lie in \(0, 1\)"):
         MEGEXSettings(floor=0.0)
+    with pytest.raises(UnknownNameError, match="probabilities"):
+        MEGEXSettings(objective="probability")
+    with pytest.raises(InputError, match="diversity must not be negative"):
+        MEGEXSettings(diversity=-0.1)
     with pytest.raises(InputError, match="l1 loss on logits, not 'kl'"):
         megex(classifier(1), MEGEXSettings(loss="kl", schedule="constant"))
