@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
-from dfke_jax.report import threats
+from dfke_jax.report import removal, threats
 from dfke_jax.report.extraction import defence_table, queries_table, query_lines
 from dfke_jax.report.figures import arms, defences, p_value_curves, p_value_limits, queries
 from dfke_jax.report.words import (
@@ -129,7 +129,8 @@ def results_page(directory: str | os.PathLike) -> Path:
     pictures = []
     (directory / "figures").mkdir(exist_ok=True)
     for path, result in zip(paths, results, strict=True):
-        view = defences if defence_table(result).cells else arms
+        attacked = bool(removal.attacked(result))
+        view = defences if defence_table(result).cells else removal.removal_matrix if attacked else arms
         view(result).savefig(directory / "figures" / f"{path.stem}.png", dpi=100)
         said = " ".join(verdict(result))
         pictures += ["", f"## {path.stem}", "", said, "", f"![{path.stem}](figures/{path.stem}.png)"]
@@ -138,6 +139,7 @@ def results_page(directory: str | os.PathLike) -> Path:
         for name, holds, draw in (
             ("p-values", threats.p_curves(result), p_value_curves),
             ("limits", threats.limits(result, "overlap"), p_value_limits),
+            ("strength", attacked, removal.removal_curves),
         ):
             if holds:
                 draw(result).savefig(directory / "figures" / f"{path.stem}-{name}.png", dpi=100)
