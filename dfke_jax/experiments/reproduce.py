@@ -203,7 +203,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "dataset-inference",
         "fashion_mnist",
         "nine thieves and 21 independent models, 2,000 private images",
-        "not measured",
+        "29 min, half a core",
     ),
     "dataset-inference-limits-synthetic": Experiment(
         "dataset-inference-limits",
