@@ -79,8 +79,10 @@ class BatchNorm(nn.Module):
 
 def _mean(pieces: list[Array]) -> Array:
     """Over all axes but the last, of pieces of one shape."""
-    means = [jnp.mean(piece, tuple(range(piece.ndim - 1))) for piece in pieces]
-    return sum(means[1:], means[0]) / len(means)
+    if len(pieces) == 1:
+        return jnp.mean(pieces[0], tuple(range(pieces[0].ndim - 1)))
+    means = [jnp.mean(piece, tuple(range(1, piece.ndim - 1))) for piece in pieces]
+    return jnp.mean(sum(means[1:], means[0]), 0) / len(means)  # over the batch last: one sum over devices, not four
 
 
 class PooledConv(nn.Module):

@@ -7,13 +7,16 @@ convolution reads them as they are.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from dfke_jax.core.errors import InputError
+from dfke_jax.core.mesh import on_own_samples
 from dfke_jax.core.types import Array
 from dfke_jax.nn.conv import conv_general_dilated, convolution, uses_fast_forms
 
@@ -135,7 +138,7 @@ def _backward(kept: tuple[Array, Array], cotangents: tuple[Array, ...]) -> tuple
     flipped = _small_kernels(kernel)[:, :, ::-1, ::-1].transpose(2, 3, 0, 1, 5, 4)
     flipped = flipped.reshape(2, 2, 4 * filters, channels)
 
-    def gradients(total: Array, group: tuple[Array, tuple[Array, ...]]) -> tuple[Array, Array]:
+    def gradients(total: Array, group: tuple[Array, tuple[Array, ...]], flipped: Array) -> tuple[Array, Array]:
         images, cotangents = group
         places = jnp.concatenate(
             [
@@ -146,18 +149,27 @@ def _backward(kept: tuple[Array, Array], cotangents: tuple[Array, ...]) -> tuple
         )  # (B, H + 1, W + 1, 4F): what one convolution of the image padded by one would have put out
         return total + _small_gradient(images, places), _convolve(places, flipped, ((0, 0), (0, 0)))
 
-    groups = _grouped((images, cotangents))
-    small, image_gradient = lax.scan(gradients, jnp.zeros((2, 2, channels, 4 * filters), jnp.float32), groups)
+    zero = jnp.zeros((2, 2, channels, 4 * filters), jnp.float32)
+    small, image_gradient = _by_groups(gradients, zero, (images, cotangents), flipped)
     small = small.reshape(2, 2, channels, 2, 2, filters)
     kernel_gradient = jnp.einsum("pik,qjl,ijcpqf->klcf", _TAPS, _TAPS, small)
-    return image_gradient.reshape(images.shape), kernel_gradient.astype(kernel.dtype)
+    return image_gradient, kernel_gradient.astype(kernel.dtype)
 
 
-def _grouped(arrays: tuple) -> tuple:
-    """(B, ...) -> (groups, images of a group, ...) for all leaves."""
-    batch = jax.tree.leaves(arrays)[0].shape[0]
-    count = max(n for n in range(1, min(_GROUP, batch) + 1) if batch % n == 0)
-    return jax.tree.map(lambda array: array.reshape(-1, count, *array.shape[1:]), arrays)
+def _by_groups(function: Callable, zero: Array, arrays: tuple, kernel: Array) -> tuple[Array, Any]:
+    """Scans ``total, images = function(total, arrays, kernel)`` over groups of images; every device over its own."""
+
+    def scan(kernel: Array, arrays: tuple) -> tuple[Array, Any]:
+        batch = jax.tree.leaves(arrays)[0].shape[0]
+        count = max(n for n in range(1, min(_GROUP, batch) + 1) if batch % n == 0)
+        groups = jax.tree.map(lambda array: array.reshape(-1, count, *array.shape[1:]), arrays)
+        total, images = lax.scan(lambda total, group: function(total, group, kernel), zero, groups)
+        if batch < whole:
+            total = lax.psum(total, "samples")
+        return total, jax.tree.map(lambda image: image.reshape(-1, *image.shape[2:]), images)
+
+    whole = jax.tree.leaves(arrays)[0].shape[0]
+    return on_own_samples(scan, kernel, arrays, (PartitionSpec(), PartitionSpec("samples")))
 
 
 def _small_gradient(images: Array, places: Array) -> Array:
@@ -210,7 +222,7 @@ def _tapped_backward(kept: tuple, cotangents: tuple[Array, ...]) -> tuple[tuple[
     pieces, kernel = kept
     channels, filters = kernel.shape[2:]
 
-    def gradients(total: Array, group: tuple) -> tuple[Array, tuple[Array, ...]]:
+    def gradients(total: Array, group: tuple, kernel: Array) -> tuple[Array, tuple[Array, ...]]:
         pieces, cotangents = group
         height, width = pieces[0].shape[1:3]
         padded = [jnp.pad(piece, ((0, 0), (1, 1), (1, 1), (0, 0))) for piece in cotangents]
@@ -230,10 +242,8 @@ def _tapped_backward(kept: tuple, cotangents: tuple[Array, ...]) -> tuple[tuple[
             images.append(image)
         return total, tuple(images)
 
-    total, images = lax.scan(
-        gradients, jnp.zeros((9 * filters, channels), kernel.dtype), _grouped((pieces, cotangents))
-    )
-    images = tuple(image.reshape(piece.shape) for image, piece in zip(images, pieces, strict=True))
+    zero = jnp.zeros((9 * filters, channels), kernel.dtype)
+    total, images = _by_groups(gradients, zero, (pieces, cotangents), kernel)
     return images, total.reshape(3, 3, filters, channels).swapaxes(2, 3)
 
 
