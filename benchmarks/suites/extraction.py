@@ -61,7 +61,8 @@ def row(
         )  # fmt: skip
 
     contenders = {
-        "ours": Program(made, key, units=1, length=length, elementary=one),
+        "ours": Program(made, key, units=1, length=length, elementary=one, spread=True),
+        "ours_one_device": Program(made, key, units=1, length=length, elementary=one),
         "host_split": Split(on_the_host("lenet5", settings), key, units=1),
         "lax_scan": Program(made, key, units=1, length=plain_length, convolution="lax", elementary=one),
         "lax_step": Program(one, key, units=1, convolution="lax", scanned=False),

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -82,6 +82,24 @@ def sample_devices(rows: int) -> int:
     return 1 if rows % mesh.shape["samples"] else mesh.shape["samples"]
 
 
+def on_own_samples(function: Callable, shared: PyTree, arrays: PyTree, out_specs: Any = None) -> Any:
+    """``function(shared, arrays)``, where every device of the sample axis works through its own rows alone.
+
+    Without a mesh, or where the axis does not divide, it is one call with all rows. What the function sums over rows it
+    must sum over devices too.
+
+    Args:
+      function: treats rows alone, but for such sums.
+      shared: what all devices need. arrays: leaves (B, ...).
+      out_specs: of the results; by default all of them have rows on their leading axis.
+    """
+    split = PartitionSpec("samples")
+    if sample_devices(jax.tree.leaves(arrays)[0].shape[0]) == 1:
+        return function(shared, arrays)
+    specs = split if out_specs is None else out_specs
+    return jax.shard_map(function, in_specs=(PartitionSpec(), split), out_specs=specs, check_vma=False)(shared, arrays)
+
+
 def default_sharding() -> Any:
     """Where values live that nothing else places: on every device of the mesh in use, or on the first device."""
     mesh = jax.sharding.get_mesh()
@@ -137,6 +155,7 @@ __all__ = [
     "default_sharding",
     "device_mesh",
     "initialise_hosts",
+    "on_own_samples",
     "replicate",
     "sample_devices",
     "shard",

@@ -137,7 +137,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         "not measured",
         {"budgets": (500_000,), "control": False, "teacher_steps": 4000, "pretraining_steps": 5000},
     ),
-    "megex-mnist": Experiment("megex", "mnist", "extraction with explanations, with its control", "25 min, one shared core"),
+    "megex-mnist": Experiment(
+        "megex", "mnist", "extraction with explanations, with its control", "25 min, one shared core"
+    ),
     "disguide-mnist": Experiment(
         "disguide",
         "mnist",

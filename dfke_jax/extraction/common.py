@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.mesh import constrain_samples
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.extraction.replay import Replay, empty_replay, recall, remember
 from dfke_jax.nn.classifier import Classifier, Preprocessing
@@ -300,6 +301,7 @@ class Game:
 
     def pre_activations(self, variables: PyTree, z: Array) -> tuple[Array, PyTree]:
         """(B, Z) -> x̃ (B, H, W, C) and the updated statistics; training mode."""
+        z = constrain_samples(z)
         return apply(self.generator, variables, z, train=True, mutable=["batch_stats"], method="pre_activation")
 
     def rows(self, pre_activation: Array) -> Array:
@@ -340,7 +342,7 @@ class Game:
 
     def clone_step(self, key: Key, clone: Training, rows: Array, targets: Array) -> tuple[Training, Array]:
         """One update of the clone, in training mode, on the mean loss of a batch; and that loss."""
-        inputs = self.preprocessing(rows)
+        inputs, targets = constrain_samples(self.preprocessing(rows)), constrain_samples(targets)
 
         def mean_loss(params: PyTree) -> tuple[Array, PyTree]:
             logits, updated = apply(

@@ -1,12 +1,14 @@
 """Networks that turn latent vectors into images."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array, Key
-from dfke_jax.nn.layers import BatchNorm, Conv, UpsampleConv
+from dfke_jax.nn.layers import BatchNorm, PhasedConv, UpsampleConv
 
 _NORMAL = nn.initializers.normal(0.02)
 
@@ -54,11 +56,13 @@ class DFMEGenerator(nn.Module):
         """(B, Z) -> x̃ (B, H, W, C), what goes into the tanh; ``apply(..., method="pre_activation")``."""
         x = _base(self, z, 2 * self.width, stages=2)
         x = BatchNorm(name="dense_norm")(x, train=train)
-        for i, filters in enumerate((2 * self.width, self.width), 1):
-            x = UpsampleConv(filters, use_bias=False, name=f"conv{i}")(x)
-            x = nn.leaky_relu(BatchNorm(name=f"conv{i}_norm")(x, train=train), 0.2)
-        x = Conv(self.shape[-1], (3, 3), use_bias=False, name="conv3")(x)
-        return BatchNorm(use_scale=False, use_bias=False, name="image_norm")(x, train=train)
+        leaky = functools.partial(nn.leaky_relu, negative_slope=0.2)
+        phases = UpsampleConv(2 * self.width, use_bias=False, name="conv1")(x)
+        x = BatchNorm(name="conv1_norm")(phases, train=train).map(leaky).image()
+        phases = UpsampleConv(self.width, use_bias=False, name="conv2")(x)
+        phases = BatchNorm(name="conv2_norm")(phases, train=train).map(leaky)
+        phases = PhasedConv(self.shape[-1], name="conv3")(phases)
+        return BatchNorm(use_scale=False, use_bias=False, name="image_norm")(phases, train=train).image()
 
 
 class DCGANGenerator(nn.Module):
@@ -95,9 +99,9 @@ class DCGANGenerator(nn.Module):
         x = nn.relu(BatchNorm(name="dense_norm")(x, train=train))
         for i in range(1, stages):
             filters = self.width * 2 ** (stages - 1 - i)
-            x = UpsampleConv(filters, use_bias=False, kernel_init=_NORMAL, name=f"conv{i}")(x)
-            x = nn.relu(BatchNorm(name=f"conv{i}_norm")(x, train=train))
-        return UpsampleConv(self.shape[-1], kernel_init=_NORMAL, name=f"conv{stages}")(x)
+            phases = UpsampleConv(filters, use_bias=False, kernel_init=_NORMAL, name=f"conv{i}")(x)
+            x = BatchNorm(name=f"conv{i}_norm")(phases, train=train).map(nn.relu).image()
+        return UpsampleConv(self.shape[-1], kernel_init=_NORMAL, name=f"conv{stages}")(x).image()
 
 
 Generator = DFMEGenerator | DCGANGenerator

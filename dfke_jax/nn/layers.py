@@ -13,7 +13,7 @@ from dfke_jax.core.types import Array
 from dfke_jax.nn.conv import conv_general_dilated
 from dfke_jax.nn.pooling import avg_pool, max_pool
 from dfke_jax.nn.tiles import FeatureMaps, tile_size, tiled_convolution
-from dfke_jax.nn.upsample import upsample_convolve
+from dfke_jax.nn.upsample import Phases, convolve_phases, upsample_phases
 
 Conv = functools.partial(nn.Conv, conv_general_dilated_cls=lambda: conv_general_dilated)
 """`flax.linen.Conv` over `dfke_jax.nn.conv.conv_general_dilated`."""
@@ -45,17 +45,19 @@ class BatchNorm(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
-        features = x.shape[-1]
+    def __call__(self, x: Any, *, train: bool = False) -> Any:
+        """(..., F), or `Phases` of such -> the same, normalised."""
+        pieces = x.pieces if isinstance(x, Phases) else (x,)
+        features = pieces[0].shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
         reports = self.is_mutable_collection("normalisation") and not self.is_initializing()
         mean, var = running_mean.value, running_var.value
         if train or reports:
-            axes = tuple(range(x.ndim - 1))
-            wide = x.astype(jnp.float32)
-            batch_mean = jnp.mean(wide, axes)
-            batch_var = jnp.mean(jnp.square(wide - batch_mean.reshape((1,) * len(axes) + (-1,))), axes)
+            wide = [piece.astype(jnp.float32) for piece in pieces]
+            batch_mean = _mean(wide)
+            centre = batch_mean.reshape((1,) * (wide[0].ndim - 1) + (-1,))
+            batch_var = _mean([jnp.square(piece - centre) for piece in wide])
             if reports:
                 self.sow("normalisation", "moments", (batch_mean, batch_var), reduce_fn=lambda _, new: new)  # pyright: ignore[reportArgumentType]
             if train:
@@ -64,14 +66,23 @@ class BatchNorm(nn.Module):
                     keep = self.momentum
                     running_mean.value = keep * running_mean.value + (1 - keep) * mean
                     running_var.value = keep * running_var.value + (1 - keep) * var
-        shape = (1,) * (x.ndim - 1) + (features,)
+        shape = (1,) * (pieces[0].ndim - 1) + (features,)
         factor = jax.lax.rsqrt(var + self.epsilon)
         if self.use_scale:
             factor = factor * self.param("scale", nn.initializers.ones, (features,), jnp.float32)
         offset = -mean * factor
         if self.use_bias:
             offset = offset + self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
-        return (x * factor.reshape(shape) + offset.reshape(shape)).astype(x.dtype)
+        normalise = lambda piece: (piece * factor.reshape(shape) + offset.reshape(shape)).astype(piece.dtype)
+        return x.map(normalise) if isinstance(x, Phases) else normalise(x)
+
+
+def _mean(pieces: list[Array]) -> Array:
+    """Over all axes but the last, of pieces of one shape."""
+    if len(pieces) == 1:
+        return jnp.mean(pieces[0], tuple(range(pieces[0].ndim - 1)))
+    means = [jnp.mean(piece, tuple(range(1, piece.ndim - 1))) for piece in pieces]
+    return jnp.mean(sum(means[1:], means[0]), 0) / len(means)  # over the batch last: one sum over devices, not four
 
 
 class PooledConv(nn.Module):
@@ -101,7 +112,10 @@ class PooledConv(nn.Module):
 
 
 class UpsampleConv(nn.Module):
-    """Nearest-neighbour upsampling by two, then a 3×3 convolution (see `upsample_convolve`); as one exact operation.
+    """Nearest-neighbour upsampling by two, then a 3×3 convolution, as one exact operation (see `upsample_phases`).
+
+    It returns `Phases`: normalise them with `BatchNorm`, go on with ``phases.map(activation)``, ``phases.image()`` or
+    `PhasedConv`.
 
     Attributes:
       features: filters F.
@@ -113,10 +127,32 @@ class UpsampleConv(nn.Module):
     kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Phases:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
-        return upsample_convolve(x, kernel.astype(x.dtype), bias)
+        phases = upsample_phases(x, kernel.astype(x.dtype))
+        if not self.use_bias:
+            return phases
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).reshape(1, 1, 1, -1)
+        return phases.map(lambda piece: piece + bias)
+
+
+class PhasedConv(nn.Module):
+    """A 3×3 ``SAME`` convolution without bias of an image in phases; parameters and function are `Conv`'s.
+
+    Attributes:
+      features: filters F.
+    """
+
+    features: int
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, phases: Phases) -> Phases:
+        channels = phases.pieces[0].shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features), jnp.float32)
+        if 9 * self.features > channels:
+            phases = Phases((phases.image(),))
+        return convolve_phases(phases, kernel.astype(phases.pieces[0].dtype))
 
 
 def global_avg_pool(x: Array) -> Array:
@@ -159,6 +195,7 @@ def check_image_size(x: Array, expected: Sequence[int], network: str) -> None:
 __all__ = [
     "BatchNorm",
     "Conv",
+    "PhasedConv",
     "PooledConv",
     "UpsampleConv",
     "avg_pool",

@@ -26,6 +26,19 @@ def logits_of(p):
     return jnp.log(p) - jnp.log(p).mean(-1, keepdims=True)
 
 
+def test_the_same_on_one_and_on_four_devices(classifier, oracles):
+    """Two steps of everything that is split over a mesh: generator, answers in pieces, clone and their gradients."""
+    settings = dataclasses.replace(EXACT, batch_size=16, width=9, directions=1, orthogonal=False, epsilon=0.1, chunk=6)
+    method = core.against(dfme(classifier(1), settings), oracles["probabilities"](classifier(0)))
+    alone = core.run(method, KEY, 2, chunk=2).state
+    mesh = core.device_mesh()
+    with jax.set_mesh(mesh):
+        split = core.run(core.replicate(method, mesh), core.replicate(KEY, mesh), 2, chunk=2).state
+    for player in ("clone", "generator"):
+        found, expected = getattr(split, player).variables, getattr(alone, player).variables
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected)
+
+
 def test_two_iterations_are_those_of_the_published_loop(classifier, oracles):
     """n_S steps of S on fresh batches of G, then one step of G against that S, by autodiff through V and by hand."""
     victim, start = classifier(0), classifier(1)

@@ -11,7 +11,8 @@ from jax import lax
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.nn import build, conv_general_dilated, convolution, upsample_convolve
-from dfke_jax.nn.layers import Conv, UpsampleConv
+from dfke_jax.nn.layers import BatchNorm, Conv, PhasedConv, UpsampleConv
+from dfke_jax.nn.upsample import Phases, convolve_phases
 
 FAST = ("banded", "taps", "loop_safe")
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -246,7 +247,7 @@ def test_errors():
 
 
 @pytest.mark.parametrize("implementation", ["auto", "loop_safe", "lax"])
-@pytest.mark.parametrize("batch", [2, 66])  # the kernel's gradient in one piece, and in groups of 22
+@pytest.mark.parametrize("batch", [2, 26])  # gradients in one piece, and in two groups
 def test_upsample_convolve(implementation, batch):
     x, w, b = draw((batch, 3, 5, 4), (3, 3, 4, 6), (6,))
 
@@ -260,13 +261,56 @@ def test_upsample_convolve(implementation, batch):
     compare([value_and_gradients(fused)], value_and_gradients(explicit), x, w)
 
 
+def in_phases(image):
+    return Phases(tuple(image[:, p::2, q::2] for p in range(2) for q in range(2)))
+
+
+def test_phases_are_the_pixels_of_an_image():
+    (x,) = draw((2, 6, 4, 3))
+    np.testing.assert_array_equal(in_phases(x).image(), x)
+    np.testing.assert_array_equal(in_phases(x).map(jnp.negative).image(), -x)
+
+
+@pytest.mark.parametrize("filters", [1, 2])
+@pytest.mark.parametrize("batch", [2, 14])  # gradients in one piece, and in two groups
+def test_convolve_phases(filters, batch):
+    x, w = draw((batch, 6, 10, 18), (3, 3, 18, filters))
+    apart = lambda x, w: convolve_phases(in_phases(x), w).image()
+    whole = lambda x, w: convolve_phases(Phases((x,)), w).image()
+    compare(
+        [value_and_gradients(apart), value_and_gradients(whole)], value_and_gradients(reference((1, 1), "SAME")), x, w
+    )
+
+
+@pytest.mark.parametrize(("channels", "filters"), [(9, 1), (8, 1)])  # taps over the phases, and the image put together
+def test_phased_conv_layer(channels, filters):
+    (x,) = draw((2, 4, 4, channels))
+    layer, plain = PhasedConv(filters), Conv(filters, (3, 3), use_bias=False)
+    variables = layer.init(jax.random.key(0), in_phases(x))
+    jax.tree.map(np.testing.assert_array_equal, variables, plain.init(jax.random.key(0), x))
+    np.testing.assert_allclose(layer.apply(variables, in_phases(x)).image(), plain.apply(variables, x), atol=1e-5)
+
+
+def test_normalisation_of_phases_is_that_of_the_image():
+    (x,) = draw((3, 4, 6, 5))
+    norm = BatchNorm()
+    variables = norm.init(jax.random.key(0), x)
+
+    def apply(x):
+        return norm.apply(variables, x, train=True, mutable=["batch_stats", "normalisation"])
+
+    (found, reported), (expected, report) = apply(in_phases(3 * x + 1)), apply(3 * x + 1)
+    np.testing.assert_allclose(found.image(), expected, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), reported, report)
+
+
 def test_upsample_conv_layer():
     (x,) = draw((2, 3, 3, 4))
     layer, plain = UpsampleConv(5), Conv(5, (3, 3), padding="SAME")
     variables = layer.init(jax.random.key(0), x)
     variables = {"params": {**variables["params"], "bias": jnp.arange(5.0)}}
     np.testing.assert_allclose(
-        layer.apply(variables, x), plain.apply(variables, x.repeat(2, 1).repeat(2, 2)), atol=1e-5
+        layer.apply(variables, x).image(), plain.apply(variables, x.repeat(2, 1).repeat(2, 2)), atol=1e-5
     )
     assert "bias" not in UpsampleConv(5, use_bias=False).init(jax.random.key(0), x)["params"]
 

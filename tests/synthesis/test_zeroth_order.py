@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from dfke_jax.core import device_mesh
 from dfke_jax.core.errors import InputError
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.synthesis.zeroth_order import (
     Differences,
+    cache_chunk,
     estimate,
     forward_difference,
     in_chunks,
@@ -158,6 +160,15 @@ def test_chunks_change_nothing(chunk):
     np.testing.assert_allclose(
         chunked, forward_difference(KEY, quadratic, X, epsilon=0.1, directions=2).gradient, atol=2e-3
     )
+
+
+def test_every_device_has_chunks_of_its_own_rows():
+    rows = jnp.arange(24.0).reshape(12, 2)
+    with jax.set_mesh(device_mesh()):
+        assert (cache_chunk(1792), cache_chunk(640)) == (64, 40)
+        found = jax.jit(lambda rows: in_chunks(lambda x: {"sum": x.sum(-1), "x": x}, rows, 2))(rows)
+    np.testing.assert_array_equal(found["x"], rows)
+    np.testing.assert_array_equal(found["sum"], rows.sum(-1))
 
 
 def test_products_are_evaluated_precisely():
