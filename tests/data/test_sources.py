@@ -328,7 +328,7 @@ def test_importing_the_package_imports_nothing_heavy():
     ("name", "counts"),
     [
         ("mnist", [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]),
-        ("fashion_mnist", [1000] * 10),
+        pytest.param("fashion_mnist", [1000] * 10, marks=pytest.mark.slow),
     ],
 )
 def test_real_sets(data_dir, name, counts):

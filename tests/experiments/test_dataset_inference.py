@@ -89,6 +89,7 @@ def test_every_model_is_tested_and_entered(made):
     assert ("has no power on digits" in notes) == (not found.arms[0].metrics["stolen"][0])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_walks_no_more(made, monkeypatch):
     found, out = made
     walked = []
@@ -99,6 +100,7 @@ def test_a_resumed_run_walks_no_more(made, monkeypatch):
     assert again.metrics == found.metrics
 
 
+@pytest.mark.slow
 def test_limits(limits):
     found, out = limits
     source, copy, forgetting = found.arms

@@ -111,6 +111,12 @@ CHANGES = {
 # test_dataset_inference.py and test_encoder_inference.py
 ELSEWHERE = {"dataset-inference", "dataset-inference-limits", "encoder-inference"}
 SLOW = (  # relatives of recipes that run here, and those that compile longest
+    "transfer-sets",
+    "knockoff",
+    "ewe",
+    "activation-records",
+    "watermark-removal",
+    "anchors",  # also run by test_merge
     "deep-dream",
     "deep-inversion",
     "adaptive-deep-inversion",

@@ -100,6 +100,7 @@ def test_two_iterations_are_those_of_the_published_loop(classifier, oracles):
         assert np.linalg.norm(found - expected) < 0.03 * moved
 
 
+@pytest.mark.slow
 def test_the_clone_learns_and_the_last_batch_is_not_wasted(classifier, oracles):
     oracle = oracles["probabilities"](classifier(0))
     settings = DFMESettings(
@@ -145,6 +146,7 @@ def test_answers_that_are_rounded_leave_no_differences(classifier, oracles):
     assert metrics["flat"] == 1, "a constant victim and a constant clone have no differences"
 
 
+@pytest.mark.slow
 def test_maze_learns_from_old_answers(classifier, oracles):
     settings = MAZESettings(
         batch_size=8, clone_batches=2, latent=4, width=2, schedule="constant", directions=2, replay_batches=2,

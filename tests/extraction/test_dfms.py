@@ -103,6 +103,7 @@ def test_stage_after_stage(classifier, oracles, begun, first):
     assert all(np.isfinite(values).all() for values in done.metrics.values())
 
 
+@pytest.mark.slow
 def test_the_clone_stands_still_while_the_generator_is_tuned(classifier, begun):
     """One step against the gradient of the same loss written out."""
     from dfke_jax.nn.discriminators import DCGANDiscriminator

@@ -126,6 +126,7 @@ def test_shapes_are_pictures():
         synthetic_shapes(KEY, 5, (28, 28, 2))
 
 
+@pytest.mark.slow
 def test_adversaries_are_trained_before_and_go_on(classifier, oracles):
     proxy = synthetic_shapes(KEY, 32, (8, 8, 1), shapes=5)
     settings = DFMSSettings(
@@ -145,6 +146,7 @@ def test_adversaries_are_trained_before_and_go_on(classifier, oracles):
     assert run.state.generator.optimizer_state[0].count == 120
 
 
+@pytest.mark.slow
 def test_diversity_balances_the_classes(classifier, oracles):
     proxy = synthetic_shapes(KEY, 32, (8, 8, 1), shapes=5)
     base = DFMSSettings(batch_size=32, latent=6, width=2, schedule="constant", clone_rate=1e-6, generator_rate=5e-3)
@@ -157,6 +159,7 @@ def test_diversity_balances_the_classes(classifier, oracles):
     assert final[1] > 0.9 * np.log(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replay", [0, 3])
 def test_dfms_learns_old_answers_again(classifier, oracles, replay):
     settings = DFMSSettings(

@@ -84,6 +84,7 @@ def test_the_surest_variant_and_the_mean_are_those_of_the_loop(net):
     np.testing.assert_allclose(erased_mean(KEY, net, POOL, SETTINGS, (0.0, 1.0)), mean, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_new_images_and_their_erased_variants_take_turns(net):
     victim, asked = Classifier.create(MLP(3, (8,)), jax.random.key(9), SHAPE), []
 

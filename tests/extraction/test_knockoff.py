@@ -76,6 +76,7 @@ def test_equal_rewards_move_nothing():
     np.testing.assert_array_equal(bandit.preferences, 0)
 
 
+@pytest.mark.slow
 def test_a_group_that_pays_is_preferred():
     """Group 1 always has the larger loss; its share must grow from one half to almost all."""
     bandit, rng = new_bandit(2, 50, 2), np.random.default_rng(1)

@@ -82,6 +82,7 @@ def test_a_step_of_the_critic_is_pytorchs(classifier):
     assert max(np.abs(a - b).max() for a, b in zip(ours, before, strict=True)) > 1e-2
 
 
+@pytest.mark.slow
 def test_without_weight_it_is_maze(classifier, oracles):
     """The control: clone and generator go through the very states of MAZE, whatever the critic does."""
     oracle = oracles["probabilities"](classifier(0))
@@ -117,6 +118,7 @@ def test_the_critics_part_of_the_generators_step_is_exact(classifier):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_critic_draws_the_generator_to_the_seeds(classifier, oracles):
     settings = dataclasses.replace(
         SMALL, generator_optimizer="adam", generator_rate=1e-2, critic_optimizer="adam", critic_rate=5e-3,

@@ -58,6 +58,7 @@ def endpoint(victim):
         yield url, app
 
 
+@pytest.mark.slow
 def test_megex_over_http_is_megex_in_the_process(victim, endpoint, tmp_path):
     url, app = endpoint
     accounts = app.state.service.accounts
