@@ -61,6 +61,10 @@ class UnknownOutcomeError(EndpointError):
     """Rows were sent, and whether they were answered and counted is not known (or the answer was of no use)."""
 
 
+class ReproductionError(DfkeError, RuntimeError):
+    """Some of the experiments that run side by side failed; the message names them and their logs."""
+
+
 class Interrupted(DfkeError, KeyboardInterrupt):  # noqa: N818 - an interruption is not an error of anybody's
     """The run was stopped by Ctrl-C or SIGTERM; its state is saved and the message says how to resume."""
 
@@ -75,6 +79,7 @@ __all__ = [
     "LedgerError",
     "MissingDataError",
     "NonFiniteError",
+    "ReproductionError",
     "UnknownNameError",
     "UnknownOutcomeError",
 ]

@@ -218,14 +218,19 @@ def _measure(kind: Kind, site: Site, name: str, per_step: int, every: int, done:
     test = site.bench.dataset.test
     found = accuracy(kind.read(site.clone, state).predict(test.images), test.labels)
     line = {"stage": name, "seed": site.seed, "rows": done * per_step, "accuracy": round(100 * found, 4)}
-    with (site.bench.out / PROGRESS).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    path = site.bench.out / PROGRESS
+    cut = path.exists() and not path.read_text().endswith("\n")  # a run was killed while it wrote
+    with path.open("a") as file:
+        file.write("\n" * cut + json.dumps(line) + "\n")
 
 
 def progress(bench: Workbench, name: str, seed: int) -> dict[int, float]:
     """Rows -> accuracy in per cent of an attack's clone on the way, as far as `paid` was asked to measure it."""
     path = bench.out / PROGRESS
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    written = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = [
+        json.loads(line) for line in written if line.startswith("{") and line.endswith("}\n")
+    ]  # others were cut off
     found = {line["rows"]: line["accuracy"] for line in lines if (line["stage"], line["seed"]) == (name, seed)}
     return dict(sorted(found.items()))
 

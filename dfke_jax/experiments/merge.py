@@ -11,7 +11,7 @@ from dfke_jax.experiments.result import Arm, Result
 def merge(parts: Sequence[Result]) -> Result:
     """What the run would have left that takes all of these seeds one after another.
 
-    Seeds are put in order. Seconds are added up (``wall`` is not known), the environment is the first part's.
+    Seeds are put in order. Seconds are added up, although seeds may have run side by side; the environment is the first part's.
 
     Raises:
       InputError: parts of different recipes or settings, a seed that is there twice or is missing, other arms.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dfke_jax.core.errors import DfkeError, InputError, UnknownNameError
+from dfke_jax.core.errors import InputError, ReproductionError, UnknownNameError
 from dfke_jax.experiments.merge import merge
 from dfke_jax.experiments.registry import recipe
 from dfke_jax.experiments.result import Result
@@ -276,7 +276,7 @@ def main(
       progress: whether progress bars are shown.
       jobs: by default one experiment runs after another, in this process. With a number, every seed of every experiment runs
         in a process of its own, so many at a time and each on one device, and results are put together as seeds come in; the
-        figures are the same. What a process prints goes to ``runs/reproduce/NAME/seedK/log.txt``.
+        figures are those of one device. What a process prints goes to ``runs/reproduce/NAME/seedK/log.txt``.
 
     Raises:
       InputError: `jobs` below one.
@@ -397,8 +397,4 @@ def _together(name: str, out: Path) -> Result:
     return result
 
 
-class ReproductionError(DfkeError):
-    """Some experiments could not be run."""
-
-
-__all__ = ["EXPERIMENTS", "Experiment", "ReproductionError", "main", "run_experiment"]
+__all__ = ["EXPERIMENTS", "Experiment", "main", "run_experiment"]

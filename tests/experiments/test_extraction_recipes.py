@@ -73,6 +73,10 @@ def test_the_clone_is_measured_on_the_way(bench):
     path.write_text(path.read_text() + path.read_text().splitlines()[0].replace(str(found[20]), "1.5") + "\n")
     assert progress(bench, "way", 0) == {20: 1.5, 40: found[40]}
     assert progress(bench, "way", 1) == {}
+    path.write_text(path.read_text() + '{"stage": "wa')  # killed while it wrote
+    assert progress(bench, "way", 0) == {20: 1.5, 40: found[40]}
+    paid(KNOCKOFF, site, attack, oracle_for(victim, Reveal()), 40, "again", points=2)
+    assert list(progress(bench, "again", 0)) == [20, 40]
 
 
 def test_what_an_attack_asks_is_held_against_its_formula(bench):

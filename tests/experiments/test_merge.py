@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from dfke_jax.core.checkpoint import alone
-from dfke_jax.core.errors import InputError
+from dfke_jax.core.errors import InputError, ReproductionError
 from dfke_jax.experiments import Arm, Result, merge, recipe, reproduce, run_recipe
-from dfke_jax.experiments.reproduce import Experiment, ReproductionError
+from dfke_jax.experiments.reproduce import Experiment
 
 CONFIG = {"seed": 2, "seeds": 3, "steps": 7}
 
