@@ -9,6 +9,7 @@ import os
 import sqlite3
 import threading
 import uuid
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -87,12 +88,13 @@ class Ledger:
             )
         except sqlite3.Error as error:
             raise LedgerError(f"cannot open the ledger {self.path}: {error}") from error
+        self._shut = weakref.finalize(self, self._database.close)  # for ledgers that nobody closes, too
         try:
             self._prepare()
             self._fix("config", config, "this run's configuration")
             self.id = self._fact("id")
         except BaseException:
-            self._database.close()
+            self._shut()
             raise
 
     def _prepare(self) -> None:
@@ -320,7 +322,7 @@ class Ledger:
     def close(self) -> None:
         """Closes the file; a ledger in memory is gone."""
         with self._lock:
-            self._database.close()
+            self._shut()
 
     def __enter__(self) -> "Ledger":
         return self
