@@ -77,6 +77,7 @@ class Site(NamedTuple):
     Attributes:
       config: of the recipe. settings: of the attack, for its budget. answers: what the endpoint reveals. clone: gives the
       network. bench: the workbench. seed: of this run. material: what the recipe prepared for all its runs, such as a pool.
+      opened: what `Kind.opening` returned.
     """
 
     config: Any
@@ -86,6 +87,7 @@ class Site(NamedTuple):
     bench: Workbench
     seed: int
     material: Any = None
+    opened: Any = None
 
 
 def plain_oracle(victim: Classifier, config: "ExtractionSettings") -> Oracle | HostOracle | ExplanationOracle:
@@ -106,6 +108,8 @@ class Kind:
       pictures: (site, state, what answers for the clone) -> images that the attack asked, or would ask in the end.
       oracle: (victim, configuration) -> endpoint. explains: whether its rows count as explained.
       read: (clone, state) -> what answers for the clone.
+      opening: (site, oracle, name of the arm) -> what is there before the attack begins, and updates of a clone that it took.
+      opening_rows: configuration -> rows that `opening` asks, of the budget.
     """
 
     name: str
@@ -121,6 +125,8 @@ class Kind:
     oracle: Callable[[Classifier, Any], Any] = plain_oracle
     explains: bool = False
     read: Callable[[Classifier, Any], Any] = clone_of
+    opening: Callable[[Site, Any, str], tuple[Any, int]] | None = None
+    opening_rows: Callable[[Any], int] = lambda config: 0
 
 
 def execute(kind: Kind, config: ExtractionSettings, bench: Workbench, material: Any = None) -> list[Arm]:
@@ -142,7 +148,8 @@ def victims(config: EndpointSettings, bench: Workbench) -> list[Arm]:
 
 
 def _at_budget(kind: Kind, config: ExtractionSettings, bench: Workbench, budget: int, material: Any) -> list[Arm]:
-    settings = config.attack.with_budget(budget)
+    opening_rows = kind.opening_rows(config)
+    settings = config.attack.with_budget(budget - opening_rows)
     name = f"{kind.name}_{budget}"
     made = [Arm(name, f"{kind.label}, {budget:,} queries", "method")]
     if config.control:
@@ -154,10 +161,16 @@ def _at_budget(kind: Kind, config: ExtractionSettings, bench: Workbench, budget:
             here, make = site, kind.attack
             if arm.role == "control":
                 here, make = kind.without(site), kind.control or kind.attack
-            attack = make(here)
             oracle = kind.oracle(victim, config)
-            state, counts = paid(kind, here, attack, oracle, budget, arm.name, f"{name}/attack", points=config.points)
-            arm.budget = {**counts, "steps": kind.steps(settings), "clone_updates": kind.updates(settings)}
+            updates = kind.updates(settings)
+            if kind.opening:
+                opened, more = kind.opening(here, oracle, arm.name)
+                here, updates = here._replace(opened=opened), updates + more
+            state, counts = paid(
+                kind, here, make(here), oracle, budget - opening_rows, arm.name, f"{name}/attack", points=config.points
+            )
+            counts = {meter: rows + opening_rows for meter, rows in counts.items()}
+            arm.budget = {**counts, "steps": kind.steps(settings), "clone_updates": updates}
             learnt = kind.read(site.clone, state)
             way = {f"accuracy_at_{rows}": value for rows, value in progress(bench, arm.name, seed).items()}
             bench.record(arm, learnt, victim, **closeness(config, bench, learnt, victim), **way)

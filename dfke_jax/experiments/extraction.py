@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -11,29 +12,39 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array
 from dfke_jax.experiments.anchors import DIGITS
-from dfke_jax.experiments.attacks import RERUN, ExtractionSettings, Kind, Site, execute, plain_oracle
+from dfke_jax.experiments.attacks import RERUN, ExtractionSettings, Kind, Site, execute, paid, plain_oracle
+from dfke_jax.experiments.pool_extraction import KNOCKOFF
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Published
 from dfke_jax.experiments.workbench import Answers
 from dfke_jax.extraction import (
+    FIRST_CLONE,
+    SMALL_CLONE,
     SMALL_DFME,
     SMALL_DISGUIDE,
     SMALL_MEGEX,
+    Adversaries,
+    CloneTraining,
     DFMESettings,
     DFMSSettings,
     DisagreementSettings,
     GenerativeSettings,
     MEGEXSettings,
+    PoolSettings,
     adversarial_pretraining,
     dfme,
     dfms,
     disagreement,
+    diversity_tuning,
+    first_samples,
+    knockoff,
     megex,
     vote,
 )
 from dfke_jax.extraction.common import SMALL
 from dfke_jax.extraction.dfme import check_differences
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents
+from dfke_jax.nn.training import Training, trained
 from dfke_jax.oracle import Explanation, Reveal, explanation_oracle, rows_per_step
 from dfke_jax.oracle import explanation as explanation_named
 from dfke_jax.synthesis import precise
@@ -96,8 +107,32 @@ class DFMSRecipeSettings(ExtractionSettings):
     """Synthetic images of shapes that stand for the proxy data."""
     pretraining_steps: int = 1000
     """Steps of the generative adversarial network on them before anything is asked."""
+    first_rows: int = 0
+    """Stage 1: rows of every budget that are asked for the first clone, half of them shapes; 0 for no such stage."""
+    first_clone: CloneTraining = SMALL_CLONE
+    """How that clone is trained."""
+    tuning_steps: int = 0
+    """Stage 1b: steps in which the generator learns to reach all classes of the first clone."""
     attack: DFMSSettings = DFMSSettings(**{**SMALL, "batch_size": 64})
     """How the attack runs."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.first_rows, self.tuning_steps) < 0 or self.first_rows > 2 * self.shapes:
+            raise InputError(
+                "first_rows and tuning_steps must not be negative, and half of first_rows are shapes, got "
+                f"{self.first_rows}, {self.tuning_steps} and {self.shapes} shapes"
+            )
+        if self.tuning_steps and not self.first_rows:
+            raise InputError("tuning_steps need a first clone: set first_rows")
+        if self.first_rows:
+            self.attack.with_budget(self.budgets[0] - self.first_rows)
+
+    @property
+    def first(self) -> PoolSettings:
+        """How stage 1 runs."""
+        step = math.gcd(self.first_rows, 1000)
+        return PoolSettings(self.first_rows, rows_per_step=step, clone=self.first_clone)
 
 
 def _pictures(generator: type[DFMEGenerator] | type[DCGANGenerator], site: Site, state: Any, learnt: Any) -> Array:
@@ -119,18 +154,38 @@ def _disagreement(site: Site) -> Attack:
     return disagreement(site.clone, site.settings, site.answers, site.bench.dataset.num_classes)
 
 
-def _dfms(site: Site) -> Attack:
-    config, bench = site.config, site.bench
+class Opened(NamedTuple):
+    """What DFMS begins with: proxy images, generator and discriminator, and the clone of stage 1."""
+
+    images: Array
+    adversaries: Adversaries
+    clone: Training | None
+
+
+def _open_dfms(site: Site, oracle: Any, name: str) -> tuple[Opened, int]:
+    """Stage 0, and stages 1 and 1b where they are wanted; the control's generator goes no further than stage 0."""
+    config, bench, batch = site.config, site.bench, site.settings.batch_size
     images = synthetic_shapes(bench.key(site.seed, "shapes"), config.shapes, bench.dataset.shape)
-    begun = bench.stage(
-        "synthesis",
-        "pretraining",
-        site.seed,
-        adversarial_pretraining(images, config.attack),
-        config.pretraining_steps,
-        rows=site.settings.batch_size,
+    pretraining = adversarial_pretraining(images, config.attack)
+    begun = bench.stage("synthesis", "pretraining", site.seed, pretraining, config.pretraining_steps, rows=batch)
+    if not config.first_rows:
+        return Opened(images, begun, None), 0
+    pool = first_samples(bench.key(site.seed, "first"), begun, images, config.first_rows, config.attack)
+    attack = knockoff(site.clone, pool, site.answers, config.first)
+    first, _ = paid(
+        KNOCKOFF, site._replace(settings=config.first), attack, oracle, config.first_rows, "dfms_first", chunk=1
     )
-    return dfms(site.clone, images, site.settings, site.answers, bench.dataset.num_classes, start=begun)
+    if config.tuning_steps and site.settings.generator_rate:
+        clone = trained(site.clone, first.clone)
+        tuning = diversity_tuning(clone, images, config.attack, begun)
+        begun = bench.stage("synthesis", "tuning", site.seed, tuning, config.tuning_steps, rows=batch)
+    return Opened(images, begun, first.clone), config.first_clone.steps
+
+
+def _dfms(site: Site) -> Attack:
+    images, adversaries, first = site.opened
+    classes = site.bench.dataset.num_classes
+    return dfms(site.clone, images, site.settings, site.answers, classes, start=adversaries, first=first)
 
 
 def _kind(
@@ -190,7 +245,15 @@ MEGEX = _kind(
 )
 DISGUIDE = _kind("disguide", "DisGUIDE", _disagreement, "disguide", read=_voting)
 DUAL_STUDENTS = dataclasses.replace(DISGUIDE, name="dual_students", label="Dual Students")
-DFMS = _kind("dfms", "DFMS", _dfms, "dfms", generator=DCGANGenerator)
+DFMS = _kind(
+    "dfms",
+    "DFMS",
+    _dfms,
+    "dfms",
+    generator=DCGANGenerator,
+    opening=_open_dfms,
+    opening_rows=lambda config: config.first_rows,
+)
 
 _DIGITS = {**DIGITS, "budgets": (2_000, 10_000)}
 
@@ -308,6 +371,9 @@ _register(
         "budgets": (8_000_000,),
         "shapes": 50_000,
         "pretraining_steps": 20_000,
+        "first_rows": 50_000,
+        "first_clone": FIRST_CLONE.clone,
+        "tuning_steps": 39_000,
     },
 )
 

@@ -135,7 +135,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         "cifar10",
         "the same, half a million labels",
         "not measured",
-        {"budgets": (500_000,), "control": False, "teacher_steps": 4000, "pretraining_steps": 5000},
+        {
+            "budgets": (500_000,),
+            "control": False,
+            "teacher_steps": 4000,
+            "pretraining_steps": 5000,
+            "first_clone": {"steps": 8000},
+            "tuning_steps": 4000,
+        },
     ),
     "megex-mnist": Experiment(
         "megex", "mnist", "extraction with explanations, with its control", "25 min, one shared core"

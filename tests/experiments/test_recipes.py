@@ -106,7 +106,15 @@ CHANGES = {
             layers=("dense1",), entanglement=(1.0,), temperatures=(5.0,), batch_size=16, rounds=1, suppressions=2
         ),
     },
-    "dfms": {"budgets": (50,), "shapes": 20, "pretraining_steps": 3, "attack": DFMSSettings(**_GAME)},
+    "dfms": {
+        "budgets": (50,),
+        "shapes": 20,
+        "pretraining_steps": 3,
+        "first_rows": 20,
+        "first_clone": _LEARNT,
+        "tuning_steps": 2,
+        "attack": DFMSSettings(**_GAME),
+    },
 }
 # test_dataset_inference.py and test_encoder_inference.py
 ELSEWHERE = {"dataset-inference", "dataset-inference-limits", "encoder-inference"}
@@ -179,6 +187,13 @@ def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
         assert {"trigger_accuracy@6", "other_accuracy"} <= set(named["pretrained.transfer_learning"])
         assert {"anomaly", "flagged"} <= set(named["pretrained.neural_cleanse_patching"])
         assert all("trigger_accuracy" in metrics for arm, metrics in named.items() if arm != "teacher")
+    if name == "dfms":  # 20 rows of stage 1 and three batches of 8, of a budget of 50
+        budgets = {arm.name: arm.budget for arm in found.arms if arm.name.startswith("dfms")}
+        assert budgets["dfms_50"] == budgets["dfms_50_control"] == {"victim_rows": 44, "steps": 3, "clone_updates": 10}
+        stages = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        for seed in range(2):  # stage 1 is run once for both, stage 1b for the method alone
+            assert sum(any(key.startswith(f"seed{seed}/tuning/") for key in line) for line in stages) == 2
+            assert sum(any(key.startswith(f"seed{seed}/dfms_first/") for key in line) for line in stages) == 1
     if name == "ewe":
         entangled_watermarks_are_held_against_the_false_rate(found, tmp_path / "run")
     elif name not in ("anchors", "transfer-sets", "defences", "watermark-removal"):
@@ -363,6 +378,12 @@ def test_answers_that_an_attack_cannot_use_are_refused_before_any_work():
         recipe("megex").settings("digits", decimals=2)
     with pytest.raises(InputError, match="does not pay for one iteration"):
         recipe("disguide").settings("digits", budgets=(100,))
+    with pytest.raises(InputError, match="half of first_rows are shapes"):
+        recipe("dfms").settings("digits", first_rows=1000, shapes=400)
+    with pytest.raises(InputError, match="need a first clone"):
+        recipe("dfms").settings("digits", tuning_steps=5)
+    with pytest.raises(InputError, match="does not pay for one iteration"):
+        recipe("dfms").settings("digits", budgets=(2000,), first_rows=2000)
 
 
 def entangled_watermarks_are_held_against_the_false_rate(found, out):
