@@ -5,7 +5,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
@@ -15,7 +14,7 @@ from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier, apply_recording, as_float
 from dfke_jax.nn.contrastive import feature_width, nt_xent
 from dfke_jax.nn.losses import logit_l2
-from dfke_jax.nn.training import Training, optimiser
+from dfke_jax.nn.training import Training, optimiser, updated_by
 
 Match = Literal["mse", "nt_xent"]
 MATCHES = ("mse", "nt_xent")
@@ -110,9 +109,7 @@ def _step(
         return jnp.mean(match(recorded["features"].astype(jnp.float32), answers[chosen])), updated
 
     (loss, updated), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.variables["params"])
-    updates, optimizer_state = rule.update(gradient, state.optimizer_state, state.variables["params"])
-    params = optax.apply_updates(state.variables["params"], updates)
-    return Training({**state.variables, **updated, "params": params}, optimizer_state), {"loss": loss}
+    return updated_by(rule, state, gradient, updated), {"loss": loss}
 
 
 __all__ = ["MATCHES", "Match", "representation_distillation"]

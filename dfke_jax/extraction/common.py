@@ -17,7 +17,7 @@ from dfke_jax.nn.classifier import Classifier, Preprocessing
 from dfke_jax.nn.generators import Generator, squash
 from dfke_jax.nn.losses import cross_entropy, logit_l1, soft_cross_entropy
 from dfke_jax.nn.precision import apply
-from dfke_jax.nn.training import Training, trained
+from dfke_jax.nn.training import Training, trained, updated_by
 from dfke_jax.oracle.reveal import (
     Reveal,
     answered_labels,
@@ -391,17 +391,6 @@ class Game:
         return clone, replay, {"replay_loss": loss}
 
 
-def updated_by(
-    optimizer: optax.GradientTransformation, training: Training, gradient: PyTree, statistics: PyTree
-) -> Training:
-    """The training state after one update; `statistics` replace the network's."""
-    params = training.variables["params"]
-    updates, optimizer_state = optimizer.update(gradient, training.optimizer_state, params)
-    return Training(
-        {**training.variables, **statistics, "params": optax.apply_updates(params, updates)}, optimizer_state
-    )
-
-
 def batches(tree: PyTree, count: int, size: int, start: int = 0) -> PyTree:
     """Rows start, ..., start + count·size − 1 of every leaf as (count, size, ...)."""
     return jax.tree.map(lambda leaf: leaf[start : start + count * size].reshape(count, size, *leaf.shape[1:]), tree)
@@ -425,5 +414,4 @@ __all__ = [
     "resolved_loss",
     "scheduled",
     "steps_for",
-    "updated_by",
 ]

@@ -12,11 +12,11 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches, updated_by
+from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches
 from dfke_jax.extraction.replay import Replay
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
-from dfke_jax.nn.training import Training
+from dfke_jax.nn.training import Training, updated_by
 from dfke_jax.oracle.reveal import Reveal
 from dfke_jax.synthesis.zeroth_order import Differences, cache_chunk, estimate, in_chunks, perturbed_rows, precise
 

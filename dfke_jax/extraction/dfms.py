@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Method, Static, method
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
-from dfke_jax.extraction.common import Game, GenerativeSettings, batches, updated_by
+from dfke_jax.extraction.common import Game, GenerativeSettings, batches
 from dfke_jax.extraction.disagreement import negative_entropy
 from dfke_jax.extraction.pool import CloneTraining, PoolSettings
 from dfke_jax.extraction.replay import Replay
@@ -20,7 +20,7 @@ from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, draw_latents
 from dfke_jax.nn.precision import apply
-from dfke_jax.nn.training import Training
+from dfke_jax.nn.training import Training, updated_by
 from dfke_jax.oracle.reveal import Reveal
 
 

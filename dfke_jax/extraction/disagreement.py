@@ -10,11 +10,11 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches, updated_by
+from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches
 from dfke_jax.extraction.replay import Replay, recall, remember
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
-from dfke_jax.nn.training import Training, trained
+from dfke_jax.nn.training import Training, trained, updated_by
 from dfke_jax.oracle.reveal import Reveal
 
 OBJECTIVES = ("std", "l1")

@@ -11,14 +11,14 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.common import OPTIMISERS, Game, scheduled, updated_by
+from dfke_jax.extraction.common import OPTIMISERS, Game, scheduled
 from dfke_jax.extraction.dfme import DFMEState, ask, begin, check_differences, draws, play
 from dfke_jax.extraction.maze import MAZESettings
 from dfke_jax.extraction.replay import Replay, remember
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.discriminators import DCGANDiscriminator, between, gradient_penalty
 from dfke_jax.nn.generators import DFMEGenerator
-from dfke_jax.nn.training import Training
+from dfke_jax.nn.training import Training, updated_by
 from dfke_jax.oracle.reveal import Reveal
 
 

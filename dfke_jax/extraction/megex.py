@@ -10,10 +10,11 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches, updated_by
+from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches
 from dfke_jax.extraction.dfme import DFMEState, begin, draws
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator
+from dfke_jax.nn.training import updated_by
 from dfke_jax.oracle.explanations import Explained, Explanation, class_gradients, explained_gradients
 from dfke_jax.oracle.reveal import Reveal
 

@@ -246,9 +246,18 @@ def _step(
         return value + extra, ({"loss": value} if penalty is None else {"loss": value, "penalty": extra}, updated)
 
     (_, (metrics, updated)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.variables["params"])
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.variables["params"])
-    params = optax.apply_updates(state.variables["params"], updates)
-    return Training({**state.variables, **updated, "params": params}, optimizer_state), metrics
+    return updated_by(optimizer, state, gradient, updated), metrics
+
+
+def updated_by(
+    optimizer: optax.GradientTransformation, training: Training, gradient: PyTree, statistics: PyTree
+) -> Training:
+    """The training state after one update; `statistics` replace the network's."""
+    params = training.variables["params"]
+    updates, optimizer_state = optimizer.update(gradient, training.optimizer_state, params)
+    return Training(
+        {**training.variables, **statistics, "params": optax.apply_updates(params, updates)}, optimizer_state
+    )
 
 
 def _logits(static: Static, variables: PyTree, images: Array) -> Array:
@@ -271,4 +280,4 @@ def trained(classifier: Classifier, state: Training) -> Classifier:
     return dataclasses.replace(classifier, variables=state.variables)
 
 
-__all__ = ["Adversary", "Loss", "Penalty", "Training", "on_images", "optimiser", "trained", "training"]
+__all__ = ["Adversary", "Loss", "Penalty", "Training", "on_images", "optimiser", "trained", "training", "updated_by"]

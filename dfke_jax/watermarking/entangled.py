@@ -17,7 +17,7 @@ from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier, apply_recording, as_float
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.soft_nearest import soft_nearest_neighbour_loss
-from dfke_jax.nn.training import Training, training
+from dfke_jax.nn.training import Training, training, updated_by
 from dfke_jax.watermarking.entangled_settings import EntangledSettings
 from dfke_jax.watermarking.triggers import TriggerSet, trigger_set
 
@@ -355,8 +355,6 @@ def _watermark_step(
     (_, (loss, nearest, answered, updated)), (gradient, upwards) = jax.value_and_grad(
         objective, argnums=(0, 1), has_aux=True
     )(now.variables["params"], raw)
-    updates, optimizer_state = _adam(settings).update(gradient, now.optimizer_state, now.variables["params"])
-    params = optax.apply_updates(now.variables["params"], updates)
     # Each temperature enters the objective through −(κ_l/B)·SNNL_l alone.
     own = jnp.where(weights > 0, -upwards / jnp.where(weights > 0, weights, 1.0), 0.0)
     raw = raw - settings.temperature_rate * own
@@ -366,7 +364,7 @@ def _watermark_step(
         "entanglement": nearest.mean(),
         "temperature": _temperature(settings, raw).mean(),
     }
-    return Training({**now.variables, **updated, "params": params}, optimizer_state), raw, metrics
+    return updated_by(_adam(settings), now, gradient, updated), raw, metrics
 
 
 __all__ = [
