@@ -208,8 +208,7 @@ def fields(verdict: "Verdict") -> list[tuple[str, str]]:
 def _settings(options: argparse.Namespace, remote: bool) -> "InferenceSettings":
     from dfke_jax.dataset_inference import BlindWalkSettings, InferenceSettings
 
-    # An endpoint charges for every row: step by step, and as many walks at a time as else rows of a block.
-    speed = {"block": 1, "lanes": 640} if remote else {}
+    speed = {"block": 1} if remote else {}  # an endpoint charges for every row: step by step
     noise = 1.0 if options.noise is None else options.noise
     return InferenceSettings(
         embedding=options.embedding,
@@ -231,7 +230,7 @@ def _with_noise(settings: "InferenceSettings", victim: "Classifier", samples: An
     images, labels = as_float(jax.numpy.asarray(samples[0][:100])), samples[1][:100]
     walk = settings.walk
     for noise in NOISES:
-        walk = dataclasses.replace(settings.walk, noise=noise, block=10, lanes=64)
+        walk = dataclasses.replace(settings.walk, noise=noise, block=5, lanes=None)
         if blind_walk(jax.random.key(settings.seed), victim, images, labels, walk).never <= 1 / 3:
             break
     return dataclasses.replace(settings, walk=dataclasses.replace(settings.walk, noise=walk.noise))

@@ -64,7 +64,7 @@ def walk_row(
     key = jax.random.key(11)
     queries = blind_walk(key, model, images, labels, settings).queries  # other keys differ by little
     made: Method = method(_init_walk, _walk, model, images, labels, Static(settings))
-    rows = random_images(settings.lanes * settings.block, model.input_shape)
+    rows = random_images(settings.lanes_for(math.prod(model.input_shape)) * settings.block, model.input_shape)
     one = method(_init_rows, _forward, model, rows)
     repeats = math.ceil(queries / len(rows))
 
@@ -143,9 +143,7 @@ def rows(suite: str) -> Rows:
         }
     return {
         "blind_walk/mlp64/1200": functools.partial(walk_row, "mlp64", 1200, BlindWalkSettings(noise=4.0), 200),
-        "blind_walk/lenet5/64": functools.partial(
-            walk_row, "lenet5", 64, BlindWalkSettings(noise=16.0, lanes=32, block=5), 64, blocks=7
-        ),
+        "blind_walk/lenet5/64": functools.partial(walk_row, "lenet5", 64, BlindWalkSettings(noise=16.0), 64, blocks=7),
         "mingd/mlp64/200": functools.partial(descent_row, "mlp64", 200, MinGDSettings(max_steps=100), 100),
         "mingd/lenet5/32": functools.partial(descent_row, "lenet5", 32, MinGDSettings(max_steps=50), 32),
     }

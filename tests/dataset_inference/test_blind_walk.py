@@ -78,11 +78,18 @@ def test_fused_equals_step_by_step(network, images, labels, step_by_step):
     assert (np.asarray(walks.steps)[:2] == 1).all(), "a wrong answer flips at once"
 
 
-@pytest.mark.parametrize(("block", "lanes"), [(1, 5), (10, 3), (23, 64), (40, 7)])
+@pytest.mark.parametrize(("block", "lanes"), [(1, 5), (10, 3), (23, 64), (40, 7), (4, None)])
 def test_blocks_and_lanes_change_nothing(network, images, labels, step_by_step, block, lanes):
     agrees(
         blind_walk(KEY, network, images, labels, dataclasses.replace(SETTINGS, block=block, lanes=lanes)), step_by_step
     )
+
+
+def test_rows_at_a_time_follow_the_size_of_the_images():
+    settings = BlindWalkSettings()
+    assert [5 * settings.lanes_for(size) for size in (16, 1024, 3072, 150_528)] == [2045, 125, 60, 60]
+    assert [5 * settings.lanes_for(size, host=True) for size in (16, 150_528)] == [640, 640]
+    assert BlindWalkSettings(lanes=7).lanes_for(1024) == BlindWalkSettings(lanes=7).lanes_for(9, host=True) == 7
 
 
 @pytest.mark.parametrize("logits", [True, False])
