@@ -137,21 +137,8 @@ def training(
         classifier.module, classifier.preprocessing, classifier.input_shape, optimizer, batch_size, companions_per_batch
     )
     start = classifier.variables if fine_tune else None
-    return method(
-        _init,
-        _step,
-        Static(fixed),
-        images,
-        targets,
-        loss,
-        augment,
-        teacher,
-        rows,
-        companions,
-        penalty,
-        adversary,
-        start,
-    )
+    task = _Task(images, targets, loss, augment, teacher, rows, companions, penalty, adversary, start)
+    return method(_init, _step, Static(fixed), task)
 
 
 class _Fixed(NamedTuple):
@@ -161,6 +148,21 @@ class _Fixed(NamedTuple):
     optimizer: optax.GradientTransformation
     batch_size: int
     companions_per_batch: int
+
+
+class _Task(NamedTuple):
+    """The arguments of `training` that are arrays, or pytrees of them."""
+
+    images: Array
+    targets: Any
+    loss: Loss
+    augment: Augmentation | None
+    teacher: Callable | None
+    rows: Array | None
+    companions: tuple[Array, Any] | None
+    penalty: Penalty | None
+    adversary: Adversary | None
+    start: PyTree
 
 
 def _check_companions(images: Array, companions: tuple[Array, Any], count: int, teacher: Any) -> None:
@@ -173,44 +175,18 @@ def _check_companions(images: Array, companions: tuple[Array, Any], count: int, 
         raise InputError(f"{count} companions per batch of {shape[0]}; give 1 to {shape[0]}")
 
 
-def _init(
-    fixed: Static,
-    images,
-    targets,
-    loss,
-    augment,
-    teacher,
-    rows,
-    companions,
-    penalty,
-    adversary,
-    start: PyTree,
-    key: Key,
-) -> Training:
+def _init(fixed: Static, task: _Task, key: Key) -> Training:
     of: _Fixed = fixed.value
-    if start is None:
+    if task.start is None:
         start = Classifier.create(of.module, key, of.shape, of.preprocessing).variables
     else:
-        start = jax.tree.map(jnp.array, start)
+        start = jax.tree.map(jnp.array, task.start)
     return Training(start, of.optimizer.init(start["params"]))
 
 
-def _step(
-    fixed: Static,
-    images: Array,
-    targets: Any,
-    loss: Loss,
-    augment: Augmentation | None,
-    teacher: Callable | None,
-    rows: Array | None,
-    companions: tuple[Array, Any] | None,
-    penalty: Penalty | None,
-    adversary: Adversary | None,
-    start: PyTree,
-    key: Key,
-    state: Training,
-) -> tuple[Training, Metrics]:
+def _step(fixed: Static, task: _Task, key: Key, state: Training) -> tuple[Training, Metrics]:
     module, preprocessing, _, optimizer, batch_size, companions_per_batch = fixed.value
+    images, targets, loss, augment, teacher, rows, companions, penalty, adversary, _ = task
     row_key, augment_key, dropout_key = jax.random.split(key, 3)
     if rows is not None and jnp.ndim(rows) == 1:
         chosen = rows[jax.random.randint(row_key, (batch_size,), 0, rows.shape[0])]
@@ -267,12 +243,12 @@ def _logits(static: Static, variables: PyTree, images: Array) -> Array:
 
 def on_images(method_: Method, images: Array, rows: Array) -> Method:
     """The same training (one with a `teacher`), drawing from the first `rows` of other images: a pool that grows."""
-    fixed, _, targets, loss, augment, teacher, _, *rest = method_.step.args  # type: ignore[attr-defined]
-    if teacher is None:
+    fixed, task = method_.step.args  # type: ignore[attr-defined]
+    if task.teacher is None:
         raise InputError(
             "only a training with a teacher can move to other images: a table of targets belongs to its own"
         )
-    return method(_init, _step, fixed, images, targets, loss, augment, teacher, rows, *rest)
+    return method(_init, _step, fixed, task._replace(images=images, rows=rows))
 
 
 def trained(classifier: Classifier, state: Training) -> Classifier:
