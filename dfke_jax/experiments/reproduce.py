@@ -118,7 +118,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "dfme",
         "mnist",
         "the same with a million queries, in larger batches",
-        "not measured",
+        "60 min, half a core",
         {"budgets": (1_000_000,), "control": False, "attack": {"batch_size": 256, "replay_capacity": 200_000}},
     ),
     "dfme-cifar10": Experiment("dfme", "cifar10", "20 million queries, as published; needs a GPU", "not measured"),
