@@ -44,7 +44,7 @@ def query_lines(result: Result) -> list[Line]:
     for arm in result.arms:
         name = arm.name.removesuffix("_control")
         match = _AT.fullmatch(name)
-        if match is None or "victim_rows" not in arm.budget or not arm.accuracy:
+        if match is None or BEHIND in arm.name or "victim_rows" not in arm.budget or not arm.accuracy:
             continue
         label = arm.label.removesuffix(f", {int(match[2]):,} queries")
         line = lines.setdefault(match[1], Line(label, [], [], [], []))
@@ -149,6 +149,20 @@ def defence_table(result: Result) -> DefenceTable:
     )
 
 
+def defences_table(result: Result) -> str:
+    """A GitHub table with a row per defence: fidelity of every attack's clone, and what the defence costs honest users."""
+    table = defence_table(result)
+    head = ["defence", *(f"{attack}: fidelity %" for attack in table.attacks), "answers' accuracy %", "L1 distance"]
+    rows = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 1)]
+    for defence in table.defences:
+        cells = [table.cells.get((defence, attack)) for attack in table.attacks]
+        own = next(cell for cell in cells if cell is not None)
+        words = [defence, *("–" if cell is None else spread(cell.fidelity) for cell in cells)]
+        words += [spread(own.answers_accuracy), spread(own.answers_l1, 3)]
+        rows.append(f"| {' | '.join(words)} |")
+    return "\n".join(rows) + "\n"
+
+
 __all__ = [
     "QUERY_COLUMNS",
     "Cell",
@@ -156,6 +170,7 @@ __all__ = [
     "Line",
     "Point",
     "defence_table",
+    "defences_table",
     "queries_table",
     "query_cells",
     "query_lines",

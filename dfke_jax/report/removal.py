@@ -73,6 +73,26 @@ def removal_matrix(result: Result) -> "Figure":
     return figure
 
 
+def removal_table(result: Result) -> str:
+    """A GitHub table with a row per attack: clean and trigger accuracy of every scheme; first, networks without a mark."""
+    table = attacked(result)
+    schemes = list(dict.fromkeys(scheme for arms in table.values() for scheme in arms))
+    names = [_label(result, scheme) for scheme in schemes]
+    head = ["attack", *(f"{name}: {what} %" for name in names for what in ("clean", "triggers"))]
+    rows = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 1)]
+    for arm in result.arms:
+        if arm.role in ("control", "anchor") and arm.metrics.get(KEPT):
+            both = [spread(arm.accuracy, 2), spread(arm.metrics[KEPT], 1)]
+            rows.append(f"| {' | '.join([arm.label, *both * len(schemes)])} |")
+    for attack, arms in table.items():
+        cells = [attack.replace("_", " ")]
+        for scheme in schemes:
+            found = arms.get(scheme)
+            cells += ["–", "–"] if found is None else [spread(found.accuracy, 2), spread(found.metrics[KEPT], 1)]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
 def removal_curves(result: Result) -> "Figure":
     """One panel per attack: trigger accuracy (solid) and clean accuracy (dashed) against training steps, pruned share or bits."""
     panels = {
@@ -145,4 +165,4 @@ def _strength(attack: str) -> str:
     return "bits" if attack == "quantisation" else "training steps"
 
 
-__all__ = ["attacked", "curve", "removal_curves", "removal_matrix"]
+__all__ = ["attacked", "curve", "removal_curves", "removal_matrix", "removal_table"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
 from dfke_jax.report import removal, threats
-from dfke_jax.report.extraction import defence_table, queries_table, query_lines
+from dfke_jax.report.extraction import defence_table, defences_table, queries_table, query_lines
 from dfke_jax.report.figures import arms, defences, p_value_curves, p_value_limits, queries
 from dfke_jax.report.words import (
     RULE,
@@ -132,7 +132,10 @@ def results_page(directory: str | os.PathLike) -> Path:
         attacked = bool(removal.attacked(result))
         view = defences if defence_table(result).cells else removal.removal_matrix if attacked else arms
         view(result).savefig(directory / "figures" / f"{path.stem}.png", dpi=100)
-        said = " ".join(verdict(result))
+        if defence_table(result).cells:
+            said = defences_table(result)
+        else:
+            said = removal.removal_table(result) if attacked else " ".join(verdict(result))
         pictures += ["", f"## {path.stem}", "", said, "", f"![{path.stem}](figures/{path.stem}.png)"]
         if tested := threats.threats(result):
             pictures += ["", threats.markdown(tested)]

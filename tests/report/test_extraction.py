@@ -1,5 +1,7 @@
 """Accuracy against queries and the table of defences, from results made by hand."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from dfke_jax import report
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Published, Result
 from dfke_jax.report import figures
-from dfke_jax.report.extraction import defence_table, queries_table, query_lines
+from dfke_jax.report.extraction import defence_table, defences_table, queries_table, query_lines
 
 
 def result_of(arms, published=(), recipe="r", dataset="mnist"):
@@ -40,7 +42,7 @@ def stolen():
 @pytest.fixture
 def defended():
     def arm(attack, text, fidelity, answers):
-        name = f"{attack.lower()}_behind_{text.split(',')[0]}"
+        name = f"{attack.lower()}_behind_{re.sub(r'[^a-z0-9]+', '_', text)}"
         role = "control" if text == "none" else "method"
         control = "" if text == "none" else f"{attack.lower()}_behind_none"
         metrics = {"answers_accuracy": answers, "answers_l1": [0.1, 0.3]}
@@ -118,11 +120,20 @@ def test_the_table_of_defences_and_its_figure(defended):
         figures.defences(result_of([]))
 
 
+def test_the_table_of_defences_in_words_and_no_series_over_queries(defended):
+    """An arm behind a defence whose name ends in a number is no attack at that budget."""
+    assert query_lines(defended) == []
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in defences_table(defended).splitlines()]
+    assert lines[0][1:3] == ["Knockoff: fidelity %", "DFME: fidelity %"]
+    assert [line[0] for line in lines[2:]] == ["none", "label", "rounding, decimals=2"]
+    assert lines[3][1:4] == ["72.50 ± 3.54", "–", "98.50 ± 0.71"]
+
+
 def test_a_defence_is_compared_with_no_defence_for_the_same_attack(defended):
     assert [(method.name, control.name) for method, control in defended.pairs()] == [
         ("knockoff_behind_label", "knockoff_behind_none"),
-        ("knockoff_behind_rounding", "knockoff_behind_none"),
-        ("dfme_behind_rounding", "dfme_behind_none"),
+        ("knockoff_behind_rounding_decimals_2", "knockoff_behind_none"),
+        ("dfme_behind_rounding_decimals_2", "dfme_behind_none"),
     ]
 
 
@@ -139,4 +150,5 @@ def test_pages_show_them(stolen, defended, tmp_path):
         result.write(tmp_path / name).rename(tmp_path / "all" / f"{name}.json")
     text = report.results_page(tmp_path / "all").read_text()
     assert "## Extraction from mnist: accuracy against queries" in text
+    assert defences_table(defended) in text
     assert (tmp_path / "all" / "figures" / "queries-mnist.png").exists()

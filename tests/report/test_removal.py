@@ -4,7 +4,7 @@ import pytest
 
 from dfke_jax.core import InputError
 from dfke_jax.experiments.result import Arm, Result
-from dfke_jax.report.removal import attacked, curve, removal_curves, removal_matrix
+from dfke_jax.report.removal import attacked, curve, removal_curves, removal_matrix, removal_table
 
 STEPS = {f"{kind}@{steps}": [50.0 + steps, 60.0 + steps] for kind in ("accuracy", "trigger_accuracy") for steps in (30, 0, 10)}  # fmt: skip
 
@@ -48,6 +48,17 @@ def test_figures_show_every_row_and_value(tmp_path):
     assert len(panel.lines) == 2
     for figure in (matrix, curves):
         figure.savefig(tmp_path / "figure.png")
+
+
+def test_the_table_of_attacks():
+    lines = [line.strip("|").split("|") for line in removal_table(made(CONTROL, MARK, FTAL, PRUNED)).splitlines()]
+    assert [cell.strip() for cell in lines[0]] == ["attack", "In a trained network: clean %", "In a trained network: triggers %"]  # fmt: skip
+    assert [[cell.strip() for cell in line] for line in lines[2:]] == [
+        ["No mark", "97.25 ± 0.35", "11.0 ± 1.4"],
+        ["none", "97.50 ± 0.71", "100.0 ± 0.0"],
+        ["ftal", "96.50 ± 0.71", "85.0 ± 7.1"],
+        ["magnitude pruning", "90.50 ± 0.71", "72.5 ± 3.5"],
+    ]
 
 
 def test_nothing_to_draw():
