@@ -36,13 +36,15 @@ def merge(parts: Sequence[Result]) -> Result:
     return dataclasses.replace(
         first,
         seeds=seeds,
-        arms=[_joined(arms) for arms in zip(*(part.arms for part in parts), strict=True)],
+        arms=[joined(arms) for arms in zip(*(part.arms for part in parts), strict=True)],
         seconds=seconds,
         notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
     )
 
 
-def _joined(arms: Sequence[Arm]) -> Arm:
+def joined(arms: Sequence[Arm]) -> Arm:
+    """One arm with all seeds of several, in their order."""
+
     def together(lists: Sequence[list[Any]]) -> list[Any]:
         return [value for values in lists for value in values]
 
@@ -55,4 +57,4 @@ def _joined(arms: Sequence[Arm]) -> Arm:
     )
 
 
-__all__ = ["merge"]
+__all__ = ["joined", "merge"]

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key
 from dfke_jax.evaluation import accuracy, agreement
 from dfke_jax.experiments.anchors import DIGITS
+from dfke_jax.experiments.merge import joined
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Arm
 from dfke_jax.experiments.settings import Settings, augmentation
@@ -183,12 +186,21 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
             arm = arms.setdefault(scheme, Arm(scheme, label, "method", budget=_marking(config, scheme)))
             _enter(bench, arm, removed, _stands(bench, removed, triggers), clean)
             held = images[:count], labels[:count]
-            for row in _attacked(config, bench, seed, scheme, names, (marked, triggers), held, other):
-                name = f"{scheme}.{row.attack}"
-                budget = {"real_samples": count, "training_steps": _steps(row.removed)}
-                arm = arms.setdefault(name, Arm(name, f"{label}: {row.removed.description}", "method", budget=budget))
-                _enter(bench, arm, row.removed, row.after, marked)
-                _curve(config, bench, arm, row, marked, triggers, held)
+            found = functools.cache(functools.partial(_reversed, config, bench, seed, marked, held[0]))
+            for attack in names:
+                name = f"{scheme}.{attack}"
+                path = bench.out / "attacks" / f"seed{seed}" / f"{name}.json"
+                own = _kept(path, bench.data_fingerprint)
+                if own is None:
+                    with bench.clock("removal"):
+                        made = _attack(config, attack, found, other)
+                        row = _attacked(config, bench, seed, attack, made, (marked, triggers), held, other)
+                    budget = {"real_samples": count, "training_steps": _steps(row.removed)}
+                    own = Arm(name, f"{label}: {row.removed.description}", "method", budget=budget)
+                    _enter(bench, own, row.removed, row.after, marked)
+                    _curve(config, bench, own, row, marked, triggers, held)
+                    _keep(path, bench.data_fingerprint, own)
+                arms[name] = joined([arms[name], own]) if name in arms else own
     if "transfer_learning" in names:
         bench.notes.append(
             f"After transfer learning to {config.other} accuracy is measured behind the marked network's own output layer; "
@@ -200,30 +212,48 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
     return [*teachers, *arms.values()]
 
 
+def _attack(config: RemovalSettings, name: str, found: Callable[[], Any], other: data.Dataset | None) -> RemovalAttack:
+    """An attack with its settings; those by Neural Cleanse share the triggers that `found` returns."""
+    attack = functools.partial(removal(name), **_how(config, name))
+    if name.startswith("neural_cleanse"):
+        return functools.partial(attack, found=found())
+    if name == "transfer_learning" and other is not None:
+        return functools.partial(_on_other, attack, other.train.on_device(), other.num_classes)
+    return attack
+
+
 def _attacked(
     config: RemovalSettings,
     bench: Workbench,
     seed: int,
-    scheme: str,
-    names: list[str],
+    name: str,
+    attack: RemovalAttack,
     mark: tuple[Classifier, TriggerSet],
     held: tuple[Array, Array],
     other: data.Dataset | None,
-) -> list[Row]:
-    key = bench.key(seed, "removal")  # the same for every scheme
-    attacks: dict[str, RemovalAttack] = {name: functools.partial(removal(name), **_how(config, name)) for name in names}
-    with bench.clock("removal"):
-        if cleansing := [name for name in names if name.startswith("neural_cleanse")]:
-            found = reverse_triggers(bench.key(seed, "reversal"), mark[0], held[0], config.cleanse)
-            attacks.update({name: functools.partial(attacks[name], found=found) for name in cleansing})
-        if (transfer := attacks.pop("transfer_learning", None)) is not None and other is not None:
-            given = other.train.on_device()
-            attacks["transfer_learning"] = functools.partial(_on_other, transfer, given, other.num_classes)
-        test = bench.dataset.test
-        rows = removal_matrix(key, {scheme: mark}, attacks, *held, test.images, test.labels, points=config.points)
-    if other is None:
-        return rows
-    return [_on_both_tasks(bench, row, other) if row.attack == "transfer_learning" else row for row in rows]
+) -> Row:
+    key, test = bench.key(seed, "removal"), bench.dataset.test  # the same for every scheme
+    (row,) = removal_matrix(key, {"": mark}, {name: attack}, *held, test.images, test.labels, points=config.points)
+    return _on_both_tasks(bench, row, other) if name == "transfer_learning" and other is not None else row
+
+
+def _reversed(config: RemovalSettings, bench: Workbench, seed: int, marked: Classifier, images: Array) -> Any:
+    return reverse_triggers(bench.key(seed, "reversal"), marked, images, config.cleanse)
+
+
+def _keep(path: Path, fingerprint: str, arm: Arm) -> None:
+    """Writes down what an attack left, so that a resumed run does not repeat it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"data": fingerprint, "arm": dataclasses.asdict(arm)}))
+    temporary.replace(path)
+
+
+def _kept(path: Path, fingerprint: str) -> Arm | None:
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text())
+    return Arm(**stored["arm"]) if stored["data"] == fingerprint else None
 
 
 def _on_other(

@@ -13,7 +13,7 @@ import pytest
 
 from dfke_jax import data
 from dfke_jax.core.errors import CheckpointError, InputError, UnknownNameError
-from dfke_jax.experiments import Arm, Published, Result, recipe, recipes, run_recipe
+from dfke_jax.experiments import Arm, Published, Result, recipe, recipes, removal, run_recipe
 from dfke_jax.experiments.reproduce import EXPERIMENTS
 from dfke_jax.experiments.settings import augmentation, network
 from dfke_jax.experiments.workbench import Workbench
@@ -30,7 +30,7 @@ from dfke_jax.extraction import (
     PoolSettings,
 )
 from dfke_jax.watermarking import EntangledSettings
-from dfke_jax.watermarking.removal import CleanseSettings
+from dfke_jax.watermarking.removal import CleanseSettings, removal_matrix
 
 TINY = {
     "seeds": 2,
@@ -257,6 +257,28 @@ def _arguments(out):
     options = {**TINY, **_SMALL_POOL, "seeds": 1, "teacher_steps": 400, "distillation_steps": 800}
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     return ["run", "zskd", "--dataset", "digits", "--out", str(out), "--quiet", "--synthesis.steps", "40", *flags]
+
+
+def test_a_resumed_removal_run_repeats_no_attack(tmp_path, monkeypatch):
+    """It is stopped at the third of three attacks, which is all that is made then."""
+    made = []
+
+    def counted(key, schemes, attacks, *rest, **options):
+        made.append(*attacks)
+        if made.count("input_filter") == 1:
+            raise KeyboardInterrupt
+        return removal_matrix(key, schemes, attacks, *rest, **options)
+
+    settings = tiny("watermark-removal", seeds=1, attacks=("half_precision", "quantisation", "input_filter"))
+    arguments = {"progress": False, "devices": 1}
+    whole = run_recipe(recipe("watermark-removal"), settings, out=tmp_path / "whole", **arguments)
+    monkeypatch.setattr(removal, "removal_matrix", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe("watermark-removal"), settings, out=tmp_path / "run", **arguments)
+    assert made == ["half_precision", "quantisation", "input_filter"]
+    found = run_recipe(recipe("watermark-removal"), settings, out=tmp_path / "run", resume=True, **arguments)
+    assert made[3:] == ["input_filter"]
+    assert found.arms == whole.arms
 
 
 @pytest.mark.slow
