@@ -15,7 +15,8 @@ from dfke_jax.core.errors import InputError, ReproductionError, UnknownNameError
 from dfke_jax.experiments.merge import merge
 from dfke_jax.experiments.registry import recipe
 from dfke_jax.experiments.result import Result
-from dfke_jax.experiments.run import run_recipe
+from dfke_jax.experiments.run import as_written, run_recipe
+from dfke_jax.experiments.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,23 +315,28 @@ def run_experiment(
     """Runs one experiment, or one seed of it.
 
     Args:
-      name: of `EXPERIMENTS`. out, data_dir, progress: as for `main`.
+      name: of `EXPERIMENTS`. out, data_dir, progress: as for `main`. A finished run is read, not repeated; remove its
+        directory to have it anew.
       seed: the only one to run; its result stays in ``runs/reproduce/NAME/seedK``.
     """
     experiment = EXPERIMENTS[name]
-    work = _work(name, seed)
-    result = run_recipe(
-        recipe(experiment.recipe),
-        experiment.config(),
-        out=work,
-        data_dir=data_dir,
-        resume=True,
-        progress=progress,
-        seeds=None if seed is None else [seed],
+    work, config = _work(name, seed), experiment.config()
+    seeds = None if seed is None else [seed]
+    result = _finished(work, config, seeds) or run_recipe(
+        recipe(experiment.recipe), config, out=work, data_dir=data_dir, resume=True, progress=progress, seeds=seeds
     )
     if seed is None:
         shutil.copy(work / "result.json", out / f"{name}.json")
     return result
+
+
+def _finished(work: Path, config: Settings, seeds: list[int] | None) -> Result | None:
+    """The result that a directory holds already, if it is of these settings and seeds."""
+    if not (work / "result.json").exists():
+        return None
+    found = Result.read(work)
+    wanted = list(range(config.seed, config.seed + config.seeds)) if seeds is None else seeds
+    return found if (found.config, found.seeds) == (as_written(config), wanted) else None
 
 
 def _work(name: str, seed: int | None = None) -> Path:

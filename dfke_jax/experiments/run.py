@@ -62,7 +62,7 @@ def run_recipe(
         recipe=recipe.name,
         title=recipe.title,
         dataset=config.dataset,
-        config=_plain(config),
+        config=as_written(config),
         seeds=bench.seeds,
         arms=list(arms),
         published=[figure for figure in recipe.published if figure.dataset == config.dataset],
@@ -74,13 +74,14 @@ def run_recipe(
     return result
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def as_written(config: Any) -> dict[str, Any]:
+    """Settings as a result's JSON holds them."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _claim(out: Path, recipe: Recipe, config: Settings, resume: bool) -> None:
     """Marks a directory as this run's, or refuses."""
-    mine = {"recipe": recipe.name, "config": _plain(config)}
+    mine = {"recipe": recipe.name, "config": as_written(config)}
     path = out / "config.json"
     if path.exists():
         try:
@@ -105,4 +106,4 @@ def _claim(out: Path, recipe: Recipe, config: Settings, resume: bool) -> None:
     temporary.replace(path)
 
 
-__all__ = ["run_recipe"]
+__all__ = ["as_written", "run_recipe"]

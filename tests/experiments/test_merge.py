@@ -98,6 +98,17 @@ class Child:
         return self.returncode
 
 
+def test_a_finished_seed_is_read_and_one_of_other_settings_is_not(small, monkeypatch, tmp_path):
+    reproduce.run_experiment("small", tmp_path, progress=False, seed=1)
+    whole = Result.read(reproduce._work("small", 1))
+    monkeypatch.setattr(reproduce, "run_recipe", lambda *_, **__: "run again")
+    assert reproduce.run_experiment("small", tmp_path, progress=False, seed=1) == whole
+    assert reproduce.run_experiment("small", tmp_path, progress=False, seed=0) == "run again"
+    whole.config["teacher_steps"] += 1
+    whole.write(reproduce._work("small", 1))
+    assert reproduce.run_experiment("small", tmp_path, progress=False, seed=1) == "run again"
+
+
 def test_jobs_run_seeds_in_processes_and_say_which_failed(small, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(reproduce.subprocess, "Popen", Child)
     Child.fails = 1
