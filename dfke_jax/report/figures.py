@@ -3,6 +3,7 @@
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; no figure relies on colour alone.
 """
 
+import collections
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Result
 from dfke_jax.report import threats
-from dfke_jax.report.extraction import defence_table, query_lines
+from dfke_jax.report.extraction import Line, defence_table, query_lines
 from dfke_jax.report.words import mean_sd, published_here, spread
 
 if TYPE_CHECKING:
@@ -285,6 +286,22 @@ def arms(result: Result) -> "Figure":
     return figure
 
 
+def _round(count: int) -> str:
+    if count >= 1_000_000:
+        return f"{count / 1_000_000:g}M"
+    return f"{count / 1000:g}k" if count >= 1000 else f"{count}"
+
+
+def _told_apart(found: Sequence[tuple[Line, Result]]) -> list[Line]:
+    """The lines; of those with one label, each says how large its batches were, where that is known."""
+    labels = collections.Counter(line.label for line, _ in found)
+    sizes = [result.config.get("attack", {}).get("batch_size") for _, result in found]
+    return [
+        line._replace(label=f"{line.label}, batches of {size}") if labels[line.label] > 1 and size else line
+        for (line, _), size in zip(found, sizes, strict=True)
+    ]
+
+
 def queries(results: Sequence[Result]) -> "Figure":
     """Accuracy against queries, logarithmic: mean and standard deviation over seeds of every attack.
 
@@ -297,7 +314,7 @@ def queries(results: Sequence[Result]) -> "Figure":
     Raises:
       InputError: when no arm says how many rows it asked at which budget.
     """
-    lines = [line for result in results for line in query_lines(result)]
+    lines = _told_apart([(line, result) for result in results for line in query_lines(result)])
     if not lines:
         raise InputError("there is no accuracy at any number of queries to draw")
     figure = _figure((7.2, 4.4), layout="constrained")
@@ -342,7 +359,7 @@ def queries(results: Sequence[Result]) -> "Figure":
         values.append(level)
     axes.set_xscale("log")
     ticks = sorted({point.budget for line in lines for point in (*line.method, *line.published)})
-    axes.set_xticks(ticks, [f"{tick / 1000:g}k" if tick >= 1000 else f"{tick}" for tick in ticks])
+    axes.set_xticks(ticks, [_round(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(_nowhere())
     axes.set_ylim(*_limits(values))
     axes.set_xlabel(

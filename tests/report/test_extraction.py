@@ -1,5 +1,6 @@
 """Accuracy against queries and the table of defences, from results made by hand."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -99,6 +100,10 @@ def test_queries_are_drawn_over_a_logarithmic_axis(stolen):
     assert lines[1].get_linestyle() != "-"
     diamonds = [line for line in axes.lines if line.get_marker() == "D"]
     assert [tuple(line.get_ydata()) for line in diamonds] == [(71.5,), (90.0,)]
+    other = dataclasses.replace(stolen, config={"attack": {"batch_size": 256}})
+    (axes,) = figures.queries([stolen, other]).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["DFME, small", "DFME, small, batches of 256"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1k", "2k", "5k"]
     with pytest.raises(InputError, match="number of queries"):
         figures.queries([result_of([Arm("teacher", "Victim", "teacher", [99.0])])])
 
