@@ -1,6 +1,7 @@
 """The confidence regressor: from a sample's distances to how private it looks. NumPy, float64."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -213,9 +214,21 @@ def held_out_scores(
     Raises:
       InputError: shapes that differ, or a `train` that leaves nothing to train on or to score.
     """
-    parts = [_distances(part) for part in (*victim, *suspect)]
+    return all_held_out_scores(victim, [suspect], train, settings, layout=layout)[0]
+
+
+def all_held_out_scores(
+    victim: tuple[Any, Any],
+    suspects: Sequence[tuple[Any, Any]],
+    train: int,
+    settings: RegressorSettings | None = None,
+    *,
+    layout: Layout = "per_image",
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`held_out_scores` of several suspects by one regressor, which knows the victim alone and is trained once."""
+    parts = [_distances(part) for pair in (victim, *suspects) for part in pair]
     if len({part.shape for part in parts}) != 1:
-        raise InputError(f"all four sets of distances must have one shape, got {[part.shape for part in parts]}")
+        raise InputError(f"all sets of distances must have one shape, got {[part.shape for part in parts]}")
     if not 2 <= train <= len(parts[0]) - 2:
         raise InputError(f"train must lie in [2, {len(parts[0]) - 2}] for {len(parts[0])} samples, got {train}")
     if layout not in LAYOUTS:
@@ -226,7 +239,8 @@ def held_out_scores(
         parts = [features((part - mean) / np.where(std > 0, std, 1.0), "released")[:, :, None] for part in parts]
         settings = dataclasses.replace(settings, ordered=False)
     regressor = fit_regressor(parts[0][:train], parts[1][:train], settings)
-    return regressor(parts[2][train:]), regressor(parts[3][train:])
+    scored = [regressor(part[train:]) for part in parts[2:]]
+    return list(zip(scored[::2], scored[1::2], strict=True))
 
 
 def saturation(scores: Any, edge: float = 0.999) -> float:
@@ -240,6 +254,7 @@ __all__ = [
     "ConfidenceRegressor",
     "Layout",
     "RegressorSettings",
+    "all_held_out_scores",
     "features",
     "fit_regressor",
     "held_out_scores",

@@ -18,7 +18,7 @@ from dfke_jax.dataset_inference import (
     BlindWalkSettings,
     InferenceSettings,
     Verdict,
-    held_out_scores,
+    all_held_out_scores,
     prepare,
 )
 from dfke_jax.dataset_inference.case import Case, Embedded, compare, embed, scores
@@ -319,8 +319,8 @@ def _controls(arm: Arm, case: Case, victim: Embedded, theft: Theft, models: Sequ
     accused = {
         "welch": [verdict.p_values["welch"] < alpha for verdict in verdicts],
         "conformal": [verdict.p_values["conformal"] < alpha for verdict in verdicts],
-        "per_image": [_layout_p(victim, one, "per_image") < alpha for one in found],
-        "released": [_layout_p(victim, one, "released") < alpha for one in found],
+        "per_image": [p < alpha for p in _layout_p(victim, found, "per_image")],
+        "released": [p < alpha for p in _layout_p(victim, found, "released")],
     }
     rates = {f"false_positives_{name}": 100 * float(np.mean(flags)) for name, flags in accused.items()}
     _enter(arm, {**middle, "stolen": 100 * float(np.mean([verdict.stolen for verdict in verdicts])), **rates})
@@ -338,10 +338,11 @@ def _controls(arm: Arm, case: Case, victim: Embedded, theft: Theft, models: Sequ
     return case._replace(null=null)
 
 
-def _layout_p(victim: Embedded, model: Embedded, layout: Layout) -> float:
-    """Welch p-value of a model by the released analysis, on the samples that suspects see, half of them for training."""
+def _layout_p(victim: Embedded, models: Sequence[Embedded], layout: Layout) -> list[float]:
+    """Welch p-values by the released analysis, on the samples that suspects see, half of them for training."""
     train = len(victim.distances[0]) // 2
-    return compare(*held_out_scores(victim.distances, model.distances, train, RELEASED, layout=layout)).p_value
+    found = all_held_out_scores(victim.distances, [model.distances for model in models], train, RELEASED, layout=layout)
+    return [compare(*pair).p_value for pair in found]
 
 
 def _layout_notes(config: DatasetInferenceSettings, parts: Parts, repeated: int, disjoint: bool) -> list[str]:

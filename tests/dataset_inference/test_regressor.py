@@ -11,6 +11,7 @@ from dfke_jax.core import InputError, UnknownNameError
 from dfke_jax.dataset_inference import (
     RELEASED,
     RegressorSettings,
+    all_held_out_scores,
     features,
     fit_regressor,
     held_out_scores,
@@ -167,5 +168,18 @@ def test_inputs_are_checked():
     with pytest.raises(InputError, match=r"must be \(N, T, P\)"):
         features(DISTANCES[0])
     pair = (DISTANCES, DISTANCES)
+    with pytest.raises(InputError, match="must have one shape"):
+        all_held_out_scores(pair, [pair, (DISTANCES[:20], DISTANCES[:20])], 10)
     with pytest.raises(InputError, match=r"train must lie in \[2, 38\]"):
         held_out_scores(pair, pair, 39)
+
+
+@pytest.mark.parametrize("layout", ["per_image", "released"])
+def test_one_regressor_scores_many_suspects_as_it_scores_each(layout):
+    rng = np.random.default_rng(3)
+    victim, *suspects = [tuple(rng.random((2, 60, 3, 3)) + shift) for shift in (0.0, 0.1, 0.4)]
+    settings = RegressorSettings(steps=20)
+    together = all_held_out_scores(victim, suspects, 30, settings, layout=layout)
+    for suspect, found in zip(suspects, together, strict=True):
+        np.testing.assert_array_equal(found, held_out_scores(victim, suspect, 30, settings, layout=layout))
+    assert not np.allclose(together[0][0], together[1][0])
