@@ -213,7 +213,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "dataset-inference",
         "fashion_mnist",
         "nine thieves and 21 independent models, 2,000 private images",
-        "not measured",
+        "108 min, half a core",
         {"seeds": 3, "samples": 2000},
     ),
     "dataset-inference-limits-synthetic": Experiment(
