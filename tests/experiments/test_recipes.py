@@ -119,6 +119,7 @@ CHANGES = {
 # test_dataset_inference.py and test_encoder_inference.py
 ELSEWHERE = {"dataset-inference", "dataset-inference-limits", "encoder-inference"}
 SLOW = (  # relatives of recipes that run here, and those that compile longest
+    "zskd",
     "transfer-sets",
     "knockoff",
     "ewe",
@@ -259,6 +260,7 @@ def _arguments(out):
     return ["run", "zskd", "--dataset", "digits", "--out", str(out), "--quiet", "--synthesis.steps", "40", *flags]
 
 
+@pytest.mark.slow
 def test_a_resumed_removal_run_repeats_no_attack(tmp_path, monkeypatch):
     """It is stopped at the third of three attacks, which is all that is made then."""
     made = []

@@ -27,6 +27,7 @@ def fused(row):
     return harness.Prepared(row.contenders["ours"])  # has taken two iterations
 
 
+@pytest.mark.slow
 def test_the_split_contender_plays_the_same_game(row, fused):
     """After as many iterations its clone is where the fused one is. Adam divides rounding by its own size."""
     split = harness.PreparedSplit(row.contenders["host_split"])

@@ -78,6 +78,7 @@ def test_published_numbers():
     assert (DFMSSettings().diversity, DFMSSettings().tuning_diversity) == (500, 10)
 
 
+@pytest.mark.slow
 def test_stage_after_stage(classifier, oracles, begun, first):
     """Labels -> clone -> a generator that reaches its classes -> alternation, which begins at both."""
     victim, clone = classifier(0), trained(classifier(1), first)

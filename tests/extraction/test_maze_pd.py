@@ -94,6 +94,7 @@ def test_without_weight_it_is_maze(classifier, oracles):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_critics_part_of_the_generators_step_is_exact(classifier):
     """Victim and clone are constant, so that differences vanish and α·D(G(z)) alone moves the generator."""
     settings = dataclasses.replace(SMALL, critic_weight=2.0, generator_rate=50.0, weight_decay=0.0, clone_rate=1e-30)
