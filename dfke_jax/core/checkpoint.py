@@ -49,6 +49,14 @@ def cache_directory() -> Path:
     return Path(os.environ.get("DFKE_CACHE_DIR") or "~/.cache/dfke_jax").expanduser()
 
 
+def write_whole(path: Path, text: str) -> Path:
+    """Writes a file whole or not at all, whenever the process is killed; returns its path."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
 def writable_directory(path: str | os.PathLike, needed_bytes: int = _FREE_BYTES) -> Path:
     """Creates a directory and makes sure, before any long work, that something can be written into it.
 
@@ -256,4 +264,13 @@ class Checkpoints:
             shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
 
-__all__ = ["Checkpoints", "alone", "cache_directory", "fingerprint", "restore", "save", "writable_directory"]
+__all__ = [
+    "Checkpoints",
+    "alone",
+    "cache_directory",
+    "fingerprint",
+    "restore",
+    "save",
+    "writable_directory",
+    "write_whole",
+]

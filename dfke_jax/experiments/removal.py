@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dfke_jax import data
+from dfke_jax.core.checkpoint import write_whole
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key
 from dfke_jax.evaluation import accuracy, agreement
@@ -244,9 +245,7 @@ def _reversed(config: RemovalSettings, bench: Workbench, seed: int, marked: Clas
 def _keep(path: Path, fingerprint: str, arm: Arm) -> None:
     """Writes down what an attack left, so that a resumed run does not repeat it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"data": fingerprint, "arm": dataclasses.asdict(arm)}))
-    temporary.replace(path)
+    write_whole(path, json.dumps({"data": fingerprint, "arm": dataclasses.asdict(arm)}))
 
 
 def _kept(path: Path, fingerprint: str) -> Arm | None:

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from dfke_jax.core.checkpoint import write_whole
 from dfke_jax.evaluation.summary import summarise
 
 SCHEMA = 1
@@ -123,11 +124,7 @@ class Result:
 
     def write(self, directory: str | os.PathLike) -> Path:
         """Writes `result.json` whole or not at all."""
-        path = Path(directory) / "result.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        temporary.replace(path)
-        return path
+        return write_whole(Path(directory) / "result.json", json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "Result":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dfke_jax.core.checkpoint import writable_directory
+from dfke_jax.core.checkpoint import writable_directory, write_whole
 from dfke_jax.core.errors import CheckpointError, InputError
 from dfke_jax.experiments.registry import Recipe
 from dfke_jax.experiments.result import Result, environment
@@ -101,9 +101,7 @@ def _claim(out: Path, recipe: Recipe, config: Settings, resume: bool) -> None:
             raise CheckpointError(f"{out} holds a run of {what}; choose another --out, or repeat that run's settings")
         if found is not None and not resume:
             raise CheckpointError(f"{out} holds a run already; choose another --out, or go on with it by --resume")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(mine, indent=1) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(mine, indent=1) + "\n")
 
 
 __all__ = ["as_written", "run_recipe"]

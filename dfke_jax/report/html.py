@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dfke_jax.core.checkpoint import write_whole
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Result
 from dfke_jax.report import threats, words
@@ -96,7 +97,7 @@ def render(directory: str | os.PathLike) -> Path:
             pictures=pictures,
             notes=[*result.notes, *problems],
         )
-        return _write(directory / "report.html", page)
+        return write_whole(directory / "report.html", page)
     except OSError as error:
         raise InputError(f"cannot write the report into {directory}: {error.strerror or error}") from error
 
@@ -126,7 +127,7 @@ def render_all(directory: str | os.PathLike) -> tuple[Path, list[Result]]:
         link = page.relative_to(directory).as_posix()
         rows.append((link, result, shown, words.verdict(result), words.comparisons(result)))
     page = _template("index.html.jinja").render(rows=rows, rule=words.RULE)
-    return _write(directory / "index.html", page), results
+    return write_whole(directory / "index.html", page), results
 
 
 def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Picture]:
@@ -264,13 +265,6 @@ def _template(name: str):
         spread=words.spread, signed=words.signed, shown=_shown, breakable=_breakable, number=words.number
     )
     return page.get_template(name)
-
-
-def _write(path: Path, text: str) -> Path:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-    return path
 
 
 __all__ = ["load", "render", "render_all"]
