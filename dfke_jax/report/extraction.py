@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dfke_jax.experiments.result import BEHIND, Arm, Result
+from dfke_jax.report.markdown import github_table
 from dfke_jax.report.words import published_here, spread
 
 _AT = re.compile(r"(.+)_(\d+)")
@@ -104,11 +105,13 @@ def query_cells(line: Line) -> list[list[str]]:
 def queries_table(results: Sequence[Result]) -> str:
     """A GitHub table with one row per attack and budget: what was asked, what the clone reached, its control."""
     head = ("data set", "attack", *QUERY_COLUMNS)
-    rows = [f"| {' | '.join(head)} |", "|---|---|" + "--:|" * len(QUERY_COLUMNS)]
-    for result in results:
-        for line in query_lines(result):
-            rows += [f"| {' | '.join((result.dataset, line.label, *cells))} |" for cells in query_cells(line)]
-    return "\n".join(rows) + "\n"
+    rows = [
+        (result.dataset, line.label, *cells)
+        for result in results
+        for line in query_lines(result)
+        for cells in query_cells(line)
+    ]
+    return github_table(head, rows, left=(0, 1))
 
 
 class Cell(NamedTuple):
@@ -153,14 +156,14 @@ def defences_table(result: Result) -> str:
     """A GitHub table with a row per defence: fidelity of every attack's clone, and what the defence costs honest users."""
     table = defence_table(result)
     head = ["defence", *(f"{attack}: fidelity %" for attack in table.attacks), "answers' accuracy %", "L1 distance"]
-    rows = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 1)]
+    rows = []
     for defence in table.defences:
         cells = [table.cells.get((defence, attack)) for attack in table.attacks]
         own = next(cell for cell in cells if cell is not None)
         words = [defence, *("–" if cell is None else spread(cell.fidelity) for cell in cells)]
         words += [spread(own.answers_accuracy), spread(own.answers_l1, 3)]
-        rows.append(f"| {' | '.join(words)} |")
-    return "\n".join(rows) + "\n"
+        rows.append(words)
+    return github_table(head, rows)
 
 
 __all__ = [

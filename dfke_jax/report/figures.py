@@ -286,10 +286,10 @@ def arms(result: Result) -> "Figure":
     return figure
 
 
-def _round(count: int) -> str:
+def _abbreviated(count: float) -> str:
     if count >= 1_000_000:
         return f"{count / 1_000_000:g}M"
-    return f"{count / 1000:g}k" if count >= 1000 else f"{count}"
+    return f"{count / 1000:g}k" if count >= 1000 else f"{count:g}"
 
 
 def _told_apart(found: Sequence[tuple[Line, Result]]) -> list[Line]:
@@ -359,7 +359,7 @@ def queries(results: Sequence[Result]) -> "Figure":
         values.append(level)
     axes.set_xscale("log")
     ticks = sorted({point.budget for line in lines for point in (*line.method, *line.published)})
-    axes.set_xticks(ticks, [_round(tick) for tick in ticks])
+    axes.set_xticks(ticks, [_abbreviated(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(_nowhere())
     axes.set_ylim(*_limits(values))
     axes.set_xlabel(
@@ -524,7 +524,7 @@ def _nowhere():
 def _steps(last: float):
     from matplotlib.ticker import FuncFormatter
 
-    return FuncFormatter(lambda value, _: f"{value / 1000:g}k" if last >= 10_000 and value else f"{value:g}")
+    return FuncFormatter(lambda value, _: _abbreviated(value) if last >= 10_000 else f"{value:g}")
 
 
 def _name(index: int, names: Sequence[str] | None) -> str:

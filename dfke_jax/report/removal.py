@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
 from dfke_jax.report.figures import COLOURS, GRID, INK, MUTED, SEEDS, _figure, _short, _tidy
+from dfke_jax.report.markdown import github_table
 from dfke_jax.report.words import mean_sd, spread
 
 if TYPE_CHECKING:
@@ -79,18 +80,18 @@ def removal_table(result: Result) -> str:
     schemes = list(dict.fromkeys(scheme for arms in table.values() for scheme in arms))
     names = [_label(result, scheme) for scheme in schemes]
     head = ["attack", *(f"{name}: {what} %" for name in names for what in ("clean", "triggers"))]
-    rows = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 1)]
+    rows = []
     for arm in result.arms:
         if arm.role in ("control", "anchor") and arm.metrics.get(KEPT):
             both = [spread(arm.accuracy, 2), spread(arm.metrics[KEPT], 1)]
-            rows.append(f"| {' | '.join([arm.label, *both * len(schemes)])} |")
+            rows.append([arm.label, *both * len(schemes)])
     for attack, arms in table.items():
         cells = [attack.replace("_", " ")]
         for scheme in schemes:
             found = arms.get(scheme)
             cells += ["–", "–"] if found is None else [spread(found.accuracy, 2), spread(found.metrics[KEPT], 1)]
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+        rows.append(cells)
+    return github_table(head, rows)
 
 
 def removal_curves(result: Result) -> "Figure":

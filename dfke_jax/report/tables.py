@@ -10,6 +10,7 @@ from dfke_jax.experiments.result import Arm, Result
 from dfke_jax.report import removal, threats
 from dfke_jax.report.extraction import defence_table, defences_table, queries_table, query_lines
 from dfke_jax.report.figures import arms, defences, p_value_curves, p_value_limits, queries
+from dfke_jax.report.markdown import github_table
 from dfke_jax.report.words import (
     RULE,
     comparisons,
@@ -81,7 +82,7 @@ def markdown_table(results: Sequence[Result], names: Sequence[str] | None = None
         "source",
         "time",
     )
-    lines = [f"| {' | '.join(head)} |", "|---|---|---|--:|--:|--:|---|--:|"]
+    rows = []
     for result, name in zip(results, names or [result.recipe for result in results], strict=True):
         over = _gains(result)
         for index, arm in enumerate(result.arms):
@@ -89,15 +90,15 @@ def markdown_table(results: Sequence[Result], names: Sequence[str] | None = None
             cells = (
                 result.dataset,
                 name,
-                f"**{_plain(arm.label)}**" if arm.role == "method" else _plain(arm.label),
+                f"**{arm.label}**" if arm.role == "method" else arm.label,
                 _counted(arm),
                 over.get(arm.name, ""),
                 "; ".join(f"{c.figure.value:g}, {c.words}" for c in figures),
-                "; ".join(f"{_plain(c.figure.source)} ({c.figure.provenance})" for c in figures),
+                "; ".join(f"{c.figure.source} ({c.figure.provenance})" for c in figures),
                 duration(total_seconds(result)) if index == 0 and result.seconds else "",
             )
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            rows.append(cells)
+    return github_table(head, rows, left=(0, 1, 2, 6))
 
 
 def results_page(directory: str | os.PathLike) -> Path:
@@ -171,10 +172,6 @@ def _gains(result: Result) -> dict[str, str]:
 
 def _counted(arm: Arm) -> str:
     return f"{spread(arm.accuracy)} ({len(arm.accuracy)})" if arm.accuracy else "–"
-
-
-def _plain(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
 
 
 __all__ = ["markdown_table", "table"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.report.markdown import github_table
 
 if TYPE_CHECKING:
     import rich.table
@@ -183,9 +184,7 @@ def table(rows: Sequence[Threat], title: str) -> "rich.table.Table":
 
 def markdown(rows: Sequence[Threat]) -> str:
     """A GitHub table, and what its columns are."""
-    lines = [f"| {' | '.join(HEAD)} |", "|---|" + "--:|" * (len(HEAD) - 1)]
-    lines += [f"| {' | '.join((row.arm.label.replace('|', chr(92) + '|'), *row.cells))} |" for row in rows]
-    return "\n".join(lines) + f"\n\n{ABOUT}\n"
+    return f"{github_table(HEAD, [(row.arm.label, *row.cells) for row in rows])}\n{ABOUT}\n"
 
 
 __all__ = [

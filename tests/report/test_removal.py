@@ -4,6 +4,7 @@ import pytest
 
 from dfke_jax.core import InputError
 from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.report.markdown import github_table
 from dfke_jax.report.removal import attacked, curve, removal_curves, removal_matrix, removal_table
 
 STEPS = {f"{kind}@{steps}": [50.0 + steps, 60.0 + steps] for kind in ("accuracy", "trigger_accuracy") for steps in (30, 0, 10)}  # fmt: skip
@@ -48,6 +49,10 @@ def test_figures_show_every_row_and_value(tmp_path):
     assert len(panel.lines) == 2
     for figure in (matrix, curves):
         figure.savefig(tmp_path / "figure.png")
+
+
+def test_cells_do_not_break_a_table():
+    assert github_table(("a", "b"), [("x|y", "1\n2")]) == "| a | b |\n|---|--:|\n| x\\|y | 1 2 |\n"
 
 
 def test_the_table_of_attacks():
