@@ -108,7 +108,7 @@ class Kind:
       pictures: (site, state, what answers for the clone) -> images that the attack asked, or would ask in the end.
       oracle: (victim, configuration) -> endpoint. explains: whether its rows count as explained.
       read: (clone, state) -> what answers for the clone.
-      opening: (site, oracle, name of the arm) -> what is there before the attack begins, and updates of a clone that it took.
+      opening: (site, oracle) -> what is there before the attack begins, and updates of a clone that it took.
       opening_rows: configuration -> rows that `opening` asks, of the budget.
     """
 
@@ -125,7 +125,7 @@ class Kind:
     oracle: Callable[[Classifier, Any], Any] = plain_oracle
     explains: bool = False
     read: Callable[[Classifier, Any], Any] = clone_of
-    opening: Callable[[Site, Any, str], tuple[Any, int]] | None = None
+    opening: Callable[[Site, Any], tuple[Any, int]] | None = None
     opening_rows: Callable[[Any], int] = lambda config: 0
 
 
@@ -164,15 +164,16 @@ def _at_budget(kind: Kind, config: ExtractionSettings, bench: Workbench, budget:
             oracle = kind.oracle(victim, config)
             updates = kind.updates(settings)
             if kind.opening:
-                opened, more = kind.opening(here, oracle, arm.name)
+                opened, more = kind.opening(here, oracle)
                 here, updates = here._replace(opened=opened), updates + more
             state, counts = paid(
                 kind, here, make(here), oracle, budget - opening_rows, arm.name, f"{name}/attack", points=config.points
             )
-            counts = {meter: rows + opening_rows for meter, rows in counts.items()}
+            counts["victim_rows"] += opening_rows
             arm.budget = {**counts, "steps": kind.steps(settings), "clone_updates": updates}
             learnt = kind.read(site.clone, state)
-            way = {f"accuracy_at_{rows}": value for rows, value in progress(bench, arm.name, seed).items()}
+            way = progress(bench, arm.name, seed)
+            way = {f"accuracy_at_{rows + opening_rows}": value for rows, value in way.items()}
             bench.record(arm, learnt, victim, **closeness(config, bench, learnt, victim), **way)
             keep_pictures(bench, kind.pictures(here, state, learnt), learnt, arm.name, seed)
     return made

@@ -162,7 +162,7 @@ class Opened(NamedTuple):
     clone: Training | None
 
 
-def _open_dfms(site: Site, oracle: Any, name: str) -> tuple[Opened, int]:
+def _open_dfms(site: Site, oracle: Any) -> tuple[Opened, int]:
     """Stage 0, and stages 1 and 1b where they are wanted; the control's generator goes no further than stage 0."""
     config, bench, batch = site.config, site.bench, site.settings.batch_size
     images = synthetic_shapes(bench.key(site.seed, "shapes"), config.shapes, bench.dataset.shape)

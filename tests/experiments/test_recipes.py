@@ -110,6 +110,7 @@ CHANGES = {
         "budgets": (50,),
         "shapes": 20,
         "pretraining_steps": 3,
+        "points": 1,
         "first_rows": 20,
         "first_clone": _LEARNT,
         "tuning_steps": 2,
@@ -191,6 +192,8 @@ def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
     if name == "dfms":  # 20 rows of stage 1 and three batches of 8, of a budget of 50
         budgets = {arm.name: arm.budget for arm in found.arms if arm.name.startswith("dfms")}
         assert budgets["dfms_50"] == budgets["dfms_50_control"] == {"victim_rows": 44, "steps": 3, "clone_updates": 10}
+        arms = {arm.name: arm for arm in found.arms}  # a point on the way counts the rows of stage 1
+        assert arms["dfms_50"].metrics["accuracy_at_44"] == arms["dfms_50"].accuracy
         stages = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
         for seed in range(2):  # stage 1 is run once for both, stage 1b for the method alone
             assert sum(any(key.startswith(f"seed{seed}/tuning/") for key in line) for line in stages) == 2
