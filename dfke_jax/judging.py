@@ -224,13 +224,13 @@ def _with_noise(settings: "InferenceSettings", victim: "Classifier", samples: An
     """The least noise that turns two thirds of the victim's walks, on up to a hundred private samples."""
     import jax
 
-    from dfke_jax.dataset_inference import blind_walk
+    from dfke_jax.dataset_inference import BlindWalkSettings, blind_walk
     from dfke_jax.nn.classifier import as_float
 
     images, labels = as_float(jax.numpy.asarray(samples[0][:100])), samples[1][:100]
     walk = settings.walk
     for noise in NOISES:
-        walk = dataclasses.replace(settings.walk, noise=noise, block=5, lanes=None)
+        walk = BlindWalkSettings(walk.starts, walk.max_steps, noise=noise)
         if blind_walk(jax.random.key(settings.seed), victim, images, labels, walk).never <= 1 / 3:
             break
     return dataclasses.replace(settings, walk=dataclasses.replace(settings.walk, noise=walk.noise))

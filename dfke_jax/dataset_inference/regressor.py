@@ -225,7 +225,13 @@ def all_held_out_scores(
     *,
     layout: Layout = "per_image",
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`held_out_scores` of several suspects by one regressor, which knows the victim alone and is trained once."""
+    """`held_out_scores` of several suspects by one regressor, which knows the victim alone and is trained once.
+
+    Args, Raises: as for `held_out_scores`; suspects: one pair of (private, public) distances each.
+
+    Returns:
+      One pair of scores (N − train,) per suspect.
+    """
     parts = [_distances(part) for pair in (victim, *suspects) for part in pair]
     if len({part.shape for part in parts}) != 1:
         raise InputError(f"all sets of distances must have one shape, got {[part.shape for part in parts]}")
