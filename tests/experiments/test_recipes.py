@@ -121,7 +121,9 @@ CHANGES = {
 ELSEWHERE = {"dataset-inference", "dataset-inference-limits", "encoder-inference"}
 SLOW = (  # relatives of recipes that run here, and those that compile longest
     "zskd",
+    "class-impressions",
     "transfer-sets",
+    "dfme",
     "knockoff",
     "ewe",
     "activation-records",
