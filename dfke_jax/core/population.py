@@ -1,6 +1,6 @@
 """Many runs in one program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -13,6 +13,7 @@ from dfke_jax.core.method import Method, Static
 from dfke_jax.core.types import Key, Metrics, PyTree
 
 Strategy = Literal["auto", "vmap", "map", "unroll"]
+_CACHE = 2**20  # bytes next to one core of a CPU
 
 
 def population(
@@ -32,8 +33,9 @@ def population(
         or simply a `Method` when the members differ by their keys alone.
       hyperparameters: pytree whose leaves have a leading axis M, or None.
       strategy: ``vmap`` (one batched program), ``map`` (members in sequence inside one program), ``unroll`` (members
-        written out; compiles in time proportional to M). ``auto``: vmap on accelerators; on CPU vmap for dense and
-        banded networks and map where the step contains a convolution, whose batched form has no fast kernel there.
+        written out; compiles in time proportional to M). ``auto``: vmap on accelerators; on CPU map where the step
+        contains a convolution, whose batched form has no fast kernel there, or where one member's activations fill a
+        core's cache, so that members side by side would send every operation through memory; vmap otherwise.
       mesh: a device mesh with an axis ``models``. The population axis is sharded over it, M must be a multiple of its
         size, and no communication takes place.
 
@@ -114,20 +116,34 @@ def _choose(strategy: Strategy, function: Callable, factory: Callable, stacked: 
         return "vmap"
     one = jax.tree.map(lambda leaf: leaf[0], stacked)
     jaxpr = jax.make_jaxpr(lambda *one: function(factory, *one))(*one)
-    return "map" if _contains_convolution(jaxpr.jaxpr) else "vmap"
+    own = max((_bytes(leaf) for leaf in jax.tree.leaves(one)), default=0)
+    fills = _largest_value(jaxpr.jaxpr) > max(own, _CACHE)  # gradients and moments are no larger than the state
+    return "map" if fills or _contains_convolution(jaxpr.jaxpr) else "vmap"
 
 
 def _contains_convolution(jaxpr: Any) -> bool:
+    return any(equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr))
+
+
+def _largest_value(jaxpr: Any) -> int:
+    """In bytes, of the values that the program computes."""
+    return max((_bytes(value.aval) for equation in _equations(jaxpr) for value in equation.outvars), default=0)
+
+
+def _bytes(array: Any) -> int:
+    return array.size * array.dtype.itemsize
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Those of a jaxpr and of all that it calls."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            return True
+        yield equation
         for inner in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
         ):
             inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns") and _contains_convolution(inner):
-                return True
-    return False
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
 
 
 __all__ = ["Strategy", "population"]

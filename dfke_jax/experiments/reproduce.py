@@ -157,6 +157,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "dfms-mnist": Experiment(
         "dfms", "mnist", "extraction from labels, with its control", "6 min without the control, shared H200"
     ),
+    "dfms-fashion_mnist": Experiment(
+        "dfms", "fashion_mnist", "extraction from labels, with its control", "not measured"
+    ),
     "knockoff-mnist": Experiment(
         "knockoff", "mnist", "other digits, of 8×8 pixels, asked in random order, and noise", "16 min, shared cores"
     ),

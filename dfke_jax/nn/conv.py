@@ -153,20 +153,24 @@ def _banded(lhs: Array, rhs: Array, strides: tuple, padding: tuple, precision: A
     out_height, out_width = height - kh + 1, width - kw + 1
     if out_height < 1 or out_width < 1:
         raise InputError(f"a {kh}×{kw} convolution needs an image of at least that size, got {height}×{width}")
-    # Two half-width bands waste less arithmetic than one and still make products of a good size.
-    blocks = 2 if out_width >= 24 and out_width % 2 == 0 else 1
-    columns = out_width // blocks
-    span = columns + kw - 1
+    # Narrow bands waste less arithmetic, and a product wants some columns for the vector units.
+    columns = min((c for c in _divisors(out_width) if c * filters >= 24), default=out_width)
+    blocks, span = out_width // columns, columns + kw - 1
     matrix = jnp.einsum("vok,ikcf->ivcof", _band(columns, kw, rhs.dtype), rhs)
-    rows = lhs[:, :, None] if kh == 1 else jnp.stack([lhs[:, i : i + out_height] for i in range(kh)], axis=2)
-    if blocks > 1:
-        rows = jnp.stack([rows[:, :, :, j * columns : j * columns + span] for j in range(blocks)], axis=2)
+    rows = lhs.reshape(batch, height, width * channels)
+    starts = [block * columns * channels for block in range(blocks)]
+    rows = jnp.stack([rows[:, :, start : start + span * channels] for start in starts], axis=2)
+    rows = jnp.concatenate([rows[:, i : i + out_height] for i in range(kh)], axis=-1)
     product = jnp.matmul(
         rows.reshape(batch * out_height * blocks, kh * span * channels),
         matrix.reshape(kh * span * channels, columns * filters),
         precision=precision,
     )
     return product.reshape(batch, out_height, out_width, filters)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def _band(outputs: int, kernel: int, dtype: Any) -> np.ndarray:

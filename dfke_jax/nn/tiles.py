@@ -111,7 +111,7 @@ def tiled_convolution(images: Array, kernel: Array, tile: int) -> Array:
     place = _places(t, k, b).astype(kernel.dtype)
     # input tile (I, J) and pixel (a, c), outputs at place (p, q) of window (u, v)
     matrix = jnp.einsum("Iapuk,Jcqvl,klxf->IJacxpquvf", place, place, kernel)
-    product = patches.reshape(batch * rows * columns, -1) @ matrix.reshape(-1, t * t * features)
+    product = _product(patches.reshape(batch * rows * columns, -1), matrix.reshape(-1, t * t * features))
     return product.reshape(batch, rows, columns, 4, n * n * features)
 
 
@@ -121,6 +121,25 @@ def _places(t: int, k: int, b: int) -> np.ndarray:
     output = np.arange(t)[None, :, None]
     tap = np.arange(k)[None, None, :]
     return (pixel == output + tap).reshape(b, t, t // 2, 2, k).swapaxes(2, 3)
+
+
+@jax.custom_vjp
+def _product(patches: Array, matrix: Array) -> Array:
+    return patches @ matrix
+
+
+def _product_forward(patches: Array, matrix: Array) -> tuple[Array, tuple[Array, Array]]:
+    return patches @ matrix, (patches, matrix)
+
+
+def _product_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    patches, matrix = residuals
+    parts = next(n for n in (4, 2, 1) if patches.shape[0] % n == 0)
+    split = lambda rows: rows.reshape(parts, -1, rows.shape[-1])
+    return cotangent @ matrix.T, jnp.sum(jnp.einsum("skm,skn->smn", split(patches), split(cotangent)), 0)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 @jax.custom_vjp

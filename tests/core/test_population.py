@@ -31,11 +31,16 @@ class TinyConv(nn.Module):
 
 
 @functools.cache
-def trainer(module):
+def trainer(module, batch=5):
     images = jax.random.uniform(jax.random.key(1), (12, 6, 6, 1))
     network = Classifier.create(module, jax.random.key(0), (6, 6, 1))
     return training(
-        network, images, jnp.arange(12) % 3, loss=Partial(cross_entropy), optimizer=optimiser("sgd", 0.1), batch_size=5
+        network,
+        images,
+        jnp.arange(12) % 3,
+        loss=Partial(cross_entropy),
+        optimizer=optimiser("sgd", 0.1),
+        batch_size=batch,
     )
 
 
@@ -92,19 +97,21 @@ def test_every_strategy_gives_the_numbers_of_single_runs(one_by_one, strategy):
 
 
 @pytest.mark.parametrize(
-    ("module", "implementation", "expected"),
+    ("module", "implementation", "batch", "expected"),
     [
-        (TinyConv(), "loop_safe", "map"),
-        (TinyConv(), "lax", "map"),
-        (TinyConv(), "banded", "vmap"),
-        (MLP(3, (8,)), "auto", "vmap"),
+        (TinyConv(), "loop_safe", 5, "map"),
+        (TinyConv(), "lax", 5, "map"),
+        (TinyConv(), "banded", 5, "vmap"),
+        (TinyConv(), "banded", 2000, "map"),  # 6·6·4 activations a row: 1.15 MB
+        (MLP(3, (8,)), "auto", 5, "vmap"),
+        (MLP(3, (1000, 1000)), "auto", 5, "vmap"),  # large weights are no reason
     ],
 )
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators always take vmap")
-def test_auto_chooses_by_convolution(module, implementation, expected):
+def test_auto_chooses_by_convolution_and_by_activations(module, implementation, batch, expected):
     keys = jax.random.split(KEY, 2)
     with convolution(implementation):
-        many = core.population(trainer(module))
+        many = core.population(trainer(module, batch))
         state = jax.eval_shape(many.init, keys)
         jaxpr = jax.make_jaxpr(many.step)(keys, state)
     loops = [equation.primitive.name for equation in jaxpr.eqns if equation.primitive.name in ("scan", "while")]
