@@ -287,8 +287,8 @@ def main(
       data_dir: where data sets are found.
       progress: whether progress bars are shown.
       jobs: by default one experiment runs after another, in this process. With a number, every seed of every experiment runs
-        in a process of its own, so many at a time and each on one device, and results are put together as seeds come in; the
-        figures are those of one device. What a process prints goes to ``runs/reproduce/NAME/seedK/log.txt``.
+        in a process of its own, so many at a time, each on one device and with its share of the cores, and results are put
+        together as seeds come in; the figures are those of one device. What a process prints goes to ``runs/reproduce/NAME/seedK/log.txt``.
 
     Raises:
       InputError: `jobs` below one.
@@ -350,6 +350,7 @@ def _work(name: str, seed: int | None = None) -> Path:
 class _Job(NamedTuple):
     name: str
     seed: int | None
+    place: int
     process: subprocess.Popen
 
 
@@ -363,13 +364,15 @@ def _side_by_side(names: list[str], out: Path, data_dir: str | os.PathLike | Non
         waiting += [(name, seed) for seed in seeds] if alone else [(name, None)]
     left = {name: sum(other == name for other, _ in waiting) for name in names}
     running: list[_Job] = []
+    shares = _shares(jobs)
     failed: dict[str, list[str]] = {}
     results: dict[str, Result] = {}
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_start(*waiting.pop(0), out, data_dir))
+                place = min(set(range(jobs)) - {job.place for job in running})
+                running.append(_start(*waiting.pop(0), out, data_dir, place, shares[place]))
             time.sleep(0.2)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
@@ -392,7 +395,20 @@ def _side_by_side(names: list[str], out: Path, data_dir: str | os.PathLike | Non
     return [results[name] for name in names]
 
 
-def _start(name: str, seed: int | None, out: Path, data_dir: str | os.PathLike | None) -> _Job:
+def _shares(jobs: int) -> list[set[int]]:
+    """The cores of each of so many places; empty where the system does not tell.
+
+    Threads of several processes on the same cores wait for one another after every operation.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return [set()] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[place::jobs]) or {cores[place % len(cores)]} for place in range(jobs)]
+
+
+def _start(
+    name: str, seed: int | None, out: Path, data_dir: str | os.PathLike | None, place: int, cores: set[int]
+) -> _Job:
     command = [sys.executable, "-m", "dfke_jax.cli", "reproduce", name, "--out", str(out), "--devices", "1"]
     command += [] if seed is None else ["--seed", str(seed)]
     command += [] if data_dir is None else ["--data-dir", str(data_dir)]
@@ -400,7 +416,10 @@ def _start(name: str, seed: int | None, out: Path, data_dir: str | os.PathLike |
     work.mkdir(parents=True, exist_ok=True)
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}  # one GPU has to do for all of them
     with (work / "log.txt").open("a") as log:
-        return _Job(name, seed, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    if cores:
+        os.sched_setaffinity(process.pid, cores)  # long before it starts its threads
+    return _Job(name, seed, place, process)
 
 
 def _together(name: str, out: Path) -> Result:

@@ -84,6 +84,7 @@ class Child:
 
     def __init__(self, command, *, stdout, env, **_):
         self.returncode, seed = 0, int(command[command.index("--seed") + 1])
+        self.pid = f"seed {seed}"
         assert env["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
         assert command[command.index("--devices") + 1] == "1"
         stdout.write(f"seed {seed}\n")
@@ -111,12 +112,18 @@ def test_a_finished_seed_is_read_and_one_of_other_settings_is_not(small, monkeyp
 
 def test_jobs_run_seeds_in_processes_and_say_which_failed(small, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(reproduce.subprocess, "Popen", Child)
+    cores = {}
+    monkeypatch.setattr(reproduce.os, "sched_getaffinity", lambda _: {4, 5, 7}, raising=False)
+    monkeypatch.setattr(reproduce.os, "sched_setaffinity", cores.__setitem__, raising=False)
     Child.fails = 1
     with pytest.raises(ReproductionError, match=r"1 of the processes failed: small, seed 1 \(see .*log.txt\)"):
         reproduce.main(["small"], out=tmp_path / "results", jobs=2)
     assert not (tmp_path / "results" / "small.json").exists()
+    assert cores == {"seed 0": {4, 7}, "seed 1": {5}}
     Child.fails = None
     (result,) = reproduce.main(["small"], out=tmp_path / "results", jobs=1)
+    assert cores == {"seed 0": {4, 5, 7}, "seed 1": {4, 5, 7}}
+    assert reproduce._shares(4) == [{4}, {5}, {7}, {4}]
     assert result.seeds == [0, 1]
     assert Result.read(tmp_path / "results" / "small.json").arms == result.arms
     assert "done   small, seed 0" in capsys.readouterr().out
