@@ -63,6 +63,7 @@ _NETWORKS: dict[str, NetworkInfo] = {
     "hinton_mlp_half": NetworkInfo(mlp.hinton_mlp_half, _HINTON, _MNIST, 1_276_810, None, False),
     "mlp_small": NetworkInfo(mlp.mlp_small, "this project", _MNIST, 235_146, None, False),
     "two_conv": NetworkInfo(two_conv.TwoConv, _EWE, _MNIST, 422_154, None, False),
+    "two_conv_quarter": NetworkInfo(two_conv.two_conv_quarter, "this project", _MNIST, 103_146, None, False),
     "lstm": NetworkInfo(recurrent.LSTM, _EWE, _SPECTROGRAM, 379_274, None, False),
     "alexnet": NetworkInfo(alexnet.alexnet, _ZSKD, _COLOUR, 1_659_178, _FIXED, True),
     "alexnet_half": NetworkInfo(alexnet.alexnet_half, _ZSKD, _COLOUR, 417_434, _FIXED, True),

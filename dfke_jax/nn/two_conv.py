@@ -36,4 +36,9 @@ class TwoConv(nn.Module):
         return head(self.num_classes)(record(self, "features", x))
 
 
-__all__ = ["TwoConv"]
+def two_conv_quarter(num_classes: int = 10) -> TwoConv:
+    """A quarter of the filters; 103,146 parameters on 28×28×1. Of this project, where the published width takes too long."""
+    return TwoConv(num_classes, (8, 16))
+
+
+__all__ = ["TwoConv", "two_conv_quarter"]

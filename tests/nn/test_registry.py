@@ -26,6 +26,7 @@ PARAMETERS = {
     "resnet34": 21_282_122,
     "resnet8": 78_042,
     "two_conv": 422_154,
+    "two_conv_quarter": 103_146,
     "vgg11": 9_231_114,
     "vgg16": 14_728_266,
     "vgg19": 20_040_522,
@@ -48,6 +49,7 @@ FEATURES = {
     "resnet18": 512,
     "resnet18_half": 256,
     "two_conv": 128,
+    "two_conv_quarter": 128,
     "vgg11": 512,
     "wrn_16_2": 128,
 }
