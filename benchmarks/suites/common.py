@@ -7,16 +7,17 @@ from dfke_jax.nn import Classifier, Preprocessing, build
 
 GREY = (28, 28, 1)
 COLOUR = (32, 32, 3)
+DIGITS = (8, 8, 1)
 
 
-def classifier(name: str, seed: int = 0) -> Classifier:
-    """A registered network with fresh parameters; LeNets take 28×28 images and pad them to 32×32."""
+def classifier(name: str, seed: int = 0, shape: tuple[int, int, int] | None = None) -> Classifier:
+    """A registered network with fresh parameters; LeNets take 28×28 images and pad them to 32×32, others 32×32×3 or `shape`."""
     grey = name.startswith("lenet")
     preprocessing = Preprocessing(size=(32, 32)) if grey else Preprocessing()
 
     @jax.jit
     def create(key: Key) -> Classifier:
-        return Classifier.create(build(name), key, GREY if grey else COLOUR, preprocessing)
+        return Classifier.create(build(name), key, shape or (GREY if grey else COLOUR), preprocessing)
 
     return create(jax.random.key(seed))
 

@@ -7,7 +7,7 @@ import jax
 from jax.tree_util import Partial
 
 from benchmarks.harness import Peer, Program, Row, Rows
-from benchmarks.suites.common import classifier, random_images, random_labels
+from benchmarks.suites.common import GREY, classifier, random_images, random_labels
 from dfke_jax.core import Method
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import optimiser, training
@@ -15,11 +15,11 @@ from dfke_jax.nn.training import optimiser, training
 RATE = 1e-3
 
 
-def supervised(network: str, pool: int, batch: int) -> Method:
+def supervised(network: str, pool: int, batch: int, shape: tuple[int, int, int] = GREY) -> Method:
     """Cross-entropy training on a pool of random images, with Adam."""
     return training(
-        classifier(network),
-        random_images(pool),
+        classifier(network, shape=shape),
+        random_images(pool, shape),
         random_labels(pool),
         loss=Partial(cross_entropy),
         optimizer=optimiser("adam", RATE),

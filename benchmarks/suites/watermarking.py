@@ -6,44 +6,64 @@ from typing import Any
 import jax
 
 from benchmarks.harness import Peer, Program, Row, Rows
-from benchmarks.suites.common import GREY, classifier, random_images, random_labels
+from benchmarks.suites.common import DIGITS, GREY, classifier, random_images, random_labels
 from benchmarks.suites.training import RATE, supervised
 from dfke_jax.core import device_mesh
-from dfke_jax.nn import optimiser
+from dfke_jax.nn import Classifier, optimiser
 from dfke_jax.watermarking import SMALL_MARKING, keygen, mark, null_training, shares
 
 
-def marking_row(pool: int, triggers: int, length: int, plain_length: int, peer_steps: int, blocks: int = 11) -> Row:
-    """Marking LeNet-5 from scratch: batches of 100 rows of the task and two trigger pairs."""
+def _peer(name: str, network: Classifier) -> Any:
+    """A network of the same kind in PyTorch."""
+    from benchmarks import peers, peers_inference
+
+    if name == "lenet5":
+        return peers.LeNet5()
+    return peers_inference.mlp_from(network.variables).requires_grad_(True)
+
+
+def marking_row(
+    name: str,
+    shape: tuple,
+    pool: int,
+    triggers: int,
+    length: int,
+    plain_length: int,
+    peer_steps: int,
+    blocks: int = 11,
+) -> Row:
+    """Marking a network from scratch: batches of 100 rows of the task and two trigger pairs."""
     settings, key = SMALL_MARKING, jax.random.key(31)
-    network, images, labels = classifier("lenet5"), random_images(pool), random_labels(pool)
-    secret, _ = keygen(10, shape=GREY, count=triggers, kind="noise", key=jax.random.key(30))
+    network, images, labels = classifier(name, shape=shape), random_images(pool, shape), random_labels(pool)
+    secret, _ = keygen(10, shape=shape, count=triggers, kind="noise", key=jax.random.key(30))
     made = mark(network, images, labels, secret, settings)
 
     def peer() -> Any:
-        from benchmarks import peers, peers_watermarking
+        from benchmarks import peers_watermarking
 
         pairs = secret.triggers.images, secret.labels
-        return peers_watermarking.Marking(peers.LeNet5(), (images, labels), pairs, settings, peer_steps)
+        return peers_watermarking.Marking(_peer(name, network), (images, labels), pairs, settings, peer_steps)
 
     contenders = {
         "ours": Program(made, key, units=1, length=length),
         "lax_scan": Program(made, key, units=1, length=plain_length, convolution="lax"),
         "pytorch": Peer(peer, units=peer_steps),
     }
-    params = {"network": "lenet5", "batch": settings.batch_size, "triggers_per_batch": settings.triggers_per_batch}
+    params = {"network": name, "batch": settings.batch_size, "triggers_per_batch": settings.triggers_per_batch}
     params |= {"triggers": triggers, "pool": pool}
     return Row("steps/s", params, contenders, also={"images/s": settings.batch_size}, blocks=blocks)
 
 
-def null_row(members: int, batch: int, pool: int, size: int, length: int, blocks: int = 7) -> Row:
-    """Training of clean LeNets, each on its bootstrapped share of one pool."""
-    network, images, labels = classifier("lenet5"), random_images(pool), random_labels(pool)
+def null_row(
+    name: str, shape: tuple, members: int, batch: int, pool: int, size: int, length: int, blocks: int = 7
+) -> Row:
+    """Training of clean networks, each on its bootstrapped share of one pool."""
+    network, images, labels = classifier(name, shape=shape), random_images(pool, shape), random_labels(pool)
     table = shares(jax.random.key(32), pool, members, "bootstrap", size)
     train = functools.partial(null_training, optimizer=optimiser("adam", RATE), batch_size=batch)
     mesh = device_mesh(models=jax.device_count())
     spreads = jax.device_count() > 1 and members % jax.device_count() == 0
-    single = supervised("lenet5", pool, batch)  # the same arithmetic
+    single = supervised(name, pool, batch, shape)  # the same arithmetic
     keys = jax.random.split(jax.random.key(33), members)
 
     def program(strategy: Any, spread: bool = False) -> Program:
@@ -51,9 +71,9 @@ def null_row(members: int, batch: int, pool: int, size: int, length: int, blocks
         return Program(made, keys, units=members, length=length, elementary=single, repeats=members)
 
     def peer() -> Any:
-        from benchmarks import peers, peers_watermarking
+        from benchmarks import peers_watermarking
 
-        networks = [peers.LeNet5() for _ in range(members)]
+        networks = [_peer(name, network) for _ in range(members)]
         return peers_watermarking.NullModels(networks, images, labels, table, batch, RATE, 1)
 
     contenders = {
@@ -62,7 +82,7 @@ def null_row(members: int, batch: int, pool: int, size: int, length: int, blocks
         "pytorch": Peer(peer, units=members),
     }
     params = {
-        "network": "lenet5",
+        "network": name,
         "members": members,
         "batch": batch,
         "pool": pool,
@@ -76,10 +96,13 @@ def rows(suite: str) -> Rows:
     """The rows of this file."""
     if suite == "smoke":
         return {
-            "backdoor_marking/lenet5/8": functools.partial(marking_row, 200, 8, 2, 2, 2, 7),
-            "null_population/lenet5/2": functools.partial(null_row, 2, 8, 100, 20, 2),
+            "backdoor_marking/lenet5/8": functools.partial(marking_row, "lenet5", GREY, 200, 8, 2, 2, 2, 7),
+            "null_population/lenet5/2": functools.partial(null_row, "lenet5", GREY, 2, 8, 100, 20, 2),
+            "null_population/mlp_small/2": functools.partial(null_row, "mlp_small", DIGITS, 2, 8, 100, 20, 2),
         }
     return {
-        "backdoor_marking/lenet5/100": functools.partial(marking_row, 10_000, 100, 50, 10, 20),
-        "null_population/lenet5/100": functools.partial(null_row, 100, 64, 10_000, 1000, 2),
+        "backdoor_marking/lenet5/100": functools.partial(marking_row, "lenet5", GREY, 10_000, 100, 50, 10, 20),
+        "backdoor_marking/mlp_small/100": functools.partial(marking_row, "mlp_small", DIGITS, 1438, 100, 500, 500, 200),
+        "null_population/lenet5/100": functools.partial(null_row, "lenet5", GREY, 100, 64, 10_000, 1000, 2),
+        "null_population/mlp_small/100": functools.partial(null_row, "mlp_small", DIGITS, 100, 64, 1438, 1438, 10),
     }

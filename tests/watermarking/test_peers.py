@@ -55,8 +55,9 @@ def test_marking_steps():
     np.testing.assert_allclose(params["head"]["bias"], linear.bias.detach().numpy(), atol=1e-5)
 
 
-def test_peers_run_and_learn():
-    row = rows("smoke")["null_population/lenet5/2"]()
+@pytest.mark.parametrize("network", ["lenet5", "mlp_small"])
+def test_peers_run_and_learn(network):
+    row = rows("smoke")[f"null_population/{network}/2"]()
     work = row.contenders["pytorch"].build()
     before = [p.detach().clone() for network, _ in work.members for p in network.parameters()]
     work()
