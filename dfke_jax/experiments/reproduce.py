@@ -50,7 +50,16 @@ _LARGE = {"samples": 24000, "distillation_steps": 20000, "baselines": False}
 # The noise baseline depends on teacher, data and distillation budget alone; the data-impressions rows carry it.
 _NO_NOISE = {"baselines": False}
 
-_EWE = {"seeds": 5, "teacher_steps": 4690, "extraction_steps": 4690, "triggers": 0}
+# 10 epochs for the clean network and for every copy, all triggers, a constant rate
+_EWE = {
+    "seeds": 5,
+    "teacher": "two_conv",
+    "student": "two_conv",
+    "teacher_steps": 4690,
+    "extraction_steps": 4690,
+    "triggers": 0,
+    "decay": False,
+}
 
 EXPERIMENTS: dict[str, Experiment] = {
     "anchors-mnist": Experiment("anchors", "mnist", "what real data gives", "5 min"),
@@ -201,8 +210,15 @@ EXPERIMENTS: dict[str, Experiment] = {
         "not measured",
         {**_EWE, "marked_steps": 4650, "watermark": {"batch_size": 128, "entanglement": (128.0,) * 3}},
     ),
-    "ewe-mnist-short": Experiment(
-        "ewe", "mnist", "the same with a tenth of the training, 512 triggers", "not measured", {"seeds": 5}
+    "ewe-mnist-quarter": Experiment(
+        "ewe",
+        "mnist",
+        "a quarter of the network, its first convolution entangled, three epochs, 512 triggers",
+        "not measured",
+        {"seeds": 5},
+    ),
+    "ewe-fashion_mnist-quarter": Experiment(
+        "ewe", "fashion_mnist", "the same on clothes", "not measured", {"seeds": 5}
     ),
     "dataset-inference-synthetic": Experiment(
         "dataset-inference",
