@@ -134,7 +134,7 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
     import numpy as np
 
     from dfke_jax.core import tracking
-    from dfke_jax.report import figures, removal
+    from dfke_jax.report import figures, inheritance, removal
 
     folder = directory / "figures"
     folder.mkdir(exist_ok=True)
@@ -173,6 +173,13 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
     if removal.attacked(result):
         caption = "Bars: standard deviation over seeds. Dashed: the network without a mark."
         draw("removal_matrix", "What is left of the marks", caption, lambda: removal.removal_matrix(result))
+    if inheritance.marked(result):
+        draw(
+            "success",
+            "Success on the triggers",
+            "A dot per seed, a line at the mean.",
+            lambda: inheritance.success(result),
+        )
     if any("@" in name for arm in result.arms for name in arm.metrics):
         draw("removal_curves", "Against the strength of the attack", "", lambda: removal.removal_curves(result))
     if threats.p_curves(result):

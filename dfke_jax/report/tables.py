@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
-from dfke_jax.report import removal, threats
+from dfke_jax.report import inheritance, removal, threats
 from dfke_jax.report.extraction import defence_table, defences_table, queries_table, query_lines
 from dfke_jax.report.figures import arms, defences, p_value_curves, p_value_limits, queries
 from dfke_jax.report.markdown import github_table
@@ -135,6 +135,8 @@ def results_page(directory: str | os.PathLike) -> Path:
         view(result).savefig(directory / "figures" / f"{path.stem}.png", dpi=100)
         if defence_table(result).cells:
             said = defences_table(result)
+        elif inheritance.marked(result):
+            said = inheritance.inheritance_table(result)
         else:
             said = removal.removal_table(result) if attacked else " ".join(verdict(result))
         pictures += ["", f"## {path.stem}", "", said, "", f"![{path.stem}](figures/{path.stem}.png)"]
@@ -144,6 +146,7 @@ def results_page(directory: str | os.PathLike) -> Path:
             ("p-values", threats.p_curves(result), p_value_curves),
             ("limits", threats.limits(result, "overlap"), p_value_limits),
             ("strength", attacked, removal.removal_curves),
+            ("success", inheritance.marked(result), inheritance.success),
         ):
             if holds:
                 draw(result).savefig(directory / "figures" / f"{path.stem}-{name}.png", dpi=100)

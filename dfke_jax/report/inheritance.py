@@ -1,0 +1,69 @@
+"""Results of watermarks under extraction: what a copy inherits, as a figure over seeds and as a table."""
+
+from typing import TYPE_CHECKING
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.report.figures import COLOURS, GRID, INK, MUTED, _figure, _tidy
+from dfke_jax.report.markdown import github_table
+from dfke_jax.report.words import mean_sd, spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SUCCESS = "watermark_success"
+
+
+def marked(result: Result) -> list[Arm]:
+    """Arms of which it is known how many triggers they answer with the target class."""
+    return [arm for arm in result.arms if arm.metrics.get(SUCCESS)]
+
+
+def success(result: Result) -> "Figure":
+    """Success on the triggers: a row per network, a dot per seed, a line at the mean, a tick at the highest false rate."""
+    rows = marked(result)
+    if not rows:
+        raise InputError("there is no success on triggers to draw")
+    figure = _figure((7.6, 0.42 * len(rows) + 1.1), layout="constrained")
+    axes = figure.add_subplot()
+    for row, arm in enumerate(rows):
+        colour, rates = COLOURS.get(arm.role, MUTED), arm.metrics[SUCCESS]
+        mean, _ = mean_sd(rates)
+        axes.axhline(row, color=GRID, linewidth=0.7, zorder=0)
+        axes.plot(rates, [row] * len(rates), "o", color=colour, markersize=5, alpha=0.6, markeredgewidth=0)
+        axes.plot([mean, mean], [row - 0.28, row + 0.28], color=colour, linewidth=2)
+        if false := arm.metrics.get("highest_false_rate"):
+            axes.plot(max(false), row, "|", color=INK, markersize=9, markeredgewidth=1)
+    axes.set_yticks(range(len(rows)), [arm.label for arm in rows], fontsize=8, color=INK)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(-3, 103)
+    axes.set_xlabel(
+        "triggers answered with the target class in %; black: most of any clean network", fontsize=8, color=MUTED
+    )
+    _tidy(axes)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def inheritance_table(result: Result) -> str:
+    """A GitHub table with a row per network: accuracy, success on the triggers and that of every seed, the highest false
+    rate of any clean network, and the median of the triggers that a claim asks."""
+    rows = []
+    for arm in marked(result):
+        metrics = arm.metrics
+        queries, false = sorted(metrics.get("queries", [])), metrics.get("highest_false_rate", [])
+        cells = (
+            f"**{arm.label}**" if arm.role == "method" else arm.label,
+            spread(arm.accuracy, 2),
+            spread(metrics[SUCCESS], 1),
+            ", ".join(f"{rate:.1f}" for rate in metrics[SUCCESS]),
+            f"{max(false):.1f}" if false else "–",
+            f"{queries[len(queries) // 2]:,.0f}" if queries else "–",
+        )
+        rows.append(cells)
+    head = ("network", "clean %", "triggers %", "by seed", "most of a clean network %", "triggers for a claim (median)")
+    return github_table(head, rows)
+
+
+__all__ = ["inheritance_table", "marked", "success"]
