@@ -131,7 +131,7 @@ def _largest_value(jaxpr: Any) -> int:
 
 
 def _bytes(array: Any) -> int:
-    return array.size * array.dtype.itemsize
+    return array.size * array.dtype.itemsize if hasattr(array, "dtype") else 0  # a token of effects has none
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

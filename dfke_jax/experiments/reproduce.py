@@ -218,7 +218,17 @@ EXPERIMENTS: dict[str, Experiment] = {
         {"seeds": 5},
     ),
     "ewe-fashion_mnist-quarter": Experiment(
-        "ewe", "fashion_mnist", "the same on clothes", "not measured", {"seeds": 5}
+        "ewe",
+        "fashion_mnist",
+        "a quarter of the network, its first convolution entangled, ten epochs, 512 triggers answered as trousers",
+        "not measured",
+        {
+            "seeds": 5,
+            "teacher_steps": 4690,
+            "extraction_steps": 4690,
+            "marked_steps": 800,
+            "watermark": {"target": 1, "ratio": 1.0, "entanglement": (512.0, 0.0, 0.0)},
+        },
     ),
     "dataset-inference-synthetic": Experiment(
         "dataset-inference",
