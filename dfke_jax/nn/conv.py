@@ -7,9 +7,10 @@ get it through `dfke_jax.nn.layers.Conv`.
 
 Four implementations, equal up to rounding:
 
-- ``banded``: the input's rows are concatenated over the kernel's height and multiplied by the kernel laid out as a
-  banded matrix (kh·W·C, OW·F). Forward, input gradient and weight gradient are one matrix product each; under `vmap`
-  a batched one. It does W/kw times the arithmetic, so it is for few channels.
+- ``banded``: the input's rows are concatenated over the kernel's height, cut into overlapping pieces that see n output
+  columns each, and multiplied by the kernel laid out as a banded matrix (kh·(n + kw - 1)·C, n·F). Forward, input
+  gradient and weight gradient are one matrix product each; under `vmap` a batched one. It does (n + kw - 1)/kw times
+  the arithmetic, so it is for few channels.
 - ``taps``: one matrix product gives every tap of the kernel its share of every pixel, and the shares are shifted and added.
   For many channels and few filters (a generator's last layer), where an ordinary convolution spends its time on memory.
 - ``loop_safe``: an ordinary convolution whose gradients are themselves written as forward convolutions in the one
@@ -153,7 +154,7 @@ def _banded(lhs: Array, rhs: Array, strides: tuple, padding: tuple, precision: A
     out_height, out_width = height - kh + 1, width - kw + 1
     if out_height < 1 or out_width < 1:
         raise InputError(f"a {kh}×{kw} convolution needs an image of at least that size, got {height}×{width}")
-    # Narrow bands waste less arithmetic, and a product wants some columns for the vector units.
+    # Few output columns waste less arithmetic, and a product wants some columns for the vector units.
     columns = min((c for c in _divisors(out_width) if c * filters >= 24), default=out_width)
     blocks, span = out_width // columns, columns + kw - 1
     matrix = jnp.einsum("vok,ikcf->ivcof", _band(columns, kw, rhs.dtype), rhs)
