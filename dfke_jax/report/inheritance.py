@@ -1,12 +1,13 @@
 """Results of watermarks under extraction: what a copy inherits, as a figure over seeds and as a table."""
 
+import statistics
 from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
 from dfke_jax.report.figures import COLOURS, GRID, INK, MUTED, _figure, _tidy
 from dfke_jax.report.markdown import github_table
-from dfke_jax.report.words import mean_sd, spread
+from dfke_jax.report.words import mean_sd, published_here, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,22 +49,27 @@ def success(result: Result) -> "Figure":
 
 def inheritance_table(result: Result) -> str:
     """A GitHub table with a row per network: accuracy, success on the triggers and that of every seed, the highest false
-    rate of any clean network, and the median of the triggers that a claim asks."""
+    rate of any clean network, and the median of the triggers that a claim asks; below it what was published."""
     rows = []
     for arm in marked(result):
         metrics = arm.metrics
-        queries, false = sorted(metrics.get("queries", [])), metrics.get("highest_false_rate", [])
+        queries, false = metrics.get("queries", []), metrics.get("highest_false_rate", [])
         cells = (
             f"**{arm.label}**" if arm.role == "method" else arm.label,
             spread(arm.accuracy, 2),
             spread(metrics[SUCCESS], 1),
             ", ".join(f"{rate:.1f}" for rate in metrics[SUCCESS]),
             f"{max(false):.1f}" if false else "–",
-            f"{queries[len(queries) // 2]:,.0f}" if queries else "–",
+            f"{statistics.median(queries):,.0f}" if queries else "–",
         )
         rows.append(cells)
     head = ("network", "clean %", "triggers %", "by seed", "most of a clean network %", "triggers for a claim (median)")
-    return github_table(head, rows)
+    published = [
+        f"\nPublished for the copies ({figure.source}, {figure.provenance}): {figure.note}.\n"
+        for figure in published_here(result)
+        if figure.note
+    ]
+    return github_table(head, rows) + "".join(published)
 
 
 __all__ = ["inheritance_table", "marked", "success"]

@@ -137,8 +137,10 @@ def results_page(directory: str | os.PathLike) -> Path:
             said = defences_table(result)
         elif inheritance.marked(result):
             said = inheritance.inheritance_table(result)
+        elif attacked:
+            said = removal.removal_table(result)
         else:
-            said = removal.removal_table(result) if attacked else " ".join(verdict(result))
+            said = " ".join(verdict(result))
         pictures += ["", f"## {path.stem}", "", said, "", f"![{path.stem}](figures/{path.stem}.png)"]
         if tested := threats.threats(result):
             pictures += ["", threats.markdown(tested)]

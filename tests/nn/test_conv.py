@@ -84,6 +84,14 @@ def test_value_and_gradients(stride, kernel, padding, size):
     compare(candidates, value_and_gradients(reference(strides, padding)), x, w)
 
 
+@pytest.mark.parametrize(("kernel", "width", "filters"), [((5, 5), 12, 6), ((3, 3), 9, 24), ((1, 3), 8, 13)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_bands_of_few_columns(kernel, width, filters, padding):
+    x, w = draw((2, 7, width, 2), (*kernel, 2, filters))
+    banded = value_and_gradients(ours("banded", (1, 1), padding))
+    compare([banded], value_and_gradients(reference((1, 1), padding)), x, w)
+
+
 def test_unequal_strides():
     x, w = draw((2, 7, 9, 2), (3, 3, 2, 3))
     candidates = [value_and_gradients(ours(name, (1, 2), "SAME")) for name in FAST]

@@ -39,9 +39,15 @@ def test_tiles_hold_the_plain_convolution(height, width, channels, k, filters, t
     np.testing.assert_allclose(maps.max_pool(), max_pool(expected), atol=2e-5)
 
 
-@pytest.mark.parametrize(("height", "width", "channels", "k", "filters", "tile"), CASES)
-def test_gradients_are_those_of_the_plain_operations(height, width, channels, k, filters, tile):
-    images, kernel, bias = draw(height, width, channels, k, filters)
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "k", "filters", "tile", "batch"),
+    [
+        *((*case, 3) for case in CASES),
+        *((*case, 4) for case in CASES[:2]),
+    ],  # rows that are multiples of one, two and four
+)
+def test_gradients_are_those_of_the_plain_operations(height, width, channels, k, filters, tile, batch):
+    images, kernel, bias = draw(height, width, channels, k, filters, batch)
     weight = jax.random.normal(jax.random.key(9), jax.eval_shape(max_pool, plain(images, kernel)).shape)
 
     def ours(images, kernel, bias):

@@ -3,7 +3,7 @@
 import pytest
 
 from dfke_jax.core import InputError
-from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.experiments.result import Arm, Published, Result
 from dfke_jax.report.inheritance import inheritance_table, marked, success
 
 
@@ -34,6 +34,14 @@ def test_the_table():
     assert lines[2] == ["**Copy**", "97.00 ± 1.00", "50.0 ± 40.0", "10.0, 90.0, 50.0", "6.0", "12"]
     assert lines[3] == ["Plain", "97.50 ± 0.00", "2.0 ± 1.0", "1.0, 2.0, 3.0", "–", "–"]
     assert len(lines) == 4
+
+
+def test_what_was_published_stands_below():
+    result = made(COPY)
+    result.published = [Published("extracted", "digits", 98.9, "Somebody 2021", "recalled", "success is 65.7 %")]
+    assert inheritance_table(result).endswith(
+        "\nPublished for the copies (Somebody 2021, recalled): success is 65.7 %.\n"
+    )
 
 
 def test_a_result_without_triggers_has_neither():
