@@ -6,23 +6,28 @@ own configuration, so that every field is an option. JAX is imported only by the
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
 from dfke_jax import judging, serving
 from dfke_jax._version import __version__
-from dfke_jax.commands import watermark
-
-if TYPE_CHECKING:
-    from dfke_jax.experiments.registry import Recipe
-
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+from dfke_jax.commands import listing, reproducing, running, watermark
+from dfke_jax.commands.common import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    USAGE,
+    add_data_dir,
+    complain,
+    console,
+    enable_compilation_cache,
+    table,
+)
 
 _EXAMPLES = """\
 examples:
@@ -49,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["run"]:
-            name, rest, debug = _split_run(argv[1:])
-            action = lambda: _run(name, rest, argv)
+            name, rest, debug = running.split(argv[1:])
+            action = lambda: running.execute(name, rest)
         else:
             options = _parser().parse_args(argv)
             debug = options.debug
@@ -58,35 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return _code(stop)
     return _guarded(action, argv, debug)
-
-
-def enable_compilation_cache() -> Path | None:
-    """Keeps compiled programs on disk, so that the second run of anything starts at once.
-
-    The directory is ``programs-<version of jaxlib>`` in DFKE_CACHE_DIR or ``~/.cache/dfke_jax``. A directory
-    that is already set (JAX_COMPILATION_CACHE_DIR) is left as it is.
-
-    Returns:
-      The directory, or None where none can be written: a cache is a convenience, and no reason to stop.
-    """
-    import jax
-    from jaxlib import version
-
-    configured = getattr(jax.config, "jax_compilation_cache_dir", None)
-    if configured:
-        return Path(configured)
-    from dfke_jax.core.checkpoint import cache_directory
-
-    directory = cache_directory() / f"programs-{version.__version__}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    if not os.access(directory, os.W_OK):
-        return None
-    jax.config.update("jax_compilation_cache_dir", str(directory.absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return directory
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,36 +92,14 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(action=action)
         return made
 
-    listing = command("list", "List recipes, data sets and networks.", _list)
-    which = listing.add_mutually_exclusive_group()
-    which.add_argument("--methods", action="store_true", help="the recipes (default)")
-    which.add_argument("--data", action="store_true", help="the data sets, found or not")
-    which.add_argument("--models", action="store_true", help="the networks")
-    _add_data_dir(listing)
+    listing.add_options(command("list", "List recipes, data sets and networks.", listing.execute))
 
     # `run` is parsed apart (see `main`); it stands here for the overview.
     command("run", "Run a recipe; dfke run RECIPE --help shows its options.", lambda _: USAGE)
 
-    again = command("reproduce", "Repeat the experiments that the documentation reports.", _reproduce)
-    again.add_argument("names", nargs="*", metavar="NAME", help="experiments; all of them by default")
-    again.add_argument("--out", type=Path, default=Path("docs/results"), help="where results go (default: %(default)s)")
-    again.add_argument("--list", action="store_true", dest="listing", help="only list them")
-    again.add_argument(
-        "--jobs",
-        type=_positive,
-        metavar="N",
-        help="run every seed in a process of its own, N at a time, and put them together",
+    reproducing.add_options(
+        command("reproduce", "Repeat the experiments that the documentation reports.", reproducing.execute)
     )
-    again.add_argument(
-        "--seed", type=int, metavar="K", help="run this seed of one experiment alone, into runs/reproduce/NAME/seedK"
-    )
-    again.add_argument(
-        "--devices",
-        type=_positive,
-        metavar="N",
-        help="split the CPU into so many devices; by default one per core, up to four",
-    )
-    _add_data_dir(again)
 
     page = command("report", "Draw the report of a finished run, or of every run in a directory.", _report)
     page.add_argument("directory", type=Path, metavar="DIR", help="directory of a run, or of several")
@@ -156,23 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     watermark.add_options(command("watermark", "Mark a network by a backdoor, and verify such a mark.", _watermark))
 
     doctor = command("doctor", "Say what this machine can do, what is missing and what would help.", _doctor)
-    _add_data_dir(doctor)
+    add_data_dir(doctor)
     return parser
-
-
-def _add_data_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="where the real data sets are (default: DFKE_DATA_DIR)",
-    )
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def _guarded(action: Callable[[], int], argv: Sequence[str], debug: bool) -> int:
@@ -192,17 +131,17 @@ def _guarded(action: Callable[[], int], argv: Sequence[str], debug: bool) -> int
             traceback.print_exc()
         if isinstance(error, KeyboardInterrupt):
             said = str(error) if isinstance(error, Interrupted) else "stopped"
-            _complain(f"interrupted: {said}")
+            complain(f"interrupted: {said}")
             if argv[:1] == ["run"]:
                 again = [*argv, *(["--resume"] if "--resume" not in argv else [])]
-                _complain(f"to go on: {shlex.join(['dfke', *again])}")
+                complain(f"to go on: {shlex.join(['dfke', *again])}")
             return INTERRUPTED
         if not isinstance(error, DfkeError):
             if debug:
                 return FAILED
             raise
         if not debug:
-            _complain(f"error: {error}")
+            complain(f"error: {error}")
         return USAGE if isinstance(error, UnknownNameError) and error.args[0].startswith("unknown recipe") else FAILED
 
 
@@ -211,247 +150,19 @@ def _code(stop: SystemExit) -> int:
         return OK
     if isinstance(stop.code, int):
         return stop.code
-    _complain(str(stop.code))
+    complain(str(stop.code))
     return FAILED
-
-
-def _complain(message: str) -> None:
-    print(f"dfke: {message}", file=sys.stderr)
-
-
-def _console():
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=False)
-
-
-def _list(options: argparse.Namespace) -> int:
-    if options.data:
-        view = _data_table(options.data_dir)
-    elif options.models:
-        view = _model_table()
-    else:
-        view = _recipe_table()
-    _console().print(view)
-    return OK
-
-
-def _table(*columns: str, **style: Any):
-    from rich import box
-    from rich.table import Table
-
-    return Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, **style)
-
-
-def _recipe_table():
-    from rich.markup import escape
-
-    from dfke_jax.experiments.registry import recipes
-
-    view = _table(show_lines=False)
-    view.add_column("recipe", no_wrap=True, style="bold")
-    view.add_column("what it does, published figures (%), and what it takes", ratio=1)
-    for name, entry in recipes().items():
-        about = f"[bold]{escape(entry.title)}[/]\n{escape(entry.summary)}\n[dim]{escape(entry.paper)}[/]"
-        figures = {dataset: [] for dataset in entry.datasets}
-        for figure in entry.published:
-            figures.setdefault(figure.dataset, []).append(f"{figure.arm} {figure.value:g}")
-        for dataset, values in figures.items():
-            about += f"\n[cyan]{escape(dataset)}[/]" + (f": {escape(', '.join(values))}" if values else "")
-        if entry.time:
-            about += f"\n[dim]Takes {escape(entry.time)}.[/]"
-        view.add_row(name, about)
-        view.add_section()
-    return view
-
-
-def _data_table(data_dir: Path | None):
-    from rich.markup import escape
-
-    from dfke_jax.data import available
-
-    view = _table()
-    view.add_column("data set", no_wrap=True, style="bold")
-    view.add_column("found", no_wrap=True)
-    view.add_column("where, or what would help")
-    for name, found, where in available(data_dir):
-        view.add_row(escape(name), "[green]yes[/]" if found else "[yellow]no[/]", escape(where))
-    return view
-
-
-def _model_table():
-    from rich.markup import escape
-
-    from dfke_jax.nn.registry import describe, names
-
-    view = _table()
-    view.add_column("network", no_wrap=True, style="bold")
-    view.add_column("parameters", justify="right", no_wrap=True)
-    view.add_column("input", no_wrap=True)
-    view.add_column("batch norm", no_wrap=True)
-    view.add_column("source")
-    for name in names():
-        info = describe(name)
-        shape = "×".join(map(str, info.input_shape)) + ("" if info.input_size else " or other")
-        norm = "yes" if info.batch_norm else "no"
-        view.add_row(name, f"{info.parameters:,}", shape, norm, escape(info.paper))
-    return view
-
-
-def _split_run(rest: list[str]) -> tuple[str, list[str], bool]:
-    """The recipe, the arguments after it, and whether tracebacks are wanted."""
-    usage = (
-        "usage: dfke run RECIPE [options]\n\n"
-        "`dfke list` names the recipes; `dfke run RECIPE --help` shows the options of one."
-    )
-    if not rest:
-        print(usage, file=sys.stderr)
-        raise SystemExit(USAGE)
-    if rest[0] in ("-h", "--help"):
-        print(usage)
-        raise SystemExit(OK)
-    if rest[0].startswith("-"):
-        _complain(f"the recipe comes first: dfke run RECIPE {shlex.join(rest)}")
-        raise SystemExit(USAGE)
-    return rest[0], rest[1:], "--debug" in rest
-
-
-def _run(name: str, rest: list[str], argv: list[str]) -> int:
-    from dfke_jax.core.mesh import split_cpu
-    from dfke_jax.experiments.registry import recipe as find
-
-    recipe = find(name)
-    try:
-        options = _parse_run(recipe, rest)
-    except ValueError as error:  # a setting out of range; InputError is one
-        _complain(f"error: {error}")
-        return USAGE
-    config = options.settings
-    out = options.out or Path("runs") / f"{recipe.name}-{_slug(config.dataset)}"
-    _refuse_finished(out, options.resume)
-    split_cpu(options.devices)
-    enable_compilation_cache()
-
-    from dfke_jax.experiments.run import run_recipe
-
-    result = run_recipe(
-        recipe, config, out=out, data_dir=options.data_dir, resume=options.resume, progress=not options.quiet
-    )
-
-    from dfke_jax import report
-
-    console = _console()
-    console.print(report.table(result))
-    for sentence in report.verdict(result):
-        console.print(sentence, markup=False)
-    page = report.render(out)
-    print(f"\nresult  {out / 'result.json'}\nreport  {page}")
-    return OK
-
-
-def _parse_run(recipe: "Recipe", rest: Sequence[str]):
-    """Parses what follows the recipe; the defaults are those of the data set that is asked for."""
-    import tyro
-
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    peek.add_argument("--dataset")
-    try:
-        dataset = peek.parse_known_args(rest)[0].dataset
-    except argparse.ArgumentError:
-        dataset = None  # "--dataset" without a value: tyro says so
-    default = recipe.settings(dataset)
-
-    @dataclasses.dataclass(frozen=True)
-    class Options:
-        settings: Annotated[type(default), tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
-        """What the recipe does, and with how much."""
-        data_dir: Path | None = None
-        """Directory of the real data sets; DFKE_DATA_DIR if it is not given."""
-        out: Path | None = None
-        """Where the result, samples, checkpoints and report go; runs/RECIPE-DATASET by default."""
-        resume: tyro.conf.FlagCreatePairsOff[bool] = False
-        """Continue the run that this directory holds."""
-        quiet: tyro.conf.FlagCreatePairsOff[bool] = False
-        """No progress bars."""
-        devices: int | None = None
-        """Split the CPU into so many devices; by default one per core, up to four."""
-        debug: tyro.conf.FlagCreatePairsOff[bool] = False
-        """Show the traceback of an error."""
-
-    about = f"{recipe.title}\n\n{recipe.summary}\n\n{recipe.paper}"
-    if recipe.time:
-        about += f"\n\nTakes {recipe.time}."
-    about += f"\n\nDefaults below are those for the data set {default.dataset!r}."
-    return tyro.cli(
-        Options,
-        default=Options(settings=default),
-        args=list(rest),
-        prog=f"dfke run {recipe.name}",
-        description=about,
-    )
-
-
-def _slug(dataset: str) -> str:
-    """A data set's name in a directory's: ``emnist/letters`` is emnist-letters, ``mine.npz`` is mine."""
-    name = Path(dataset).stem if dataset.endswith(".npz") else dataset
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.") or "data"
-
-
-def _refuse_finished(out: Path, resume: bool) -> None:
-    from dfke_jax.core.errors import InputError
-
-    if not resume and (out / "result.json").exists():
-        raise InputError(
-            f"{out} already holds a finished run (result.json) and nothing is overwritten; choose "
-            "another --out, or --resume to complete it with the same settings"
-        )
-
-
-def _reproduce(options: argparse.Namespace) -> int:
-    from dfke_jax.core.errors import InputError, UnknownNameError
-    from dfke_jax.core.mesh import split_cpu
-
-    if not options.listing and not options.jobs:  # with jobs, devices belong to the processes
-        split_cpu(options.devices)
-        enable_compilation_cache()
-    from dfke_jax import report
-    from dfke_jax.experiments import reproduce
-
-    for name in options.names:
-        if name not in reproduce.EXPERIMENTS:
-            raise UnknownNameError("experiment", name, reproduce.EXPERIMENTS)
-    if options.listing:
-        from rich.markup import escape
-
-        view = _table()
-        view.add_column("experiment", no_wrap=True, style="bold")
-        view.add_column("what it shows")
-        view.add_column("time")
-        for name in options.names or reproduce.EXPERIMENTS:
-            entry = reproduce.EXPERIMENTS[name]
-            view.add_row(escape(name), escape(entry.description), escape(str(entry.time)))
-        _console().print(view)
-        return OK
-    if options.seed is not None:
-        if len(options.names) != 1 or options.jobs:
-            raise InputError("--seed goes with the name of one experiment, and without --jobs")
-        reproduce.run_experiment(options.names[0], options.out, data_dir=options.data_dir, seed=options.seed)
-        return OK
-    reproduce.main(options.names, out=options.out, data_dir=options.data_dir, jobs=options.jobs)
-    page = report.results_page(options.out)
-    print(f"\ntable  {page}")
-    return OK
 
 
 def _report(options: argparse.Namespace) -> int:
     from dfke_jax import report
 
     page, results = report.render_all(options.directory)
-    console = _console()
+    screen = console()
     for result in results:
-        console.print(report.table(result))
+        screen.print(report.table(result))
         for sentence in report.verdict(result):
-            console.print(sentence, markup=False)
+            screen.print(sentence, markup=False)
     print(f"\nreport  {page}")
     return OK
 
@@ -467,13 +178,13 @@ def _judge(options: argparse.Namespace) -> int:
 
     enable_compilation_cache()
     verdict, beside = judging.judge_files(options)
-    view = _table(show_header=False)
+    view = table(show_header=False)
     view.add_column(no_wrap=True, style="bold")
     view.add_column(overflow="fold")
     for name, text in judging.fields(verdict):
         view.add_row(name.replace("_", " "), escape(text))
-    console = _console()
-    console.print(view)
+    screen = console()
+    screen.print(view)
     if beside["ledger"]:
         rows = beside["ledger"]
         print(
@@ -498,9 +209,9 @@ def _doctor(options: argparse.Namespace) -> int:
         enable_compilation_cache()
     findings = examine(options.data_dir)
     signs = {"ok": "[green]ok[/]", "missing": "[yellow]–[/]", "broken": "[bold red]broken[/]"}
-    console = _console()
+    screen = console()
     for group in dict.fromkeys(finding.group for finding in findings):
-        view = _table(title=group, title_justify="left", title_style="bold", show_header=False)
+        view = table(title=group, title_justify="left", title_style="bold", show_header=False)
         view.add_column(no_wrap=True, min_width=20)
         view.add_column(no_wrap=True, min_width=6)
         view.add_column(overflow="fold")
@@ -512,11 +223,9 @@ def _doctor(options: argparse.Namespace) -> int:
                 view.add_row(escape(finding.name), signs[finding.state], escape(finding.detail))
         for remedy, names in absent.items():
             view.add_row("not found", signs["missing"], escape(f"{', '.join(names)}\n{remedy}"))
-        console.print(view)
+        screen.print(view)
     able = sound(findings)
-    console.print(
-        "The main job can run." if able else "[bold red]The main job cannot run:[/] see what is broken above."
-    )
+    screen.print("The main job can run." if able else "[bold red]The main job cannot run:[/] see what is broken above.")
     return OK if able else FAILED
 
 

@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from dfke_jax import cli, doctor
+from dfke_jax.commands import running
 from dfke_jax.core.errors import InputError, Interrupted, MissingDataError
 from dfke_jax.experiments import registry
 from dfke_jax.experiments.result import Arm, Published, Result
@@ -133,7 +134,7 @@ def test_defaults_are_those_of_the_data_set(calls, option):
     [("emnist/letters", "emnist-letters"), ("/x/mine.npz", "mine"), ("mnist:3.0.1", "mnist-3.0.1")],
 )
 def test_default_directory(dataset, slug):
-    assert cli._slug(dataset) == slug
+    assert running.slug(dataset) == slug
 
 
 def test_help_of_a_recipe_shows_its_fields(calls, capsys):

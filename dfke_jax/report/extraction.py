@@ -1,12 +1,33 @@
 """Results of extraction as series over queries and as a table of defences, for figures and tables alike."""
 
+import collections
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import BEHIND, Arm, Result
+from dfke_jax.report.drawing import (
+    COLOURS,
+    GRID,
+    INK,
+    MARKS,
+    MUTED,
+    SEEDS,
+    abbreviated,
+    new_figure,
+    nowhere,
+    round_limits,
+    short,
+    tidy,
+)
 from dfke_jax.report.markdown import github_table
-from dfke_jax.report.words import published_here, spread
+from dfke_jax.report.words import mean_sd, published_here, spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _AT = re.compile(r"(.+)_(\d+)")
 _ON_THE_WAY = re.compile(r"accuracy_at_(\d+)")
@@ -166,6 +187,127 @@ def defences_table(result: Result) -> str:
     return github_table(head, rows)
 
 
+def _told_apart(found: Sequence[tuple[Line, Result]]) -> list[Line]:
+    """The lines; of those with one label, each says how large its batches were, where that is known."""
+    labels = collections.Counter(line.label for line, _ in found)
+    sizes = [result.config.get("attack", {}).get("batch_size") for _, result in found]
+    return [
+        line._replace(label=f"{line.label}, batches of {size}") if labels[line.label] > 1 and size else line
+        for (line, _), size in zip(found, sizes, strict=True)
+    ]
+
+
+def queries(results: Sequence[Result]) -> "Figure":
+    """Accuracy against queries, logarithmic: mean and standard deviation over seeds of every attack.
+
+    Solid lines are attacks, dashed ones of the same colour their controls, open diamonds published figures at the budget that
+    they belong to, dotted lines the victims; thin lines without marks what the largest run of an attack had on the way.
+
+    Args:
+      results: of extraction recipes on one data set; arms that asked at a single budget are drawn as points.
+
+    Raises:
+      InputError: when no arm says how many rows it asked at which budget.
+    """
+    lines = _told_apart([(line, result) for result in results for line in query_lines(result)])
+    if not lines:
+        raise InputError("there is no accuracy at any number of queries to draw")
+    figure = new_figure((7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    values: list[float] = []
+    for index, line in enumerate(lines):
+        colour, mark = SEEDS[index % len(SEEDS)], MARKS[index % len(MARKS)]
+        for points, style, label in ((line.method, "-", line.label), (line.control, (0, (4, 3)), None)):
+            if not points:
+                continue
+            rows = [point.rows for point in points]
+            means = [mean_sd(point.accuracy)[0] for point in points]
+            axes.errorbar(
+                rows,
+                means,
+                [mean_sd(point.accuracy)[1] or 0.0 for point in points],
+                color=colour,
+                linestyle=style,
+                linewidth=1.7 if label else 1.1,
+                marker=mark,
+                markersize=5.5 if label else 4,
+                markerfacecolor=colour if label else "white",
+                capsize=2,
+                elinewidth=1,
+                label=short(label) if label else None,
+                zorder=4 if label else 3,
+            )
+            values += [v for point in points for v in point.accuracy]
+        if line.progress:
+            rows = [point.rows for point in line.progress]
+            axes.plot(
+                rows, [mean_sd(point.accuracy)[0] for point in line.progress], color=colour, linewidth=0.9, zorder=2
+            )
+            values += [v for point in line.progress for v in point.accuracy]
+        for point in line.published:
+            axes.plot(
+                [point.rows], [point.accuracy[0]], "D", markerfacecolor="none", markeredgecolor=colour, markersize=7
+            )
+            values.append(point.accuracy[0])
+    for level in sorted({round(mean_sd(a.accuracy)[0], 2) for r in results for a in r.arms if a.role == "teacher"}):
+        axes.axhline(level, color=COLOURS["teacher"], linewidth=1, linestyle=":", zorder=1)
+        values.append(level)
+    axes.set_xscale("log")
+    ticks = sorted({point.budget for line in lines for point in (*line.method, *line.published)})
+    axes.set_xticks(ticks, [abbreviated(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(nowhere())
+    axes.set_ylim(*round_limits(values))
+    axes.set_xlabel(
+        "rows asked · solid: attack, dashed: its control, diamonds: published, dotted: the victim; bars: sd over seeds",
+        fontsize=8,
+        color=MUTED,
+    )
+    axes.set_ylabel("test accuracy in %", fontsize=8, color=MUTED)
+    tidy(axes)
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+    return figure
+
+
+def defences(result: Result) -> "Figure":
+    """Fidelity of the clone of every attack behind every defence as a heat map, beside what the defence costs honest users.
+
+    Args:
+      result: of the recipe of defences.
+
+    Raises:
+      InputError: when no arm stands behind a defence.
+    """
+    table = defence_table(result)
+    if not table.cells:
+        raise InputError("there is no attack behind a defence to draw")
+    rows, columns = list(table.defences), list(table.attacks)
+    values = np.full((len(rows), len(columns)), np.nan)
+    for (defence, attack), cell in table.cells.items():
+        values[rows.index(defence), columns.index(attack)] = mean_sd(cell.fidelity)[0]
+    figure = new_figure((4.4 + 1.1 * len(columns), 0.42 * len(rows) + 1.1), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for row, column in np.ndindex(values.shape):
+        cell = table.cells.get((rows[row], columns[column]))
+        dark = cell is not None and values[row, column] > 62
+        text = spread(cell.fidelity, 1) if cell else "–"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else INK)
+    for row, defence in enumerate(rows):
+        cell = next(cell for (name, _), cell in table.cells.items() if name == defence)
+        for place, text in enumerate((spread(cell.answers_accuracy, 1), spread(cell.answers_l1, 2)), len(columns)):
+            axes.text(place, row, text, ha="center", va="center", fontsize=8, color=INK)
+    titles = [*map(short, columns), "answers'\naccuracy %", "answers'\nL1 distance"]
+    axes.set_xlim(-0.5, len(titles) - 0.5)
+    axes.set_xticks(range(len(titles)), titles)
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(rows)), [short(name) for name in rows])
+    axes.tick_params(length=0, labelsize=8.5, labelcolor=INK)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("shaded: fidelity of the clone to the victim in %; mean ± sd over seeds", fontsize=8, color=MUTED)
+    return figure
+
+
 __all__ = [
     "QUERY_COLUMNS",
     "Cell",
@@ -173,7 +315,9 @@ __all__ = [
     "Line",
     "Point",
     "defence_table",
+    "defences",
     "defences_table",
+    "queries",
     "queries_table",
     "query_cells",
     "query_lines",

@@ -1,37 +1,33 @@
-"""Figures of a run, each a `matplotlib.figure.Figure`; nothing touches pyplot's global state.
+"""Figures of any run, each a `matplotlib.figure.Figure`: samples, class similarity, curves, arms."""
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; no figure relies on colour alone.
-"""
-
-import collections
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Result
-from dfke_jax.report import threats
-from dfke_jax.report.extraction import Line, defence_table, query_lines
+from dfke_jax.report.drawing import (
+    COLOURS,
+    GRID,
+    INK,
+    MUTED,
+    SEEDS,
+    at_most,
+    counted,
+    new_figure,
+    round_limits,
+    short,
+    tidy,
+)
 from dfke_jax.report.words import mean_sd, published_here, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {
-    "method": "#0072B2",
-    "control": "#D55E00",
-    "baseline": "#8C8C8C",
-    "anchor": "#009E73",
-    "teacher": "#222222",
-}
-SEEDS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
-MARKS = ("o", "s", "^", "v", "P", "X", "*")
-INK, MUTED, GRID = "#222222", "#666666", "#E4E4E4"
 COLUMNS, ROWS, PANELS = 10, 20, 24
-DPI = 160
 _SEED = re.compile(r"seed(\d+)/(.+)")
 _MEMBER = re.compile(r"(.+)/(\d+)")
 
@@ -75,7 +71,7 @@ def sample_grid(
     margin = 0.09 * max(map(len, titles)) + 0.15 if any(titles) else 0.08
     cell = 0.56
     size = (columns * cell + margin + 0.08, len(rows) * cell * height / width + 0.16)
-    figure = _figure(size)
+    figure = new_figure(size)
     axes = figure.add_axes((margin / size[0], 0.08 / size[1], 1 - (margin + 0.08) / size[0], 1 - 0.16 / size[1]))
     axes.imshow(canvas, interpolation="nearest", aspect="equal")
     axes.set_frame_on(False)
@@ -103,7 +99,7 @@ def similarity_map(matrix: np.ndarray, class_names: Sequence[str] | None = None)
     bound = max(abs(low), abs(high)) or 1.0
     limits = (-bound, bound) if signs else (low, high if high > low else low + 1)
     side = min(9.0, max(3.4, 0.5 * classes)) if classes <= 12 else min(9.0, 3.4 + 0.09 * classes)
-    figure = _figure((side + 1.3, side + 0.4), layout="constrained")
+    figure = new_figure((side + 1.3, side + 0.4), layout="constrained")
     axes = figure.add_subplot()
     shown = axes.imshow(matrix, cmap="RdBu_r" if signs else "Blues", vmin=limits[0], vmax=limits[1])
     if classes <= 40:
@@ -148,7 +144,7 @@ def curves(metrics: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> "F
     shown = dict(list(panels.items())[:PANELS])
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = _figure((3.3 * columns, 2.15 * rows + 0.3), layout="constrained")
+    figure = new_figure((3.3 * columns, 2.15 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
@@ -162,11 +158,11 @@ def curves(metrics: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> "F
         everything = np.concatenate([np.asarray(values, float) for _, _, values in lines])
         if everything.min() > 0 and everything.max() / everything.min() > 30:
             axes.set_yscale("log")
-        axes.set_title(_short(title), fontsize=9, color=INK, loc="left")
-        _tidy(axes)
+        axes.set_title(short(title), fontsize=9, color=INK, loc="left")
+        tidy(axes)
         axes.grid(axis="y", color=GRID, linewidth=0.6)
-        axes.xaxis.set_major_locator(_max_n(4))
-        axes.xaxis.set_major_formatter(_steps(max(max(steps) for _, steps, _ in lines)))
+        axes.xaxis.set_major_locator(at_most(4))
+        axes.xaxis.set_major_formatter(counted(max(max(steps) for _, steps, _ in lines)))
     for axes in grid[-1]:
         axes.set_xlabel("step", fontsize=8, color=MUTED)
     if 1 < len(seeds) <= 10:
@@ -195,9 +191,9 @@ def arms(result: Result) -> "Figure":
         raise InputError("there is no accuracy to draw")
     published = [figure for figure in published_here(result) if figure.arm in {arm.name for arm in rows}]
     values = [v for arm in (*rows, *teachers) for v in arm.accuracy] + [figure.value for figure in published]
-    low, high = _limits(values)
+    low, high = round_limits(values)
     size = (7.6, 0.52 * len(rows) + 1.25)
-    figure = _figure(size, layout="constrained")
+    figure = new_figure(size, layout="constrained")
     axes = figure.add_subplot()
     for row, arm in enumerate(rows):
         colour = COLOURS.get(arm.role, MUTED)
@@ -263,7 +259,7 @@ def arms(result: Result) -> "Figure":
         mean, _ = mean_sd(arm.accuracy)
         axes.axvline(mean, color=COLOURS["teacher"], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.annotate(
-            f"{_short(arm.label)}: {mean:.2f}",
+            f"{short(arm.label)}: {mean:.2f}",
             (mean, 1),
             xycoords=("data", "axes fraction"),
             xytext=(0, 3),
@@ -277,263 +273,17 @@ def arms(result: Result) -> "Figure":
     axes.set_xlim(low, high)
     note = f"; the axis begins at {low:g}" if low > 0 else ""
     axes.set_xlabel(f"test accuracy in %{note} · large dot: mean, bar: sd, small dots: seeds", fontsize=8, color=MUTED)
-    _tidy(axes)
+    tidy(axes)
     axes.tick_params(axis="y", length=0, labelsize=8.5)
-    axes.set_yticks(range(len(rows)), [f"{_short(arm.label)}\n{arm.role}" for arm in rows])
+    axes.set_yticks(range(len(rows)), [f"{short(arm.label)}\n{arm.role}" for arm in rows])
     for tick, arm in zip(axes.get_yticklabels(), rows, strict=True):
         tick.set_color(MUTED if arm.role == "baseline" else COLOURS.get(arm.role, INK))
     axes.spines["left"].set_visible(False)
     return figure
 
 
-def _abbreviated(count: float) -> str:
-    if count >= 1_000_000:
-        return f"{count / 1_000_000:g}M"
-    return f"{count / 1000:g}k" if count >= 1000 else f"{count:g}"
-
-
-def _told_apart(found: Sequence[tuple[Line, Result]]) -> list[Line]:
-    """The lines; of those with one label, each says how large its batches were, where that is known."""
-    labels = collections.Counter(line.label for line, _ in found)
-    sizes = [result.config.get("attack", {}).get("batch_size") for _, result in found]
-    return [
-        line._replace(label=f"{line.label}, batches of {size}") if labels[line.label] > 1 and size else line
-        for (line, _), size in zip(found, sizes, strict=True)
-    ]
-
-
-def queries(results: Sequence[Result]) -> "Figure":
-    """Accuracy against queries, logarithmic: mean and standard deviation over seeds of every attack.
-
-    Solid lines are attacks, dashed ones of the same colour their controls, open diamonds published figures at the budget that
-    they belong to, dotted lines the victims; thin lines without marks what the largest run of an attack had on the way.
-
-    Args:
-      results: of extraction recipes on one data set; arms that asked at a single budget are drawn as points.
-
-    Raises:
-      InputError: when no arm says how many rows it asked at which budget.
-    """
-    lines = _told_apart([(line, result) for result in results for line in query_lines(result)])
-    if not lines:
-        raise InputError("there is no accuracy at any number of queries to draw")
-    figure = _figure((7.2, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    values: list[float] = []
-    for index, line in enumerate(lines):
-        colour, mark = SEEDS[index % len(SEEDS)], MARKS[index % len(MARKS)]
-        for points, style, label in ((line.method, "-", line.label), (line.control, (0, (4, 3)), None)):
-            if not points:
-                continue
-            rows = [point.rows for point in points]
-            means = [mean_sd(point.accuracy)[0] for point in points]
-            axes.errorbar(
-                rows,
-                means,
-                [mean_sd(point.accuracy)[1] or 0.0 for point in points],
-                color=colour,
-                linestyle=style,
-                linewidth=1.7 if label else 1.1,
-                marker=mark,
-                markersize=5.5 if label else 4,
-                markerfacecolor=colour if label else "white",
-                capsize=2,
-                elinewidth=1,
-                label=_short(label) if label else None,
-                zorder=4 if label else 3,
-            )
-            values += [v for point in points for v in point.accuracy]
-        if line.progress:
-            rows = [point.rows for point in line.progress]
-            axes.plot(
-                rows, [mean_sd(point.accuracy)[0] for point in line.progress], color=colour, linewidth=0.9, zorder=2
-            )
-            values += [v for point in line.progress for v in point.accuracy]
-        for point in line.published:
-            axes.plot(
-                [point.rows], [point.accuracy[0]], "D", markerfacecolor="none", markeredgecolor=colour, markersize=7
-            )
-            values.append(point.accuracy[0])
-    for level in sorted({round(mean_sd(a.accuracy)[0], 2) for r in results for a in r.arms if a.role == "teacher"}):
-        axes.axhline(level, color=COLOURS["teacher"], linewidth=1, linestyle=":", zorder=1)
-        values.append(level)
-    axes.set_xscale("log")
-    ticks = sorted({point.budget for line in lines for point in (*line.method, *line.published)})
-    axes.set_xticks(ticks, [_abbreviated(tick) for tick in ticks])
-    axes.xaxis.set_minor_locator(_nowhere())
-    axes.set_ylim(*_limits(values))
-    axes.set_xlabel(
-        "rows asked · solid: attack, dashed: its control, diamonds: published, dotted: the victim; bars: sd over seeds",
-        fontsize=8,
-        color=MUTED,
-    )
-    axes.set_ylabel("test accuracy in %", fontsize=8, color=MUTED)
-    _tidy(axes)
-    axes.grid(axis="y", color=GRID, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
-    return figure
-
-
-def defences(result: Result) -> "Figure":
-    """Fidelity of the clone of every attack behind every defence as a heat map, beside what the defence costs honest users.
-
-    Args:
-      result: of the recipe of defences.
-
-    Raises:
-      InputError: when no arm stands behind a defence.
-    """
-    table = defence_table(result)
-    if not table.cells:
-        raise InputError("there is no attack behind a defence to draw")
-    rows, columns = list(table.defences), list(table.attacks)
-    values = np.full((len(rows), len(columns)), np.nan)
-    for (defence, attack), cell in table.cells.items():
-        values[rows.index(defence), columns.index(attack)] = mean_sd(cell.fidelity)[0]
-    figure = _figure((4.4 + 1.1 * len(columns), 0.42 * len(rows) + 1.1), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    for row, column in np.ndindex(values.shape):
-        cell = table.cells.get((rows[row], columns[column]))
-        dark = cell is not None and values[row, column] > 62
-        text = spread(cell.fidelity, 1) if cell else "–"
-        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else INK)
-    for row, defence in enumerate(rows):
-        cell = next(cell for (name, _), cell in table.cells.items() if name == defence)
-        for place, text in enumerate((spread(cell.answers_accuracy, 1), spread(cell.answers_l1, 2)), len(columns)):
-            axes.text(place, row, text, ha="center", va="center", fontsize=8, color=INK)
-    titles = [*map(_short, columns), "answers'\naccuracy %", "answers'\nL1 distance"]
-    axes.set_xlim(-0.5, len(titles) - 0.5)
-    axes.set_xticks(range(len(titles)), titles)
-    axes.xaxis.tick_top()
-    axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
-    axes.tick_params(length=0, labelsize=8.5, labelcolor=INK)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel("shaded: fidelity of the clone to the victim in %; mean ± sd over seeds", fontsize=8, color=MUTED)
-    return figure
-
-
-MARKS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "*")
-SMALLEST = 1e-30
-
-
-def p_value_curves(result: Result) -> "Figure":
-    """Dataset inference: p-value against revealed samples, one line a model, both axes logarithmic.
-
-    p-values below 1e-30 are drawn there.
-    """
-    found = threats.p_curves(result)
-    if not found:
-        raise InputError("there are no p-values against revealed samples to draw")
-    figure = _figure((7.6, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    _p_lines(axes, result, found)
-    axes.set_xscale("log")
-    axes.set_xlabel("private samples revealed, and as many public ones", fontsize=8, color=MUTED)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=7.5, labelcolor=INK)
-    return figure
-
-
-def p_value_limits(result: Result) -> "Figure":
-    """Dataset inference: p-value against the overlap of public samples, and against fine-tuning on a new task."""
-    panels = [
-        (threats.limits(result, "overlap"), "% of public samples that the victim was trained on"),
-        (threats.limits(result, "after"), "steps of fine-tuning on a new task"),
-    ]
-    panels = [panel for panel in panels if panel[0]]
-    if not panels:
-        raise InputError("there are no limits to draw")
-    figure = _figure((3.9 * len(panels), 3.6), layout="constrained")
-    for axes, (found, label) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
-        _p_lines(axes, result, found)
-        if max(points[-1] for points, _ in found.values()) > 1000:
-            axes.set_xscale("symlog", linthresh=100)
-        axes.set_xlabel(label, fontsize=8, color=MUTED)
-        axes.legend(frameon=False, fontsize=7, labelcolor=INK)
-    return figure
-
-
-def _p_lines(axes, result: Result, found: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
-    by_name = {arm.name: arm for arm in result.arms}
-    methods = [name for name in found if by_name[name].role == "method"]
-    for name, (points, values) in found.items():
-        arm = by_name[name]
-        place = methods.index(name) if name in methods else 0
-        colour = COLOURS[arm.role] if name not in methods else SEEDS[place % len(SEEDS)]
-        axes.plot(
-            points,
-            np.maximum(values, SMALLEST),
-            label=_short(arm.label, 40),
-            color=colour,
-            linewidth=2.2 if name not in methods else 1.2,
-            linestyle="--" if arm.role == "control" else "-",
-            marker=None if name not in methods else MARKS[place % len(MARKS)],
-            markersize=3.5,
-        )
-    level = threats.alpha(result)
-    axes.axhline(level, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.annotate(
-        f"alpha {level:g}", (1, level), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
-        ha="right", fontsize=7.5, color=INK,
-    )  # fmt: skip
-    axes.set_yscale("log")
-    axes.set_ylabel("Welch p-value, median", fontsize=8, color=MUTED)
-    axes.grid(axis="y", color=GRID, linewidth=0.6)
-    _tidy(axes)
-
-
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Axis limits on round numbers around the values, from zero if they already reach low."""
-    low, high = min(values), max(values)
-    reach = max(high - low, 1.0)
-    step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 1e9) if reach / step <= 6)
-    bottom = max(0.0, math.floor((low - 0.08 * reach) / step) * step)
-    if bottom < 25:
-        bottom = 0.0
-    return bottom, min(100.0 + 0.02 * (100 - bottom), math.ceil((high + 0.04 * reach) / step) * step)
-
-
-def _figure(size: tuple[float, float], layout: Any = None) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=DPI, layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _tidy(axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#B5B5B5")
-    axes.tick_params(labelsize=8, color="#B5B5B5", labelcolor=MUTED, which="both", length=3)
-    axes.set_axisbelow(True)
-
-
-def _max_n(count: int):
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(count, integer=True)
-
-
-def _nowhere():
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
-
-
-def _steps(last: float):
-    from matplotlib.ticker import FuncFormatter
-
-    return FuncFormatter(lambda value, _: _abbreviated(value) if last >= 10_000 else f"{value:g}")
-
-
 def _name(index: int, names: Sequence[str] | None) -> str:
-    return _short(str(names[index]) if names is not None and 0 <= index < len(names) else str(index), 16)
+    return short(str(names[index]) if names is not None and 0 <= index < len(names) else str(index), 16)
 
 
-def _short(text: str, length: int = 34) -> str:
-    """Cut to a length that fits, without what matplotlib would take for mathematics."""
-    return (text if len(text) <= length else f"{text[: length - 1]}…").replace("$", r"\$")
-
-
-__all__ = ["arms", "curves", "defences", "p_value_curves", "p_value_limits", "queries", "sample_grid", "similarity_map"]
+__all__ = ["arms", "curves", "sample_grid", "similarity_map"]

@@ -134,7 +134,7 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
     import numpy as np
 
     from dfke_jax.core import tracking
-    from dfke_jax.report import figures, inheritance, removal
+    from dfke_jax.report import extraction, figures, inheritance, removal
 
     folder = directory / "figures"
     folder.mkdir(exist_ok=True)
@@ -167,9 +167,9 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
     if any(arm.accuracy for arm in result.arms):
         draw("arms", "Accuracy of every arm", "", lambda: figures.arms(result))
     if query_lines(result):
-        draw("queries", "Accuracy against queries", "", lambda: figures.queries([result]))
+        draw("queries", "Accuracy against queries", "", lambda: extraction.queries([result]))
     if defence_table(result).cells:
-        draw("defences", "Attacks behind defences", "", lambda: figures.defences(result))
+        draw("defences", "Attacks behind defences", "", lambda: extraction.defences(result))
     if removal.attacked(result):
         caption = "Bars: standard deviation over seeds. Dashed: the network without a mark."
         draw("removal_matrix", "What is left of the marks", caption, lambda: removal.removal_matrix(result))
@@ -184,9 +184,9 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
         draw("removal_curves", "Against the strength of the attack", "", lambda: removal.removal_curves(result))
     if threats.p_curves(result):
         caption = "Median over random choices of the samples, and over seeds."
-        draw("p_values", "p-value against revealed samples", caption, lambda: figures.p_value_curves(result))
+        draw("p_values", "p-value against revealed samples", caption, lambda: threats.p_value_curves(result))
     if threats.limits(result, "overlap") or threats.limits(result, "after"):
-        draw("limits", "The two limits", "Median over seeds.", lambda: figures.p_value_limits(result))
+        draw("limits", "The two limits", "Median over seeds.", lambda: threats.p_value_limits(result))
     similarity = archive("similarity.npz")
     names = [str(name) for name in similarity["class_names"]] if "class_names" in similarity else None
     labels = {arm.name: arm.label for arm in result.arms}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
-from dfke_jax.report.figures import COLOURS, GRID, INK, MUTED, _figure, _tidy
+from dfke_jax.report.drawing import COLOURS, GRID, INK, MUTED, new_figure, tidy
 from dfke_jax.report.markdown import github_table
 from dfke_jax.report.words import mean_sd, published_here, spread
 
@@ -25,7 +25,7 @@ def success(result: Result) -> "Figure":
     rows = marked(result)
     if not rows:
         raise InputError("there is no success on triggers to draw")
-    figure = _figure((7.6, 0.42 * len(rows) + 1.1), layout="constrained")
+    figure = new_figure((7.6, 0.42 * len(rows) + 1.1), layout="constrained")
     axes = figure.add_subplot()
     for row, arm in enumerate(rows):
         colour, rates = COLOURS.get(arm.role, MUTED), arm.metrics[SUCCESS]
@@ -41,7 +41,7 @@ def success(result: Result) -> "Figure":
     axes.set_xlabel(
         "triggers answered with the target class in %; black: most of any clean network", fontsize=8, color=MUTED
     )
-    _tidy(axes)
+    tidy(axes)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     return figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
-from dfke_jax.report.figures import COLOURS, GRID, INK, MUTED, SEEDS, _figure, _short, _tidy
+from dfke_jax.report.drawing import COLOURS, GRID, INK, MUTED, SEEDS, new_figure, short, tidy
 from dfke_jax.report.markdown import github_table
 from dfke_jax.report.words import mean_sd, spread
 
@@ -34,7 +34,7 @@ def removal_matrix(result: Result) -> "Figure":
         raise InputError("there is no attack on a mark to draw")
     schemes = list(dict.fromkeys(scheme for arms in table.values() for scheme in arms))
     height = max(0.34, 0.17 * len(schemes))
-    figure = _figure((8.6, height * len(table) + 1.1), layout="constrained")
+    figure = new_figure((8.6, height * len(table) + 1.1), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, kind, title in ((left, "accuracy", "clean accuracy in %"), (right, KEPT, "trigger accuracy in %")):
         for row in range(len(table)):
@@ -48,7 +48,7 @@ def removal_matrix(result: Result) -> "Figure":
                 values = arms[scheme].accuracy if kind == "accuracy" else arms[scheme].metrics[KEPT]
                 mean, sd = mean_sd(values)
                 axes.errorbar([mean], [row + offset], xerr=[sd or 0], color=colour, linewidth=1.2)
-                label = _short(_label(result, scheme)) if row == 0 else None
+                label = short(_label(result, scheme)) if row == 0 else None
                 axes.plot([mean], [row + offset], marker, color=colour, markersize=5, linestyle="none", label=label)
                 axes.text(
                     1.02,
@@ -60,7 +60,7 @@ def removal_matrix(result: Result) -> "Figure":
                     color=colour,
                 )
         axes.set_xlabel(title, fontsize=8, color=MUTED)
-        _tidy(axes)
+        tidy(axes)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     right.set_xlim(-3, 103)
@@ -106,7 +106,7 @@ def removal_curves(result: Result) -> "Figure":
     schemes = list(dict.fromkeys(scheme for arms in panels.values() for scheme in arms))
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _figure((3.0 * columns, 1.95 * rows + 0.4), layout="constrained")
+    figure = new_figure((3.0 * columns, 1.95 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -121,9 +121,9 @@ def removal_curves(result: Result) -> "Figure":
                 low = [mean - sd for mean, sd in zip(means, deviations, strict=True)]
                 high = [mean + sd for mean, sd in zip(means, deviations, strict=True)]
                 axes.fill_between(strengths, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.set_title(_short(attack.replace("_", " ")), fontsize=9, color=INK, loc="left")
+        axes.set_title(short(attack.replace("_", " ")), fontsize=9, color=INK, loc="left")
         axes.set_ylim(-3, 103)
-        _tidy(axes)
+        tidy(axes)
         axes.grid(axis="y", color=GRID, linewidth=0.6)
         axes.set_xlabel(_strength(attack), fontsize=7.5, color=MUTED)
         if attack == "quantisation":
@@ -132,7 +132,7 @@ def removal_curves(result: Result) -> "Figure":
 
     handles = [Line2D([], [], color=SEEDS[i % len(SEEDS)], linewidth=1.6) for i in range(len(schemes))]
     handles += [Line2D([], [], color=MUTED, linestyle=style, linewidth=1.3) for style in ("-", "--")]
-    names = [_short(_label(result, scheme)) for scheme in schemes]
+    names = [short(_label(result, scheme)) for scheme in schemes]
     figure.legend(
         handles,
         [*names, "trigger accuracy", "clean accuracy"],

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
 from dfke_jax.report import inheritance, removal, threats
-from dfke_jax.report.extraction import defence_table, defences_table, queries_table, query_lines
-from dfke_jax.report.figures import arms, defences, p_value_curves, p_value_limits, queries
+from dfke_jax.report.extraction import defence_table, defences, defences_table, queries, queries_table, query_lines
+from dfke_jax.report.figures import arms
 from dfke_jax.report.markdown import github_table
 from dfke_jax.report.words import (
     RULE,
@@ -145,8 +145,8 @@ def results_page(directory: str | os.PathLike) -> Path:
         if tested := threats.threats(result):
             pictures += ["", threats.markdown(tested)]
         for name, holds, draw in (
-            ("p-values", threats.p_curves(result), p_value_curves),
-            ("limits", threats.limits(result, "overlap"), p_value_limits),
+            ("p-values", threats.p_curves(result), threats.p_value_curves),
+            ("limits", threats.limits(result, "overlap"), threats.p_value_limits),
             ("strength", attacked, removal.removal_curves),
             ("success", inheritance.marked(result), inheritance.success),
         ):

@@ -2,14 +2,19 @@
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.report.drawing import COLOURS, GRID, INK, MARKS, MUTED, SEEDS, new_figure, short, tidy
 from dfke_jax.report.markdown import github_table
 
 if TYPE_CHECKING:
     import rich.table
+    from matplotlib.figure import Figure
 
 _CURVE = re.compile(r"p_at_(\d+)")
 HEAD = ("model", "accuracy %", "effect", "Welch p", "permutation p", "conformal p", "found stolen", "queries")
@@ -187,6 +192,74 @@ def markdown(rows: Sequence[Threat]) -> str:
     return f"{github_table(HEAD, [(row.arm.label, *row.cells) for row in rows])}\n{ABOUT}\n"
 
 
+SMALLEST = 1e-30
+
+
+def p_value_curves(result: Result) -> "Figure":
+    """Dataset inference: p-value against revealed samples, one line a model, both axes logarithmic.
+
+    p-values below 1e-30 are drawn there.
+    """
+    found = p_curves(result)
+    if not found:
+        raise InputError("there are no p-values against revealed samples to draw")
+    figure = new_figure((7.6, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    _p_lines(axes, result, found)
+    axes.set_xscale("log")
+    axes.set_xlabel("private samples revealed, and as many public ones", fontsize=8, color=MUTED)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=7.5, labelcolor=INK)
+    return figure
+
+
+def p_value_limits(result: Result) -> "Figure":
+    """Dataset inference: p-value against the overlap of public samples, and against fine-tuning on a new task."""
+    panels = [
+        (limits(result, "overlap"), "% of public samples that the victim was trained on"),
+        (limits(result, "after"), "steps of fine-tuning on a new task"),
+    ]
+    panels = [panel for panel in panels if panel[0]]
+    if not panels:
+        raise InputError("there are no limits to draw")
+    figure = new_figure((3.9 * len(panels), 3.6), layout="constrained")
+    for axes, (found, label) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        _p_lines(axes, result, found)
+        if max(points[-1] for points, _ in found.values()) > 1000:
+            axes.set_xscale("symlog", linthresh=100)
+        axes.set_xlabel(label, fontsize=8, color=MUTED)
+        axes.legend(frameon=False, fontsize=7, labelcolor=INK)
+    return figure
+
+
+def _p_lines(axes, result: Result, found: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
+    by_name = {arm.name: arm for arm in result.arms}
+    methods = [name for name in found if by_name[name].role == "method"]
+    for name, (points, values) in found.items():
+        arm = by_name[name]
+        place = methods.index(name) if name in methods else 0
+        colour = COLOURS[arm.role] if name not in methods else SEEDS[place % len(SEEDS)]
+        axes.plot(
+            points,
+            np.maximum(values, SMALLEST),
+            label=short(arm.label, 40),
+            color=colour,
+            linewidth=2.2 if name not in methods else 1.2,
+            linestyle="--" if arm.role == "control" else "-",
+            marker=None if name not in methods else MARKS[place % len(MARKS)],
+            markersize=3.5,
+        )
+    level = alpha(result)
+    axes.axhline(level, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.annotate(
+        f"alpha {level:g}", (1, level), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
+        ha="right", fontsize=7.5, color=INK,
+    )  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_ylabel("Welch p-value, median", fontsize=8, color=MUTED)
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
+    tidy(axes)
+
+
 __all__ = [
     "ABOUT",
     "HEAD",
@@ -196,6 +269,8 @@ __all__ = [
     "markdown",
     "p_curves",
     "p_text",
+    "p_value_curves",
+    "p_value_limits",
     "sentences",
     "table",
     "threats",

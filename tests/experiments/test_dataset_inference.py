@@ -19,7 +19,7 @@ from dfke_jax.experiments.settings import network
 from dfke_jax.experiments.thieves import THREATS, cut, independent_models, member, shares
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import optimiser, trained, training
-from dfke_jax.report import figures, threats
+from dfke_jax.report import threats
 
 TINY = {
     "teacher_steps": 60,
@@ -131,7 +131,7 @@ def test_report_of_threats(made):
     text = report.render(out).read_text()
     assert "<h2>Threat models</h2>" in text
     assert rows[2].cells[2] in text
-    (axes,) = figures.p_value_curves(found).axes
+    (axes,) = threats.p_value_curves(found).axes
     assert axes.get_xscale() == axes.get_yscale() == "log"
     assert len(axes.lines) == len(found.arms) + 1
     np.testing.assert_array_equal(axes.lines[-1].get_ydata(), [0.05, 0.05])
@@ -147,7 +147,7 @@ def test_words_of_p_values_take_the_median_and_never_say_zero(made):
     (row,) = threats.threats(found)
     assert row.cells[1:] == ("+0.300", "1.0e-09", "0.010", "–", "2 of 3", "20")
     assert threats.p_curves(found) == {"source": ([2, 10], [0.6, 1e-40])}
-    line = figures.p_value_curves(found).axes[0].lines[0]
+    line = threats.p_value_curves(found).axes[0].lines[0]
     np.testing.assert_allclose(line.get_ydata(), [0.6, 1e-30])
     assert "2 of 3" in threats.markdown([row])
 

@@ -190,6 +190,12 @@ def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
         assert {"trigger_accuracy@0.5", "accuracy@0.5"} <= set(named["pretrained.magnitude_pruning"])
         assert {"trigger_accuracy@6", "other_accuracy"} <= set(named["pretrained.transfer_learning"])
         assert {"anomaly", "flagged"} <= set(named["pretrained.neural_cleanse_patching"])
+        pairs = {method.name: control for method, control in found.pairs()}
+        control, marked = pairs["pretrained.rtal"], next(arm for arm in found.arms if arm.name == "pretrained")
+        assert control is pairs["pretrained"]
+        assert control.name == "pretrained_control"
+        assert control.budget["training_steps"] == marked.budget["training_steps"]
+        assert control.accuracy != next(arm for arm in found.arms if arm.name == "control").accuracy
         assert all("trigger_accuracy" in metrics for arm, metrics in named.items() if arm != "teacher")
     if name == "dfms":  # 20 rows of stage 1 and three batches of 8, of a budget of 50
         budgets = {arm.name: arm.budget for arm in found.arms if arm.name.startswith("dfms")}

@@ -9,7 +9,7 @@ import pytest
 from dfke_jax import report
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Published, Result
-from dfke_jax.report import figures
+from dfke_jax.report import extraction
 from dfke_jax.report.extraction import defence_table, defences_table, queries_table, query_lines
 
 
@@ -89,7 +89,7 @@ def test_the_table_of_queries(stolen):
 
 
 def test_queries_are_drawn_over_a_logarithmic_axis(stolen):
-    figure = figures.queries([stolen])
+    figure = extraction.queries([stolen])
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["DFME, small"]
@@ -101,11 +101,11 @@ def test_queries_are_drawn_over_a_logarithmic_axis(stolen):
     diamonds = [line for line in axes.lines if line.get_marker() == "D"]
     assert [tuple(line.get_ydata()) for line in diamonds] == [(71.5,), (90.0,)]
     other = dataclasses.replace(stolen, config={"attack": {"batch_size": 256}})
-    (axes,) = figures.queries([stolen, other]).axes
+    (axes,) = extraction.queries([stolen, other]).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["DFME, small", "DFME, small, batches of 256"]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1k", "2k", "5k"]
     with pytest.raises(InputError, match="number of queries"):
-        figures.queries([result_of([Arm("teacher", "Victim", "teacher", [99.0])])])
+        extraction.queries([result_of([Arm("teacher", "Victim", "teacher", [99.0])])])
 
 
 def test_the_table_of_defences_and_its_figure(defended):
@@ -114,7 +114,7 @@ def test_the_table_of_defences_and_its_figure(defended):
     assert table.attacks == ("Knockoff", "DFME")
     assert table.cells["label", "Knockoff"].fidelity == [70.0, 75.0]
     assert ("label", "DFME") not in table.cells
-    axes = figures.defences(defended).axes[0]
+    axes = extraction.defences(defended).axes[0]
     shown = axes.images[0].get_array()
     np.testing.assert_allclose(shown.filled(np.nan), [[91, 61], [72.5, np.nan], [89.5, 21]])
     words = [text.get_text() for text in axes.texts]
@@ -122,7 +122,7 @@ def test_the_table_of_defences_and_its_figure(defended):
     assert "72.5 ± 3.5" in words
     assert "98.5 ± 0.7" in words
     with pytest.raises(InputError, match="behind a defence"):
-        figures.defences(result_of([]))
+        extraction.defences(result_of([]))
 
 
 def test_the_table_of_defences_in_words_and_no_series_over_queries(defended):
