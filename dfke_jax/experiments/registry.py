@@ -59,6 +59,7 @@ _FAMILIES = (
     "dfke_jax.experiments.watermark_schemes",
     "dfke_jax.experiments.entangled",
     "dfke_jax.experiments.dataset_inference",
+    "dfke_jax.experiments.inference_limits",
     "dfke_jax.experiments.encoder_inference",
 )
 _recipes: dict[str, Recipe] = {}

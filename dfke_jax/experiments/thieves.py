@@ -28,7 +28,7 @@ from dfke_jax.nn.training import optimiser, trained, training
 from dfke_jax.oracle import GaussianNoise, Ledger, Reveal, oracle_for
 
 if TYPE_CHECKING:
-    from dfke_jax.experiments.dataset_inference import TheftSettings
+    from dfke_jax.experiments.theft import TheftSettings
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Images (N, H, W, C) and labels (N,)."""

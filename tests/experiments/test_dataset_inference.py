@@ -13,10 +13,9 @@ from dfke_jax import report
 from dfke_jax.core import run
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.dataset_inference import BlindWalkSettings, InferenceSettings, RegressorSettings
-from dfke_jax.experiments import dataset_inference as module
-from dfke_jax.experiments import recipe, run_recipe
+from dfke_jax.experiments import inference_limits, recipe, run_recipe, theft
 from dfke_jax.experiments.settings import network
-from dfke_jax.experiments.thieves import THREATS, cut, independent_models, member, shares
+from dfke_jax.experiments.thieves import THREATS, Parts, Theft, cut, independent_models, member, shares
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import optimiser, trained, training
 from dfke_jax.report import threats
@@ -93,7 +92,7 @@ def test_every_model_is_tested_and_entered(made):
 def test_a_resumed_run_walks_no_more(made, monkeypatch):
     found, out = made
     walked = []
-    monkeypatch.setattr(module, "embed", lambda *_: walked.append(1))
+    monkeypatch.setattr(theft, "embed", lambda *_: walked.append(1))
     entry = recipe("dataset-inference")
     again = run_recipe(entry, entry.settings("digits", **TINY), out=out, resume=True, progress=False, devices=1)
     assert not walked
@@ -198,15 +197,15 @@ def test_independent_models_are_what_each_would_be_alone():
 
 def test_public_samples_overlap_as_told():
     numbers = lambda begin, count: (np.arange(begin, begin + count), np.arange(begin, begin + count))
-    theft = module.Theft(
+    stolen = Theft(
         None, recipe("dataset-inference-limits").settings("digits", private=80, samples=40), 0,  # type: ignore[arg-type]
-        module.Parts(numbers(0, 80), numbers(100, 40), numbers(200, 1), numbers(300, 1)), None,  # type: ignore[arg-type]
+        Parts(numbers(0, 80), numbers(100, 40), numbers(200, 1), numbers(300, 1)), None,  # type: ignore[arg-type]
     )  # fmt: skip
-    images, labels = module._overlapping(theft, 25)
+    images, labels = inference_limits._overlapping(stolen, 25)
     np.testing.assert_array_equal(images, [*range(100, 130), *range(40, 50)])
     np.testing.assert_array_equal(labels, images)
-    assert module._overlapping(theft, 0)[0].min() == 100
-    assert set(module._overlapping(theft, 100)[0]) == set(range(40, 80))
+    assert inference_limits._overlapping(stolen, 0)[0].min() == 100
+    assert set(inference_limits._overlapping(stolen, 100)[0]) == set(range(40, 80))
 
 
 @pytest.mark.parametrize(
