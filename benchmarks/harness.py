@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks.cores import round_trip
 from dfke_jax.core import HostMethod, Method
 from dfke_jax.core.loop import _chunk, _fold, _init  # what `run` executes
 from dfke_jax.core.mesh import device_mesh, replicate
@@ -293,11 +294,15 @@ def measure(
             note(f"{name}: {contender} skipped: {reason}")
     calls = {contender: _calls_per_block(work, min_seconds) for contender, work in ready.items()}
     rates: dict[str, list[float]] = {contender: [] for contender in ready}
+    trips: list[float] = []
     for block in range(blocks):
         note(f"{name}: block {block + 1} of {blocks}")
         for contender, work in ready.items():
             time.sleep(0.005)  # threads of the previous contender stop spinning
             rates[contender].append(work.units * calls[contender] / work.run(calls[contender]))
+        if (trip := round_trip()) is not None:
+            trips.append(trip)
+    environment["core_round_trip"] = summary(trips) | {"blocks": trips} if trips else None
     note(f"{name}: counting arithmetic")
     first = next(work for work in row.contenders.values() if isinstance(work, Program))
     counts: dict[tuple, tuple[float, float]] = {}

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import harness
+from benchmarks import cores, harness
 from benchmarks.__main__ import main, table
 from benchmarks.compare import compare, interval
 from benchmarks.suites import SUITES, rows
@@ -46,6 +47,8 @@ def test_a_row_becomes_well_formed_lines(results):
         assert record["device"]["platform"] == jax.default_backend()
         assert {"jax", "jaxlib", "torch", "dfke-jax"} <= set(record["versions"])
         assert "revision" in record
+        trip = record["core_round_trip"]
+        assert trip is None or 0 < trip["p10"] <= trip["median"] <= trip["p90"]
     for record in (ours, alone, plain):
         rate = record["rate"]
         assert 0 < rate["p10"] <= rate["median"] <= rate["p90"]
@@ -59,6 +62,17 @@ def test_a_row_becomes_well_formed_lines(results):
     if "skipped" not in peer:
         assert peer["torch"]["threads"] in map(int, peer["torch"]["seconds_per_call"])
     assert table(records).row_count == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot choose its cores here")
+def test_a_round_trip_between_cores_is_timed_and_leaves_the_affinity_alone(monkeypatch):
+    mine = os.sched_getaffinity(0)
+    found = cores.round_trip(turns=20, samples=3)
+    assert os.sched_getaffinity(0) == mine
+    if found is not None:  # other work on these cores may take them for longer than a round trip waits
+        assert 20 < found < 1e9
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert cores.round_trip() is None
 
 
 def test_model_arithmetic_is_that_of_the_plain_convolution():
