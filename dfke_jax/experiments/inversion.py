@@ -95,7 +95,11 @@ def _recipe(name: str, title: str, summary: str, arms: tuple[str, ...], time: st
         presets={
             "digits": {**DIGITS, "samples": 1024, "synthesis": small},
             # chosen on training images that were held back: see docs/distillation.md
-            "fashion_mnist": {"synthesis": InversionSettings(steps=200, statistics=1.0)},
+            "fashion_mnist": {
+                "synthesis": InversionSettings(
+                    steps=200, statistics=1.0, start="smooth", start_mean=(0.0, 1.0), start_sd=(0.0, 1.0)
+                )
+            },
         },
     )
 

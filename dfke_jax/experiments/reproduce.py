@@ -96,7 +96,21 @@ EXPERIMENTS: dict[str, Experiment] = {
         "deep-inversion", "mnist", "DeepDream, plain and adaptive", "32 min, shared core"
     ),
     "deep-inversion-fashion_mnist": Experiment(
-        "deep-inversion", "fashion_mnist", "DeepDream, plain and adaptive", "61 min, half a core", {"seeds": 5}
+        "deep-inversion",
+        "fashion_mnist",
+        "DeepDream, plain and adaptive, out of Gaussian noise",
+        "61 min, half a core",
+        {
+            "seeds": 5,
+            "synthesis": {"start": "gaussian", "start_mean": (0.5, 0.5), "start_sd": (0.5, 0.5)},
+        },
+    ),
+    "deep-inversion-fashion_mnist-smooth": Experiment(
+        "deep-inversion",
+        "fashion_mnist",
+        "the same out of smooth strokes of any level and contrast",
+        "not measured",
+        {"seeds": 5},
     ),
     "transfer-sets-mnist": Experiment("transfer-sets", "mnist", "noise; clothes as unrelated images", "not measured"),
     "transfer-sets-fashion_mnist": Experiment(
@@ -216,6 +230,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         "a quarter of the network, its first convolution entangled, three epochs, 512 triggers",
         "17 min, one shared core",
         {"seeds": 5},
+    ),
+    "ewe-mnist-three-epochs": Experiment(
+        "ewe",
+        "mnist",
+        "the published network, its first convolution entangled, three epochs, 512 triggers",
+        "not measured",
+        {"seeds": 5, "teacher": "two_conv", "student": "two_conv", "watermark": {"ratio": 0.6}},
     ),
     "ewe-fashion_mnist-quarter": Experiment(
         "ewe",
