@@ -231,6 +231,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         "17 min, one shared core",
         {"seeds": 5},
     ),
+    "ewe-mnist-quarter-weaker": Experiment(
+        "ewe",
+        "mnist",
+        "the same, entangled with three quarters of the weight",
+        "not measured",
+        {"seeds": 5, "watermark": {"entanglement": (96.0, 0.0, 0.0)}},
+    ),
     "ewe-mnist-three-epochs": Experiment(
         "ewe",
         "mnist",
