@@ -86,12 +86,11 @@ def _run(options: argparse.Namespace) -> int:
         if not console.is_terminal:
             print(f"measured {name}", file=sys.stderr, flush=True)
     console.print(table(records))
-    for record in records:
-        trip = record.get("core_round_trip")
-        if trip and record["contender"] == next(r["contender"] for r in records if r["name"] == record["name"]):
+    for name, trip in {record["name"]: record["core_round_trip"] for record in records}.items():
+        if trip:
             moved = trip["p90"] > 1.7 * trip["p10"]
             console.print(
-                f"{record['name']}: from one core to the next and back in {trip['median']:.0f} ns"
+                f"{name}: from one core to the next and back in {trip['median']:.0f} ns"
                 + (f" (from {trip['p10']:.0f} to {trip['p90']:.0f}: cores were moved meanwhile)" if moved else "")
             )
     return 0

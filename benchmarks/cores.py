@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-_TURN, _READY = 0, 64  # a cache line each
+_TURN, _READY, _STOP = 0, 64, 128  # a cache line each; the other process knows them by number
 _PATIENCE = 1.0
 """Seconds; a turn takes microseconds, unless others use the cores, and then the answer would mean nothing."""
 _OTHER = """
@@ -53,7 +53,7 @@ def round_trip(turns: int = 2000, samples: int = 10) -> float | None:
                 try:
                     return _ping(page, other, turns, samples)
                 finally:
-                    page[128] = 1
+                    page[_STOP] = 1
                     os.sched_setaffinity(0, before)
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         other.wait(_PATIENCE)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dfke_jax.experiments import recipes
-from dfke_jax.experiments.reproduce import EXPERIMENTS
+from dfke_jax.experiments.documented import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfke_jax.commands.common import add_data_dir
+
 if TYPE_CHECKING:
     from dfke_jax.nn.classifier import Classifier
 
@@ -55,9 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     train.add_argument("secret", type=Path, metavar="SECRET", help="the marking key")
     train.add_argument("out", type=Path, metavar="DIR", help="directory of the marked network's variables")
     train.add_argument("--dataset", default="digits", help="data set (default: %(default)s)")
-    train.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="where the real data sets are (default: DFKE_DATA_DIR)"
-    )
+    add_data_dir(train)
     train.add_argument("--network", default="lenet5", metavar="NAME", help="network (default: %(default)s)")
     train.add_argument("--from", dest="start", type=Path, metavar="DIR", help="continue from these saved variables")
     train.add_argument("--seed", type=int, default=0, help="of initial variables and batches (default: %(default)s)")
@@ -93,9 +93,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--null-steps", type=int, default=1000, metavar="N", help="updates of each (default: %(default)s)"
     )
     judge.add_argument("--dataset", default="digits", help="of the clean networks (default: %(default)s)")
-    judge.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="where the real data sets are (default: DFKE_DATA_DIR)"
-    )
+    add_data_dir(judge)
     judge.add_argument("--seed", type=int, default=0, help="of the clean networks (default: %(default)s)")
     judge.add_argument("--json", type=Path, metavar="FILE", help="write the verdict there as well")
 

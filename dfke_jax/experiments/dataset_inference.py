@@ -7,10 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.dataset_inference import (
-    RELEASED,
-    all_held_out_scores,
-)
+from dfke_jax.dataset_inference import RELEASED, all_held_out_scores
 from dfke_jax.dataset_inference.case import Case, Embedded, compare, scores
 from dfke_jax.dataset_inference.regressor import Layout
 from dfke_jax.dataset_inference.statistics import MINIMUM_NULL

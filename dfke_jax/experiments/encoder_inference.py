@@ -25,6 +25,7 @@ from dfke_jax.evaluation import linear_probe
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Arm
 from dfke_jax.experiments.settings import Settings
+from dfke_jax.experiments.theft import enter
 from dfke_jax.experiments.thieves import Parts, cut, member, shares
 from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier
@@ -272,8 +273,7 @@ def _untrained(scene: Scene) -> Classifier:
 def _try(arm: Arm, case: EncoderCase, encoder: Classifier, scene: Scene) -> None:
     with scene.bench.clock("inference"):
         figures = _figures(case, likelihoods(case.images, encoder, case.settings))
-    for name, value in figures.items():
-        arm.metrics.setdefault(name, []).append(value)
+    enter(arm, figures)
     arm.accuracy.append(_probe(encoder, scene))
 
 

@@ -112,10 +112,13 @@ class Scheme(NamedTuple):
     Attributes:
       label: in tables.
       mark: ``(config, bench, seed) -> (marked network, its triggers)``.
+      control: ``(config, bench, seed) -> network``, trained like the marked one without triggers; None where that is the
+        network without a mark.
     """
 
     label: str
     mark: Callable[[RemovalSettings, Workbench, int], tuple[Classifier, TriggerSet]]
+    control: Callable[[RemovalSettings, Workbench, int], Classifier] | None = None
 
 
 def _triggers(config: RemovalSettings, bench: Workbench, seed: int) -> TriggerSet:
@@ -130,11 +133,10 @@ def _embedded(
     start: Classifier | None,
     steps: int,
     rate: float,
-    *,
-    marks: bool = True,
-) -> tuple[Classifier, TriggerSet]:
-    """A network that learns triggers beside every batch, from scratch or from `start`; unless `marks`, the same without them."""
-    triggers = _triggers(config, bench, seed)
+    triggers: TriggerSet | None,
+    draws_as: str | None = None,
+) -> Classifier:
+    """A network that learns triggers, if there are any, beside every batch, from scratch or from `start`."""
     network = start or bench.network(config.teacher)
     images, labels = bench.train
     method = training(
@@ -145,33 +147,33 @@ def _embedded(
         optimizer=optimiser("adam", rate, steps),
         batch_size=config.teacher_batch,
         augment=augmentation(config.teacher_augmentation),
-        companions=(triggers.images, triggers.labels) if marks else None,
+        companions=(triggers.images, triggers.labels) if triggers else None,
         companions_per_batch=config.companions_per_batch,
         fine_tune=start is not None,
     )
-    draws_as = f"{name.removesuffix('_control')}/mark"
-    state = bench.stage("marking", f"{name}/mark", seed, method, steps, rows=config.teacher_batch, draws_as=draws_as)
-    return trained(network, state), triggers
+    return trained(
+        network, bench.stage("marking", name, seed, method, steps, rows=config.teacher_batch, draws_as=draws_as)
+    )
 
 
 def _from_scratch(config: RemovalSettings, bench: Workbench, seed: int) -> tuple[Classifier, TriggerSet]:
-    return _embedded(config, bench, seed, "from_scratch", None, config.teacher_steps, config.teacher_learning_rate)
+    triggers, steps, rate = _triggers(config, bench, seed), config.teacher_steps, config.teacher_learning_rate
+    return _embedded(config, bench, seed, "from_scratch/mark", None, steps, rate, triggers), triggers
 
 
 def _pretrained(config: RemovalSettings, bench: Workbench, seed: int) -> tuple[Classifier, TriggerSet]:
-    start = bench.teacher(seed)
-    return _embedded(config, bench, seed, "pretrained", start, config.mark_steps, config.mark_learning_rate)
+    triggers, steps, rate = _triggers(config, bench, seed), config.mark_steps, config.mark_learning_rate
+    return _embedded(config, bench, seed, "pretrained/mark", bench.teacher(seed), steps, rate, triggers), triggers
 
 
 def _trained_further(config: RemovalSettings, bench: Workbench, seed: int) -> Classifier:
-    """The control of `_pretrained`: its training without the triggers."""
-    steps, rate = config.mark_steps, config.mark_learning_rate
-    return _embedded(config, bench, seed, "pretrained_control", bench.teacher(seed), steps, rate, marks=False)[0]
+    start, steps, rate = bench.teacher(seed), config.mark_steps, config.mark_learning_rate
+    return _embedded(config, bench, seed, "pretrained_control/mark", start, steps, rate, None, "pretrained/mark")
 
 
 SCHEMES: dict[str, Scheme] = {
     "from_scratch": Scheme("Backdoor from scratch", _from_scratch),
-    "pretrained": Scheme("Backdoor in a trained network", _pretrained),
+    "pretrained": Scheme("Backdoor in a trained network", _pretrained, _trained_further),
 }
 """Marks by name; another one is plugged in by an entry of its own."""
 
@@ -187,24 +189,24 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
     for seed in bench.seeds:
         clean = bench.teacher(seed)
         triggers = _triggers(config, bench, seed)
+        budget = teachers[0].budget
         unmarked = [
-            ("control", "The network without a mark", "control", clean, config.teacher_steps),
+            (Arm("control", "The network without a mark", "control", budget=budget), clean),
             (
-                "independent",
-                "Another network, trained independently",
-                "anchor",
+                Arm("independent", "Another network, trained independently", "anchor", budget=budget),
                 bench.teacher(seed + 1),
-                config.teacher_steps,
             ),
         ]
-        if "pretrained" in config.schemes:
-            longer = _trained_further(config, bench, seed)
-            label = "The network without a mark, trained as long as the one marked after training"
-            unmarked.append(("pretrained_control", label, "control", longer, config.teacher_steps + config.mark_steps))
-        for name, label, role, network, steps in unmarked:
-            budget = {**teachers[0].budget, "training_steps": steps}
-            arm = arms.setdefault(name, Arm(name, label, role, budget=budget))  # type: ignore[arg-type]
-            removed = Removed(network, network, name, label)
+        for scheme in config.schemes:
+            if (control := SCHEMES[scheme].control) is not None:
+                label = f"{SCHEMES[scheme].label}: the same training without triggers"
+                longer = {**budget, "training_steps": _marking(config, scheme)["training_steps"]}
+                unmarked.append(
+                    (Arm(f"{scheme}_control", label, "control", budget=longer), control(config, bench, seed))
+                )
+        for new, network in unmarked:
+            arm = arms.setdefault(new.name, new)
+            removed = Removed(network, network, arm.name, arm.label)
             _enter(bench, arm, removed, _stands(bench, removed, triggers), clean)
         for scheme in config.schemes:
             label = SCHEMES[scheme].label
@@ -223,8 +225,8 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
                         made = _attack(config, attack, found, other)
                         row = _attacked(config, bench, seed, attack, made, (marked, triggers), held, other)
                     budget = {"real_samples": count, "training_steps": _steps(row.removed)}
-                    own = Arm(name, f"{label}: {row.removed.description}", "method", budget=budget)
-                    own.control = f"{scheme}_control"
+                    control = f"{scheme}_control"
+                    own = Arm(name, f"{label}: {row.removed.description}", "method", budget=budget, control=control)
                     _enter(bench, own, row.removed, row.after, marked)
                     _curve(config, bench, own, row, marked, triggers, held)
                     _keep(path, bench.data_fingerprint, own)

@@ -1,4 +1,4 @@
-"""Dataset inference as an experiment: what its recipes share: data, victim, distances kept in the run's directory, presets."""
+"""Dataset inference as an experiment: what its recipes share, from data and victim to distances and presets."""
 
 import contextlib
 import dataclasses
@@ -11,12 +11,7 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.mesh import replicate
-from dfke_jax.dataset_inference import (
-    BlindWalkSettings,
-    InferenceSettings,
-    Verdict,
-    prepare,
-)
+from dfke_jax.dataset_inference import BlindWalkSettings, InferenceSettings, Verdict, prepare
 from dfke_jax.dataset_inference.case import Case, Embedded, embed
 from dfke_jax.distillation.data_impressions import ImpressionSettings
 from dfke_jax.distillation.response import cross_entropy_training

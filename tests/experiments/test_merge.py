@@ -9,7 +9,7 @@ import pytest
 from dfke_jax.core.checkpoint import alone
 from dfke_jax.core.errors import InputError, ReproductionError
 from dfke_jax.experiments import Arm, Result, merge, recipe, reproduce, run_recipe
-from dfke_jax.experiments.reproduce import Experiment
+from dfke_jax.experiments.documented import Experiment
 
 CONFIG = {"seed": 2, "seeds": 3, "steps": 7}
 

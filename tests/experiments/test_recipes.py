@@ -14,7 +14,7 @@ import pytest
 from dfke_jax import data
 from dfke_jax.core.errors import CheckpointError, InputError, UnknownNameError
 from dfke_jax.experiments import Arm, Published, Result, recipe, recipes, removal, run_recipe
-from dfke_jax.experiments.reproduce import EXPERIMENTS
+from dfke_jax.experiments.documented import EXPERIMENTS
 from dfke_jax.experiments.settings import augmentation, network
 from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.extraction import (

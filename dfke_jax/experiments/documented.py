@@ -1,0 +1,313 @@
+"""The experiments whose results the documentation shows, by name, with what they change against their recipe's preset."""
+
+import dataclasses
+from typing import Any
+
+from dfke_jax.experiments.registry import recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One documented run.
+
+    Attributes:
+      recipe, dataset: what is run on what.
+      description: what it shows.
+      time: what it took on a machine of two CPU cores, where it was measured.
+      changes: configuration fields that differ from the preset; those of nested settings as a dictionary.
+    """
+
+    recipe: str
+    dataset: str
+    description: str
+    time: str
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def config(self) -> Any:
+        """The configuration."""
+        base = recipe(self.recipe).settings(self.dataset)
+        changes = {
+            name: dataclasses.replace(getattr(base, name), **value) if isinstance(value, dict) else value
+            for name, value in self.changes.items()
+        }
+        return dataclasses.replace(base, **changes)
+
+
+_LARGE = {"samples": 24000, "distillation_steps": 20000, "baselines": False}
+# The noise baseline depends on teacher, data and distillation budget alone; the data-impressions rows carry it.
+_NO_NOISE = {"baselines": False}
+
+# 10 epochs for the clean network and for every copy, all triggers, a constant rate
+_EWE = {
+    "seeds": 5,
+    "teacher": "two_conv",
+    "student": "two_conv",
+    "teacher_steps": 4690,
+    "extraction_steps": 4690,
+    "triggers": 0,
+    "decay": False,
+}
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "anchors-mnist": Experiment("anchors", "mnist", "what real data gives", "5 min"),
+    "anchors-fashion_mnist": Experiment("anchors", "fashion_mnist", "what real data gives", "not measured"),
+    "data-impressions-mnist": Experiment(
+        "data-impressions", "mnist", "image prior, 3,000 impressions", "14 min, shared core"
+    ),
+    "data-impressions-fashion_mnist": Experiment(
+        "data-impressions", "fashion_mnist", "image prior, 3,000", "24 min, shared core"
+    ),
+    "data-impressions-mnist-blind": Experiment(
+        "data-impressions",
+        "mnist",
+        "the same, start level and contrast blind to the data",
+        "8 min, shared cores",
+        {"baselines": False, "synthesis": {"start_mean": (0.0, 1.0), "start_sd": (0.0, 1.0)}},
+    ),
+    "zskd-mnist": Experiment(
+        "zskd", "mnist", "no image prior, 3,000 impressions of 200 steps", "12 min, shared core", _NO_NOISE
+    ),
+    "zskd-fashion_mnist": Experiment(
+        "zskd", "fashion_mnist", "no image prior, 3,000 of 200 steps", "not measured", _NO_NOISE
+    ),
+    "activation-records-mnist": Experiment(
+        "activation-records", "mnist", "top layer and all layers", "17 min, shared core"
+    ),
+    "class-impressions-mnist": Experiment(
+        "class-impressions", "mnist", "3,000 class impressions", "6 min, one core", _NO_NOISE
+    ),
+    "class-impressions-fashion_mnist": Experiment(
+        "class-impressions", "fashion_mnist", "3,000 class impressions", "29 min, shared core", _NO_NOISE
+    ),
+    "deep-inversion-mnist": Experiment(
+        "deep-inversion", "mnist", "DeepDream, plain and adaptive", "32 min, shared core"
+    ),
+    "deep-inversion-fashion_mnist": Experiment(
+        "deep-inversion",
+        "fashion_mnist",
+        "DeepDream, plain and adaptive, out of Gaussian noise",
+        "61 min, half a core",
+        {
+            "seeds": 5,
+            "synthesis": {"start": "gaussian", "start_mean": (0.5, 0.5), "start_sd": (0.5, 0.5)},
+        },
+    ),
+    "deep-inversion-fashion_mnist-smooth": Experiment(
+        "deep-inversion",
+        "fashion_mnist",
+        "the same out of smooth strokes of any level and contrast",
+        "21 min, one core",
+        {"seeds": 5},
+    ),
+    "transfer-sets-mnist": Experiment("transfer-sets", "mnist", "noise; clothes as unrelated images", "not measured"),
+    "transfer-sets-fashion_mnist": Experiment(
+        "transfer-sets", "fashion_mnist", "noise; digits as unrelated", "6 min, one core"
+    ),
+    "data-impressions-mnist-24k": Experiment(
+        "data-impressions", "mnist", "image prior, 24,000", "28 min, shared cores", _LARGE
+    ),
+    "data-impressions-fashion_mnist-24k": Experiment(
+        "data-impressions", "fashion_mnist", "image prior, 24,000", "not measured", _LARGE
+    ),
+    "zskd-mnist-published": Experiment(
+        "zskd",
+        "mnist",
+        "the published budget: 24,000 impressions of 1,500 steps, both scalings, the paper's augmentations",
+        "12 min",
+        {
+            "samples": 24000,
+            "synthesis_batch": 100,
+            "synthesis": {"steps": 1500},
+            "seeds": 1,
+            "distillation_steps": 10000,
+            "other_augmentations": ("published",),
+            **_NO_NOISE,
+        },
+    ),
+    "dfme-mnist": Experiment("dfme", "mnist", "extraction from answers, with its control", "21 min, one shared core"),
+    "dfme-mnist-1m": Experiment(
+        "dfme",
+        "mnist",
+        "the same with a million queries, in larger batches",
+        "60 min, half a core",
+        {"budgets": (1_000_000,), "control": False, "attack": {"batch_size": 256, "replay_capacity": 200_000}},
+    ),
+    "dfme-cifar10": Experiment("dfme", "cifar10", "20 million queries, as published; needs a GPU", "not measured"),
+    "dfme-cifar10-short": Experiment(
+        "dfme",
+        "cifar10",
+        "the same, a million queries",
+        "not measured",
+        {"budgets": (1_000_000,), "control": False, "teacher_steps": 4000},
+    ),
+    "dfms-cifar10": Experiment("dfms", "cifar10", "8 million labels, as published; needs a GPU", "not measured"),
+    "dfms-cifar10-short": Experiment(
+        "dfms",
+        "cifar10",
+        "the same, half a million labels",
+        "not measured",
+        {
+            "budgets": (500_000,),
+            "control": False,
+            "teacher_steps": 4000,
+            "pretraining_steps": 5000,
+            "first_clone": {"steps": 8000},
+            "tuning_steps": 4000,
+        },
+    ),
+    "megex-mnist": Experiment(
+        "megex", "mnist", "extraction with explanations, with its control", "25 min, one shared core"
+    ),
+    "disguide-mnist": Experiment(
+        "disguide",
+        "mnist",
+        "extraction by two clones that disagree, with its control",
+        "25 min, one core",
+    ),
+    "dfms-mnist": Experiment("dfms", "mnist", "extraction from labels, with its control", "76 min, shared core"),
+    "dfms-fashion_mnist": Experiment(
+        "dfms", "fashion_mnist", "extraction from labels, with its control", "26 min, one core"
+    ),
+    "knockoff-mnist": Experiment(
+        "knockoff", "mnist", "other digits, of 8×8 pixels, asked in random order, and noise", "16 min, shared cores"
+    ),
+    "knockoff-mnist-clothes": Experiment(
+        "knockoff", "mnist", "the same with clothes for a pool", "not measured", {"pool_dataset": "fashion_mnist"}
+    ),
+    "active-thief-mnist": Experiment(
+        "active-thief", "mnist", "other digits chosen in ten rounds", "23 min, shared cores"
+    ),
+    "defences-mnist": Experiment(
+        "defences", "mnist", "three attacks behind eight defences, 10,000 queries", "36 min, cores shared by four"
+    ),
+    "watermark-removal-mnist": Experiment(
+        "watermark-removal", "mnist", "every removal attack on a backdoor", "66 min, half a core"
+    ),
+    "watermark-removal-fashion_mnist": Experiment(
+        "watermark-removal", "fashion_mnist", "every removal attack on a backdoor", "17 min, one core"
+    ),
+    "watermark-removal-cifar10": Experiment(
+        "watermark-removal",
+        "cifar10",
+        "fine-tuning attacks on a backdoor in a ResNet-18; needs a GPU",
+        "6 min, shared H200",
+        {"teacher_steps": 3000, "mark_steps": 1500, "attack_steps": 1500},
+    ),
+    "watermark-schemes-mnist": Experiment(
+        "watermark-schemes", "mnist", "eight watermarks: cost, survival, false alarms", "not measured"
+    ),
+    "ewe-mnist": Experiment(
+        "ewe",
+        "mnist",
+        "an entangled watermark, copied by labels, at the published length",
+        "not measured",
+        # 10 epochs, 10 of marking (1,176 batches of each kind) and 10 for every copy, with the published triggers
+        {**_EWE, "marked_steps": 1176, "watermark": {"batch_size": 512, "entanglement": (512.0,) * 3}},
+    ),
+    "ewe-fashion_mnist": Experiment(
+        "ewe",
+        "fashion_mnist",
+        "an entangled watermark, copied by labels, at the published length",
+        "not measured",
+        {**_EWE, "marked_steps": 4650, "watermark": {"batch_size": 128, "entanglement": (128.0,) * 3}},
+    ),
+    "ewe-mnist-quarter": Experiment(
+        "ewe",
+        "mnist",
+        "a quarter of the network, its first convolution entangled, three epochs, 512 triggers",
+        "17 min, one shared core",
+        {"seeds": 5},
+    ),
+    "ewe-mnist-quarter-weaker": Experiment(
+        "ewe",
+        "mnist",
+        "the same, entangled with three quarters of the weight",
+        "8 min, one core",
+        {"seeds": 5, "watermark": {"entanglement": (96.0, 0.0, 0.0)}},
+    ),
+    "ewe-mnist-three-epochs": Experiment(
+        "ewe",
+        "mnist",
+        "the published network, its first convolution entangled, three epochs, 512 triggers",
+        "31 min, one core",
+        {"seeds": 5, "teacher": "two_conv", "student": "two_conv", "watermark": {"ratio": 0.6}},
+    ),
+    "ewe-fashion_mnist-quarter": Experiment(
+        "ewe",
+        "fashion_mnist",
+        "a quarter of the network, its first convolution entangled, ten epochs, 512 triggers answered as trousers",
+        "12 min on two cores, a seed each",
+        {
+            "seeds": 5,
+            "teacher_steps": 4690,
+            "extraction_steps": 4690,
+            "marked_steps": 800,
+            "watermark": {"target": 1, "ratio": 1.0, "entanglement": (512.0, 0.0, 0.0)},
+        },
+    ),
+    "dataset-inference-synthetic": Experiment(
+        "dataset-inference",
+        "synthetic",
+        "nine thieves and 30 independent models, 600 private images",
+        "23 min, cores shared by eight",
+    ),
+    "dataset-inference-fashion_mnist": Experiment(
+        "dataset-inference",
+        "fashion_mnist",
+        "nine thieves and 21 independent models, 2,000 private images",
+        "108 min, half a core",
+        {"seeds": 3, "samples": 2000},
+    ),
+    "dataset-inference-limits-synthetic": Experiment(
+        "dataset-inference-limits",
+        "synthetic",
+        "overlapping public samples; a stolen model that forgets",
+        "not measured",
+    ),
+    "encoder-inference-digits": Experiment(
+        "encoder-inference",
+        "digits",
+        "four stolen and 21 independent encoders, 300 private images",
+        "6 min, cores shared by many",
+    ),
+    "encoder-inference-synthetic": Experiment(
+        "encoder-inference",
+        "synthetic",
+        "four stolen and 21 independent encoders, 600 private images",
+        "22 min, cores shared by many",
+    ),
+    "encoder-inference-fashion_mnist": Experiment(
+        "encoder-inference", "fashion_mnist", "four stolen and 21 independent encoders, 1,000 private", "not measured"
+    ),
+    # What lies between 3,000 impressions of 200 steps and the published figure? One change at a time.
+    "zskd-mnist-1500-steps": Experiment(
+        "zskd", "mnist", "as zskd-mnist, 1,500 steps", "not measured", {"synthesis": {"steps": 1500}, **_NO_NOISE}
+    ),
+    "zskd-mnist-24k": Experiment(
+        "zskd", "mnist", "as zskd-mnist, 24,000 impressions", "not measured", {"samples": 24000, **_NO_NOISE}
+    ),
+    "zskd-mnist-long": Experiment(
+        "zskd",
+        "mnist",
+        "as zskd-mnist, 30,000 distillation steps",
+        "not measured",
+        {"distillation_steps": 30000, **_NO_NOISE},
+    ),
+    "zskd-mnist-augmented-teacher": Experiment(
+        "zskd",
+        "mnist",
+        "as zskd-mnist, teacher trained with rotation, scaling and shifts",
+        "11 min, one core",
+        {"teacher_augmentation": "affine", **_NO_NOISE},
+    ),
+    "zskd-mnist-released": Experiment(
+        "zskd",
+        "mnist",
+        "as zskd-mnist, the released code's start, scaling and batches",
+        "11 min, one core",
+        {"synthesis": {"released": True}, "synthesis_batch": 150, **_NO_NOISE},
+    ),
+}
+
+
+__all__ = ["EXPERIMENTS", "Experiment"]
