@@ -22,7 +22,7 @@ def rows(suite: str) -> Rows:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {suite!r}")
     found: Rows = {}
     if suite == "gpu":  # sizes that fill an accelerator
-        return noise.gpu_rows() | population.gpu_rows() | extraction.gpu_rows()
+        return noise.gpu_rows() | population.gpu_rows() | extraction.gpu_rows() | watermarking.gpu_rows()
     modules = (
         noise, training, population, distillation, inversion, extraction, dataset_inference, watermarking, entangled
     )  # fmt: skip

@@ -10,6 +10,7 @@ from benchmarks.suites.common import DIGITS, GREY, classifier, random_images, ra
 from benchmarks.suites.training import RATE, supervised
 from dfke_jax.core import device_mesh
 from dfke_jax.nn import Classifier, optimiser
+from dfke_jax.nn.conv import Implementation
 from dfke_jax.watermarking import SMALL_MARKING, keygen, mark, null_training, shares
 
 
@@ -55,9 +56,17 @@ def marking_row(
 
 
 def null_row(
-    name: str, shape: tuple, members: int, batch: int, pool: int, size: int, length: int, blocks: int = 7
+    name: str,
+    shape: tuple,
+    members: int,
+    batch: int,
+    pool: int,
+    size: int,
+    length: int,
+    blocks: int = 7,
+    forms: tuple[Implementation, ...] = (),
 ) -> Row:
-    """Training of clean networks, each on its bootstrapped share of one pool."""
+    """Training of clean networks, each on its bootstrapped share of one pool; in other forms of the convolution too."""
     network, images, labels = classifier(name, shape=shape), random_images(pool, shape), random_labels(pool)
     table = shares(jax.random.key(32), pool, members, "bootstrap", size)
     train = functools.partial(null_training, optimizer=optimiser("adam", RATE), batch_size=batch)
@@ -66,9 +75,9 @@ def null_row(
     single = supervised(name, pool, batch, shape)  # the same arithmetic
     keys = jax.random.split(jax.random.key(33), members)
 
-    def program(strategy: Any, spread: bool = False) -> Program:
+    def program(strategy: Any, spread: bool = False, **options: Any) -> Program:
         made = train(network, images, labels, table, strategy=strategy, mesh=mesh if spread else None)
-        return Program(made, keys, units=members, length=length, elementary=single, repeats=members)
+        return Program(made, keys, units=members, length=length, elementary=single, repeats=members, **options)
 
     def peer() -> Any:
         from benchmarks import peers_watermarking
@@ -79,6 +88,7 @@ def null_row(
     contenders = {
         "ours": program("auto", spread=spreads),
         "ours_one_device": program("auto"),
+        **{form: program("vmap", convolution=form) for form in forms},
         "pytorch": Peer(peer, units=members),
     }
     params = {
@@ -105,4 +115,14 @@ def rows(suite: str) -> Rows:
         "backdoor_marking/mlp_small/100": functools.partial(marking_row, "mlp_small", DIGITS, 1438, 100, 500, 500, 200),
         "null_population/lenet5/100": functools.partial(null_row, "lenet5", GREY, 100, 64, 10_000, 1000, 2),
         "null_population/mlp_small/100": functools.partial(null_row, "mlp_small", DIGITS, 100, 64, 1438, 1438, 10),
+    }
+
+
+def gpu_rows() -> Rows:
+    """The same on an accelerator, where chunks are longer and one network among a hundred is a small thing."""
+    return {
+        "backdoor_marking/lenet5/100": functools.partial(marking_row, "lenet5", GREY, 10_000, 100, 1000, 1000, 100),
+        "null_population/lenet5/100": functools.partial(
+            null_row, "lenet5", GREY, 100, 64, 10_000, 1000, 20, forms=("banded", "loop_safe")
+        ),
     }

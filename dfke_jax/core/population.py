@@ -14,6 +14,15 @@ from dfke_jax.core.types import Key, Metrics, PyTree
 
 Strategy = Literal["auto", "vmap", "map", "unroll"]
 _CACHE = 2**20  # bytes next to one core of a CPU
+_side_by_side = jax.make_user_context(False)
+
+
+def members_side_by_side() -> bool:
+    """Whether this is traced for members of a population that run as one batched program on an accelerator.
+
+    An operation with parameters of its own for every member may then have a better form: `dfke_jax.nn.conv` asks.
+    """
+    return _side_by_side.value
 
 
 def population(
@@ -87,7 +96,8 @@ def _each(function: Callable, factory: Callable, static: Static, *stacked: PyTre
     def local(factory: Callable, *stacked: PyTree) -> Any:
         chosen = _choose(strategy, function, factory, stacked)
         if chosen == "vmap":
-            return jax.vmap(lambda *one: function(factory, *one))(*stacked)
+            with _side_by_side(jax.default_backend() != "cpu"):
+                return jax.vmap(lambda *one: function(factory, *one))(*stacked)
         if chosen == "map":
             return jax.lax.map(lambda one: function(factory, *one), stacked)
         count = jax.tree.leaves(stacked)[0].shape[0]
@@ -146,4 +156,4 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
                 yield from _equations(inner)
 
 
-__all__ = ["Strategy", "population"]
+__all__ = ["Strategy", "members_side_by_side", "population"]

@@ -3,7 +3,7 @@
 import jax
 
 from dfke_jax.core.types import Array
-from dfke_jax.nn.conv import uses_fast_forms
+from dfke_jax.nn.conv import uses_products
 
 
 def _windows(x: Array, size: int) -> Array:
@@ -23,7 +23,7 @@ def max_pool(x: Array, size: int = 2) -> Array:
     ``with convolution("lax")``, like those of `Conv`.
     """
     windows = _windows(x, size)
-    return _window_max(windows) if uses_fast_forms() else windows.max((2, 4))
+    return _window_max(windows) if uses_products() else windows.max((2, 4))
 
 
 @jax.custom_vjp

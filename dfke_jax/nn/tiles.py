@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax.core.types import Array
-from dfke_jax.nn.conv import uses_fast_forms
+from dfke_jax.nn.conv import uses_products
 from dfke_jax.nn.pooling import max_pool
 
 
@@ -80,7 +80,7 @@ def tile_size(images: tuple[int, ...], kernel: tuple[int, ...]) -> int:
     """
     k, columns, channels, _ = kernel
     size = (images[1] - k + 1, images[2] - columns + 1)
-    if not uses_fast_forms() or k != columns or channels > 16 or min(size) < 2:
+    if not uses_products() or k != columns or channels > 16 or min(size) < 2:
         return 0
     for t in (4, 2) if channels <= 3 else (2,):
         if not any(s % t for s in size):

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from flax import linen as nn
 from jax.tree_util import Partial
 
 from dfke_jax import core
+from dfke_jax.experiments.settings import network
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.conv import convolution
 from dfke_jax.nn.layers import Conv, flatten, head
@@ -126,6 +128,39 @@ def test_convolutions_in_a_population(strategy):
         for i in range(2):
             single = core.run(trainer(TinyConv()), keys[i], 2, chunk=2)
             close(jax.tree.map(lambda leaf, i=i: leaf[i], many.state), single.state)
+
+
+def test_side_by_side_on_an_accelerator_small_kernels_become_products(monkeypatch):
+    """No grouped convolution, the program that was measured there, and the numbers of the plain operations; the form is gone afterwards."""
+    images = jax.random.uniform(jax.random.key(1), (12, 28, 28, 1))
+    one = training(
+        network("lenet5", 10, (28, 28, 1)),
+        images,
+        jnp.arange(12) % 3,
+        loss=Partial(cross_entropy),
+        optimizer=optimiser("sgd", 0.1),
+        batch_size=4,
+    )
+    keys = jax.random.split(KEY, 2)
+    states = jax.vmap(one.init)(keys)
+
+    def stepped(implementation="auto"):
+        def step(keys, states):  # a function of its own: make_jaxpr remembers
+            return core.population(one).step(keys, states)
+
+        with convolution(implementation):
+            return jax.make_jaxpr(step)(keys, states), jax.jit(step)(keys, states)[0]
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    made, after = stepped()
+    grouped, plainly = stepped("lax")
+    assert "conv_general_dilated" in str(grouped)
+    assert "conv_general_dilated" not in str(made)
+    assert str(made) == str(stepped("banded")[0])
+    chex.assert_trees_all_close(after, plainly, atol=2e-5)
+    assert "conv_general_dilated" in str(
+        jax.make_jaxpr(lambda key, state: one.step(key, state))(keys[0], one.init(keys[0]))
+    )
 
 
 @pytest.mark.parametrize("strategy", ["vmap", "map"])
