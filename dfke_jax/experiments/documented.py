@@ -38,15 +38,14 @@ _LARGE = {"samples": 24000, "distillation_steps": 20000, "baselines": False}
 _NO_NOISE = {"baselines": False}
 
 # 10 epochs for the clean network and for every copy, all triggers, a constant rate
-_EWE = {
+_TEN_EPOCHS = {
     "seeds": 5,
     "teacher": "two_conv",
     "student": "two_conv",
     "teacher_steps": 4690,
     "extraction_steps": 4690,
-    "triggers": 0,
-    "decay": False,
 }
+_EWE = {**_TEN_EPOCHS, "triggers": 0, "decay": False}
 
 EXPERIMENTS: dict[str, Experiment] = {
     "anchors-mnist": Experiment("anchors", "mnist", "what real data gives", "5 min"),
@@ -231,6 +230,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         "the published network, its first convolution entangled, three epochs, 512 triggers",
         "31 min, one core",
         {"seeds": 5, "teacher": "two_conv", "student": "two_conv", "watermark": {"ratio": 0.6}},
+    ),
+    "ewe-mnist-ten-epochs": Experiment(
+        "ewe",
+        "mnist",
+        "the published network and its ten epochs, for every copy too; first convolution entangled, 512 triggers",
+        "not measured",
+        {**_TEN_EPOCHS, "watermark": {"ratio": 0.3, "entanglement": (96.0, 0.0, 0.0)}},
     ),
     "ewe-fashion_mnist-quarter": Experiment(
         "ewe",
