@@ -37,7 +37,7 @@ _LARGE = {"samples": 24000, "distillation_steps": 20000, "baselines": False}
 # The noise baseline depends on teacher, data and distillation budget alone; the data-impressions rows carry it.
 _NO_NOISE = {"baselines": False}
 
-# 10 epochs for the clean network and for every copy, all triggers, a constant rate
+# for the clean network and for every copy
 _TEN_EPOCHS = {
     "seeds": 5,
     "teacher": "two_conv",
@@ -45,6 +45,7 @@ _TEN_EPOCHS = {
     "teacher_steps": 4690,
     "extraction_steps": 4690,
 }
+# all triggers, a constant rate
 _EWE = {**_TEN_EPOCHS, "triggers": 0, "decay": False}
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -231,12 +232,23 @@ EXPERIMENTS: dict[str, Experiment] = {
         "31 min, one core",
         {"seeds": 5, "teacher": "two_conv", "student": "two_conv", "watermark": {"ratio": 0.6}},
     ),
-    "ewe-mnist-ten-epochs": Experiment(
+    "ewe-mnist-three-epochs-half": Experiment(
         "ewe",
         "mnist",
-        "the published network and its ten epochs, for every copy too; first convolution entangled, 512 triggers",
+        "the same with half a clean batch per watermark batch instead of 0.6",
         "not measured",
-        {**_TEN_EPOCHS, "watermark": {"ratio": 0.3, "entanglement": (96.0, 0.0, 0.0)}},
+        {"seeds": 5, "teacher": "two_conv", "student": "two_conv", "watermark": {"ratio": 0.5}},
+    ),
+    "ewe-fashion_mnist-ten-epochs": Experiment(
+        "ewe",
+        "fashion_mnist",
+        "the published network and its ten epochs, for every copy too; first convolution entangled, 512 triggers answered as trousers",
+        "not measured",
+        {
+            **_TEN_EPOCHS,
+            "marked_steps": 400,
+            "watermark": {"target": 1, "ratio": 0.8, "entanglement": (64.0, 0.0, 0.0)},
+        },
     ),
     "ewe-fashion_mnist-quarter": Experiment(
         "ewe",
