@@ -186,6 +186,19 @@ EXPERIMENTS: dict[str, Experiment] = {
     "watermark-removal-fashion_mnist": Experiment(
         "watermark-removal", "fashion_mnist", "every removal attack on a backdoor", "17 min, one core"
     ),
+    "watermark-removal-mnist-entangled": Experiment(
+        "watermark-removal",
+        "mnist",
+        "the same attacks on an entangled watermark, and on its triggers without entanglement",
+        "not measured",
+        {
+            "schemes": ("entangled", "entangled_plain"),
+            "other": "",
+            "teacher": "two_conv_quarter",
+            "teacher_steps": 1400,
+            "entangled": {"entanglement": (96.0, 0.0, 0.0)},
+        },
+    ),
     "watermark-removal-cifar10": Experiment(
         "watermark-removal",
         "cifar10",

@@ -1,7 +1,6 @@
 """Entangled watermarks: does the mark come along when the network is copied through its labels?"""
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -105,7 +104,7 @@ def execute(config: EntangledRecipeSettings, bench: Workbench) -> list[Arm]:
     clean = Arm("independent", "Independent clean network", "anchor", budget=arms[0].budget)
     marking = dataclasses.replace(config.watermark, decay_steps=config.marked_steps if config.decay else 0)
     schemes = [marking, marking.plain_backdoor(), marking.ordinary_backdoor()]
-    source = _source_images(config, bench)
+    source = source_images(config.watermark, config.unrelated, bench)
     for seed in bench.seeds:
         start = bench.teacher(seed)
         others = [bench.teacher(other) for other in _other_seeds(config, seed)]
@@ -121,10 +120,7 @@ def execute(config: EntangledRecipeSettings, bench: Workbench) -> list[Arm]:
         for victim_arm, copy_arm, settings, mark in zip(
             victims, copies, schemes, (moved, moved, ordinary), strict=True
         ):
-            method = entangled_training(start, *bench.train, mark, settings)
-            name = f"{victim_arm.name}/marked"
-            state = bench.stage("watermarking", name, seed, method, config.marked_steps, draws_as="entangled/marked")
-            victim = trained(start, state.training)
+            victim = marked_network(bench, seed, start, mark, settings, config.marked_steps, victim_arm.name)
             answers = victim.predict(bench.dataset.train.images).argmax(1).astype(np.int32)
             wrongly = np.mean((answers == marking.target) & (bench.dataset.train.labels != marking.target))
             bench.record(
@@ -145,6 +141,21 @@ def execute(config: EntangledRecipeSettings, bench: Workbench) -> list[Arm]:
         "of another; mixing and nearest_loss as in `watermarking.entanglement`, beside test images of the target class."
     )
     return [*arms, *victims, *copies, clean]
+
+
+def marked_network(
+    bench: Workbench,
+    seed: int,
+    start: Classifier,
+    mark: EntangledWatermark,
+    settings: EntangledSettings,
+    steps: int,
+    name: str,
+) -> Classifier:
+    """The network after `steps` watermark batches, as a stage that resumes; schemes draw the same batches."""
+    method = entangled_training(start, *bench.train, mark, settings)
+    state = bench.stage("watermarking", f"{name}/marked", seed, method, steps, draws_as="entangled/marked")
+    return trained(start, state.training)
 
 
 def success(network: Classifier, mark: EntangledWatermark) -> float:
@@ -211,16 +222,24 @@ def _other_seeds(config: EntangledRecipeSettings, seed: int) -> list[int]:
     return [s for s in range(config.seed, config.seed + max(config.seeds, config.null_models + 1)) if s != seed]
 
 
-def _source_images(config: EntangledRecipeSettings, bench: Workbench) -> np.ndarray:
-    settings = config.watermark
-    if settings.distribution == "in" or config.unrelated == ROTATED:
+def source_images(settings: EntangledSettings, unrelated: str, bench: Workbench) -> np.ndarray:
+    """What triggers are made of: the source class of the task itself, of the task turned by 90 degrees, or of another data set.
+
+    Args:
+      settings: name class and distribution. unrelated: the data set of triggers out of distribution, or `ROTATED`.
+      bench: has the task, and knows where other data are.
+
+    Raises:
+      InputError: for a class without images.
+    """
+    if settings.distribution == "in" or unrelated == ROTATED:
         split = bench.dataset.train
     else:
-        split = data.load(config.unrelated, data_dir=bench.data_dir).train
+        split = data.load(unrelated, data_dir=bench.data_dir).train
     found = split.images[split.labels == settings.source]
     if not len(found):
         raise InputError(f"there is no image of the source class {settings.source}")
-    if settings.distribution == "out" and config.unrelated == ROTATED:
+    if settings.distribution == "out" and unrelated == ROTATED:
         return np.rot90(found, axes=(1, 2)).copy()
     return found
 
@@ -236,9 +255,12 @@ def _published(dataset: str, accuracy: float, marked: str) -> tuple[Published, .
     )
 
 
-_SMALL: dict[str, Any] = {
-    "layers": ("dense1", "dense2"), "entanglement": (32.0, 32.0), "temperatures": (5.0, 5.0), "batch_size": 32,
-}  # fmt: skip
+SMALL_ENTANGLED = EntangledSettings(
+    layers=("dense1", "dense2"), entanglement=(32.0, 32.0), temperatures=(5.0, 5.0), batch_size=32
+)
+"""For a small perceptron on digits."""
+FASHION_ENTANGLED = dataclasses.replace(ENTANGLED_PRESETS["fashion_mnist"], **_FIRST)
+"""For Fashion-MNIST, as the default of the recipe is for MNIST."""
 
 register(
     Recipe(
@@ -261,7 +283,7 @@ register(
                 **DIGITS,
                 "teacher": "mlp_small",
                 "student": "mlp_small",
-                "watermark": EntangledSettings(**_SMALL),
+                "watermark": SMALL_ENTANGLED,
                 "marked_steps": 150,
                 "extraction_steps": 800,
             },
@@ -269,7 +291,7 @@ register(
             "fashion_mnist": {
                 **_SMALL_IMAGES,
                 "unrelated": "mnist",
-                "watermark": dataclasses.replace(ENTANGLED_PRESETS["fashion_mnist"], **_FIRST),
+                "watermark": FASHION_ENTANGLED,
             },
             # 30 epochs and one of marking, as published.
             "speech_commands": {
@@ -295,4 +317,14 @@ register(
     )
 )
 
-__all__ = ["MOST_QUERIES", "ROTATED", "EntangledRecipeSettings", "execute", "success"]
+__all__ = [
+    "FASHION_ENTANGLED",
+    "MOST_QUERIES",
+    "ROTATED",
+    "SMALL_ENTANGLED",
+    "EntangledRecipeSettings",
+    "execute",
+    "marked_network",
+    "source_images",
+    "success",
+]

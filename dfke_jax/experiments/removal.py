@@ -15,6 +15,14 @@ from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key
 from dfke_jax.evaluation import accuracy, agreement
 from dfke_jax.experiments.anchors import DIGITS
+from dfke_jax.experiments.entangled import (
+    FASHION_ENTANGLED,
+    ROTATED,
+    SMALL_ENTANGLED,
+    EntangledRecipeSettings,
+    marked_network,
+    source_images,
+)
 from dfke_jax.experiments.merge import joined
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Arm
@@ -22,6 +30,7 @@ from dfke_jax.experiments.settings import Settings, augmentation
 from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import optimiser, trained, training
+from dfke_jax.watermarking import EntangledSettings, entangled_watermark
 from dfke_jax.watermarking.removal import (
     REFIT,
     REMOVALS,
@@ -77,6 +86,14 @@ class RemovalSettings(Settings):
     """The share that stands in the matrix."""
     bits: tuple[int, ...] = (8, 6, 4, 3, 2)
     """Bits of quantised weights; in the matrix stand 4."""
+    entangled: EntangledSettings = EntangledRecipeSettings().watermark
+    """How the schemes ``entangled`` and ``entangled_plain`` mark a trained network, whose layers it names."""
+    unrelated: str = ROTATED
+    """Data set of their triggers, as in the recipe ewe."""
+    entangled_triggers: int = 512
+    """How many of them, at most."""
+    entangled_steps: int = 400
+    """Watermark batches; the learning rate falls to zero along a cosine over them."""
     other: str = ""
     """Another data set, of images of the same shape, for transfer learning; empty leaves that attack out."""
     cleanse: CleanseSettings = CleanseSettings()
@@ -93,7 +110,7 @@ class RemovalSettings(Settings):
             raise InputError("removal needs at least one scheme and at least one attack")
         if not 1 <= self.companions_per_batch <= self.triggers:
             raise InputError(f"companions_per_batch must lie in 1 to {self.triggers}, got {self.companions_per_batch}")
-        for name in ("mark_steps", "retraining_steps", "points"):
+        for name in ("mark_steps", "retraining_steps", "points", "entangled_triggers", "entangled_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not all(0 <= fraction <= 1 for fraction in (*self.fractions, self.fraction)):
@@ -171,9 +188,19 @@ def _trained_further(config: RemovalSettings, bench: Workbench, seed: int) -> Cl
     return _embedded(config, bench, seed, "pretrained_control/mark", start, steps, rate, None, "pretrained/mark")
 
 
+def _entangled(config: RemovalSettings, bench: Workbench, seed: int, *, plain: bool) -> tuple[Classifier, TriggerSet]:
+    start, source = bench.teacher(seed), source_images(config.entangled, config.unrelated, bench)
+    settings = dataclasses.replace(config.entangled, decay_steps=config.entangled_steps)
+    mark = entangled_watermark(start, *bench.train, source, settings, config.entangled_triggers)
+    name, settings = ("entangled_plain", settings.plain_backdoor()) if plain else ("entangled", settings)
+    return marked_network(bench, seed, start, mark, settings, config.entangled_steps, name), mark.triggers
+
+
 SCHEMES: dict[str, Scheme] = {
     "from_scratch": Scheme("Backdoor from scratch", _from_scratch),
     "pretrained": Scheme("Backdoor in a trained network", _pretrained, _trained_further),
+    "entangled": Scheme("Entangled watermark", functools.partial(_entangled, plain=False)),
+    "entangled_plain": Scheme("The same triggers without entanglement", functools.partial(_entangled, plain=True)),
 }
 """Marks by name; another one is plugged in by an entry of its own."""
 
@@ -188,7 +215,8 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
     teachers = bench.anchors(real=False)
     for seed in bench.seeds:
         clean = bench.teacher(seed)
-        triggers = _triggers(config, bench, seed)
+        marks = {scheme: SCHEMES[scheme].mark(config, bench, seed) for scheme in config.schemes}
+        triggers = marks[config.schemes[0]][1]
         budget = teachers[0].budget
         unmarked = [
             (Arm("control", "The network without a mark", "control", budget=budget), clean),
@@ -210,7 +238,7 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
             _enter(bench, arm, removed, _stands(bench, removed, triggers), clean)
         for scheme in config.schemes:
             label = SCHEMES[scheme].label
-            marked, triggers = SCHEMES[scheme].mark(config, bench, seed)
+            marked, triggers = marks[scheme]
             removed = Removed(marked, marked, "none", label)
             arm = arms.setdefault(scheme, Arm(scheme, label, "method", budget=_marking(config, scheme)))
             _enter(bench, arm, removed, _stands(bench, removed, triggers), clean)
@@ -236,6 +264,9 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
             f"After transfer learning to {config.other} accuracy is measured behind the marked network's own output layer; "
             "other_accuracy is that of the new network on its task."
         )
+    bench.notes.append(
+        f"Networks without a mark are asked the triggers of {config.schemes[0]}; schemes of another kind have others."
+    )
     bench.notes.append(
         "Trigger accuracy after rtll, rtal and transfer_learning is measured behind the marked network's own output layer."
     )
@@ -381,6 +412,9 @@ def _enter(bench: Workbench, arm: Arm, removed: Removed, stands: Standing, refer
 
 
 def _marking(config: RemovalSettings, scheme: str) -> dict[str, int]:
+    if scheme.startswith("entangled"):
+        steps = round(config.entangled_steps * (1 + config.entangled.ratio))
+        return {"triggers": config.entangled_triggers, "training_steps": config.teacher_steps + steps}
     steps = {"from_scratch": config.teacher_steps, "pretrained": config.teacher_steps + config.mark_steps}
     return {"triggers": config.triggers, "training_steps": steps.get(scheme, 0)}
 
@@ -444,10 +478,20 @@ register(
                 "attack_steps": 300,
                 "retraining_steps": 600,
                 "cleanse": CleanseSettings(rounds=40),
+                "entangled": SMALL_ENTANGLED,
+                "entangled_triggers": 128,
+                "entangled_steps": 150,
             },
-            "mnist": {"other": "fashion_mnist", **_QUICK},
+            "mnist": {"other": "fashion_mnist", "unrelated": "fashion_mnist", **_QUICK},
             # trained and marked for as long as it takes to survive FTAL; chosen on held-back images, see docs/removal.md
-            "fashion_mnist": {"other": "mnist", **_QUICK, "teacher_steps": 4000, "mark_steps": 2000},
+            "fashion_mnist": {
+                "other": "mnist",
+                "unrelated": "mnist",
+                "entangled": FASHION_ENTANGLED,
+                **_QUICK,
+                "teacher_steps": 4000,
+                "mark_steps": 2000,
+            },
             "cifar10": _CIFAR10,
         },
     )

@@ -77,7 +77,12 @@ CHANGES = {
         "attacks": ("knockoff",),
     },
     "watermark-removal": {
-        "schemes": ("pretrained",),
+        "schemes": ("pretrained", "entangled"),
+        "entangled": EntangledSettings(
+            layers=("dense1",), entanglement=(1.0,), temperatures=(5.0,), batch_size=16, rounds=1, suppressions=2
+        ),
+        "entangled_triggers": 16,
+        "entangled_steps": 4,
         "attacks": ("rtal", "magnitude_pruning", "neural_cleanse_patching", "transfer_learning"),
         "triggers": 5,
         "companions_per_batch": 2,
@@ -185,7 +190,8 @@ def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
     assert Result.read(tmp_path / "run").metrics == found.metrics
     if name == "watermark-removal":
         named = {arm.name: arm.metrics for arm in found.arms}
-        assert {f"pretrained.{attack}" for attack in CHANGES[name]["attacks"]} <= set(named)
+        for scheme in CHANGES[name]["schemes"]:
+            assert {f"{scheme}.{attack}" for attack in CHANGES[name]["attacks"]} <= set(named)
         assert {"trigger_accuracy@0", "trigger_accuracy@6", "accuracy@6"} <= set(named["pretrained.rtal"])
         assert {"trigger_accuracy@0.5", "accuracy@0.5"} <= set(named["pretrained.magnitude_pruning"])
         assert {"trigger_accuracy@6", "other_accuracy"} <= set(named["pretrained.transfer_learning"])
@@ -347,6 +353,7 @@ def test_settings_out_of_range(changes, message):
         ({"companions_per_batch": 31}, "1 to 30"),
         ({"fractions": (0.5, 1.5)}, "fractions must lie in"),
         ({"attack_steps": 0}, "steps must be at least 1"),
+        ({"entangled_steps": 0}, "entangled_steps must be at least 1"),
     ],
 )
 def test_settings_of_removal_out_of_range(changes, message):
