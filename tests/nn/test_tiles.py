@@ -92,6 +92,7 @@ def test_one_kernel_per_member_under_vmap():
 
 def test_which_tile():
     assert tile_size((1, 32, 32, 1), (5, 5, 1, 6)) == 4
+    assert tile_size((1, 32, 32, 1), (5, 5, 1, 32)) == 2  # many filters
     assert tile_size((1, 14, 14, 6), (5, 5, 6, 16)) == 2
     assert tile_size((1, 14, 14, 32), (5, 5, 32, 16)) == 0  # too many channels
     assert tile_size((1, 13, 14, 1), (5, 5, 1, 6)) == 0  # odd output
