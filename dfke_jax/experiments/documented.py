@@ -249,8 +249,15 @@ EXPERIMENTS: dict[str, Experiment] = {
         "ewe",
         "mnist",
         "the same with half a clean batch per watermark batch instead of 0.6",
-        "not measured",
+        "50 min, one core",
         {"seeds": 5, "teacher": "two_conv", "student": "two_conv", "watermark": {"ratio": 0.5}},
+    ),
+    "ewe-mnist-ten-epochs": Experiment(
+        "ewe",
+        "mnist",
+        "the published network and its ten epochs, for every copy too; first convolution entangled, 512 triggers",
+        "not measured",
+        {**_TEN_EPOCHS, "watermark": {"ratio": 0.3}},
     ),
     "ewe-fashion_mnist-ten-epochs": Experiment(
         "ewe",
