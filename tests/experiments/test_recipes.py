@@ -288,7 +288,8 @@ def test_a_resumed_removal_run_repeats_no_attack(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return removal_matrix(key, schemes, attacks, *rest, **options)
 
-    settings = tiny("watermark-removal", seeds=1, attacks=("half_precision", "quantisation", "input_filter"))
+    attacks = ("half_precision", "quantisation", "input_filter")
+    settings = tiny("watermark-removal", seeds=1, schemes=("pretrained",), attacks=attacks)
     arguments = {"progress": False, "devices": 1}
     whole = run_recipe(recipe("watermark-removal"), settings, out=tmp_path / "whole", **arguments)
     monkeypatch.setattr(removal, "removal_matrix", counted)
