@@ -253,10 +253,10 @@ def costs(program: Program, implementation: Implementation) -> tuple[float, floa
     with convolution(implementation):
         lowered = _step.lower(one, keys, state, np.uint32(0))
         compiled = lowered.compile()
-    found = [_counted(made.cost_analysis()) for made in (lowered, compiled)]
-    operations = found[jax.default_backend() == "cpu"].get("flops", math.nan)
+    found = _counted(compiled.cost_analysis())
+    operations = found if jax.default_backend() == "cpu" else _counted(lowered.cost_analysis())
     factor = program.repeats / program.units
-    return operations * factor, found[1].get("bytes accessed", math.nan) * factor
+    return operations.get("flops", math.nan) * factor, found.get("bytes accessed", math.nan) * factor
 
 
 def _counted(costs: Any) -> dict[str, float]:

@@ -266,7 +266,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         "133 min, one core",
         {
             **_TEN_EPOCHS,
-            "marked_steps": 400,
             "watermark": {"target": 1, "ratio": 0.8, "entanglement": (64.0, 0.0, 0.0)},
         },
     ),

@@ -76,12 +76,15 @@ class EntangledRecipeSettings(Settings):
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.triggers < 0:
             raise InputError(f"triggers must not be negative, got {self.triggers}")
-        if self.watermark.distribution == "out" and not self.unrelated:
-            raise InputError(
-                "triggers out of distribution need a data set: set unrelated, or watermark.distribution to in"
-            )
-        if not any(self.watermark.entanglement):
-            raise InputError("without entanglement the method is its own control; give positive weights")
+        check_entangled(self.watermark, self.unrelated)
+
+
+def check_entangled(settings: EntangledSettings, unrelated: str) -> None:
+    """Raises `InputError` where triggers have nothing to be made of, or nothing would be entangled."""
+    if settings.distribution == "out" and not unrelated:
+        raise InputError("triggers out of distribution need a data set: set unrelated, or watermark.distribution to in")
+    if not any(settings.entanglement):
+        raise InputError("without entanglement the method is its own control; give positive weights")
 
 
 def execute(config: EntangledRecipeSettings, bench: Workbench) -> list[Arm]:
@@ -323,6 +326,7 @@ __all__ = [
     "ROTATED",
     "SMALL_ENTANGLED",
     "EntangledRecipeSettings",
+    "check_entangled",
     "execute",
     "marked_network",
     "source_images",

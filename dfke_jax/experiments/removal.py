@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,17 +20,16 @@ from dfke_jax.experiments.entangled import (
     ROTATED,
     SMALL_ENTANGLED,
     EntangledRecipeSettings,
-    marked_network,
-    source_images,
+    check_entangled,
 )
 from dfke_jax.experiments.merge import joined
 from dfke_jax.experiments.registry import Recipe, register
+from dfke_jax.experiments.removal_marks import SCHEMES
 from dfke_jax.experiments.result import Arm
-from dfke_jax.experiments.settings import Settings, augmentation
+from dfke_jax.experiments.settings import Settings
 from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.training import optimiser, trained, training
-from dfke_jax.watermarking import EntangledSettings, entangled_watermark
+from dfke_jax.watermarking import EntangledSettings
 from dfke_jax.watermarking.removal import (
     REFIT,
     REMOVALS,
@@ -42,13 +41,11 @@ from dfke_jax.watermarking.removal import (
     Standing,
     TrainingSettings,
     Watch,
-    abstract_triggers,
     removal,
     removal_matrix,
     reverse_triggers,
     standing,
 )
-from dfke_jax.watermarking.removal.common import LOSS
 from dfke_jax.watermarking.triggers import TriggerSet
 
 
@@ -104,6 +101,8 @@ class RemovalSettings(Settings):
         for scheme in self.schemes:
             if scheme not in SCHEMES:
                 raise UnknownNameError("watermarking scheme", scheme, SCHEMES)
+        if {"entangled", "entangled_plain"} & set(self.schemes):
+            check_entangled(self.entangled, self.unrelated)
         for attack in self.attacks:
             removal(attack)
         if not self.schemes or not self.attacks:
@@ -121,88 +120,6 @@ class RemovalSettings(Settings):
     def training(self) -> TrainingSettings:
         """Of attacks that fine-tune."""
         return TrainingSettings(self.attack_steps, self.attack_batch, self.attack_learning_rate)
-
-
-class Scheme(NamedTuple):
-    """A way to mark a network.
-
-    Attributes:
-      label: in tables.
-      mark: ``(config, bench, seed) -> (marked network, its triggers)``.
-      control: ``(config, bench, seed) -> network``, trained like the marked one without triggers; None where that is the
-        network without a mark.
-    """
-
-    label: str
-    mark: Callable[[RemovalSettings, Workbench, int], tuple[Classifier, TriggerSet]]
-    control: Callable[[RemovalSettings, Workbench, int], Classifier] | None = None
-
-
-def _triggers(config: RemovalSettings, bench: Workbench, seed: int) -> TriggerSet:
-    return abstract_triggers(bench.key(seed, "triggers"), bench.network(config.teacher), config.triggers)
-
-
-def _embedded(
-    config: RemovalSettings,
-    bench: Workbench,
-    seed: int,
-    name: str,
-    start: Classifier | None,
-    steps: int,
-    rate: float,
-    triggers: TriggerSet | None,
-    draws_as: str | None = None,
-) -> Classifier:
-    """A network that learns triggers, if there are any, beside every batch, from scratch or from `start`."""
-    network = start or bench.network(config.teacher)
-    images, labels = bench.train
-    method = training(
-        network,
-        images,
-        labels,
-        loss=LOSS,
-        optimizer=optimiser("adam", rate, steps),
-        batch_size=config.teacher_batch,
-        augment=augmentation(config.teacher_augmentation),
-        companions=(triggers.images, triggers.labels) if triggers else None,
-        companions_per_batch=config.companions_per_batch,
-        fine_tune=start is not None,
-    )
-    return trained(
-        network, bench.stage("marking", name, seed, method, steps, rows=config.teacher_batch, draws_as=draws_as)
-    )
-
-
-def _from_scratch(config: RemovalSettings, bench: Workbench, seed: int) -> tuple[Classifier, TriggerSet]:
-    triggers, steps, rate = _triggers(config, bench, seed), config.teacher_steps, config.teacher_learning_rate
-    return _embedded(config, bench, seed, "from_scratch/mark", None, steps, rate, triggers), triggers
-
-
-def _pretrained(config: RemovalSettings, bench: Workbench, seed: int) -> tuple[Classifier, TriggerSet]:
-    triggers, steps, rate = _triggers(config, bench, seed), config.mark_steps, config.mark_learning_rate
-    return _embedded(config, bench, seed, "pretrained/mark", bench.teacher(seed), steps, rate, triggers), triggers
-
-
-def _trained_further(config: RemovalSettings, bench: Workbench, seed: int) -> Classifier:
-    start, steps, rate = bench.teacher(seed), config.mark_steps, config.mark_learning_rate
-    return _embedded(config, bench, seed, "pretrained_control/mark", start, steps, rate, None, "pretrained/mark")
-
-
-def _entangled(config: RemovalSettings, bench: Workbench, seed: int, *, plain: bool) -> tuple[Classifier, TriggerSet]:
-    start, source = bench.teacher(seed), source_images(config.entangled, config.unrelated, bench)
-    settings = dataclasses.replace(config.entangled, decay_steps=config.entangled_steps)
-    mark = entangled_watermark(start, *bench.train, source, settings, config.entangled_triggers)
-    name, settings = ("entangled_plain", settings.plain_backdoor()) if plain else ("entangled", settings)
-    return marked_network(bench, seed, start, mark, settings, config.entangled_steps, name), mark.triggers
-
-
-SCHEMES: dict[str, Scheme] = {
-    "from_scratch": Scheme("Backdoor from scratch", _from_scratch),
-    "pretrained": Scheme("Backdoor in a trained network", _pretrained, _trained_further),
-    "entangled": Scheme("Entangled watermark", functools.partial(_entangled, plain=False)),
-    "entangled_plain": Scheme("The same triggers without entanglement", functools.partial(_entangled, plain=True)),
-}
-"""Marks by name; another one is plugged in by an entry of its own."""
 
 
 def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
@@ -228,7 +145,7 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
         for scheme in config.schemes:
             if (control := SCHEMES[scheme].control) is not None:
                 label = f"{SCHEMES[scheme].label}: the same training without triggers"
-                longer = {**budget, "training_steps": _marking(config, scheme)["training_steps"]}
+                longer = {**budget, "training_steps": SCHEMES[scheme].budget(config)["training_steps"]}
                 unmarked.append(
                     (Arm(f"{scheme}_control", label, "control", budget=longer), control(config, bench, seed))
                 )
@@ -240,7 +157,7 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
             label = SCHEMES[scheme].label
             marked, triggers = marks[scheme]
             removed = Removed(marked, marked, "none", label)
-            arm = arms.setdefault(scheme, Arm(scheme, label, "method", budget=_marking(config, scheme)))
+            arm = arms.setdefault(scheme, Arm(scheme, label, "method", budget=SCHEMES[scheme].budget(config)))
             _enter(bench, arm, removed, _stands(bench, removed, triggers), clean)
             held = images[:count], labels[:count]
             found = functools.cache(functools.partial(_reversed, config, bench, seed, marked, held[0]))
@@ -411,14 +328,6 @@ def _enter(bench: Workbench, arm: Arm, removed: Removed, stands: Standing, refer
         arm.metrics.setdefault(name, []).append(round(float(value), 4))
 
 
-def _marking(config: RemovalSettings, scheme: str) -> dict[str, int]:
-    if scheme.startswith("entangled"):
-        steps = round(config.entangled_steps * (1 + config.entangled.ratio))
-        return {"triggers": config.entangled_triggers, "training_steps": config.teacher_steps + steps}
-    steps = {"from_scratch": config.teacher_steps, "pretrained": config.teacher_steps + config.mark_steps}
-    return {"triggers": config.triggers, "training_steps": steps.get(scheme, 0)}
-
-
 def _steps(removed: Removed) -> int:
     return int(removed.settings.get("steps", 0))
 
@@ -462,7 +371,7 @@ register(
     Recipe(
         name="watermark-removal",
         title="Removal of backdoor watermarks",
-        summary="Marks a network by trigger images from scratch and after training, and makes every removal attack on both: "
+        summary="Marks a network by trigger images from scratch and after training, or by entangled ones, and makes every removal attack on it: "
         "clean accuracy and trigger accuracy before and after, and against the strength of the attack.",
         paper="Adi et al.: Turning Your Weakness Into a Strength, USENIX Security 2018; Lukas et al.: SoK: How Robust is "
         "Image Classification Deep Neural Network Watermarking?, IEEE S&P 2022",
@@ -497,4 +406,4 @@ register(
     )
 )
 
-__all__ = ["SCHEMES", "RemovalSettings", "Scheme", "execute"]
+__all__ = ["RemovalSettings", "execute"]

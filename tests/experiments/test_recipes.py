@@ -355,6 +355,7 @@ def test_settings_out_of_range(changes, message):
         ({"fractions": (0.5, 1.5)}, "fractions must lie in"),
         ({"attack_steps": 0}, "steps must be at least 1"),
         ({"entangled_steps": 0}, "entangled_steps must be at least 1"),
+        ({"schemes": ("entangled",), "unrelated": ""}, "need a data set"),
     ],
 )
 def test_settings_of_removal_out_of_range(changes, message):
