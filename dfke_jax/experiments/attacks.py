@@ -78,6 +78,7 @@ class Site(NamedTuple):
       config: of the recipe. settings: of the attack, for its budget. answers: what the endpoint reveals. clone: gives the
       network. bench: the workbench. seed: of this run. material: what the recipe prepared for all its runs, such as a pool.
       opened: what `Kind.opening` returned.
+      where: goes before the names of stages that depend on the victim, where a run has several victims of one seed.
     """
 
     config: Any
@@ -88,6 +89,7 @@ class Site(NamedTuple):
     seed: int
     material: Any = None
     opened: Any = None
+    where: str = ""
 
 
 def plain_oracle(victim: Classifier, config: "ExtractionSettings") -> Oracle | HostOracle | ExplanationOracle:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from dfke_jax.experiments.registry import recipe
+from dfke_jax.watermarking.removal import REMOVALS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,8 @@ _TEN_EPOCHS = {
     "teacher_steps": 4690,
     "extraction_steps": 4690,
 }
+# extraction with a pool, and without any data
+_CLONES = ("knockoff", "copycat", "jbda", "dfme", "maze", "disguide", "dfms")
 # all triggers, a constant rate
 _EWE = {**_TEN_EPOCHS, "triggers": 0, "decay": False}
 
@@ -186,12 +189,20 @@ EXPERIMENTS: dict[str, Experiment] = {
     "watermark-removal-fashion_mnist": Experiment(
         "watermark-removal", "fashion_mnist", "every removal attack on a backdoor", "17 min, one core"
     ),
+    "watermark-removal-mnist-extraction": Experiment(
+        "watermark-removal",
+        "mnist",
+        "a backdoor from scratch under seven extraction attacks, 20,000 answers each",
+        "not measured",
+        {"schemes": ("from_scratch",), "attacks": _CLONES},
+    ),
     "watermark-removal-mnist-entangled": Experiment(
         "watermark-removal",
         "mnist",
-        "the same attacks on an entangled watermark, and on its triggers without entanglement",
+        "all these attacks on an entangled watermark, and on its triggers without entanglement",
         "not measured",
         {
+            "attacks": (*REMOVALS, *_CLONES),
             "schemes": ("entangled", "entangled_plain"),
             "other": "",
             "teacher": "two_conv_quarter",

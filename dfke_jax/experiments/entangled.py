@@ -110,7 +110,12 @@ def execute(config: EntangledRecipeSettings, bench: Workbench) -> list[Arm]:
     source = source_images(config.watermark, config.unrelated, bench)
     for seed in bench.seeds:
         start = bench.teacher(seed)
-        others = [bench.teacher(other) for other in _other_seeds(config, seed)]
+        names = _other_seeds(config, seed)
+        # from the seed onwards: processes of several seeds, which share these networks, do not wait for one another
+        trained_others = {
+            other: bench.teacher(other) for other in sorted(names, key=lambda other: (other < seed, other))
+        }
+        others = [trained_others[other] for other in names]
         with bench.clock("synthesis"):
             moved, ordinary = (
                 entangled_watermark(start, *bench.train, source, settings, config.triggers or None)

@@ -22,6 +22,7 @@ from dfke_jax.extraction import (
     SMALL_CLONE,
     SMALL_DFME,
     SMALL_DISGUIDE,
+    SMALL_MAZE,
     SMALL_MEGEX,
     Adversaries,
     CloneTraining,
@@ -29,6 +30,7 @@ from dfke_jax.extraction import (
     DFMSSettings,
     DisagreementSettings,
     GenerativeSettings,
+    MAZESettings,
     MEGEXSettings,
     PoolSettings,
     adversarial_pretraining,
@@ -38,11 +40,13 @@ from dfke_jax.extraction import (
     diversity_tuning,
     first_samples,
     knockoff,
+    maze,
     megex,
     vote,
 )
 from dfke_jax.extraction.common import SMALL
 from dfke_jax.extraction.dfme import check_differences
+from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents
 from dfke_jax.nn.training import Training, trained
 from dfke_jax.oracle import Explanation, Reveal, explanation_oracle, rows_per_step
@@ -61,6 +65,18 @@ class DFMERecipeSettings(ExtractionSettings):
     def __post_init__(self):
         super().__post_init__()
         check_differences(self.answers, "DFME")
+
+
+@dataclasses.dataclass(frozen=True)
+class MAZERecipeSettings(ExtractionSettings):
+    """Settings of MAZE."""
+
+    attack: MAZESettings = SMALL_MAZE
+    """How the attack runs."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_differences(self.answers, "MAZE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +162,10 @@ def _dfme(site: Site) -> Attack:
     return dfme(site.clone, site.settings, site.answers, site.bench.dataset.num_classes)
 
 
+def _maze(site: Site) -> Attack:
+    return maze(site.clone, site.settings, site.answers, site.bench.dataset.num_classes)
+
+
 def _megex(site: Site) -> Attack:
     return megex(site.clone, site.settings, site.bench.dataset.num_classes, site.config.explained)
 
@@ -172,13 +192,13 @@ def _open_dfms(site: Site, oracle: Any) -> tuple[Opened, int]:
         return Opened(images, begun, None), 0
     pool = first_samples(bench.key(site.seed, "first"), begun, images, config.first_rows, config.attack)
     attack = knockoff(site.clone, pool, site.answers, config.first)
-    first, _ = paid(
-        KNOCKOFF, site._replace(settings=config.first), attack, oracle, config.first_rows, "dfms_first", chunk=1
-    )
+    here, name = site._replace(settings=config.first), f"{site.where}dfms_first"
+    first, _ = paid(KNOCKOFF, here, attack, oracle, config.first_rows, name, "dfms_first/attack", chunk=1)
     if config.tuning_steps and site.settings.generator_rate:
         clone = trained(site.clone, first.clone)
         tuning = diversity_tuning(clone, images, config.attack, begun)
-        begun = bench.stage("synthesis", "tuning", site.seed, tuning, config.tuning_steps, rows=batch)
+        name, steps = f"{site.where}tuning", config.tuning_steps
+        begun = bench.stage("synthesis", name, site.seed, tuning, steps, rows=batch, draws_as="tuning")
     return Opened(images, begun, first.clone), config.first_clone.steps
 
 
@@ -226,14 +246,13 @@ def _voting(clone: Any, state: Any) -> Answers:
     return Answers(vote(clone, state))
 
 
-DFME = _kind(
-    "dfme",
-    "DFME",
-    _dfme,
-    "dfme",
-    _directions,
-    oracle=lambda victim, config: precise(plain_oracle(victim, config)),  # differences need full float32
-)
+def _precise(victim: Classifier, config: ExtractionSettings) -> Any:
+    """Differences need full float32."""
+    return precise(plain_oracle(victim, config))
+
+
+DFME = _kind("dfme", "DFME", _dfme, "dfme", _directions, oracle=_precise)
+MAZE = _kind("maze", "MAZE", _maze, "maze", _directions, oracle=_precise)
 MEGEX = _kind(
     "megex",
     "MEGEX",
@@ -318,6 +337,15 @@ _register(
     cifar10={"attack": DFMESettings(), "budgets": (20_000_000,)},
 )
 _register(
+    MAZE,
+    "maze",
+    "MAZE: zeroth-order extraction with replay",
+    "As DFME, with the KL divergence of the answers, ten differences for every gradient, and updates of the clone on old answers as "
+    "published. The control's generator never learns.",
+    "Kariyappa, Prakash, Qureshi: MAZE, CVPR 2021",
+    MAZERecipeSettings,
+)
+_register(
     MEGEX,
     "megex",
     "MEGEX: extraction with explanations",
@@ -383,9 +411,11 @@ __all__ = [
     "DFMS",
     "DISGUIDE",
     "DUAL_STUDENTS",
+    "MAZE",
     "MEGEX",
     "DFMERecipeSettings",
     "DFMSRecipeSettings",
     "DisagreementRecipeSettings",
+    "MAZERecipeSettings",
     "MEGEXRecipeSettings",
 ]

@@ -24,6 +24,7 @@ from dfke_jax.experiments.entangled import (
 )
 from dfke_jax.experiments.merge import joined
 from dfke_jax.experiments.registry import Recipe, register
+from dfke_jax.experiments.removal_extractions import EXTRACTIONS, Extractions, extraction_settings
 from dfke_jax.experiments.removal_marks import SCHEMES
 from dfke_jax.experiments.result import Arm
 from dfke_jax.experiments.settings import Settings
@@ -56,7 +57,9 @@ class RemovalSettings(Settings):
     schemes: tuple[str, ...] = ("from_scratch", "pretrained")
     """Marks that are attacked."""
     attacks: tuple[str, ...] = tuple(REMOVALS)
-    """Attacks that are made."""
+    """Attacks that are made. Those by extraction (knockoff, dfme, dfms, ...) are named besides."""
+    extraction_rows: int = 20_000
+    """Rows that each of those may ask the marked network."""
     triggers: int = 100
     """Trigger images of a mark."""
     companions_per_batch: int = 2
@@ -104,7 +107,10 @@ class RemovalSettings(Settings):
         if {"entangled", "entangled_plain"} & set(self.schemes):
             check_entangled(self.entangled, self.unrelated)
         for attack in self.attacks:
-            removal(attack)
+            if attack in EXTRACTIONS:
+                extraction_settings(self, attack)
+            elif attack not in REMOVALS:
+                raise UnknownNameError("removal attack", attack, [*REMOVALS, *EXTRACTIONS])
         if not self.schemes or not self.attacks:
             raise InputError("removal needs at least one scheme and at least one attack")
         if not 1 <= self.companions_per_batch <= self.triggers:
@@ -130,6 +136,7 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
     count = config.attacker_images or len(labels)
     other = _other(config, bench) if config.other and "transfer_learning" in names else None
     teachers = bench.anchors(real=False)
+    extractions = Extractions(config, bench)
     for seed in bench.seeds:
         clean = bench.teacher(seed)
         marks = {scheme: SCHEMES[scheme].mark(config, bench, seed) for scheme in config.schemes}
@@ -167,9 +174,13 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
                 own = _kept(path, bench.data_fingerprint)
                 if own is None:
                     with bench.clock("removal"):
-                        made = _attack(config, attack, found, other)
+                        if attack in EXTRACTIONS:
+                            made = extractions.attack(attack, scheme, seed)
+                        else:
+                            made = _attack(config, attack, found, other)
                         row = _attacked(config, bench, seed, attack, made, (marked, triggers), held, other)
-                    budget = {"real_samples": count, "training_steps": _steps(row.removed)}
+                    steps = int(row.removed.settings.get("steps", 0))
+                    budget = row.removed.settings.get("budget") or {"real_samples": count, "training_steps": steps}
                     control = f"{scheme}_control"
                     own = Arm(name, f"{label}: {row.removed.description}", "method", budget=budget, control=control)
                     _enter(bench, own, row.removed, row.after, marked)
@@ -326,10 +337,6 @@ def _enter(bench: Workbench, arm: Arm, removed: Removed, stands: Standing, refer
     metrics.update({name: removed.details[name] for name in ("own_mark", "other_accuracy") if name in removed.details})
     for name, value in metrics.items():
         arm.metrics.setdefault(name, []).append(round(float(value), 4))
-
-
-def _steps(removed: Removed) -> int:
-    return int(removed.settings.get("steps", 0))
 
 
 def _other(config: RemovalSettings, bench: Workbench) -> data.Dataset:

@@ -25,7 +25,7 @@ from dfke_jax.extraction.disagreement import (
 from dfke_jax.extraction.dissector import DissectorSettings, DissectorState, dissector
 from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, JacobianState, jacobian_augmentation
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
-from dfke_jax.extraction.maze import MAZESettings, maze
+from dfke_jax.extraction.maze import SMALL_MAZE, MAZESettings, maze
 from dfke_jax.extraction.maze_pd import MAZEPDSettings, MAZEPDState, maze_pd
 from dfke_jax.extraction.megex import SMALL_MEGEX, MEGEXSettings, megex
 from dfke_jax.extraction.pool import SMALL_CLONE, CloneTraining, PoolSettings
@@ -37,6 +37,7 @@ __all__ = [
     "SMALL_CLONE",
     "SMALL_DFME",
     "SMALL_DISGUIDE",
+    "SMALL_MAZE",
     "SMALL_MEGEX",
     "ActiveThiefSettings",
     "ActiveThiefState",

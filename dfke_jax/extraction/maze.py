@@ -6,7 +6,7 @@ from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Static
-from dfke_jax.extraction.common import Game, LossName
+from dfke_jax.extraction.common import SMALL, Game, LossName
 from dfke_jax.extraction.dfme import DFMESettings, ask, begin, check_differences, tell
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator
@@ -38,6 +38,10 @@ class MAZESettings(DFMESettings):
         super().__post_init__()
         if self.reuse:
             raise InputError("MAZE keeps answers in its replay ring; reuse belongs to DFME")
+
+
+SMALL_MAZE = MAZESettings(**SMALL, generator_optimizer="adam")
+"""For LeNets on grey images; see `dfke_jax.extraction.common.SMALL`. An iteration asks 512 rows."""
 
 
 def maze(
@@ -78,4 +82,4 @@ def maze(
     return Attack(Partial(begin, game), Partial(ask, game), Partial(tell, game))
 
 
-__all__ = ["MAZESettings", "maze"]
+__all__ = ["SMALL_MAZE", "MAZESettings", "maze"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from dfke_jax import data
 from dfke_jax.core.errors import CheckpointError, InputError, UnknownNameError
 from dfke_jax.experiments import Arm, Published, Result, recipe, recipes, removal, run_recipe
 from dfke_jax.experiments.documented import EXPERIMENTS
+from dfke_jax.experiments.removal_extractions import EXTRACTIONS, Extractions
 from dfke_jax.experiments.settings import augmentation, network
 from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.extraction import (
@@ -26,6 +28,7 @@ from dfke_jax.extraction import (
     DisagreementSettings,
     DissectorSettings,
     JacobianSettings,
+    MAZESettings,
     MEGEXSettings,
     PoolSettings,
 )
@@ -56,6 +59,7 @@ CHANGES = {
     "adaptive-deep-inversion": {**_SMALL_POOL, "student_steps": 3, "teacher": "lenet5_bn"},
     "dfme": {"budgets": (50, 100), "attack": DFMESettings(**_GAME, reuse=True)},
     "megex": {"budgets": (50,), "explanation": "smooth_grad:samples=2", "attack": MEGEXSettings(**_GAME)},
+    "maze": {"budgets": (50,), "attack": MAZESettings(**_GAME, directions=2)},
     "disguide": {"budgets": (50,), "attack": DisagreementSettings(**_GAME)},
     "dual-students": {"budgets": (50,), "attack": DisagreementSettings(**_GAME, objective="l1", diversity=0.0)},
     "knockoff": {"budgets": (45,), "attack": PoolSettings(rows_per_step=10, clone=_LEARNT)},
@@ -137,6 +141,7 @@ SLOW = (  # relatives of recipes that run here, and those that compile longest
     "deep-dream",
     "deep-inversion",
     "adaptive-deep-inversion",
+    "maze",
     "megex",
     "disguide",
     "dual-students",
@@ -302,6 +307,49 @@ def test_a_resumed_removal_run_repeats_no_attack(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["copycat", "dfme", "dfms"])
+def test_a_mark_is_attacked_by_the_extraction_that_the_recipe_runs(tmp_path, monkeypatch, name):
+    """On a network without a mark the clone is the recipe's own, at the same budget; two marks give two clones."""
+    preset = {**recipe(name).presets["digits"], **TINY, **CHANGES[name], "seeds": 1, "points": 0}
+    rows = preset["budgets"][0]
+    monkeypatch.setitem(recipe(name).presets, "digits", preset)
+    settings = recipe(name).settings("digits", budgets=(rows,), control=False)
+    alone = run_recipe(recipe(name), settings, out=tmp_path / "alone", progress=False, devices=1)
+    own = next(arm for arm in alone.arms if arm.name == f"{name}_{rows}")
+
+    changes = {"schemes": ("pretrained", "from_scratch"), "attacks": (name,), "extraction_rows": rows, "seeds": 1}
+    settings = tiny("watermark-removal", **changes)
+    bench = Workbench(settings, tmp_path / "bench", progress=False, devices=1)
+    attack = Extractions(settings, bench).attack(name, "unmarked", settings.seed)
+    clone = attack(jax.random.key(0), bench.teacher(settings.seed), *bench.train)
+    assert clone.settings["budget"] == {key: own.budget[key] for key in ("victim_rows", "clone_updates")}
+    test = bench.dataset.test
+    found = 100 * np.mean(clone.classifier.predict(test.images).argmax(1) == test.labels)
+    assert found == pytest.approx(own.accuracy[0], abs=1e-3)
+
+    whole = run_recipe(recipe("watermark-removal"), settings, out=tmp_path / "removal", progress=False, devices=1)
+    arms = {arm.name: arm for arm in whole.arms}
+    for scheme in changes["schemes"]:
+        assert arms[f"{scheme}.{name}"].budget == clone.settings["budget"]
+    assert arms[f"pretrained.{name}"].agreement != arms[f"from_scratch.{name}"].agreement
+    if name == "dfms":  # what stage 1 learns depends on the victim, so every mark has its own
+        stages = (tmp_path / "removal" / "metrics.jsonl").read_text()
+        assert all(
+            f"seed0/{scheme}.dfms/{stage}" in stages
+            for scheme in changes["schemes"]
+            for stage in ("dfms_first", "tuning")
+        )
+
+
+def test_every_extraction_that_is_a_recipe_removes_marks():
+    from dfke_jax.experiments.attacks import ExtractionSettings
+
+    assert {name.replace("_", "-") for name in EXTRACTIONS} == {
+        name for name, known in recipes().items() if issubclass(known.config, ExtractionSettings)
+    }
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [0.3, 0.6, 0.9])
 def test_killed_run_resumes_to_the_same_bits(tmp_path, moment):
     """kill -9 at a share of the uninterrupted run's time, then --resume: the same metrics, bit for bit."""
@@ -350,6 +398,8 @@ def test_settings_out_of_range(changes, message):
     [
         ({"schemes": ("pretraind",)}, "pretrained"),
         ({"attacks": ("ftla",)}, "ftal"),
+        ({"attacks": ("dfmee",)}, "dfme"),
+        ({"attacks": ("dfme",), "extraction_rows": 100}, "does not pay for one iteration, which asks 224"),
         ({"attacks": ()}, "at least one attack"),
         ({"companions_per_batch": 31}, "1 to 30"),
         ({"fractions": (0.5, 1.5)}, "fractions must lie in"),
