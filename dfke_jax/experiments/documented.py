@@ -199,10 +199,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "watermark-removal-mnist-entangled": Experiment(
         "watermark-removal",
         "mnist",
-        "all these attacks on an entangled watermark, and on its triggers without entanglement",
+        "all removal attacks, four of extraction among them, on an entangled watermark, and on its triggers without entanglement",
         "not measured",
         {
-            "attacks": (*REMOVALS, *_CLONES),
+            "attacks": (*REMOVALS, "knockoff", "dfme", "disguide", "dfms"),
             "schemes": ("entangled", "entangled_plain"),
             "other": "",
             "teacher": "two_conv_quarter",

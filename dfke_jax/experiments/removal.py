@@ -171,22 +171,24 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
             for attack in names:
                 name = f"{scheme}.{attack}"
                 path = bench.out / "attacks" / f"seed{seed}" / f"{name}.json"
-                own = _kept(path, bench.data_fingerprint)
-                if own is None:
-                    with bench.clock("removal"):
-                        if attack in EXTRACTIONS:
-                            made = extractions.attack(attack, scheme, seed)
-                        else:
-                            made = _attack(config, attack, found, other)
-                        row = _attacked(config, bench, seed, attack, made, (marked, triggers), held, other)
-                    steps = int(row.removed.settings.get("steps", 0))
-                    budget = row.removed.settings.get("budget") or {"real_samples": count, "training_steps": steps}
-                    control = f"{scheme}_control"
-                    own = Arm(name, f"{label}: {row.removed.description}", "method", budget=budget, control=control)
-                    _enter(bench, own, row.removed, row.after, marked)
-                    _curve(config, bench, own, row, marked, triggers, held)
-                    _keep(path, bench.data_fingerprint, own)
-                arms[name] = joined([arms[name], own]) if name in arms else own
+                made = _kept(path, bench.data_fingerprint)
+                if made is None:
+                    if attack in EXTRACTIONS:
+                        made = _cloned(extractions, bench, seed, attack, scheme, label, (marked, triggers), clean)
+                    else:
+                        with bench.clock("removal"):
+                            how = _attack(config, attack, found, other)
+                            row = _attacked(config, bench, seed, attack, how, (marked, triggers), held, other)
+                        steps = int(row.removed.settings.get("steps", 0))
+                        budget = {"real_samples": count, "training_steps": steps}
+                        own = Arm(name, f"{label}: {row.removed.description}", "method", budget=budget)
+                        own.control = f"{scheme}_control"
+                        _enter(bench, own, row.removed, row.after, marked)
+                        _curve(config, bench, own, row, marked, triggers, held)
+                        made = [own]
+                    _keep(path, bench.data_fingerprint, made)
+                for own in made:
+                    arms[own.name] = joined([arms[own.name], own]) if own.name in arms else own
     if "transfer_learning" in names:
         bench.notes.append(
             f"After transfer learning to {config.other} accuracy is measured behind the marked network's own output layer; "
@@ -199,6 +201,27 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
         "Trigger accuracy after rtll, rtal and transfer_learning is measured behind the marked network's own output layer."
     )
     return [*teachers, *arms.values()]
+
+
+def _cloned(
+    extractions: Extractions,
+    bench: Workbench,
+    seed: int,
+    attack: str,
+    scheme: str,
+    label: str,
+    mark: tuple[Classifier, TriggerSet],
+    clean: Classifier,
+) -> list[Arm]:
+    """A clone of the marked network, and as its control one of the network without a mark, asked the same triggers."""
+    (marked, triggers), name = mark, f"{scheme}.{attack}"
+    own, innocent = Arm(name, label, "method"), Arm(f"{name}_control", f"No mark ({label})", "control")
+    for arm, victim, stage in ((own, marked, name), (innocent, clean, f"unmarked.{attack}")):
+        with bench.clock("removal"):
+            clone = extractions.clone(attack, stage, seed, victim)
+        arm.label, arm.budget = f"{arm.label}: {clone.description}", clone.settings["budget"]
+        _enter(bench, arm, clone, _stands(bench, clone, triggers), victim)
+    return [own, innocent]
 
 
 def _attack(config: RemovalSettings, name: str, found: Callable[[], Any], other: data.Dataset | None) -> RemovalAttack:
@@ -230,17 +253,17 @@ def _reversed(config: RemovalSettings, bench: Workbench, seed: int, marked: Clas
     return reverse_triggers(bench.key(seed, "reversal"), marked, images, config.cleanse)
 
 
-def _keep(path: Path, fingerprint: str, arm: Arm) -> None:
+def _keep(path: Path, fingerprint: str, arms: list[Arm]) -> None:
     """Writes down what an attack left, so that a resumed run does not repeat it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({"data": fingerprint, "arm": dataclasses.asdict(arm)}))
+    write_whole(path, json.dumps({"data": fingerprint, "arms": [dataclasses.asdict(arm) for arm in arms]}))
 
 
-def _kept(path: Path, fingerprint: str) -> Arm | None:
+def _kept(path: Path, fingerprint: str) -> list[Arm] | None:
     if not path.exists():
         return None
     stored = json.loads(path.read_text())
-    return Arm(**stored["arm"]) if stored["data"] == fingerprint else None
+    return [Arm(**arm) for arm in stored["arms"]] if stored["data"] == fingerprint else None
 
 
 def _on_other(

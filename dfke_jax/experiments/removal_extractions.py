@@ -1,10 +1,8 @@
 """Extraction as removal: the thief never touches the marked network and keeps a clone made from its answers."""
 
 import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dfke_jax.core.types import Array, Key
 from dfke_jax.experiments.attacks import ExtractionSettings, Kind, Site, paid
 from dfke_jax.experiments.extraction import DFME, DFMS, DISGUIDE, DUAL_STUDENTS, MAZE, MEGEX
 from dfke_jax.experiments.pool_extraction import (
@@ -59,13 +57,15 @@ class Extractions:
         self.config, self.bench = config, bench
         self._pool = functools.cache(self._made_pool)
 
-    def attack(self, name: str, scheme: str, seed: int) -> Callable[[Key, Classifier, Array, Array], Removed]:
-        """A removal attack: the attacker's images and labels are left alone, rows are counted by a ledger."""
-        return functools.partial(self._removed, name, f"{scheme}.{name}", seed)
+    def clone(self, name: str, stage: str, seed: int, victim: Classifier) -> Removed:
+        """What an attack makes of a network, as a stage that resumes; its rows are counted by a ledger.
 
-    def _removed(
-        self, name: str, stage: str, seed: int, key: Key, marked: Classifier, images: Array, labels: Array
-    ) -> Removed:
+        Args:
+          name: of `EXTRACTIONS`. stage: under which it is kept; one a victim. seed: of the run. victim: the network.
+
+        Returns:
+          The clone, with its ``budget`` among the settings.
+        """
         kind, bench, rows = EXTRACTIONS[name], self.bench, self.config.extraction_rows
         own = extraction_settings(self.config, name)
         first = kind.opening_rows(own)
@@ -73,7 +73,7 @@ class Extractions:
         pool = self._pool(own.pool_dataset) if isinstance(own, PoolExtractionSettings) else None
         clone = bench.network(self.config.teacher)
         site = Site(own, settings, own.answers, clone, bench, seed, pool, where=f"{stage}/")
-        oracle, updates = kind.oracle(marked, own), kind.updates(settings)
+        oracle, updates = kind.oracle(victim, own), kind.updates(settings)
         if kind.opening:
             opened, more = kind.opening(site, oracle)
             site, updates = site._replace(opened=opened), updates + more

@@ -27,13 +27,26 @@ def attacked(result: Result) -> dict[str, dict[str, Arm]]:
     return found if len(found) > 1 else {}
 
 
+def unmarked(result: Result) -> dict[str, dict[str, Arm]]:
+    """Attack -> scheme -> the same attack on the network without a mark, asked that scheme's triggers; of clones alone."""
+    found: dict[str, dict[str, Arm]] = {}
+    for arm in result.arms:
+        scheme, _, attack = arm.name.removesuffix("_control").partition(".")
+        if arm.role == "control" and attack and arm.metrics.get(KEPT):
+            found.setdefault(attack, {})[scheme] = arm
+    return found
+
+
 def removal_matrix(result: Result) -> "Figure":
-    """One row per attack: clean accuracy on the left, trigger accuracy on the right, a mark per scheme."""
+    """One row per attack: clean accuracy on the left, trigger accuracy on the right, a mark per scheme; hollow ones are clones
+    of the network without a mark."""
     table = attacked(result)
     if not table:
         raise InputError("there is no attack on a mark to draw")
     schemes = list(dict.fromkeys(scheme for arms in table.values() for scheme in arms))
+    innocent = unmarked(result)
     height = max(0.34, 0.17 * len(schemes))
+    attacks = list(table)
     figure = new_figure((8.6, height * len(table) + 1.1), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, kind, title in ((left, "accuracy", "clean accuracy in %"), (right, KEPT, "trigger accuracy in %")):
@@ -45,7 +58,10 @@ def removal_matrix(result: Result) -> "Figure":
             for row, arms in enumerate(table.values()):
                 if scheme not in arms:
                     continue
-                values = arms[scheme].accuracy if kind == "accuracy" else arms[scheme].metrics[KEPT]
+                values = _measured(arms[scheme], kind)
+                if (without := innocent.get(attacks[row], {}).get(scheme)) is not None:
+                    place_of = [mean_sd(_measured(without, kind))[0]], [row + offset]
+                    axes.plot(*place_of, marker, color=colour, markerfacecolor="white", markersize=5, linestyle="none")
                 mean, sd = mean_sd(values)
                 axes.errorbar([mean], [row + offset], xerr=[sd or 0], color=colour, linewidth=1.2)
                 label = short(_label(result, scheme)) if row == 0 else None
@@ -65,32 +81,40 @@ def removal_matrix(result: Result) -> "Figure":
         axes.spines["left"].set_visible(False)
     right.set_xlim(-3, 103)
     for arm in result.arms:
-        if arm.role == "control" and arm.metrics.get(KEPT):
+        if arm.role == "control" and "." not in arm.name and arm.metrics.get(KEPT):
             right.axvline(mean_sd(arm.metrics[KEPT])[0], color=COLOURS["control"], linewidth=1, linestyle=(0, (4, 3)))
-    left.set_yticks(range(len(table)), [attack.replace("_", " ") for attack in table], fontsize=8, color=INK)
+    left.set_yticks(range(len(table)), [attack.replace("_", " ") for attack in attacks], fontsize=8, color=INK)
     left.set_ylim(len(table) - 0.5, -0.5)
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(schemes), frameon=False, fontsize=8)
+    if innocent:
+        from matplotlib.lines import Line2D
+
+        handles.append(Line2D([], [], marker="o", color=MUTED, markerfacecolor="white", markersize=5, linestyle="none"))
+        labels.append("clone of the network without a mark")
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=8)
     return figure
 
 
 def removal_table(result: Result) -> str:
-    """A GitHub table with a row per attack: clean and trigger accuracy of every scheme; first, networks without a mark."""
-    table = attacked(result)
+    """A GitHub table with a row per attack: clean and trigger accuracy of every scheme; first, networks without a mark. Below a
+    clone stands that of the network without a mark."""
+    table, innocent = attacked(result), unmarked(result)
     schemes = list(dict.fromkeys(scheme for arms in table.values() for scheme in arms))
     names = [_label(result, scheme) for scheme in schemes]
     head = ["attack", *(f"{name}: {what} %" for name in names for what in ("clean", "triggers"))]
     rows = []
     for arm in result.arms:
-        if arm.role in ("control", "anchor") and arm.metrics.get(KEPT):
+        if arm.role in ("control", "anchor") and "." not in arm.name and arm.metrics.get(KEPT):
             both = [spread(arm.accuracy, 2), spread(arm.metrics[KEPT], 1)]
             rows.append([arm.label, *both * len(schemes)])
     for attack, arms in table.items():
-        cells = [attack.replace("_", " ")]
-        for scheme in schemes:
-            found = arms.get(scheme)
-            cells += ["–", "–"] if found is None else [spread(found.accuracy, 2), spread(found.metrics[KEPT], 1)]
-        rows.append(cells)
+        name = attack.replace("_", " ")
+        for head_cell, of in ((name, arms), (f"{name}, network without a mark", innocent.get(attack, {}))):
+            cells = [head_cell]
+            for scheme in schemes:
+                found = of.get(scheme)
+                cells += ["–", "–"] if found is None else [spread(found.accuracy, 2), spread(found.metrics[KEPT], 1)]
+            rows += [cells] if of else []
     return github_table(head, rows)
 
 
@@ -155,6 +179,10 @@ def curve(arm: Arm, kind: str) -> tuple[Sequence[float], Sequence[float], Sequen
     return [p[0] for p in points], [p[1] for p in points], [p[2] or 0.0 for p in points]
 
 
+def _measured(arm: Arm, kind: str) -> list[float]:
+    return arm.accuracy if kind == "accuracy" else arm.metrics[KEPT]
+
+
 def _label(result: Result, scheme: str) -> str:
     """The label of a scheme's unattacked arm, else its name."""
     return next((arm.label for arm in result.arms if arm.name == scheme), scheme)
@@ -166,4 +194,4 @@ def _strength(attack: str) -> str:
     return "bits" if attack == "quantisation" else "training steps"
 
 
-__all__ = ["attacked", "curve", "removal_curves", "removal_matrix", "removal_table"]
+__all__ = ["attacked", "curve", "removal_curves", "removal_matrix", "removal_table", "unmarked"]

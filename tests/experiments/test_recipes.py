@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
@@ -320,8 +319,7 @@ def test_a_mark_is_attacked_by_the_extraction_that_the_recipe_runs(tmp_path, mon
     changes = {"schemes": ("pretrained", "from_scratch"), "attacks": (name,), "extraction_rows": rows, "seeds": 1}
     settings = tiny("watermark-removal", **changes)
     bench = Workbench(settings, tmp_path / "bench", progress=False, devices=1)
-    attack = Extractions(settings, bench).attack(name, "unmarked", settings.seed)
-    clone = attack(jax.random.key(0), bench.teacher(settings.seed), *bench.train)
+    clone = Extractions(settings, bench).clone(name, "unmarked", settings.seed, bench.teacher(settings.seed))
     assert clone.settings["budget"] == {key: own.budget[key] for key in ("victim_rows", "clone_updates")}
     test = bench.dataset.test
     found = 100 * np.mean(clone.classifier.predict(test.images).argmax(1) == test.labels)
@@ -331,6 +329,12 @@ def test_a_mark_is_attacked_by_the_extraction_that_the_recipe_runs(tmp_path, mon
     arms = {arm.name: arm for arm in whole.arms}
     for scheme in changes["schemes"]:
         assert arms[f"{scheme}.{name}"].budget == clone.settings["budget"]
+        control = arms[f"{scheme}.{name}_control"]  # the clone of the network without a mark
+        assert control.accuracy == own.accuracy
+        assert control.role == "control"
+    assert {method.name: control.name for method, control in whole.pairs()}.items() >= {
+        f"{scheme}.{name}": f"{scheme}.{name}_control" for scheme in changes["schemes"]
+    }.items()
     assert arms[f"pretrained.{name}"].agreement != arms[f"from_scratch.{name}"].agreement
     if name == "dfms":  # what stage 1 learns depends on the victim, so every mark has its own
         stages = (tmp_path / "removal" / "metrics.jsonl").read_text()

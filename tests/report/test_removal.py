@@ -5,7 +5,7 @@ import pytest
 from dfke_jax.core import InputError
 from dfke_jax.experiments.result import Arm, Result
 from dfke_jax.report.markdown import github_table
-from dfke_jax.report.removal import attacked, curve, removal_curves, removal_matrix, removal_table
+from dfke_jax.report.removal import attacked, curve, removal_curves, removal_matrix, removal_table, unmarked
 
 STEPS = {f"{kind}@{steps}": [50.0 + steps, 60.0 + steps] for kind in ("accuracy", "trigger_accuracy") for steps in (30, 0, 10)}  # fmt: skip
 
@@ -64,6 +64,27 @@ def test_the_table_of_attacks():
         ["ftal", "96.50 ± 0.71", "85.0 ± 7.1"],
         ["magnitude pruning", "90.50 ± 0.71", "72.5 ± 3.5"],
     ]
+
+
+def test_a_clone_stands_beside_that_of_the_network_without_a_mark(tmp_path):
+    clone = Arm("pretrained.dfme", "C", "method", [80.0, 82.0], [85.0, 86.0], {}, {"trigger_accuracy": [40.0, 42.0]})
+    innocent = Arm("pretrained.dfme_control", "U", "control", [81.0, 83.0], [85.0, 86.0], {}, {"trigger_accuracy": [9.0, 11.0]})  # fmt: skip
+    result = made(CONTROL, MARK, FTAL, clone, innocent)
+    assert unmarked(result) == {"dfme": {"pretrained": innocent}}
+    lines = [line.strip("|").split("|") for line in removal_table(result).splitlines()]
+    assert [[cell.strip() for cell in line] for line in lines[2:]] == [
+        ["No mark", "97.25 ± 0.35", "11.0 ± 1.4"],
+        ["none", "97.50 ± 0.71", "100.0 ± 0.0"],
+        ["ftal", "96.50 ± 0.71", "85.0 ± 7.1"],
+        ["dfme", "81.00 ± 1.41", "41.0 ± 1.4"],
+        ["dfme, network without a mark", "82.00 ± 1.41", "10.0 ± 1.4"],
+    ]
+    figure = removal_matrix(result)
+    for axes, value in zip(figure.axes, (82.0, 10.0), strict=True):
+        (hollow,) = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+        assert list(hollow.get_xdata()) == [value]
+    assert [10.0, 10.0] not in [list(line.get_xdata()) for line in figure.axes[1].lines], "no line for a clone"
+    figure.savefig(tmp_path / "figure.png")
 
 
 def test_nothing_to_draw():
