@@ -193,7 +193,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "watermark-removal",
         "mnist",
         "a backdoor from scratch under seven extraction attacks, 20,000 answers each",
-        "not measured",
+        "33 min, one core, shared in part",
         {"schemes": ("from_scratch",), "attacks": _CLONES},
     ),
     "watermark-removal-mnist-entangled": Experiment(
@@ -267,7 +267,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "ewe",
         "mnist",
         "the published network and its ten epochs, for every copy too; first convolution entangled, 512 triggers",
-        "not measured",
+        "159 min, one core, shared in part",
         {**_TEN_EPOCHS, "watermark": {"ratio": 0.3}},
     ),
     "ewe-fashion_mnist-ten-epochs": Experiment(

@@ -14,7 +14,8 @@ def made(*arms):
 CLEAN = Arm("teacher", "Clean", "teacher", [98.0, 98.0, 98.0], [])
 COPY = Arm(
     "extracted", "Copy", "method", [97.0, 96.0, 98.0], [], {},
-    {"watermark_success": [10.0, 90.0, 50.0], "queries": [10_000.0, 3.0, 12.0], "highest_false_rate": [2.0, 6.0, 4.0]},
+    {"watermark_success": [10.0, 90.0, 50.0], "queries": [10_000.0, 3.0, 12.0], "highest_false_rate": [2.0, 6.0, 4.0],
+     "false_rate": [1.0, 3.0, 2.0]},
 )  # fmt: skip
 PLAIN = Arm("extracted_control", "Plain", "control", [97.5, 97.5, 97.5], [], {}, {"watermark_success": [1.0, 2.0, 3.0]})
 
@@ -31,8 +32,8 @@ def test_the_figure_has_every_seed_the_mean_and_the_highest_false_rate(tmp_path)
 
 def test_the_table():
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in inheritance_table(made(CLEAN, COPY, PLAIN)).splitlines()]  # fmt: skip
-    assert lines[2] == ["**Copy**", "97.00 ± 1.00", "50.0 ± 40.0", "10.0, 90.0, 50.0", "6.0", "12"]
-    assert lines[3] == ["Plain", "97.50 ± 0.00", "2.0 ± 1.0", "1.0, 2.0, 3.0", "–", "–"]
+    assert lines[2] == ["**Copy**", "97.00 ± 1.00", "50.0 ± 40.0", "10.0, 90.0, 50.0", "48.0 ± 39.0", "6.0", "12"]
+    assert lines[3] == ["Plain", "97.50 ± 0.00", "2.0 ± 1.0", "1.0, 2.0, 3.0", "–", "–", "–"]
     assert len(lines) == 4
 
 
