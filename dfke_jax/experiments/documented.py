@@ -200,7 +200,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "watermark-removal",
         "mnist",
         "all removal attacks, four of extraction among them, on an entangled watermark, and on its triggers without entanglement",
-        "not measured",
+        "73 min, one core, shared in part",
         {
             "attacks": (*REMOVALS, "knockoff", "dfme", "disguide", "dfms"),
             "schemes": ("entangled", "entangled_plain"),

@@ -171,7 +171,7 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
     if defence_table(result).cells:
         draw("defences", "Attacks behind defences", "", lambda: extraction.defences(result))
     if removal.attacked(result):
-        caption = "Bars: standard deviation over seeds. Dashed: the network without a mark."
+        caption = "Bars: standard deviation over seeds. Dashed: the network without a mark; hollow: its clones."
         draw("removal_matrix", "What is left of the marks", caption, lambda: removal.removal_matrix(result))
     if inheritance.marked(result):
         draw(
@@ -180,7 +180,7 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
             "A dot per seed, a line at the mean.",
             lambda: inheritance.success(result),
         )
-    if any("@" in name for arm in result.arms for name in arm.metrics):
+    if removal.graded(result):
         draw("removal_curves", "Against the strength of the attack", "", lambda: removal.removal_curves(result))
     if threats.p_curves(result):
         caption = "Median over random choices of the samples, and over seeds."

@@ -118,13 +118,18 @@ def removal_table(result: Result) -> str:
     return github_table(head, rows)
 
 
-def removal_curves(result: Result) -> "Figure":
-    """One panel per attack: trigger accuracy (solid) and clean accuracy (dashed) against training steps, pruned share or bits."""
-    panels = {
+def graded(result: Result) -> dict[str, dict[str, Arm]]:
+    """Those of `attacked` that were looked at in several strengths."""
+    return {
         attack: arms
         for attack, arms in attacked(result).items()
         if any(name.startswith(f"{KEPT}@") for arm in arms.values() for name in arm.metrics)
     }
+
+
+def removal_curves(result: Result) -> "Figure":
+    """One panel per attack: trigger accuracy (solid) and clean accuracy (dashed) against training steps, pruned share or bits."""
+    panels = graded(result)
     if not panels:
         raise InputError("there is no attack of several strengths to draw")
     schemes = list(dict.fromkeys(scheme for arms in panels.values() for scheme in arms))
@@ -194,4 +199,4 @@ def _strength(attack: str) -> str:
     return "bits" if attack == "quantisation" else "training steps"
 
 
-__all__ = ["attacked", "curve", "removal_curves", "removal_matrix", "removal_table", "unmarked"]
+__all__ = ["attacked", "curve", "graded", "removal_curves", "removal_matrix", "removal_table", "unmarked"]

@@ -147,7 +147,7 @@ def results_page(directory: str | os.PathLike) -> Path:
         for name, holds, draw in (
             ("p-values", threats.p_curves(result), threats.p_value_curves),
             ("limits", threats.limits(result, "overlap"), threats.p_value_limits),
-            ("strength", attacked, removal.removal_curves),
+            ("strength", removal.graded(result), removal.removal_curves),
             ("success", inheritance.marked(result), inheritance.success),
         ):
             if holds:

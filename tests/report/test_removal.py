@@ -1,9 +1,12 @@
 """Figures of watermark removal: what they read from a result, and that they draw it."""
 
+import json
+
 import pytest
 
 from dfke_jax.core import InputError
 from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.report import results_page
 from dfke_jax.report.markdown import github_table
 from dfke_jax.report.removal import attacked, curve, removal_curves, removal_matrix, removal_table, unmarked
 
@@ -92,3 +95,12 @@ def test_nothing_to_draw():
         removal_matrix(made(CONTROL))
     with pytest.raises(InputError, match="several strengths"):
         removal_curves(made(CONTROL, MARK, PRUNED))
+
+
+def test_the_page_of_results_has_no_curves_where_nothing_was_tried_in_several_strengths(tmp_path):
+    for name, attack in (("one", PRUNED), ("many", FTAL)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(made(CONTROL, MARK, attack).to_json()))
+    page = results_page(tmp_path).read_text()
+    assert "figures/many-strength.png" in page
+    assert "figures/one.png" in page
+    assert "one-strength" not in page
