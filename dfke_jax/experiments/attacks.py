@@ -163,15 +163,9 @@ def _at_budget(kind: Kind, config: ExtractionSettings, bench: Workbench, budget:
             here, make = site, kind.attack
             if arm.role == "control":
                 here, make = kind.without(site), kind.control or kind.attack
-            oracle = kind.oracle(victim, config)
-            updates = kind.updates(settings)
-            if kind.opening:
-                opened, more = kind.opening(here, oracle)
-                here, updates = here._replace(opened=opened), updates + more
-            state, counts = paid(
-                kind, here, make(here), oracle, budget - opening_rows, arm.name, f"{name}/attack", points=config.points
+            here, state, counts, updates = extracted(
+                kind, here, make, victim, budget, arm.name, f"{name}/attack", config.points
             )
-            counts["victim_rows"] += opening_rows
             arm.budget = {**counts, "steps": kind.steps(settings), "clone_updates": updates}
             learnt = kind.read(site.clone, state)
             way = progress(bench, arm.name, seed)
@@ -179,6 +173,35 @@ def _at_budget(kind: Kind, config: ExtractionSettings, bench: Workbench, budget:
             bench.record(arm, learnt, victim, **closeness(config, bench, learnt, victim), **way)
             keep_pictures(bench, kind.pictures(here, state, learnt), learnt, arm.name, seed)
     return made
+
+
+def extracted(
+    kind: Kind,
+    site: Site,
+    make: Callable[[Site], Attack],
+    victim: Classifier,
+    budget: int,
+    name: str,
+    draws_as: str,
+    points: int = 0,
+) -> tuple[Site, Any, dict[str, int], int]:
+    """What comes before an attack, and the attack itself, `paid` from one budget.
+
+    Args:
+      site: with settings for the rows that the opening leaves. make: ``kind.attack``, or the control's. victim: is asked as the
+      kind asks. budget: rows of both. name, draws_as, points: as for `paid`.
+
+    Returns:
+      The site as it was opened, the attack's last state, its counts and the updates of the clone, the opening's included.
+    """
+    oracle, updates = kind.oracle(victim, site.config), kind.updates(site.settings)
+    opening_rows = kind.opening_rows(site.config)
+    if kind.opening:
+        opened, more = kind.opening(site, oracle)
+        site, updates = site._replace(opened=opened), updates + more
+    state, counts = paid(kind, site, make(site), oracle, budget - opening_rows, name, draws_as, points=points)
+    counts["victim_rows"] += opening_rows
+    return site, state, counts, updates
 
 
 def paid(
@@ -286,6 +309,7 @@ __all__ = [
     "Site",
     "closeness",
     "execute",
+    "extracted",
     "keep_pictures",
     "paid",
     "plain_oracle",

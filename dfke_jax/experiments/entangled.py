@@ -112,10 +112,8 @@ def execute(config: EntangledRecipeSettings, bench: Workbench) -> list[Arm]:
         start = bench.teacher(seed)
         names = _other_seeds(config, seed)
         # from the seed onwards: processes of several seeds, which share these networks, do not wait for one another
-        trained_others = {
-            other: bench.teacher(other) for other in sorted(names, key=lambda other: (other < seed, other))
-        }
-        others = [trained_others[other] for other in names]
+        found = {other: bench.teacher(other) for other in sorted(names, key=lambda other: (other < seed, other))}
+        others = [found[other] for other in names]
         with bench.clock("synthesis"):
             moved, ordinary = (
                 entangled_watermark(start, *bench.train, source, settings, config.triggers or None)

@@ -64,19 +64,15 @@ class DFMERecipeSettings(ExtractionSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        check_differences(self.answers, "DFME")
+        check_differences(self.answers, type(self.attack).__name__.removesuffix("Settings"))
 
 
 @dataclasses.dataclass(frozen=True)
-class MAZERecipeSettings(ExtractionSettings):
+class MAZERecipeSettings(DFMERecipeSettings):
     """Settings of MAZE."""
 
     attack: MAZESettings = SMALL_MAZE
     """How the attack runs."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_differences(self.answers, "MAZE")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Extraction as removal: the thief never touches the marked network and keeps a clone made from its answers."""
 
-import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dfke_jax.experiments.attacks import ExtractionSettings, Kind, Site, paid
+from dfke_jax.experiments.attacks import ExtractionSettings, Kind, Site, extracted
 from dfke_jax.experiments.extraction import DFME, DFMS, DISGUIDE, DUAL_STUDENTS, MAZE, MEGEX
 from dfke_jax.experiments.pool_extraction import (
     ACTIVE_THIEF,
@@ -12,6 +11,7 @@ from dfke_jax.experiments.pool_extraction import (
     DISSECTOR,
     JBDA,
     KNOCKOFF,
+    ImagePool,
     PoolExtractionSettings,
     image_pool,
 )
@@ -41,7 +41,7 @@ def extraction_settings(config: "RemovalSettings", name: str) -> ExtractionSetti
     Raises:
       InputError: for a budget that does not pay for one iteration.
     """
-    own = recipe(name.replace("_", "-")).settings(config.dataset, seed=config.seed, teacher=config.teacher)
+    own = recipe(name.replace("_", "-")).settings(config.dataset, seed=config.seed)
     own.attack.with_budget(config.extraction_rows - EXTRACTIONS[name].opening_rows(own))
     return own
 
@@ -55,7 +55,7 @@ class Extractions:
 
     def __init__(self, config: "RemovalSettings", bench: Workbench):
         self.config, self.bench = config, bench
-        self._pool = functools.cache(self._made_pool)
+        self._pools: dict[str, ImagePool] = {}
 
     def clone(self, name: str, stage: str, seed: int, victim: Classifier) -> Removed:
         """What an attack makes of a network, as a stage that resumes; its rows are counted by a ledger.
@@ -68,24 +68,20 @@ class Extractions:
         """
         kind, bench, rows = EXTRACTIONS[name], self.bench, self.config.extraction_rows
         own = extraction_settings(self.config, name)
-        first = kind.opening_rows(own)
-        settings = own.attack.with_budget(rows - first)
-        pool = self._pool(own.pool_dataset) if isinstance(own, PoolExtractionSettings) else None
+        settings = own.attack.with_budget(rows - kind.opening_rows(own))
+        pool = None
+        if isinstance(own, PoolExtractionSettings):
+            if own.pool_dataset not in self._pools:
+                self._pools[own.pool_dataset] = image_pool(own, bench, 2 * rows)
+            pool = self._pools[own.pool_dataset]
         clone = bench.network(self.config.teacher)
         site = Site(own, settings, own.answers, clone, bench, seed, pool, where=f"{stage}/")
-        oracle, updates = kind.oracle(victim, own), kind.updates(settings)
-        if kind.opening:
-            opened, more = kind.opening(site, oracle)
-            site, updates = site._replace(opened=opened), updates + more
         # the draws of the attack's own recipe at this budget, whatever the mark
-        state, counts = paid(kind, site, kind.attack(site), oracle, rows - first, stage, f"{name}_{rows}/attack")
+        _, state, counts, updates = extracted(kind, site, kind.attack, victim, rows, stage, f"{name}_{rows}/attack")
         learnt = kind.read(clone, state)
-        budget = {**counts, "victim_rows": counts["victim_rows"] + first, "clone_updates": updates}
-        return Removed(learnt, learnt, name, f"a clone by {kind.label}", {"budget": budget})
-
-    def _made_pool(self, dataset: str) -> Any:
-        chosen = PoolExtractionSettings(dataset=self.config.dataset, seed=self.config.seed, pool_dataset=dataset)
-        return image_pool(chosen, self.bench, 2 * self.config.extraction_rows)
+        return Removed(
+            learnt, learnt, name, f"a clone by {kind.label}", {"budget": {**counts, "clone_updates": updates}}
+        )
 
 
 __all__ = ["EXTRACTIONS", "Extractions", "extraction_settings"]

@@ -14,6 +14,7 @@ import pytest
 from dfke_jax import data
 from dfke_jax.core.errors import CheckpointError, InputError, UnknownNameError
 from dfke_jax.experiments import Arm, Published, Result, recipe, recipes, removal, run_recipe
+from dfke_jax.experiments.attacks import ExtractionSettings
 from dfke_jax.experiments.documented import EXPERIMENTS
 from dfke_jax.experiments.removal_extractions import EXTRACTIONS, Extractions
 from dfke_jax.experiments.settings import augmentation, network
@@ -346,8 +347,6 @@ def test_a_mark_is_attacked_by_the_extraction_that_the_recipe_runs(tmp_path, mon
 
 
 def test_every_extraction_that_is_a_recipe_removes_marks():
-    from dfke_jax.experiments.attacks import ExtractionSettings
-
     assert {name.replace("_", "-") for name in EXTRACTIONS} == {
         name for name, known in recipes().items() if issubclass(known.config, ExtractionSettings)
     }
