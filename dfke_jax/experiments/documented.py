@@ -46,6 +46,7 @@ _TEN_EPOCHS = {
     "teacher_steps": 4690,
     "extraction_steps": 4690,
 }
+_QUARTER = {"teacher": "two_conv_quarter", "student": "two_conv_quarter"}
 # extraction with a pool, and without any data
 _CLONES = ("knockoff", "copycat", "jbda", "dfme", "maze", "disguide", "dfms")
 # all triggers, a constant rate
@@ -54,6 +55,13 @@ _EWE = {**_TEN_EPOCHS, "triggers": 0, "decay": False}
 EXPERIMENTS: dict[str, Experiment] = {
     "anchors-mnist": Experiment("anchors", "mnist", "what real data gives", "5 min"),
     "anchors-fashion_mnist": Experiment("anchors", "fashion_mnist", "what real data gives", "not measured"),
+    "anchors-fashion_mnist-unshifted": Experiment(
+        "anchors",
+        "fashion_mnist",
+        "the same, distilled on the images as they are",
+        "4 min, one shared core",
+        {"real_augmentation": "none"},
+    ),
     "data-impressions-mnist": Experiment(
         "data-impressions", "mnist", "image prior, 3,000 impressions", "14 min, shared core"
     ),
@@ -210,6 +218,20 @@ EXPERIMENTS: dict[str, Experiment] = {
             "entangled": {"entanglement": (96.0, 0.0, 0.0)},
         },
     ),
+    "watermark-removal-mnist-dresses": Experiment(
+        "watermark-removal",
+        "mnist",
+        "fine-tuning, pruning and Neural Cleanse on the mark of ewe-mnist-three-epochs-dresses, and on its triggers without entanglement",
+        "not measured",
+        {
+            "attacks": ("ftal", "rtal", "magnitude_pruning", "fine_pruning", "neural_cleanse"),
+            "schemes": ("entangled", "entangled_plain"),
+            "other": "",
+            "teacher": "two_conv",
+            "teacher_steps": 1400,
+            "entangled": {"source": 3, "ratio": 0.5},
+        },
+    ),
     "watermark-removal-cifar10": Experiment(
         "watermark-removal",
         "cifar10",
@@ -226,7 +248,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         "an entangled watermark, copied by labels, at the published length",
         "not measured",
         # 10 epochs, 10 of marking (1,176 batches of each kind) and 10 for every copy, with the published triggers
-        {**_EWE, "marked_steps": 1176, "watermark": {"batch_size": 512, "entanglement": (512.0,) * 3}},
+        {
+            **_EWE,
+            "marked_steps": 1176,
+            "watermark": {"source": 1, "ratio": 1.0, "batch_size": 512, "entanglement": (512.0,) * 3},
+        },
     ),
     "ewe-fashion_mnist": Experiment(
         "ewe",
@@ -240,35 +266,42 @@ EXPERIMENTS: dict[str, Experiment] = {
         "mnist",
         "a quarter of the network, its first convolution entangled, three epochs, 512 triggers",
         "17 min, one shared core",
-        {"seeds": 5},
+        {"seeds": 5, **_QUARTER, "watermark": {"source": 1, "ratio": 1.0}},
     ),
     "ewe-mnist-quarter-weaker": Experiment(
         "ewe",
         "mnist",
         "the same, entangled with three quarters of the weight",
         "8 min, one core",
-        {"seeds": 5, "watermark": {"entanglement": (96.0, 0.0, 0.0)}},
+        {"seeds": 5, **_QUARTER, "watermark": {"source": 1, "ratio": 1.0, "entanglement": (96.0, 0.0, 0.0)}},
     ),
     "ewe-mnist-three-epochs": Experiment(
         "ewe",
         "mnist",
-        "the published network, its first convolution entangled, three epochs, 512 triggers",
+        "the published network, its first convolution entangled, three epochs, 512 triggers made of trousers, 0.6 clean batches",
         "31 min, one core",
-        {"seeds": 5, "teacher": "two_conv", "student": "two_conv", "watermark": {"ratio": 0.6}},
+        {"seeds": 5, "watermark": {"source": 1, "ratio": 0.6}},
     ),
     "ewe-mnist-three-epochs-half": Experiment(
         "ewe",
         "mnist",
-        "the same with half a clean batch per watermark batch instead of 0.6",
+        "the same with half a clean batch per watermark batch",
         "50 min, one core",
-        {"seeds": 5, "teacher": "two_conv", "student": "two_conv", "watermark": {"ratio": 0.5}},
+        {"seeds": 5, "watermark": {"source": 1}},
+    ),
+    "ewe-mnist-three-epochs-dresses": Experiment(
+        "ewe",
+        "mnist",
+        "the same with triggers made of dresses: the recipe's preset",
+        "74 min, one core, shared in part",
+        {"seeds": 5},
     ),
     "ewe-mnist-ten-epochs": Experiment(
         "ewe",
         "mnist",
         "the published network and its ten epochs, for every copy too; first convolution entangled, 512 triggers",
         "159 min, one core, shared in part",
-        {**_TEN_EPOCHS, "watermark": {"ratio": 0.3}},
+        {**_TEN_EPOCHS, "watermark": {"source": 1, "ratio": 0.3}},
     ),
     "ewe-fashion_mnist-ten-epochs": Experiment(
         "ewe",

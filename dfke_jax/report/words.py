@@ -32,7 +32,8 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     if not values:
         return "–"
     mean, sd = mean_sd(values)
-    return f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f} ± {sd:.{digits}f}"
+    text = f"{mean:.{digits}f}".replace("-", "−")
+    return text if sd is None else f"{text} ± {sd:.{digits}f}"
 
 
 def signed(value: float, digits: int = 2) -> str:

@@ -199,6 +199,11 @@ def test_duration(seconds, text):
     assert words.duration(seconds) == text
 
 
+def test_a_spread_has_the_minus_of_differences():
+    assert words.spread([-1.0, -2.0]) == "−1.50 ± 0.71"
+    assert words.spread([-1.0], 1) == "−1.0" == words.signed(-1.0, 1)
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8, 1), (35, 28, 28, 3), (300, 4, 6, 2), (7, 5, 5, 6)])
 @pytest.mark.parametrize("labelled", [True, False])
 def test_sample_grid_takes_any_images(shape, labelled):
