@@ -222,7 +222,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "watermark-removal",
         "mnist",
         "fine-tuning, pruning and Neural Cleanse on the mark of ewe-mnist-three-epochs-dresses, and on its triggers without entanglement",
-        "not measured",
+        "75 min, one core",
         {
             "attacks": ("ftal", "rtal", "magnitude_pruning", "fine_pruning", "neural_cleanse"),
             "schemes": ("entangled", "entangled_plain"),
