@@ -349,9 +349,6 @@ def _watermark_step(
         answered = jnp.mean(jnp.argmax(activations["logits"][:half], -1) == settings.target)
         if not entangled:
             return loss, (loss, jnp.zeros(len(settings.layers)), answered, updated)
-        # a layer without a weight is measured and pulls nothing: its gradient is not worked out either
-        idle = [name for name, weight in zip(settings.layers, settings.entanglement, strict=True) if not weight]
-        activations = activations | {name: jax.lax.stop_gradient(activations[name]) for name in idle}
         nearest = _losses(settings, activations, _temperature(settings, raw))
         return loss - weights @ nearest, (loss, nearest, answered, updated)
 

@@ -199,25 +199,6 @@ def test_one_step_is_the_written_out_step(digits, clean, watermark):
     assert float(metrics["temperature"]) == pytest.approx(np.exp(state.temperatures).mean(), rel=1e-5)
 
 
-def test_a_layer_without_a_weight_pulls_nothing_and_costs_no_gradient(digits, clean, watermark):
-    images, labels = digits.train.on_device()
-    found, work = {}, {}
-    for name, changes in (
-        ("idle", {"entanglement": (4.0, 0.0)}),
-        ("alone", {"layers": ("dense1",), "entanglement": (4.0,), "temperatures": (5.0,)}),
-        ("both", {}),
-    ):
-        method = entangled_training(clean, images, labels, watermark, dataclasses.replace(SETTINGS, **changes))
-        step = jax.jit(method.step).lower(jax.random.key(2), jax.eval_shape(method.init, jax.random.key(1))).compile()
-        work[name] = step.cost_analysis()["flops"]
-        found[name] = step(jax.random.key(2), method.init(jax.random.key(1)))[0]
-    params = {name: state.training.variables["params"] for name, state in found.items()}
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), params["idle"], params["alone"])
-    np.testing.assert_allclose(found["idle"].temperatures[0], found["alone"].temperatures[0], rtol=1e-6)
-    assert found["idle"].temperatures[1] == np.float32(np.log(5.0))
-    assert work["alone"] < work["idle"] < work["both"]
-
-
 def test_the_learning_rate_falls_to_zero_over_its_steps(digits, clean, watermark):
     """Half way through 2 steps of one clean and one watermark batch each the cosine is at a half; then nothing moves."""
     images, labels = digits.train.on_device()
