@@ -22,7 +22,7 @@ from dfke_jax.report.drawing import (
     short,
     tidy,
 )
-from dfke_jax.report.words import mean_sd, published_here, spread
+from dfke_jax.report.words import decimal, mean_sd, published_here, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,8 +114,8 @@ def similarity_map(matrix: np.ndarray, class_names: Sequence[str] | None = None)
             value = matrix[row, column]
             share = (value - limits[0]) / (limits[1] - limits[0])
             dark = abs(share - 0.5) > 0.32 if signs else share > 0.62
-            text = f"{value:.2f}".replace("-", "−")
-            axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
+            colour = "white" if dark else INK
+            axes.text(column, row, decimal(float(value)), ha="center", va="center", fontsize=7.5, color=colour)
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=28, pad=0.03)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, labelcolor=MUTED, length=2, color=MUTED)

@@ -32,8 +32,12 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     if not values:
         return "–"
     mean, sd = mean_sd(values)
-    text = f"{mean:.{digits}f}".replace("-", "−")
-    return text if sd is None else f"{text} ± {sd:.{digits}f}"
+    return decimal(mean, digits) if sd is None else f"{decimal(mean, digits)} ± {sd:.{digits}f}"
+
+
+def decimal(value: float, digits: int = 2) -> str:
+    """``1.20`` or ``−0.30``."""
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -174,6 +178,7 @@ __all__ = [
     "TOLERANCE",
     "Comparison",
     "comparisons",
+    "decimal",
     "duration",
     "gains",
     "mean_sd",
