@@ -175,6 +175,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         "extraction by two clones that disagree, with its control",
         "25 min, one core",
     ),
+    "dual-students-mnist": Experiment(
+        "dual-students", "mnist", "the same by the distance of the clones' logits, with its control", "not measured"
+    ),
     "dfms-mnist": Experiment("dfms", "mnist", "extraction from labels, with its control", "76 min, shared core"),
     "dfms-fashion_mnist": Experiment(
         "dfms", "fashion_mnist", "extraction from labels, with its control", "26 min, one core"

@@ -31,7 +31,8 @@ class DisagreementSettings(GenerativeSettings):
       diversity: λ of Σ_k ᾱ_k log ᾱ_k, with ᾱ the mean probability over batch and clones (0.04 for CIFAR-100).
       replay_batches: updates of every clone on old answers per iteration.
       replay_capacity: rows that are kept.
-      grey_every: every so many-th row of a batch loses its colours; 0 for none. Grey images stay as they are.
+      grey_every: every so many-th row that is asked loses its colours (the mean of its channels takes their place); 0
+        for none. Grey images stay as they are.
     """
 
     clone_batches: int = 1
@@ -116,7 +117,10 @@ def disagreement(
     Source: Rosenthal, Enouen, Pham and Tan, DisGUIDE, AAAI 2023; Beetham, Kardan, Mian and Shah, Dual Student Networks
       for Data-Free Model Stealing, ICLR 2023.
     Deviations: an iteration begins at the clones (see `dfme`); replayed images are rounded to 256 levels; Dual
-      Students' schedule is taken to be DFME's; the l1 objective takes logits for labels too.
+      Students' schedule is taken to be DFME's; the l1 objective takes logits for labels too. DisGUIDE's released code
+      asks images made in the generator's evaluation mode (running statistics), where these batches are normalised by
+      their own; it greys a row by copying one channel, drawn anew for every batch, over the others, where this takes
+      their mean; and it greys the batch of the generator's own step as well. On grey data sets only the first differs.
     """
     settings = settings or DisagreementSettings()
     generator = DFMEGenerator(clone.input_shape, settings.width, settings.latent)

@@ -1,6 +1,7 @@
 """Networks that turn latent vectors into images."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -39,8 +40,9 @@ class DFMEGenerator(nn.Module):
       latent: Z.
 
     Source: Truong et al., Data-Free Model Extraction, CVPR 2021 (supplement and released code).
-    Deviations: layers that normalisation follows have no bias, which normalisation would remove again; nearest
-    upsampling and convolution are one exact operation (`UpsampleConv`).
+    Deviations: convolutions that normalisation follows have no bias, which normalisation would remove again (the
+    dense layer has one: it differs from place to place, and normalisation takes away the mean of a channel alone);
+    nearest upsampling and convolution are one exact operation (`UpsampleConv`).
     """
 
     shape: tuple[int, int, int] = (32, 32, 3)
@@ -54,7 +56,7 @@ class DFMEGenerator(nn.Module):
     @nn.compact
     def pre_activation(self, z: Array, *, train: bool = False) -> Array:
         """(B, Z) -> x̃ (B, H, W, C), what goes into the tanh; ``apply(..., method="pre_activation")``."""
-        x = _base(self, z, 2 * self.width, stages=2)
+        x = _base(self, z, 2 * self.width, stages=2, template=True)
         x = BatchNorm(name="dense_norm")(x, train=train)
         leaky = functools.partial(nn.leaky_relu, negative_slope=0.2)
         phases = UpsampleConv(2 * self.width, use_bias=False, name="conv1")(x)
@@ -107,8 +109,11 @@ class DCGANGenerator(nn.Module):
 Generator = DFMEGenerator | DCGANGenerator
 
 
-def _base(generator: DFMEGenerator | DCGANGenerator, z: Array, maps: int, stages: int) -> Array:
-    """(B, Z) -> (B, H/2^stages, W/2^stages, maps) by a dense layer, after the checks that both networks need."""
+def _base(generator: Generator, z: Array, maps: int, stages: int, template: bool = False) -> Array:
+    """(B, Z) -> (B, H/2^stages, W/2^stages, maps) by a dense layer, after the checks that both networks need.
+
+    With `template` every unit has a bias, drawn as PyTorch's dense layers draw theirs: U(−1/√Z, 1/√Z).
+    """
     height, width, channels = generator.shape
     if height % 4 or width % 4 or min(height, width, channels, generator.width, generator.latent) < 1:
         raise InputError(
@@ -118,7 +123,13 @@ def _base(generator: DFMEGenerator | DCGANGenerator, z: Array, maps: int, stages
     if z.ndim != 2 or z.shape[1] != generator.latent:
         raise InputError(f"latents must be (B, {generator.latent}), got shape {z.shape}")
     height, width = height >> stages, width >> stages
-    x = nn.Dense(height * width * maps, use_bias=False, name="dense")(z)
+    bound = generator.latent**-0.5
+
+    def uniform(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    dense = nn.Dense(height * width * maps, use_bias=template, bias_init=uniform, name="dense")
+    x = dense(z)
     return x.reshape(-1, height, width, maps)
 
 

@@ -119,6 +119,10 @@ class Temperature(Defence):
 class GaussianNoise(Defence):
     """p' = max(p + N(0, scale²), 0), then divided by its sum; the noise is a function of the row and the seed.
 
+    Asking the same row again brings the same noise. It does not stop averaging: rows that differ by less than the
+    victim notices (4e-4 in one pixel) draw noise of their own. An endpoint that quantises its rows (transport
+    ``uint8``) makes such a move at least a grey level.
+
     Attributes:
       scale: standard deviation, at least 0.
       seed: whole number, the endpoint's secret.
@@ -192,6 +196,8 @@ class ConfidenceMask(Defence):
 class ReverseSigmoid(Defence):
     """p' ∝ clip(p − β(σ(γ·logit p) − ½), 0, 1): many probabilities share one answer, so losses of it mislead.
 
+    Both p and 1 − p count as at least 1e-9 in the logit.
+
     Attributes:
       beta: β, at least 0; 0 leaves the answers.
       gamma: γ > 0.
@@ -210,7 +216,7 @@ class ReverseSigmoid(Defence):
     def __call__(self, rows: Array, probabilities: Array) -> Array:
         # 1 − p as the sum of the others: it keeps its digits where p is nearly one
         others = jnp.matmul(probabilities, 1 - jnp.eye(probabilities.shape[-1]), precision="highest")
-        logit = jnp.log(jnp.maximum(probabilities, 1e-7)) - jnp.log(jnp.maximum(others, 1e-7))
+        logit = jnp.log(jnp.maximum(probabilities, 1e-9)) - jnp.log(jnp.maximum(others, 1e-9))
         moved = probabilities - self.beta * (jax.nn.sigmoid(self.gamma * logit) - 0.5)
         return normalised(jnp.clip(moved, 0, 1))
 

@@ -56,7 +56,8 @@ def answered(values: Array, rows: Array, gives: Gives, defences: Sequence[Defenc
     """From what a victim computes to what leaves the endpoint.
 
     Defences act on probabilities. Without any, logits go out untouched; with some, revealed logits are log p' of the
-    defended probabilities (at least 1e-30), which are the victim's logits up to a number per row where p' = p.
+    defended probabilities (at least 1e-30), which are the victim's logits up to a number per row where p' = p. Where
+    defended probabilities tie for the largest (rounding), the label revealed is the one of them that the victim prefers.
 
     Args:
       values: (B, K) logits or probabilities, or (B,) labels, as `gives` says. rows: (B, H, W, C).
@@ -72,6 +73,9 @@ def answered(values: Array, rows: Array, gives: Gives, defences: Sequence[Defenc
     probabilities = jax.nn.softmax(values) if gives == "logits" else values
     for defence in defences:
         probabilities = defence(rows, probabilities)
+    if reveal.kind == "label":
+        largest = probabilities == probabilities.max(-1, keepdims=True)
+        return reveal.of_probabilities(jnp.where(largest, values, -jnp.inf))
     if reveal.kind == "logits" and gives == "logits":
         return reveal.of_logits(jnp.log(jnp.maximum(probabilities, TINY)))
     return reveal.of_probabilities(probabilities)

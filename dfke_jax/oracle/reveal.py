@@ -11,6 +11,8 @@ from dfke_jax.core.types import Array
 
 Kind = Literal["logits", "probabilities", "top_k", "label"]
 KINDS = ("logits", "probabilities", "top_k", "label")
+UNSEEN = 1e-7
+"""What an unrounded probability that came back as zero stands for, where its row has none below."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +117,10 @@ def answered_probabilities(answers: Array, reveal: Reveal, num_classes: int) -> 
 def answered_logits(answers: Array, reveal: Reveal) -> Array:
     """(B, K) logits with mean zero over the classes: z_i − mean_j z_j, from logits or from log p_i − mean_j log p_j.
 
-    Probabilities that came back as zero (top-k, rounding) stand for the largest value that would: half a unit of the
-    last decimal, or 1e-7; their logits are a guess.
+    Unrounded probabilities are taken as they are, down to the smallest normal number of their type (1.2e-38 for
+    float32: gaps between logits of up to 87 come back). One that came back as zero (top-k, a defence, underflow)
+    stands for the smallest positive one of its row, or 1e-7 if that is less; its logit is a guess. Of rounded
+    answers nothing below half a unit of the last decimal is known, and that is where all of them end.
 
     Raises:
       InputError: for labels, which have no logits.
@@ -127,9 +131,12 @@ def answered_logits(answers: Array, reveal: Reveal) -> Array:
         raise InputError("logits cannot be recovered from labels alone; use an attack for hard labels")
     if reveal.kind == "logits":
         values = answers
+    elif reveal.decimals is not None:
+        values = jnp.log(jnp.maximum(answers, 0.5 * 10.0**-reveal.decimals))
     else:
-        floor = 1e-7 if reveal.decimals is None else 0.5 * 10.0**-reveal.decimals
-        values = jnp.log(jnp.maximum(answers, floor))
+        known = answers >= jnp.finfo(answers.dtype).tiny
+        guess = jnp.min(jnp.where(known, answers, UNSEEN), -1, keepdims=True, initial=UNSEEN)
+        values = jnp.log(jnp.where(known, answers, guess))
     return values - values.mean(-1, keepdims=True)
 
 

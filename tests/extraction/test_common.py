@@ -12,7 +12,7 @@ from dfke_jax.extraction.common import Game, GenerativeSettings, batches, schedu
 from dfke_jax.extraction.replay import empty_replay, recall, remember
 from dfke_jax.nn.classifier import Preprocessing
 from dfke_jax.nn.generators import DFMEGenerator
-from dfke_jax.oracle import Reveal
+from dfke_jax.oracle import Reveal, answered_logits
 
 KEY = jax.random.key(71)
 SETTINGS = GenerativeSettings(schedule="constant", width=2, latent=4)
@@ -121,3 +121,24 @@ def test_only_rows_that_were_written_are_drawn():
         remember(empty_replay(2, (2, 2, 1), None), np.zeros((3, 2, 2, 1)), np.zeros(3))
     with pytest.raises(InputError, match="capacity of at least 1"):
         empty_replay(0, (2, 2, 1), None)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_logits_come_back_from_unrounded_probabilities(dtype):
+    """Gaps of 60 and the confident answers of real victims: nothing is cut off that was answered."""
+    logits = np.array([[25, 0, -5], [60, 0, -20], [0, 60, 59.5], [-3, 2, 1]], dtype)
+    with jax.enable_x64(dtype is np.float64):
+        answers = Reveal().of_logits(jnp.asarray(logits))
+        found = np.asarray(answered_logits(answers, Reveal()))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, logits - logits.mean(1, keepdims=True), rtol=2e-6, atol=2e-6)
+
+
+def test_answers_that_say_nothing_end_where_knowledge_ends():
+    """Zeros are guesses, below everything of their row; rounded answers end at half a unit."""
+    answers = jnp.array([[0.75, 0.25, 0.0], [1 - 1e-6, 1e-6, 0.0], [1.0, 1e-20, 0.0], [1.0, 0.0, 0.0]])
+    found = np.asarray(answered_logits(answers, Reveal("top_k", k=2)))
+    np.testing.assert_allclose(np.diff(found, axis=1)[:, 1], [np.log(4e-7), np.log(0.1), 0, 0], rtol=1e-4)
+    np.testing.assert_allclose(found[3, 0] - found[3, 1], -np.log(1e-7), rtol=1e-5)
+    rounded = np.asarray(answered_logits(jnp.array([[0.97, 0.03, 0.0]]), Reveal(decimals=2)))
+    np.testing.assert_allclose(np.diff(rounded), [np.log([3 / 97, 1 / 6])], rtol=1e-5)

@@ -31,13 +31,13 @@ def count(module, *shape):
 @pytest.mark.parametrize("width", [16, 64])
 def test_parameters_of_the_dfme_generator(size, base, channels, width):
     module = DFMEGenerator((size, size, channels), width, 256)
-    dense = 256 * 2 * width * base**2 + 2 * 2 * width
+    dense = (256 + 1) * 2 * width * base**2 + 2 * 2 * width
     convolutions = 9 * (2 * width) ** 2 + 2 * 2 * width + 9 * 2 * width * width + 2 * width + 9 * width * channels
     assert count(module, 2, 256) == dense + convolutions
 
 
 def test_published_sizes():
-    assert count(DFMEGenerator(), 2, 256) == 2_320_704
+    assert count(DFMEGenerator(), 2, 256) == 2_328_896
     dcgan = 100 * 256 * 16 + 2 * 256 + 9 * 256 * 128 + 2 * 128 + 9 * 128 * 64 + 2 * 64 + 9 * 64 * 3 + 3
     assert count(DCGANGenerator(), 2, 100) == dcgan
     judge = 16 * 3 * 64 + 64 + 16 * 64 * 128 + 2 * 128 + 16 * 128 * 256 + 2 * 256 + 16 * 256 + 1
@@ -98,7 +98,8 @@ def test_the_dfme_generator_against_pytorch(train):
     def convolve(x, name):
         return functional.conv2d(x, tensor(variables["params"][name]["kernel"]).permute(3, 2, 0, 1), padding=1)
 
-    x = tensor(z) @ tensor(variables["params"]["dense"]["kernel"])
+    dense = variables["params"]["dense"]
+    x = tensor(z) @ tensor(dense["kernel"]) + tensor(dense["bias"])
     x = norm(x.reshape(5, 7, 7, 8).permute(0, 3, 1, 2), "dense_norm")
     for name in ("conv1", "conv2"):
         x = functional.interpolate(x, scale_factor=2, mode="nearest")

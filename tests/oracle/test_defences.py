@@ -63,7 +63,7 @@ def mask(p, cutoff, renormalise):
 def reverse_sigmoid(p, beta, gamma):
     out = []
     for i, v in enumerate(p.astype(float)):
-        odds = max(v, 1e-7) / max(sum(np.delete(p.astype(float), i)), 1e-7)
+        odds = max(v, 1e-9) / max(sum(np.delete(p.astype(float), i)), 1e-9)
         inner = 1 / (1 + math.exp(-gamma * math.log(odds)))
         out.append(min(max(v - beta * (inner - 0.5), 0), 1))
     return [v / sum(out) for v in out]

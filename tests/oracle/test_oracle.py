@@ -305,3 +305,16 @@ def test_the_numbers_are_the_differences_that_are_lost(victim):
     moves = lambda step: bool(np.abs(np.asarray(rounded(x + step * direction) - rounded(x))).max() > 0)
     assert not moves(0.01 * 0.01 / slope)
     assert moves(3 * 0.01 / slope)
+
+
+def test_a_label_behind_rounding_is_the_victims_choice_among_the_tied(victim):
+    rows = jax.random.uniform(jax.random.key(9), (400, *SHAPE))
+    values = np.asarray(victim(rows))
+    rounded = softmax(values).round(1)
+    tied = (rounded == rounded.max(1, keepdims=True)).sum(1) > 1
+    assert tied.mean() > 0.02, "no ties to break"
+    found = oracle_for(victim, Reveal("label"), (Rounding(1),))(rows)
+    np.testing.assert_array_equal(found[tied], values.argmax(1)[tied])
+    # what a defence makes the largest all the same is revealed
+    swapped = oracle_for(victim, Reveal("label"), (Temperature(1e9), Rounding(0)))(rows)
+    np.testing.assert_array_equal(swapped, values.argmax(1))
