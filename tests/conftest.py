@@ -14,13 +14,15 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-    + (" --xla_cpu_use_fusion_emitters=false" if metadata.version("jaxlib").startswith("0.10.") else ""),
+    + (" --xla_cpu_use_fusion_emitters=false" if metadata.version("jaxlib").startswith("0.10.") else "")
+    # other machines than this one: narrower vectors (AVX2, SSE4_2), which round elsewhere; see test_machines.py
+    + (f" --xla_cpu_max_isa={os.environ['DFKE_TEST_ISA']}" if os.environ.get("DFKE_TEST_ISA") else ""),
 )
 
 import jax
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("DFKE_TEST_DEVICES", "4")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
     "jax_compilation_cache_dir",
