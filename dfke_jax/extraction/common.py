@@ -1,7 +1,6 @@
 """What the attacks that make their own queries share: settings, the players' states, and what is learned from answers."""
 
 import dataclasses
-import functools
 from typing import Any, Literal, Self
 
 import flax.linen as nn
@@ -10,14 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.mesh import constrain_samples
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.replay import Replay, empty_replay, recall, remember
 from dfke_jax.nn.classifier import Classifier, Preprocessing
-from dfke_jax.nn.generators import Generator, squash
+from dfke_jax.nn.generators import Generator
 from dfke_jax.nn.losses import cross_entropy, logit_l1, soft_cross_entropy
-from dfke_jax.nn.precision import apply
-from dfke_jax.nn.training import Training, trained, updated_by
+from dfke_jax.nn.players import OPTIMISERS, SCHEDULES, Learner, Maker, scheduled
+from dfke_jax.nn.training import Training, trained
 from dfke_jax.oracle.reveal import (
     Reveal,
     answered_labels,
@@ -25,11 +22,10 @@ from dfke_jax.oracle.reveal import (
     answered_probabilities,
     check_classes,
 )
+from dfke_jax.synthesis.replay import Replay, empty_replay, recall, remember
 
 LossName = Literal["auto", "l1", "kl", "cross_entropy"]
 LOSSES = ("auto", "l1", "kl", "cross_entropy")
-SCHEDULES = ("multistep", "cosine", "constant")
-OPTIMISERS = ("sgd", "adam")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,45 +152,6 @@ def steps_for(budget: int, rows_per_step: int) -> int:
     return budget // rows_per_step
 
 
-@functools.lru_cache(maxsize=256)
-def scheduled(
-    name: str,
-    rate: float,
-    steps: int,
-    schedule: str,
-    drops: tuple[float, ...] = (),
-    factor: float = 1.0,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-) -> optax.GradientTransformation:
-    """Adam, or SGD with momentum (not Nesterov's) and decay in the gradient; the same arguments give the same object.
-
-    Args:
-      name: ``adam`` or ``sgd``. rate: at the beginning. steps: of this optimiser. schedule, drops, factor: see
-        `GenerativeSettings`. momentum, weight_decay: of SGD alone.
-
-    Raises:
-      InputError: for a schedule over no steps.
-    """
-    if schedule != "constant" and steps < 1:
-        raise InputError(
-            f"a {schedule} schedule needs the number of steps it spans; use settings.with_budget(rows), set steps, or "
-            "choose schedule='constant'"
-        )
-    over: Any = rate
-    if schedule == "cosine":
-        over = optax.cosine_decay_schedule(rate, steps)
-    elif schedule == "multistep":
-        boundaries: dict[int, float] = {}
-        for drop in drops:
-            place = int(drop * steps)
-            boundaries[place] = boundaries.get(place, 1.0) * factor
-        over = optax.piecewise_constant_schedule(rate, boundaries)
-    if name == "adam":
-        return optax.adam(over)
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(over, momentum or None))
-
-
 def resolved_loss(name: LossName, reveal: Reveal) -> str:
     """The loss that ``auto`` stands for.
 
@@ -256,7 +213,7 @@ class Game:
                             f"post_transform asks rows mean ± std = {mean} ± {std}, which leave the box [{low}, {high}]; "
                             "use post_transform=False"
                         )
-        _ = game.clone_optimizer, game.generator_optimizer
+        _ = game.learner, game.maker
         return game
 
     @property
@@ -270,57 +227,26 @@ class Game:
         return self.settings.clone_batches + self.settings.extra_clone_updates
 
     @property
-    def clone_optimizer(self) -> optax.GradientTransformation:
-        """As the settings say."""
+    def learner(self) -> Learner:
+        """The clone."""
         s = self.settings
-        return self._scheduled(s.clone_optimizer, s.clone_rate, s.steps * self.clone_updates)
+        rule = self._scheduled(s.clone_optimizer, s.clone_rate, s.steps * self.clone_updates)
+        return Learner(self.module, self.preprocessing, self.input_shape, rule)
 
     @property
-    def generator_optimizer(self) -> optax.GradientTransformation:
-        """As the settings say."""
+    def maker(self) -> Maker:
+        """The generator."""
         s = self.settings
-        return self._scheduled(s.generator_optimizer, s.generator_rate, s.steps)
+        rule = self._scheduled(s.generator_optimizer, s.generator_rate, s.steps)
+        return Maker(self.generator, self.preprocessing, rule, "normalised_tanh" if s.post_transform else "box")
 
     def _scheduled(self, name: str, rate: float, steps: int) -> optax.GradientTransformation:
         s = self.settings
         return scheduled(name, rate, steps, s.schedule, s.drops, s.drop_factor, s.momentum, s.weight_decay)
 
-    def new_clone(self, key: Key) -> Training:
-        """A clone that knows nothing."""
-        made = Classifier.create(self.module, key, self.input_shape, self.preprocessing).variables
-        return Training(made, self.clone_optimizer.init(made["params"]))
-
-    def new_generator(self, key: Key) -> Training:
-        """A generator that was never told anything."""
-        made = self.generator.init(key, jnp.zeros((2, self.generator.latent)))
-        return Training(made, self.generator_optimizer.init(made["params"]))
-
     def clone(self, variables: PyTree) -> Classifier:
         """The classifier with these variables; calling it is evaluation mode."""
-        return Classifier(self.module, variables, self.preprocessing, self.input_shape)
-
-    def pre_activations(self, variables: PyTree, z: Array) -> tuple[Array, PyTree]:
-        """(B, Z) -> x̃ (B, H, W, C) and the updated statistics; training mode."""
-        z = constrain_samples(z)
-        return apply(self.generator, variables, z, train=True, mutable=["batch_stats"], method="pre_activation")
-
-    def rows(self, pre_activation: Array) -> Array:
-        """x̃ -> rows to ask, in pixel space."""
-        preprocessing = self.preprocessing
-        if not self.settings.post_transform:
-            return squash(pre_activation, preprocessing.box)
-        per_channel = (1, 1, 1, -1)
-        mean, std = (jnp.asarray(values, jnp.float32) for values in (preprocessing.mean, preprocessing.std))
-        return mean.reshape(per_channel) + std.reshape(per_channel) * jnp.tanh(pre_activation)
-
-    def fresh_rows(self, variables: PyTree, z: Array) -> Array:
-        """(n, B, Z) -> (n, B, H, W, C), every batch normalised by itself; statistics are not kept."""
-
-        def batch(z: Array) -> Array:
-            return self.rows(self.pre_activations(variables, z)[0])
-
-        # One batch after another stays in a CPU's cache; an accelerator is filled by all of them.
-        return jax.lax.map(batch, z) if jax.default_backend() == "cpu" else jax.vmap(batch)(z)
+        return self.learner.classifier(variables)
 
     def targets(self, answers: Any) -> Array:
         """What the clone learns from answers: (B, K) logits or probabilities, or (B,) labels."""
@@ -340,35 +266,10 @@ class Game:
             return soft_cross_entropy(logits, targets) - entropy
         return cross_entropy(logits, targets)
 
-    def clone_step(self, key: Key, clone: Training, rows: Array, targets: Array) -> tuple[Training, Array]:
-        """One update of the clone, in training mode, on the mean loss of a batch; and that loss."""
-        inputs, targets = constrain_samples(self.preprocessing(rows)), constrain_samples(targets)
-
-        def mean_loss(params: PyTree) -> tuple[Array, PyTree]:
-            logits, updated = apply(
-                self.module,
-                {**clone.variables, "params": params},
-                inputs,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": key},
-            )
-            return jnp.mean(self.loss(logits.astype(jnp.float32), targets)), updated
-
-        (value, updated), gradient = jax.value_and_grad(mean_loss, has_aux=True)(clone.variables["params"])
-        return updated_by(self.clone_optimizer, clone, gradient, updated), value
-
-    def clone_steps(self, key: Key, clone: Training, rows: Array, targets: Array) -> tuple[Training, Array]:
-        """Updates on n batches one after another, rows (n, B, ...) and targets (n, B, ...); and the mean loss."""
-
-        def step(clone: Training, batch: tuple) -> tuple[Training, Array]:
-            i, rows, targets = batch
-            return self.clone_step(jax.random.fold_in(key, i), clone, rows, targets)
-
-        clone, losses = jax.lax.scan(
-            step, clone, (jnp.arange(rows.shape[0]), rows, targets), unroll=self.settings.unroll
-        )
-        return clone, jnp.mean(losses)
+    def learn(self, key: Key, clone: Training, rows: Array, targets: Array) -> tuple[Training, Array]:
+        """The clone's updates on n batches one after another, rows (n, B, ...), targets (n, B, ...); and the mean loss."""
+        loss = lambda seen, targets: self.loss(seen.logits, targets)
+        return self.learner.learn_all(key, clone, rows, targets, loss, unroll=self.settings.unroll)
 
     def new_replay(self) -> Replay | None:
         """An empty ring for what the clone learns from, or None without replay."""
@@ -387,7 +288,7 @@ class Game:
         choose_key, learn_key = jax.random.split(key)
         replay = remember(replay, rows, targets, box)
         again = recall(choose_key, replay, (settings.replay_batches, settings.batch_size), box)
-        clone, loss = self.clone_steps(learn_key, clone, *again)
+        clone, loss = self.learn(learn_key, clone, *again)
         return clone, replay, {"replay_loss": loss}
 
 
@@ -412,6 +313,5 @@ __all__ = [
     "batches",
     "clone_of",
     "resolved_loss",
-    "scheduled",
     "steps_for",
 ]

@@ -13,11 +13,11 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches
-from dfke_jax.extraction.replay import Replay
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.training import Training, updated_by
 from dfke_jax.oracle.reveal import Reveal
+from dfke_jax.synthesis.replay import Replay
 from dfke_jax.synthesis.zeroth_order import Differences, cache_chunk, estimate, in_chunks, perturbed_rows, precise
 
 
@@ -154,7 +154,7 @@ def begin(game: Static, key: Key) -> DFMEState:
     """Both players, fresh."""
     clone_key, generator_key = jax.random.split(key)
     fixed: Game = game.value
-    return DFMEState(fixed.new_clone(clone_key), fixed.new_generator(generator_key), fixed.new_replay())
+    return DFMEState(fixed.learner.new(clone_key), fixed.maker.new(generator_key), fixed.new_replay())
 
 
 class _Draws(NamedTuple):
@@ -182,10 +182,10 @@ def ask(game: Static, key: Key, state: Any) -> tuple[Any, Array]:
     fixed: Game = game.value
     drawn = draws(fixed, key)
     variables = state.generator.variables
-    fresh = fixed.fresh_rows(variables, drawn.clone_z)
-    x, _ = fixed.pre_activations(variables, drawn.generator_z)
+    fresh = fixed.maker.batches(variables, drawn.clone_z)
+    x, _ = fixed.maker.pre_activations(variables, drawn.generator_z)
     points = perturbed_rows(drawn.directions, x, fixed.settings.differences)
-    return state, jnp.concatenate([fresh.reshape(-1, *fixed.input_shape), fixed.rows(points)])
+    return state, jnp.concatenate([fresh.reshape(-1, *fixed.input_shape), fixed.maker.shown(points)])
 
 
 def climb(
@@ -212,7 +212,7 @@ def climb(
     losses = fixed.loss(logits, targets)
 
     def image(params: PyTree) -> tuple[Array, PyTree]:
-        return fixed.pre_activations({**generator.variables, "params": params}, drawn.generator_z)
+        return fixed.maker.pre_activations({**generator.variables, "params": params}, drawn.generator_z)
 
     x, back, statistics = jax.vjp(image, generator.variables["params"], has_aux=True)
     gradient = estimate(drawn.directions, x, losses, settings.differences)
@@ -226,7 +226,7 @@ def climb(
     else:
         flat = table[1:] == table[:1]
         here = jnp.mean(table[0])
-    generator = updated_by(fixed.generator_optimizer, generator, descent, statistics)
+    generator = updated_by(fixed.maker.optimizer, generator, descent, statistics)
     return generator, here, jnp.mean(flat, dtype=jnp.float32)
 
 
@@ -244,14 +244,14 @@ def play(
     size, fresh = settings.batch_size, settings.clone_batches
     targets = fixed.targets(answers)
     learn_key, again_key, replay_key = jax.random.split(drawn.updates, 3)
-    clone, loss = fixed.clone_steps(learn_key, state.clone, *batches((rows, targets), fresh, size))
+    clone, loss = fixed.learn(learn_key, state.clone, *batches((rows, targets), fresh, size))
     kept = (fresh + settings.reuse) * size
     clone, replay, metrics = fixed.replay_steps(replay_key, clone, state.replay, rows[:kept], targets[:kept])
     asked, answered = rows[fresh * size :], targets[fresh * size :]
     generator, disagreement, flat = climb(fixed, drawn, state.generator, clone.variables, asked, answered, pull)
     if settings.reuse:
         again = batches((asked, answered), settings.differences.rows_per_sample, size)
-        clone, _ = fixed.clone_steps(again_key, clone, *again)
+        clone, _ = fixed.learn(again_key, clone, *again)
     metrics |= {"loss": loss, "disagreement": disagreement, "flat": flat}
     return DFMEState(clone, generator, replay), metrics
 

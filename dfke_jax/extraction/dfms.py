@@ -15,13 +15,14 @@ from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
 from dfke_jax.extraction.common import Game, GenerativeSettings, batches
 from dfke_jax.extraction.disagreement import negative_entropy
 from dfke_jax.extraction.pool import CloneTraining, PoolSettings
-from dfke_jax.extraction.replay import Replay
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, draw_latents
+from dfke_jax.nn.players import descend
 from dfke_jax.nn.precision import apply
-from dfke_jax.nn.training import Training, updated_by
+from dfke_jax.nn.training import Training
 from dfke_jax.oracle.reveal import Reveal
+from dfke_jax.synthesis.replay import Replay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,19 +275,19 @@ def _deceive(
     before: Training = state.generator
     judge = DCGANDiscriminator(settings.width)
 
-    def objective(params: PyTree) -> tuple[Array, tuple]:
+    def objective(params: PyTree) -> tuple[Array, tuple[tuple, PyTree]]:
         images, statistics = apply(
             generator, {**before.variables, "params": params}, z, train=True, mutable=["batch_stats"]
         )
         judged, _ = apply(judge, state.discriminator.variables, images, train=True, mutable=["batch_stats"])
         adversarial = jnp.mean(jax.nn.softplus(-judged))
         if clone is None:
-            return adversarial, (statistics, images, adversarial, jnp.zeros(()))
+            return adversarial, ((images, adversarial, jnp.zeros(())), statistics)
         balance = negative_entropy(jax.nn.softmax(clone(images)))
-        return adversarial + settings.diversity * balance, (statistics, images, adversarial, -balance)
+        return adversarial + settings.diversity * balance, ((images, adversarial, -balance), statistics)
 
-    gradient, (statistics, images, loss, entropy) = jax.grad(objective, has_aux=True)(before.variables["params"])
-    return updated_by(_adam(settings), before, gradient, statistics), images, loss, entropy
+    after, _, (images, loss, entropy) = descend(_adam(settings), before, objective)
+    return after, images, loss, entropy
 
 
 def _judge(settings: DFMSSettings, before: Training, real: Array, fake: Array) -> tuple[Training, Array]:
@@ -294,14 +295,14 @@ def _judge(settings: DFMSSettings, before: Training, real: Array, fake: Array) -
     judge = DCGANDiscriminator(settings.width)
     fake = jax.lax.stop_gradient(fake)
 
-    def objective(params: PyTree) -> tuple[Array, PyTree]:
+    def objective(params: PyTree) -> tuple[Array, tuple[None, PyTree]]:
         variables = {**before.variables, "params": params}
         on_real, updated = apply(judge, variables, real, train=True, mutable=["batch_stats"])
         on_fake, updated = apply(judge, {**variables, **updated}, fake, train=True, mutable=["batch_stats"])
-        return jnp.mean(jax.nn.softplus(-on_real)) + jnp.mean(jax.nn.softplus(on_fake)), updated
+        return jnp.mean(jax.nn.softplus(-on_real)) + jnp.mean(jax.nn.softplus(on_fake)), (None, updated)
 
-    (loss, statistics), gradient = jax.value_and_grad(objective, has_aux=True)(before.variables["params"])
-    return updated_by(_adam(settings), before, gradient, statistics), loss
+    after, loss, _ = descend(_adam(settings), before, objective)
+    return after, loss
 
 
 def _begin(game: Static, start: Adversaries | None, learnt: PyTree | None, key: Key) -> DFMSState:
@@ -309,7 +310,7 @@ def _begin(game: Static, start: Adversaries | None, learnt: PyTree | None, key: 
     clone_key, other_key = jax.random.split(key)
     others = _new_adversaries(fixed.generator, fixed.settings, other_key) if start is None else start  # type: ignore[arg-type]
     generator, discriminator = jax.tree.map(jnp.array, others)
-    clone = fixed.new_clone(clone_key)
+    clone = fixed.learner.new(clone_key)
     if learnt is not None:
         clone = Training(jax.tree.map(jnp.array, learnt), clone.optimizer_state)
     return DFMSState(clone, generator, discriminator, fixed.new_replay())
@@ -321,8 +322,8 @@ def _latents(fixed: Game, key: Key) -> Array:
 
 def _ask(game: Static, augment: Augmentation | None, key: Key, state: DFMSState) -> tuple[DFMSState, Array]:
     fixed: Game = game.value
-    x, _ = fixed.pre_activations(state.generator.variables, _latents(fixed, key))
-    rows = fixed.rows(x)
+    x, _ = fixed.maker.pre_activations(state.generator.variables, _latents(fixed, key))
+    rows = fixed.maker.shown(x)
     return state, rows if augment is None else augment(jax.random.fold_in(key, 4), rows)
 
 
@@ -333,7 +334,7 @@ def _tell(
     settings: DFMSSettings = fixed.settings
     learn_key, image_key, replay_key = (jax.random.fold_in(key, i) for i in (1, 2, 3))
     targets = fixed.targets(answers)
-    clone, loss = fixed.clone_steps(learn_key, state.clone, *batches((rows, targets), 1, settings.batch_size))
+    clone, loss = fixed.learn(learn_key, state.clone, *batches((rows, targets), 1, settings.batch_size))
     clone, replay, metrics = fixed.replay_steps(replay_key, clone, state.replay, rows, targets)
     generator: Any = fixed.generator
     made, fake, deceived, entropy = _deceive(

@@ -11,11 +11,12 @@ from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches
-from dfke_jax.extraction.replay import Replay, recall, remember
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
-from dfke_jax.nn.training import Training, trained, updated_by
+from dfke_jax.nn.players import descend
+from dfke_jax.nn.training import Training, trained
 from dfke_jax.oracle.reveal import Reveal
+from dfke_jax.synthesis.replay import Replay, recall, remember
 
 OBJECTIVES = ("std", "l1")
 
@@ -166,16 +167,16 @@ def negative_entropy(probabilities: Array) -> Array:
 def _begin(game: Static, key: Key) -> DisagreementState:
     fixed: Game = game.value
     clone_key, generator_key = jax.random.split(key)
-    clones = jax.vmap(fixed.new_clone)(jax.random.split(clone_key, fixed.settings.clones))
+    clones = jax.vmap(fixed.learner.new)(jax.random.split(clone_key, fixed.settings.clones))
     replay = fixed.new_replay()
-    return DisagreementState(clones, fixed.new_generator(generator_key), replay)
+    return DisagreementState(clones, fixed.maker.new(generator_key), replay)
 
 
 def _ask(game: Static, key: Key, state: DisagreementState) -> tuple[DisagreementState, Array]:
     fixed: Game = game.value
     settings: DisagreementSettings = fixed.settings
     z = draw_latents(jax.random.fold_in(key, 0), (settings.clone_batches, settings.batch_size), fixed.generator)
-    rows = fixed.fresh_rows(state.generator.variables, z)
+    rows = fixed.maker.batches(state.generator.variables, z)
     if settings.grey_every and rows.shape[-1] > 1:
         grey = (jnp.arange(settings.batch_size) % settings.grey_every == 0).reshape(1, -1, 1, 1, 1)
         rows = jnp.where(grey, rows.mean(-1, keepdims=True), rows)
@@ -193,7 +194,7 @@ def _tell(
 
     def learn(key: Key, clones: Training, rows: Array, targets: Array) -> tuple[Training, Array]:
         keys = jax.random.split(key, settings.clones)
-        clones, losses = jax.vmap(fixed.clone_steps, (0, 0, None, None))(keys, clones, rows, targets)
+        clones, losses = jax.vmap(fixed.learn, (0, 0, None, None))(keys, clones, rows, targets)
         return clones, jnp.mean(losses)
 
     clones, loss = learn(
@@ -213,16 +214,15 @@ def _part(fixed: Game, generator: Training, clones: PyTree, z: Array) -> tuple[T
     """The generator's step, away from agreement."""
     settings: DisagreementSettings = fixed.settings
 
-    def objective(params: PyTree) -> tuple[Array, tuple[PyTree, Metrics]]:
-        x, statistics = fixed.pre_activations({**generator.variables, "params": params}, z)
-        images = fixed.rows(x)
+    def objective(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
+        images, statistics = fixed.maker.images({**generator.variables, "params": params}, z)
         logits = jax.vmap(lambda variables: fixed.clone(variables)(images))(clones)
         gap = jnp.mean(spread(logits, settings.objective))
         balance = negative_entropy(jax.nn.softmax(logits))
-        return settings.diversity * balance - gap, (statistics, {"disagreement": gap, "entropy": -balance})
+        return settings.diversity * balance - gap, ({"disagreement": gap, "entropy": -balance}, statistics)
 
-    gradient, (statistics, metrics) = jax.grad(objective, has_aux=True)(generator.variables["params"])
-    return updated_by(fixed.generator_optimizer, generator, gradient, statistics), metrics
+    generator, _, metrics = descend(fixed.maker.optimizer, generator, objective)
+    return generator, metrics
 
 
 __all__ = [

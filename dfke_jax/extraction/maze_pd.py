@@ -11,15 +11,16 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Attack, Static
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.common import OPTIMISERS, Game, scheduled
+from dfke_jax.extraction.common import Game
 from dfke_jax.extraction.dfme import DFMEState, ask, begin, check_differences, draws, play
 from dfke_jax.extraction.maze import MAZESettings
-from dfke_jax.extraction.replay import Replay, remember
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.discriminators import DCGANDiscriminator, between, gradient_penalty
 from dfke_jax.nn.generators import DFMEGenerator
+from dfke_jax.nn.players import OPTIMISERS, scheduled
 from dfke_jax.nn.training import Training, updated_by
 from dfke_jax.oracle.reveal import Reveal
+from dfke_jax.synthesis.replay import Replay, remember
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +175,7 @@ def _tell(
     )
 
     def gain(x: Array) -> Array:
-        return settings.critic_weight * jnp.sum(settings.critic.apply(critic.variables, fixed.rows(x)))  # type: ignore[arg-type]
+        return settings.critic_weight * jnp.sum(settings.critic.apply(critic.variables, fixed.maker.shown(x)))  # type: ignore[arg-type]
 
     before = DFMEState(state.clone, state.generator, state.replay)
     after, metrics = play(fixed, key, before, rows, answers, pull=jax.grad(gain))

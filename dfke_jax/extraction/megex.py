@@ -238,7 +238,7 @@ def _ask(game: Static, key: Key, state: DFMEState) -> tuple[DFMEState, Array]:
     fixed: Game = game.value
     drawn = draws(fixed, key)
     z = jnp.concatenate([drawn.clone_z, drawn.generator_z[None]])
-    return state, fixed.fresh_rows(state.generator.variables, z).reshape(-1, *fixed.input_shape)
+    return state, fixed.maker.batches(state.generator.variables, z).reshape(-1, *fixed.input_shape)
 
 
 def _tell(
@@ -250,13 +250,13 @@ def _tell(
     size, fresh = settings.batch_size, settings.clone_batches
     targets = fixed.targets(answers.probabilities)
     learn_key, replay_key = jax.random.split(drawn.updates)
-    clone, loss = fixed.clone_steps(learn_key, state.clone, *batches((rows, targets), fresh, size))
+    clone, loss = fixed.learn(learn_key, state.clone, *batches((rows, targets), fresh, size))
     clone, replay, metrics = fixed.replay_steps(replay_key, clone, state.replay, rows, targets)
 
     def image(params: PyTree) -> tuple[Array, PyTree]:
         variables = {**state.generator.variables, "params": params}
-        x, statistics = fixed.pre_activations(variables, drawn.generator_z)
-        return fixed.rows(x), statistics
+        x, statistics = fixed.maker.pre_activations(variables, drawn.generator_z)
+        return fixed.maker.shown(x), statistics
 
     images, back, statistics = jax.vjp(image, state.generator.variables["params"], has_aux=True)
     asked = slice(fresh * size, None)
@@ -269,7 +269,7 @@ def _tell(
         settings,
     )
     (descent,) = back(-gradient / size)
-    generator = updated_by(fixed.generator_optimizer, state.generator, descent, statistics)
+    generator = updated_by(fixed.maker.optimizer, state.generator, descent, statistics)
     metrics |= {"loss": loss, "disagreement": jnp.mean(disagreement)}
     return DFMEState(clone, generator, replay), metrics
 

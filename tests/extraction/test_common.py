@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.extraction.common import Game, GenerativeSettings, batches, scheduled
-from dfke_jax.extraction.replay import empty_replay, recall, remember
+from dfke_jax.extraction.common import Game, GenerativeSettings, batches
 from dfke_jax.nn.classifier import Preprocessing
 from dfke_jax.nn.generators import DFMEGenerator
+from dfke_jax.nn.players import scheduled
 from dfke_jax.oracle import Reveal, answered_logits
+from dfke_jax.synthesis.replay import empty_replay, recall, remember
 
 KEY = jax.random.key(71)
 SETTINGS = GenerativeSettings(schedule="constant", width=2, latent=4)

@@ -108,7 +108,7 @@ def test_the_critics_part_of_the_generators_step_is_exact(classifier):
 
     @jax.jit
     def gain(params):
-        x, _ = game.pre_activations({**state.generator.variables, "params": params}, draws(game, KEY).generator_z)
+        x, _ = game.maker.pre_activations({**state.generator.variables, "params": params}, draws(game, KEY).generator_z)
         return 2.0 * jnp.mean(settings.critic.apply(after.critic.variables, game.rows(x)))
 
     before = state.generator.variables["params"]
