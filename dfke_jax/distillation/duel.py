@@ -1,0 +1,295 @@
+"""Generator against student: what the white-box methods with a generator share, the schedule of the two players included.
+
+A method is a *gain*, what the generator descends, and a `Schedule`. Both players see the teacher's own answers; nothing is
+asked of real data. With a generator rate of 0 the generator stays as it was drawn: the matched control.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.method import Method, Static, method
+from dfke_jax.core.types import Array, Key, Metrics, PyTree
+from dfke_jax.distillation.cost import Cost
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.generators import DFMEGenerator, draw_latents
+from dfke_jax.nn.players import OPTIMISERS, OUTPUTS, SCHEDULES, Learner, Maker, Observed, descend, observe, scheduled
+from dfke_jax.nn.training import Training
+
+MODES = ("train", "eval")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Whose turn it is; hashable.
+
+    Attributes:
+      student: updates of the student per update of the generator, n_S.
+      same_latents: the generator moves first, and all n_S updates of the student are on the images that it then makes of
+        the same latents; the teacher answers them once. Otherwise the student moves first, on fresh latents every time.
+      joint: one batch serves both: the student learns the images that the generator's step has just judged. Then n_S = 1.
+      student_mode: of the student while the generator moves: ``train`` normalises by the batch, ``eval`` by running
+        statistics. The student's running statistics are its own steps' alone.
+
+    Raises:
+      InputError: for schedules that contradict themselves.
+    """
+
+    student: int = 5
+    same_latents: bool = False
+    joint: bool = False
+    student_mode: Literal["train", "eval"] = "train"
+
+    def __post_init__(self):
+        if self.student < 1:
+            raise InputError(f"the student needs at least one update, got {self.student}")
+        if self.joint and (self.student != 1 or self.same_latents):
+            raise InputError("a joint step is one batch and one update of the student, without same_latents")
+        if self.student_mode not in MODES:
+            raise UnknownNameError("mode of the student", self.student_mode, MODES)
+
+
+@dataclasses.dataclass(frozen=True)
+class DuelSettings:
+    """What every method with a generator must decide.
+
+    Attributes:
+      steps: iterations that the schedules of the rates span, each of one update of the generator.
+      batch_size: B. latent, width: of the generator.
+      student_optimizer, student_rate: ``sgd`` (with `momentum` and `weight_decay`) or ``adam`` (without them).
+      generator_optimizer, generator_rate: the same; a rate of 0 is the control.
+      schedule, drops, drop_factor: of both rates, see `dfke_jax.nn.players.scheduled`.
+      clip: largest norm of either player's gradient; 0 for any.
+      output: what of the generator the networks see, see `dfke_jax.nn.players.Maker`: ``box`` keeps to pictures, the others
+        presume the normalisation of the data and leave the box.
+
+    Raises:
+      InputError, UnknownNameError: for values that mean nothing.
+    """
+
+    steps: int = 0
+    batch_size: int = 256
+    latent: int = 100
+    width: int = 64
+    student_optimizer: str = "adam"
+    student_rate: float = 2e-3
+    generator_optimizer: str = "adam"
+    generator_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    drops: tuple[float, ...] = ()
+    drop_factor: float = 0.1
+    clip: float = 0.0
+    output: Literal["box", "normalised_tanh", "normalised"] = "box"
+
+    def __post_init__(self):
+        for name in ("batch_size", "latent", "width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.student_rate > 0 or not self.drop_factor > 0:
+            raise InputError(
+                f"student_rate and drop_factor must be positive, got {self.student_rate} and {self.drop_factor}"
+            )
+        if not 0 <= self.momentum < 1 or not min(self.generator_rate, self.steps, self.weight_decay, self.clip) >= 0:
+            raise InputError(
+                "generator_rate, steps, weight_decay and clip must not be negative and momentum must lie in [0, 1), got "
+                f"{self.generator_rate}, {self.steps}, {self.weight_decay}, {self.clip} and {self.momentum}"
+            )
+        if list(self.drops) != sorted(self.drops) or not all(0 < drop < 1 for drop in self.drops):
+            raise InputError(f"drops must be increasing fractions of the steps in (0, 1), got {self.drops}")
+        for what, name, known in (
+            ("schedule", self.schedule, SCHEDULES),
+            ("optimiser", self.student_optimizer, OPTIMISERS),
+            ("optimiser", self.generator_optimizer, OPTIMISERS),
+            ("output of a generator", self.output, OUTPUTS),
+        ):
+            if name not in known:
+                raise UnknownNameError(what, name, known)
+
+
+class Seen(NamedTuple):
+    """What a gain may read of one batch; everything is differentiable with respect to the images.
+
+    Attributes:
+      images: (B, H, W, C). teacher, student: what each network shows of them.
+    """
+
+    images: Array
+    teacher: Observed
+    student: Observed
+
+
+Gain = Callable[[Seen], tuple[Array, Metrics]]
+"""What the generator descends, () and metrics beside it; a `jax.tree_util.Partial`."""
+
+StudentLoss = Callable[[Observed, Observed], Array]
+"""(student, teacher) -> (B,); a `Partial`."""
+
+
+class DuelState(NamedTuple):
+    """State of a duel: variables and optimiser states of both players."""
+
+    student: Training
+    generator: Training
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fixed:
+    learner: Learner
+    maker: Maker
+    schedule: Schedule
+    batch_size: int
+    activations: bool
+
+
+def duel(
+    teacher: Classifier,
+    student: Classifier,
+    settings: DuelSettings,
+    schedule: Schedule,
+    gain: Gain,
+    student_loss: StudentLoss,
+    *,
+    activations: bool = False,
+) -> Method:
+    """A method in which a generator makes what a student learns of its teacher.
+
+    Args:
+      teacher: frozen. student: gives the network; parameters are drawn afresh.
+      settings: see `DuelSettings`; schedules over steps need ``settings.steps``.
+      schedule: see `Schedule`.
+      gain: what the generator descends. student_loss: of the student's updates.
+      activations: whether either reads hidden layers.
+
+    Returns:
+      A `Method` over `DuelState` with metrics ``student_loss``, ``generator_loss``, ``class_entropy`` (of the teacher's mean
+      answer to the generator's batch, as a share of log K: near 0 the generator has collapsed) and the gain's own.
+
+    Raises:
+      InputError: teacher and student of other classes or images.
+    """
+    if (teacher.num_classes, teacher.input_shape) != (student.num_classes, student.input_shape):
+        raise InputError(
+            f"teacher and student must agree on classes and images; the teacher has {teacher.num_classes} classes of "
+            f"{teacher.input_shape}, the student {student.num_classes} of {student.input_shape}"
+        )
+    s = settings
+
+    def rule(name: str, rate: float, steps: int) -> Any:
+        return scheduled(name, rate, steps, s.schedule, s.drops, s.drop_factor, s.momentum, s.weight_decay, s.clip)
+
+    learner = Learner.of(student, rule(s.student_optimizer, s.student_rate, s.steps * schedule.student))
+    generator = DFMEGenerator(teacher.input_shape, s.width, s.latent)
+    maker = Maker(generator, teacher.preprocessing, rule(s.generator_optimizer, s.generator_rate, s.steps), s.output)
+    fixed = Static(_Fixed(learner, maker, schedule, s.batch_size, activations))
+    return method(_init, _step, fixed, teacher, gain, student_loss)
+
+
+def duel_cost(settings: DuelSettings, schedule: Schedule) -> Cost:
+    """What one iteration costs, in images that pass through a network."""
+    batch, updates = settings.batch_size, schedule.student
+    fresh = 0 if schedule.joint else batch * (1 if schedule.same_latents else updates)
+    return Cost(
+        samples=batch + (0 if schedule.same_latents else fresh),
+        teacher_forward=batch + fresh,
+        teacher_backward=batch,
+        student_updates=updates,
+        generator_updates=1,
+    )
+
+
+def _init(fixed: Static, teacher: Classifier, gain: Gain, loss: StudentLoss, key: Key) -> DuelState:
+    of: _Fixed = fixed.value
+    student_key, generator_key = jax.random.split(key)
+    return DuelState(of.learner.new(student_key), of.maker.new(generator_key))
+
+
+def _step(
+    fixed: Static, teacher: Classifier, gain: Gain, loss: StudentLoss, key: Key, state: DuelState
+) -> tuple[DuelState, Metrics]:
+    of: _Fixed = fixed.value
+    schedule, size = of.schedule, of.batch_size
+    latent_key, fresh_key, learn_key = jax.random.split(key, 3)
+    z = draw_latents(latent_key, (size,), of.maker.generator)
+
+    if schedule.joint:
+        generator, images, answers, metrics = _generator_step(of, teacher, gain, state, z, learn_key)
+        student, learnt = of.learner.learn(learn_key, state.student, images, answers, loss, activations=of.activations)
+    elif schedule.same_latents:
+        generator, _, _, metrics = _generator_step(of, teacher, gain, state, z, learn_key)
+        images, _ = of.maker.images(generator.variables, z)
+        answers = _answers(of, teacher, images)
+        again = lambda leaf: jnp.broadcast_to(leaf, (schedule.student, *leaf.shape))
+        student, learnt = of.learner.learn_all(
+            learn_key, state.student, again(images), jax.tree.map(again, answers), loss, activations=of.activations
+        )
+    else:
+
+        def learn(student: Training, i: Array) -> tuple[Training, Array]:
+            fresh = draw_latents(jax.random.fold_in(fresh_key, i), (size,), of.maker.generator)
+            images, _ = of.maker.images(state.generator.variables, fresh)
+            return of.learner.learn(
+                jax.random.fold_in(learn_key, i), student, images, _answers(of, teacher, images), loss,
+                activations=of.activations,
+            )  # fmt: skip
+
+        student, losses = jax.lax.scan(learn, state.student, jnp.arange(schedule.student))
+        learnt = jnp.mean(losses)
+        generator, _, _, metrics = _generator_step(of, teacher, gain, state._replace(student=student), z, learn_key)
+    return DuelState(student, generator), {"student_loss": learnt, **metrics}
+
+
+def _answers(of: _Fixed, teacher: Classifier, images: Array) -> Observed:
+    """What the teacher shows of images that are given."""
+    images = jax.lax.stop_gradient(images)
+    seen = observe(teacher.module, teacher.variables, teacher.preprocessing(images), activations=of.activations)
+    return jax.lax.stop_gradient(seen)
+
+
+def _generator_step(
+    of: _Fixed, teacher: Classifier, gain: Gain, state: DuelState, z: Array, key: Key
+) -> tuple[Training, Array, Observed, Metrics]:
+    """The generator after its update, its images before it, what the teacher shows of them, and metrics."""
+    train = of.schedule.student_mode == "train"
+
+    def objective(params: PyTree) -> tuple[Array, tuple[Any, PyTree]]:
+        images, statistics = of.maker.images({**state.generator.variables, "params": params}, z)
+        shown = observe(teacher.module, teacher.variables, teacher.preprocessing(images), activations=of.activations)
+        own = of.learner.observe(
+            state.student.variables, images, train=train, activations=of.activations,
+            key=jax.random.fold_in(key, 0) if train else None,
+        )  # fmt: skip
+        value, metrics = gain(Seen(images, shown, own._replace(updated={})))
+        return value, ((images, shown, metrics), statistics)
+
+    generator, value, (images, shown, metrics) = descend(of.maker.optimizer, state.generator, objective)
+    images, shown = jax.lax.stop_gradient((images, shown))
+    mean = jnp.mean(jax.nn.softmax(shown.logits), 0)
+    entropy = -jnp.sum(jax.scipy.special.xlogy(mean, mean)) / jnp.log(mean.shape[0])
+    return generator, images, shown, {"generator_loss": value, "class_entropy": entropy, **metrics}
+
+
+def student_of(classifier: Classifier, state: DuelState) -> Classifier:
+    """The student that a duel's state holds.
+
+    Args:
+      classifier: as given to the method. state: of the method.
+    """
+    return dataclasses.replace(classifier, variables=state.student.variables)
+
+
+__all__ = [
+    "DuelSettings",
+    "DuelState",
+    "Gain",
+    "Schedule",
+    "Seen",
+    "duel",
+    "duel_cost",
+    "student_of",
+]

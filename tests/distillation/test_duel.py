@@ -1,0 +1,238 @@
+"""Generator against student: one iteration written out by hand, schedules, and what the methods refuse."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfke_jax import core
+from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.distillation import DAFLSettings, DFADSettings, ZSKTSettings, dafl, dfad, zskt
+from dfke_jax.distillation.dafl import dafl_cost
+from dfke_jax.distillation.dfad import dfad_cost
+from dfke_jax.distillation.duel import Schedule, student_of
+from dfke_jax.distillation.zskt import shared_maps, zskt_cost
+from dfke_jax.nn.classifier import Classifier, Preprocessing
+from dfke_jax.nn.generators import DFMEGenerator
+from dfke_jax.nn.mlp import MLP
+from dfke_jax.nn.two_conv import TwoConv
+
+SHAPE, K = (8, 8, 1), 3
+KEY = jax.random.key(81)
+NORMAL = Preprocessing(mean=(0.4,), std=(0.2,))
+# plain descent, so that one update shows the gradient
+PLAIN = {
+    "batch_size": 6, "latent": 5, "width": 2, "schedule": "constant", "student_optimizer": "sgd", "momentum": 0.0,
+    "weight_decay": 0.0, "generator_optimizer": "sgd", "student_rate": 0.1, "generator_rate": 0.05,
+}  # fmt: skip
+
+
+def network(seed, units=(7,), batch_norm=False):
+    return Classifier.create(MLP(K, units, batch_norm=batch_norm), jax.random.key(seed), SHAPE, NORMAL)
+
+
+TEACHER, STUDENT = network(0, (12,)), network(1)
+
+
+def one_step(method):
+    before = jax.jit(method.init)(KEY)
+    after, metrics = jax.jit(method.step)(jax.random.fold_in(KEY, 1), before)
+    return before, after, metrics
+
+
+def step_keys():
+    return jax.random.split(jax.random.fold_in(KEY, 1), 3)
+
+
+def made(generator_params, state, z, output):
+    module = DFMEGenerator(SHAPE, 2, 5)
+    variables = {**state.generator.variables, "params": generator_params}
+    x, _ = module.apply(variables, z, train=True, mutable=["batch_stats"], method="pre_activation")
+    return {"box": (jnp.tanh(x) + 1) / 2, "normalised": 0.4 + 0.2 * x, "normalised_tanh": 0.4 + 0.2 * jnp.tanh(x)}[
+        output
+    ]
+
+
+def log_softmax(z):
+    return z - jax.scipy.special.logsumexp(z, -1, keepdims=True)
+
+
+def kl(t, s):
+    return jnp.sum(jnp.exp(log_softmax(t)) * (log_softmax(t) - log_softmax(s)), -1)
+
+
+def student_logits(params, images):
+    return STUDENT.module.apply({"params": params}, (images - 0.4) / 0.2)
+
+
+def moved(after, before, gradient, rate):
+    """Whether parameters moved by −rate times a gradient found otherwise."""
+    found = jax.tree.map(lambda a, b: (b - a) / rate, after, before)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=3e-5)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-3
+
+
+@pytest.mark.parametrize("output", ["box", "normalised", "normalised_tanh"])
+def test_dafl_moves_both_players_from_one_batch(output):
+    settings = DAFLSettings(**PLAIN, output=output, one_hot=0.7, activation=0.3, entropy=2.0)
+    before, after, metrics = one_step(dafl(TEACHER, STUDENT, settings))
+    z = jax.random.normal(step_keys()[0], (6, 5))
+
+    @jax.grad
+    def generator(params):
+        x = made(params, before, z, output)
+        logits, features = TEACHER(x), TEACHER.features(x)
+        p = jax.nn.softmax(logits)
+        one_hot = -jnp.mean(jnp.take_along_axis(log_softmax(logits), logits.argmax(-1)[:, None], 1))
+        mean = p.mean(0)
+        return 0.7 * one_hot - 0.3 * jnp.mean(jnp.abs(features)) + 2.0 * jnp.sum(mean * jnp.log10(mean))
+
+    params = before.generator.variables["params"]
+    moved(after.generator.variables["params"], params, generator(params), 0.05)
+    x = made(params, before, z, output)
+    own = before.student.variables["params"]
+    gradient = jax.grad(lambda params: jnp.mean(kl(TEACHER(x), student_logits(params, x))))(own)
+    moved(after.student.variables["params"], own, gradient, 0.1)
+    mean = np.asarray(jax.nn.softmax(TEACHER(x))).mean(0)
+    np.testing.assert_allclose(metrics["class_entropy"], -(mean * np.log(mean)).sum() / np.log(3), rtol=1e-5)
+    np.testing.assert_allclose(metrics["entropy"], (mean * np.log10(mean)).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["l1", "log_l1"])
+def test_dfad_is_n_updates_of_the_student_and_then_one_of_the_generator(form):
+    settings = DFADSettings(**PLAIN, student_steps=2, form=form)
+    before, after, metrics = one_step(dfad(TEACHER, STUDENT, settings))
+    latent_key, fresh_key, _ = step_keys()
+    start = before.generator.variables["params"]
+    own = before.student.variables["params"]
+    apart = lambda params, x: jnp.mean(jnp.abs(TEACHER(x) - student_logits(params, x)))
+    losses = []
+    for i in range(2):
+        x = made(start, before, jax.random.normal(jax.random.fold_in(fresh_key, i), (6, 5)), "box")
+        loss, gradient = jax.value_and_grad(apart)(own, x)
+        losses.append(loss)
+        own = jax.tree.map(lambda p, g: p - 0.1 * g, own, gradient)
+    for a, b in zip(jax.tree.leaves(after.student.variables["params"]), jax.tree.leaves(own), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["student_loss"], np.mean(losses), rtol=1e-4)
+    z = jax.random.normal(latent_key, (6, 5))
+    outer = {"l1": lambda value: value, "log_l1": lambda value: jnp.log(1 + value)}[form]
+    value, gradient = jax.value_and_grad(lambda params: -outer(apart(own, made(params, before, z, "box"))))(start)
+    moved(after.generator.variables["params"], start, gradient, 0.05)
+    np.testing.assert_allclose(metrics["generator_loss"], value, rtol=1e-4)
+
+
+def conv(seed, width):
+    return Classifier.create(TwoConv(K, (width, width), 8), jax.random.key(seed), (28, 28, 1))
+
+
+def test_zskt_learns_from_the_latents_that_the_generator_has_just_moved_on():
+    settings = ZSKTSettings(**PLAIN, student_steps=2, attention=0.0, clip=0.0)
+    before, after, metrics = one_step(zskt(TEACHER, STUDENT, settings))
+    z = jax.random.normal(step_keys()[0], (6, 5))
+    own, start = before.student.variables["params"], before.generator.variables["params"]
+    apart = lambda params, x: jnp.mean(kl(TEACHER(x), student_logits(params, x))) / K
+    gradient = jax.grad(lambda params: -apart(own, made(params, before, z, "box")))(start)
+    moved(after.generator.variables["params"], start, gradient, 0.05)
+    x = made(after.generator.variables["params"], before, z, "box")
+    losses = []
+    for _ in range(2):
+        loss, gradient = jax.value_and_grad(apart)(own, x)
+        losses.append(loss)
+        own = jax.tree.map(lambda p, g: p - 0.1 * g, own, gradient)
+    for a, b in zip(jax.tree.leaves(after.student.variables["params"]), jax.tree.leaves(own), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["student_loss"], np.mean(losses), rtol=1e-3)
+
+
+def test_the_attention_term_of_zskt_is_the_mean_over_pixels():
+    from dfke_jax.core.method import Static
+    from dfke_jax.distillation.zskt import _student_loss
+    from dfke_jax.nn.players import Observed
+
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(2, 4, 5, 6, 3)).astype(np.float32)
+    b = b[..., :2]
+    logits = rng.normal(size=(2, 4, K)).astype(np.float32)
+    seen = [Observed(z, {"conv1": maps}, (), {}) for z, maps in zip(logits, (a, b), strict=True)]
+    found = _student_loss(Static(("conv1",)), 250.0, *seen)
+    attention = [np.square(maps).mean(-1).reshape(4, -1) for maps in (a, b)]
+    q = [f / np.linalg.norm(f, axis=1, keepdims=True) for f in attention]
+    expected = np.asarray(kl(logits[1], logits[0])) / K + 250 * np.square(q[0] - q[1]).mean(1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_students_statistics_are_those_of_its_own_updates(mode):
+    """While the generator moves, the student normalises by the batch or by running statistics; neither is kept."""
+    student = network(2, (7,), batch_norm=True)
+    settings = DFADSettings(**PLAIN, student_steps=1, student_mode=mode)
+    before, after, metrics = one_step(dfad(TEACHER, student, settings))
+    _, fresh_key, _ = step_keys()
+    start = before.generator.variables["params"]
+    x = made(start, before, jax.random.normal(jax.random.fold_in(fresh_key, 0), (6, 5)), "box")
+    _, updated = student.module.apply(before.student.variables, NORMAL(x), train=True, mutable=["batch_stats"])
+    for a, b in zip(
+        jax.tree.leaves(after.student.variables["batch_stats"]), jax.tree.leaves(updated["batch_stats"]), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    z = made(start, before, jax.random.normal(step_keys()[0], (6, 5)), "box")
+    if mode == "train":
+        logits, _ = student.module.apply(after.student.variables, NORMAL(z), train=True, mutable=["batch_stats"])
+    else:
+        logits = student_of(student, after)(z)
+    np.testing.assert_allclose(metrics["generator_loss"], -jnp.mean(jnp.abs(TEACHER(z) - logits)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", [dafl, dfad, zskt])
+def test_a_rate_of_zero_leaves_the_generator_as_it_was_drawn(make):
+    kind = {dafl: DAFLSettings, dfad: DFADSettings, zskt: ZSKTSettings}[make]
+    extra = {"attention": 0.0} if make is zskt else {}
+    settings = dataclasses.replace(kind(**PLAIN, **extra), generator_rate=0.0, generator_optimizer="adam")
+    before, after, _ = one_step(make(TEACHER, STUDENT, settings))
+    for a, b in zip(
+        jax.tree.leaves(before.generator.variables["params"]), jax.tree.leaves(after.generator.variables["params"]),
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_array_equal(a, b)
+
+
+def test_classes_that_are_never_answered_give_no_nan():
+    """Released DAFL multiplies zero by log zero there."""
+    sure = dataclasses.replace(TEACHER, variables=jax.tree.map(lambda leaf: leaf * 0, TEACHER.variables))
+    sure.variables["params"]["head"]["bias"] = jnp.array([0.0, 500.0, 0.0])
+    run = core.run(dafl(sure, STUDENT, DAFLSettings(**PLAIN)), KEY, 2, chunk=2)
+    assert np.isfinite(run.metrics["generator_loss"]).all()
+    np.testing.assert_allclose(run.metrics["class_entropy"], 0, atol=1e-6)
+
+
+def test_costs_are_counted_as_the_step_runs():
+    """Images that pass through the teacher, against a teacher that counts them while it is traced."""
+    assert dafl_cost(DAFLSettings(batch_size=8))[:3] == (8, 8, 8)
+    assert dfad_cost(DFADSettings(batch_size=8, student_steps=5))[:3] == (48, 48, 8)
+    assert zskt_cost(ZSKTSettings(batch_size=8, student_steps=10))[:3] == (8, 16, 8)
+    assert zskt_cost(ZSKTSettings(batch_size=8)).times(3)["student_updates"] == 30
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="needs the number of steps it spans"):
+        zskt(TEACHER, STUDENT, ZSKTSettings(attention=0.0))
+    with pytest.raises(InputError, match=r"share none; attention=0 leaves"):
+        zskt(TEACHER, STUDENT, ZSKTSettings(**PLAIN))
+    assert shared_maps(conv(0, 4), conv(1, 3)) == ("conv1", "conv2")
+    with pytest.raises(InputError, match="share conv1, conv2, and stage9 was asked for"):
+        shared_maps(conv(0, 4), conv(1, 3), ("stage9",))
+    with pytest.raises(InputError, match="a joint step is one batch"):
+        Schedule(2, joint=True)
+    with pytest.raises(UnknownNameError, match="mode of the student"):
+        DFADSettings(student_mode="trian")
+    with pytest.raises(UnknownNameError, match="output of a generator"):
+        DAFLSettings(output="picture")
+    with pytest.raises(InputError, match="weights must not be negative"):
+        DAFLSettings(entropy=-1)
+    other = Classifier.create(MLP(4, (3,)), KEY, SHAPE)
+    with pytest.raises(InputError, match="3 classes of"):
+        dfad(TEACHER, other, DFADSettings(**PLAIN))
