@@ -80,7 +80,7 @@ class MEGEXRecipeSettings(ExtractionSettings):
     """Settings of MEGEX."""
 
     attack: MEGEXSettings = SMALL_MEGEX
-    """How the attack runs; objective='logits' and diversity=0 make it the published one."""
+    """How the attack runs; the generator climbs the published distance of logits, or what objective and diversity say."""
     explanation: str = "gradient"
     """What the endpoint explains and the attack reads: KIND or KIND:key=value,... (smooth_grad:samples=8,classes=top)."""
 
@@ -345,8 +345,7 @@ _register(
     MEGEX,
     "megex",
     "MEGEX: extraction with explanations",
-    "As DFME, from an endpoint that explains its answers by input gradients, which take the place of differences. Small "
-    "settings climb the distance of probabilities and a balance of classes, which the published attack does not.",
+    "As DFME, from an endpoint that explains its answers by input gradients, which take the place of differences.",
     "Miura, Hasegawa, Shibahara: MEGEX, 2021",
     MEGEXRecipeSettings,
 )
