@@ -618,6 +618,16 @@ def test_sums_beyond_the_type_are_no_answers(stranger, values):
         victim(some_rows(2))
 
 
+def test_a_fork_makes_a_victim_of_its_own(world):
+    """It has no event loop, and waiting for one would never end."""
+    victim = world().victim()
+    process, victim._process = victim._process, -1
+    with pytest.raises(InputError, match="in a fork"):
+        victim(some_rows(1))
+    victim._process = process
+    victim(some_rows(1))
+
+
 def test_cookies_are_not_kept(stranger):
     url, answer, asked = stranger
     answer[:] = 200, [(b"set-cookie", b"a=b; path=/")], to_npy(probabilities(some_rows(2))), DESCRIPTION
