@@ -66,7 +66,12 @@ def _other_augmentation(config: DataImpressionSettings, bench: Workbench, make, 
     for source, label, role in variants:
         name = f"data_impressions_{other}" + ("_control" if role == "control" else "")
         steps = 0 if role == "control" else config.synthesis.steps
-        arm = Arm(name, f"{label}, {other} augmentation", role, budget=bench.distilled_budget(config.samples, steps))
+        arm = Arm(
+            name,
+            f"{label}, {other} augmentation",
+            role,
+            budget=bench.distilled_budget(config.samples, steps, augment=other),
+        )
         for seed in bench.seeds:
             teacher = bench.teacher(seed)
             pool = bench.pool(

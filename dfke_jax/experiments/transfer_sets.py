@@ -56,7 +56,9 @@ def execute(config: TransferSetSettings, bench: Workbench) -> list[Arm]:
 def _unrelated(config: TransferSetSettings, bench: Workbench, images: np.ndarray, balance: bool) -> Arm:
     name = "unrelated_balanced" if balance else "unrelated"
     label = f"Images of {config.unrelated}" + (", balanced" if balance else "")
-    arm = Arm(name, label, "method" if balance else "control", budget=bench.distilled_budget(config.samples))
+    # to balance them the teacher answers all images of the other set
+    budget = bench.distilled_budget(config.samples, other_rows=len(images) if balance else 0)
+    arm = Arm(name, label, "method" if balance else "control", budget=budget)
     if not balance:
         arm.name = "unrelated_balanced_control"
     for seed in bench.seeds:

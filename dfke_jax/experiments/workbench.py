@@ -21,6 +21,7 @@ from dfke_jax.core.tracking import JsonLines
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.distillation.response import cross_entropy_training, knowledge_distillation
 from dfke_jax.evaluation import accuracy, agreement, class_histogram, histogram_entropy
+from dfke_jax.experiments import budgets
 from dfke_jax.experiments.result import Arm
 from dfke_jax.experiments.settings import PoolSettings, Settings, augmentation, network
 from dfke_jax.nn.classifier import Classifier, as_float
@@ -327,17 +328,11 @@ class Workbench:
         for name, value in metrics.items():
             arm.metrics.setdefault(name, []).append(round(float(value), 6))
 
-    def distilled_budget(self, synthetic: int = 0, synthesis_steps: int = 0, real: int = 0) -> dict[str, int]:
-        """What an arm used, for its row: see `Arm.budget`."""
-        c = self.config
-        rows = c.distillation_steps * c.distillation_batch
-        return {
-            "synthetic_samples": synthetic,
-            "synthesis_steps": synthesis_steps,
-            "teacher_rows": rows + synthetic * synthesis_steps,
-            "distillation_steps": c.distillation_steps,
-            "real_samples": real,
-        }
+    def distilled_budget(
+        self, synthetic: int = 0, synthesis_steps: int = 0, real: int = 0, **further: Any
+    ) -> dict[str, int]:
+        """What an arm used, for its row: see `Arm.budget` and `dfke_jax.experiments.budgets.distilled`."""
+        return budgets.distilled(self.config, synthetic, synthesis_steps, real, **further)
 
     def anchors(self, teacher: bool = True, real: bool = True, scratch: bool = False) -> list[Arm]:
         """The arms that real data gives: the teacher, the student from scratch, the student distilled with real data."""
@@ -400,6 +395,7 @@ def synthesis_arms(
     *,
     control: str | None = "",
     draws_as: str | None = None,
+    **further: Any,
 ) -> Sequence[Arm]:
     """A method and its matched control: the same start images, labelling, augmentation and distillation, no synthesis.
 
@@ -412,8 +408,9 @@ def synthesis_arms(
       control: name of the control's arm, ``NAME_control`` by default; None where another arm's control serves.
       draws_as: name whose keys method and control draw from; `name` by default. Methods that share it share their start
         images, and one control serves them all.
+      further: what else the method used, its control not: see `dfke_jax.experiments.budgets.distilled`.
     """
-    arms = [Arm(name, label, "method", budget=bench.distilled_budget(count, steps))]
+    arms = [Arm(name, label, "method", budget=bench.distilled_budget(count, steps, **further))]
     if control is not None:
         title = "Start images, no synthesis"
         arms.append(Arm(control or f"{name}_control", title, "control", budget=bench.distilled_budget(count)))
