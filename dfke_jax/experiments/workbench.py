@@ -24,6 +24,7 @@ from dfke_jax.evaluation import accuracy, agreement, class_histogram, histogram_
 from dfke_jax.experiments import budgets
 from dfke_jax.experiments.result import Arm
 from dfke_jax.experiments.settings import PoolSettings, Settings, augmentation, network
+from dfke_jax.experiments.timing import Account
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.training import trained
 from dfke_jax.synthesis.pool import Pool
@@ -66,7 +67,7 @@ class Workbench:
       dataset: the data. data_dir: where it, and any other, is looked for.
       out: the run's directory.
       mesh: the devices that samples and batches are split over; None for a single one.
-      seconds: wall-clock time by kind of stage, and ``compile``.
+      account: of the time it took; seconds: the same, by kind of stage, and ``compile``.
       notes: sentences that belong beside the figures.
     """
 
@@ -88,7 +89,8 @@ class Workbench:
         self.out = writable_directory(out)
         self.progress = progress
         self.mesh = device_mesh(devices=jax.devices()[:devices]) if len(jax.devices()[:devices]) > 1 else None
-        self.seconds: dict[str, float] = {"compile": 0.0}
+        self.account = Account(self.out)
+        self.seconds = self.account.seconds
         self.notes: list[str] = []
         self.data_dir = data_dir
         self.dataset = data.load(config.dataset, data_dir=data_dir)
@@ -155,8 +157,21 @@ class Workbench:
             kind, f"seed{seed}/{name}", key, method, steps, checkpoints, rows, chunk, track=track, callback=callback
         )
 
-    def _run(self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track, callback=None) -> PyTree:
+    def _run(
+        self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track, callback=None, spent=lambda _: None
+    ) -> PyTree:
         done = checkpoints.latest == steps
+        began = last = time.perf_counter()
+
+        def beat(step: int, state: PyTree, metrics: Any) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            spent(now - last)
+            last = now
+            self.account.write(**{kind: now - began})
+            if callback is not None:
+                callback(step, state, metrics)
+
         chunk = min(steps, chunk or max(1, min(500, steps // 10)))
         # On CPU a batch of 64 is not worth splitting: training a classifier is faster on one device with all its threads.
         mesh = self.mesh if kind == "synthesis" or jax.default_backend() != "cpu" else None
@@ -172,13 +187,14 @@ class Workbench:
                 every=1 if kind == "synthesis" else max(1, -(-steps // chunk) // 5),
                 resume=True,
                 trackers=[JsonLines(self.out / "metrics.jsonl", prefix=f"{title}/")] if track and not done else (),
-                callback=callback,
+                callback=beat,
                 progress=title if self.progress and not done else None,
                 rows_per_step=rows,
                 unit="images" if rows else "steps",
             )
         self.seconds[kind] = self.seconds.get(kind, 0.0) + result.seconds
         self.seconds["compile"] += result.compile_seconds
+        self.account.write()
         return jax.device_put(result.state, jax.devices()[0]) if mesh else result.state
 
     @contextlib.contextmanager
@@ -187,6 +203,7 @@ class Workbench:
         began = time.perf_counter()
         yield
         self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - began
+        self.account.write()
 
     # ---- networks trained on real data
 
@@ -200,8 +217,12 @@ class Workbench:
         )
         if (what, mark) not in self._anchors:
             place = writable_directory(cache_directory() / "networks" / f"{what}-{mark}")
-            with alone(place), self._blaming(place):
+            asked = time.perf_counter()
+            with alone(place), self._blaming(place), contextlib.ExitStack() as stack:
+                waited = time.perf_counter() - asked
                 checkpoints = Checkpoints(place, config=mark, keep=1)
+                had = checkpoints.latest is not None
+                spent = stack.enter_context(self.account.network(place, had=had, waited=waited))
                 state = self._run(
                     "anchors",
                     f"seed{seed}/{what}",
@@ -212,6 +233,7 @@ class Workbench:
                     0,
                     None,
                     track=False,
+                    spent=spent,
                 )
             self._anchors[what, mark] = trained(classifier, state)
         return self._anchors[what, mark]
