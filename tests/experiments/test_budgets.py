@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dfke_jax.experiments import budgets, recipe, recipes, run_recipe, workbench
+from dfke_jax.experiments.result import Published
 from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier, Preprocessing
 
@@ -165,5 +166,5 @@ def test_kept_results_are_compared_with_the_published_figures_of_their_recipe():
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
         known = recipes()[content["recipe"]].published
-        wanted = [dataclasses.asdict(figure) for figure in known if figure.dataset == content["dataset"]]
-        assert content["published"] == wanted, path.name
+        wanted = [figure for figure in known if figure.dataset == content["dataset"]]
+        assert [Published(**figure) for figure in content["published"]] == wanted, path.name
