@@ -73,4 +73,21 @@ def distilled(
     }
 
 
-__all__ = ["distillation_rows", "distilled", "opponent_rows", "recorded_rows"]
+_WITHOUT_IMAGES = ("magnitude_pruning", "quantisation", "half_precision", "input_filter", "noise_averaging")
+_ASKING = ("soft_retraining", "hard_retraining")
+
+
+def removal(attack: str, held: int, steps: int) -> dict[str, int]:
+    """The budget of a removal attack: nothing of the attacker's images where it does not look at them; rows that the marked
+    network answered where the attack learns from its answers (without augmentation, every image once).
+
+    Args:
+      attack: name, as in `dfke_jax.watermarking.removal.REMOVALS`.
+      held: images that the attacker holds.
+      steps: of its training.
+    """
+    budget = {"real_samples": 0 if attack in _WITHOUT_IMAGES else held, "training_steps": steps}
+    return {**budget, "victim_rows": held} if attack in _ASKING else budget
+
+
+__all__ = ["distillation_rows", "distilled", "opponent_rows", "recorded_rows", "removal"]

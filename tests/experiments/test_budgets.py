@@ -10,10 +10,12 @@ import jax
 import numpy as np
 import pytest
 
+from dfke_jax import data, nn
 from dfke_jax.experiments import budgets, recipe, recipes, run_recipe, workbench
 from dfke_jax.experiments.result import Published
 from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier, Preprocessing
+from dfke_jax.watermarking.removal import REMOVALS
 
 TINY = {
     "dataset": "digits",
@@ -130,6 +132,23 @@ def test_real_samples_behind_records():
     assert budgets.opponent_rows(opponent) == 5 * 400 * 64 == 128_000
 
 
+def test_removal_attacks_that_state_no_images_do_not_look_at_them():
+    task = data.load("digits")
+    images, labels = task.train.on_device()
+    marked = nn.Classifier.create(nn.build("mlp_small"), jax.random.key(0), task.shape)
+    without = [name for name in REMOVALS if budgets.removal(name, 9, 2)["real_samples"] == 0]
+    assert len(without) == 5
+    for name in without:
+        made = [REMOVALS[name](jax.random.key(1), marked, x, labels).classifier for x in (images, 1 - images[::-1])]
+        one, two = (np.asarray(network.predict(task.test.images)) for network in made)
+        np.testing.assert_array_equal(one, two)
+    pruned = [REMOVALS["dormant_pruning"](jax.random.key(1), marked, x, labels) for x in (images, 1 - images[::-1])]
+    assert not np.array_equal(*(made.classifier.predict(task.test.images) for made in pruned))
+    asking = budgets.removal("hard_retraining", 9, 2)
+    assert asking == {"real_samples": 9, "training_steps": 2, "victim_rows": 9}
+    assert budgets.removal("ftal", 9, 2) == {"real_samples": 9, "training_steps": 2}
+
+
 def kept_budgets():
     """Of every arm of the kept results of distillation: the file, the arm, and the budget that its configuration gives."""
     train = 60_000  # of MNIST and of Fashion-MNIST, at least 5,421 of every class
@@ -154,6 +173,28 @@ def kept_budgets():
             else:
                 steps = config.synthesis["steps"] if arm["role"] == "method" and hasattr(config, "synthesis") else 0
                 yield path, name, budget, budgets.distilled(config, config.samples, steps, **further)
+
+
+def kept_removals():
+    """The same of the kept results of removal attacks, but for those by extraction, whose rows a ledger counted."""
+    for path in sorted(RESULTS.glob("*.json")):
+        content = json.loads(path.read_text())
+        if content["recipe"] != "watermark-removal":
+            continue
+        whole = (
+            50_000 if content["dataset"] == "cifar10" else 60_000
+        )  # Fashion-MNIST, for transfer learning, has as many
+        for arm in content["arms"]:
+            attack = arm["name"].partition(".")[2]
+            if attack in REMOVALS:
+                held = content["config"]["attacker_images"] or whole
+                yield path, arm["name"], arm["budget"], budgets.removal(attack, held, arm["budget"]["training_steps"])
+
+
+def test_kept_results_of_removal_state_what_their_attacks_use():
+    found = list(kept_removals())
+    assert len(found) > 100
+    assert [(path.name, arm) for path, arm, stated, right in found if stated != right] == []
 
 
 def test_kept_results_state_the_budget_that_their_configuration_gives():
