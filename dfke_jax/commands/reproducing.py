@@ -80,4 +80,6 @@ def _write_pages(out: Path) -> int:
     print(f"\ntable  {report.results_page(out)}")
     for path in report.pages.correct(out.parent):
         print(f"page   {path}: figures corrected; see whether its words still hold")
+    for fault in report.pages.check(out.parent):
+        print(f"       {fault}")
     return OK

@@ -170,7 +170,8 @@ class Fault:
     """Something in a page that its sources do not bear out.
 
     Attributes:
-      page: its name. line: where. says: what stands there. right: what the files say; None where nothing is known of it.
+      page: its name. line: where; 0 for an entry of its sources that leads nowhere. says: what stands there, or what is wrong with the
+        entry. right: what the files say; None where nothing is known of it.
     """
 
     page: str
@@ -179,6 +180,8 @@ class Fault:
     right: str | None
 
     def __str__(self) -> str:
+        if not self.line:
+            return f"sources of {self.page}: {self.says}"
         where = f"{self.page}:{self.line}: {self.says!r}"
         return f"{where} has no source" if self.right is None else f"{where}; the files give {self.right!r}"
 
@@ -189,8 +192,9 @@ def check(docs: str | os.PathLike) -> list[Fault]:
     Args:
       docs: directory of the pages, with ``results/`` and ``sources/``.
 
-    Raises:
-      InputError: for an entry whose text is not in the page, or whose file, arm or metric does not exist.
+    Returns:
+      Figures that are wrong or that no entry explains, blocks with another number of figures than stated, and entries whose text is not in
+      the page, or whose file, arm or metric does not exist.
     """
     return [fault for page in _pages(docs) for fault in _checked(*page)[0]]
 
@@ -219,42 +223,58 @@ def _kept(path: Path, changed: float) -> Kept:
 def _checked(path: Path, entries: dict, results: Path) -> tuple[list[Fault], str]:
     """The faults of a page, and its text with the figures corrected."""
     text, name = path.read_text(), path.name
+    faults: list[Fault] = []
     explained: list[tuple[int, int]] = []
     wrong: list[tuple[int, int, str]] = []
-    for entry in entries.get("measured", []):
-        names = {alias: _file(results, file) for alias, file in entry["files"].items()}
-        for row in entry.get("each", [[]]):
-            row = [row] if isinstance(row, str) else row
-            template = entry["text"]
-            for place, value in reversed(list(enumerate(row, 1))):
-                template = template.replace(f"${place}", value)
-            for start, end, value in _found(name, text, template, entry.get("after", ""), names):
-                explained.append((start, end))
-                if " ".join(text[start:end].split()) != value:
-                    wrong.append((start, end, value))
+    for template, entry in _templates(entries):
+        try:
+            names = {alias: _file(results, file) for alias, file in entry["files"].items()}
+            found = _found(text, template, entry.get("after", ""), names)
+        except InputError as error:
+            faults.append(Fault(name, 0, str(error), None))
+            continue
+        explained += [(start, end) for start, end, _ in found]
+        wrong += [span for span in found if " ".join(text[span[0] : span[1]].split()) != span[2]]
     figures = [span for span in _figures(text) if not any(a < span[1] and span[0] < b for a, b in explained)]
     blocks = []
     for entry in entries.get("other", []):
-        if "section" in entry:
-            blocks.append((entry, *_section(name, text, entry["section"], entry.get("to"))))
-            continue
-        for piece in [entry["text"]] if isinstance(entry["text"], str) else entry["text"]:
-            spans = [m.span() for m in re.finditer(_flexible(piece), text)]
-            if not spans:
-                raise InputError(f"{name} does not say {piece!r} any more; mend its file of sources")
-            figures = [f for f in figures if not any(a <= f[0] and f[1] <= b for a, b in spans)]
-    faults = [Fault(name, _line(text, a), text[a:b], value) for a, b, value in wrong]
+        try:
+            if "section" in entry:
+                blocks.append((entry, *_section(text, entry["section"], entry.get("to"))))
+                continue
+            for piece in [entry["text"]] if isinstance(entry["text"], str) else entry["text"]:
+                spans = _places(text, piece)
+                figures = [f for f in figures if not any(a <= f[0] and f[1] <= b for a, b in spans)]
+        except InputError as error:
+            faults.append(Fault(name, 0, str(error), None))
+    faults += [Fault(name, _line(text, a), text[a:b], value) for a, b, value in wrong]
     for entry, start, end in blocks:
         inside = [f for f in figures if start <= f[0] < end]
         figures = [f for f in figures if f not in inside]
         if len(inside) != entry["figures"]:
-            faults.append(
-                Fault(name, _line(text, start), f"{entry['figures']} figures in {entry['section']}", str(len(inside)))
-            )
+            says = f"{entry['figures']} figures in {entry['section']}"
+            faults.append(Fault(name, _line(text, start), says, str(len(inside))))
     faults += [Fault(name, _line(text, a), text[a:b], None) for a, b in figures]
     for start, end, value in sorted(wrong, reverse=True):
         text = text[:start] + value + text[end:]
     return faults, text
+
+
+def _templates(entries: dict) -> Iterator[tuple[str, dict]]:
+    """Every measured entry, once for each of its rows."""
+    for entry in entries.get("measured", []):
+        for row in entry.get("each", [[]]):
+            template = entry["text"]
+            for place, value in reversed(list(enumerate(row, 1))):
+                template = template.replace(f"${place}", value)
+            yield template, entry
+
+
+def _places(text: str, piece: str, start: int = 0) -> list[tuple[int, int]]:
+    found = [match.span() for match in re.compile(_flexible(piece)).finditer(text, start)]
+    if not found:
+        raise InputError(f"the page does not say {' '.join(piece.split())!r} any more")
+    return found
 
 
 def _file(results: Path, name: str) -> Kept:
@@ -264,31 +284,22 @@ def _file(results: Path, name: str) -> Kept:
     return _kept(path, path.stat().st_mtime)
 
 
-def _found(page: str, text: str, template: str, after: str, names: dict[str, Kept]) -> list[tuple[int, int, str]]:
+def _found(text: str, template: str, after: str, names: dict[str, Kept]) -> list[tuple[int, int, str]]:
     """Where a template's figures stand in the page, and what they should be."""
-    start = 0
-    if after:
-        found = re.search(_flexible(after), text)
-        if found is None:
-            raise InputError(f"{page} does not say {after!r} any more; mend its file of sources")
-        start = found.end()
+    start = _places(text, after)[0][1] if after else 0
     exact, loose, values = "", "", []
     for literal, field, _, _ in string.Formatter().parse(template):
         exact, loose = exact + _flexible(literal), loose + _flexible(literal)
         if field is not None:
-            try:
-                value = str(eval(field, {"__builtins__": {}, **_NAMES, **FORMATS, **names}))
-            except InputError as error:
-                raise InputError(f"{page}, {{{field}}}: {error}") from error
+            value = str(eval(field, {"__builtins__": {}, **_NAMES, **FORMATS, **names}))
             values.append(value)
             exact += f"({_flexible(value)})"
             loose += rf"({_NUMERIC}{{1,300}}?)"
     if loose.endswith("?)"):
         loose += r"(?![\w.]\d)(?!\d)"
-    pattern = re.compile(exact)
-    found = pattern.search(text, start) or re.compile(loose).search(text, start)
+    found = re.compile(exact).search(text, start) or re.compile(loose).search(text, start)
     if found is None:
-        raise InputError(f"{page} does not say {' '.join(template.split())!r} any more; mend its file of sources")
+        raise InputError(f"the page does not say {' '.join(template.split())!r} any more")
     return [(*found.span(i), value) for i, value in enumerate(values, 1)]
 
 
@@ -297,15 +308,13 @@ def _flexible(literal: str) -> str:
     return re.sub(r"(?:\\?\s)+", lambda _: r"\s+", re.escape(literal))
 
 
-def _section(page: str, text: str, begins: str, ends: str | None) -> tuple[int, int]:
-    found = re.search(_flexible(begins), text)
-    if found is None:
-        raise InputError(f"{page} does not say {begins!r} any more; mend its file of sources")
+def _section(text: str, begins: str, ends: str | None) -> tuple[int, int]:
+    start, after = _places(text, begins)[0]
+    if ends:
+        return start, _places(text, ends, after)[0][0]
     level = len(begins) - len(begins.lstrip("#"))
-    after = re.compile(_flexible(ends) if ends else rf"^#{{1,{level}}} ", re.MULTILINE).search(text, found.end())
-    if after is None and ends:
-        raise InputError(f"{page} does not say {ends!r} after {begins!r}; mend its file of sources")
-    return found.start(), after.start() if after else len(text)
+    following = re.compile(rf"^#{{1,{level}}} ", re.MULTILINE).search(text, after)
+    return start, following.start() if following else len(text)
 
 
 def _figures(text: str) -> list[tuple[int, int]]:

@@ -1,11 +1,11 @@
 """Figures of hand-written pages, against the kept results."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from dfke_jax import cli
-from dfke_jax.core.errors import InputError
 from dfke_jax.report import pages
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -118,8 +118,13 @@ figures = 2
     ],
 )
 def test_sources_that_lead_nowhere_are_named(docs, old, new, message):
-    with pytest.raises(InputError, match=message):
-        pages.check(docs(RIGHT, SENTENCE.replace(old, new)))
+    directory = docs(RIGHT, SENTENCE.replace(old, new))
+    fault, *figures = pages.check(directory)
+    assert re.fullmatch(f"sources of page.md: .*{message}.*", str(fault))
+    assert {one.right for one in figures} == {None}
+    assert pages.correct(directory) == []
+    (fault, *_) = pages.check(docs(RIGHT, SENTENCE + '\n[[other]]\nwhy = "gone"\ntext = "98.77, recalled"\n'))
+    assert "does not say '98.77, recalled' any more" in str(fault)
 
 
 def test_ways_of_writing_a_number():
