@@ -294,9 +294,7 @@ def _found(text: str, template: str, after: str, names: dict[str, Kept]) -> list
             value = str(eval(field, {"__builtins__": {}, **_NAMES, **FORMATS, **names}))
             values.append(value)
             exact += f"({_flexible(value)})"
-            loose += rf"({_NUMERIC}{{1,300}}?)"
-    if loose.endswith("?)"):
-        loose += r"(?![\w.]\d)(?!\d)"
+            loose += rf"((?=\S){_NUMERIC}{{1,300}}?)(?!\d)(?![.,]\d)"  # ends where a number does
     found = re.compile(exact).search(text, start) or re.compile(loose).search(text, start)
     if found is None:
         raise InputError(f"the page does not say {' '.join(template.split())!r} any more")

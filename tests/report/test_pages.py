@@ -1,8 +1,10 @@
 """Figures of hand-written pages, against the kept results."""
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dfke_jax import cli
@@ -20,6 +22,29 @@ def test_every_figure_of_every_page_is_what_its_file_gives():
 
 def test_every_page_has_its_sources():
     assert {path.stem for path in DOCS.glob("*.md")} == {path.stem for path in (DOCS / "sources").glob("*.toml")}
+
+
+def test_pages_follow_other_results_and_come_back(tmp_path):
+    for path in [*DOCS.glob("*.md"), *DOCS.glob("sources/*.toml"), *DOCS.glob("results/*.json")]:
+        copy = tmp_path / path.relative_to(DOCS)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(path.read_text())
+    random = np.random.default_rng(0)
+    for path in (tmp_path / "results").glob("*.json"):
+        content = json.loads(path.read_text())
+        for arm in content["arms"]:
+            for values in (arm["accuracy"], arm["agreement"], *arm["metrics"].values()):
+                values[:] = np.multiply(values, random.uniform(0.5, 1.5, len(values))).tolist()
+        path.write_text(json.dumps(content))
+    assert len(pages.check(tmp_path)) > 500
+    pages.correct(tmp_path)
+    assert pages.check(tmp_path) == []
+    for path in DOCS.glob("results/*.json"):
+        (tmp_path / "results" / path.name).write_text(path.read_text())
+    pages._kept.cache_clear()
+    pages.correct(tmp_path)
+    for path in DOCS.glob("*.md"):
+        assert (tmp_path / path.name).read_text() == path.read_text()
 
 
 @pytest.fixture
@@ -55,6 +80,14 @@ def test_a_figure_is_held_against_its_file_and_corrected(docs):
     assert pages.correct(directory) == [directory / "page.md"]
     assert (directory / "page.md").read_text() == "An opening.\n\n" + RIGHT
     assert pages.correct(directory) == []
+
+
+def test_a_figure_is_replaced_as_a_whole(docs):
+    template = "text = \"It reached {v(k.data_impressions[0])}, {n(k.data_impressions.budget['teacher_rows'])} and {v(k.control[0], 1)}.\""
+    sources = SENTENCE.split("text")[0] + template
+    directory = docs("It reached 1,234.56, 9,000,000 and 97.53. And more.\n", sources)
+    pages.correct(directory)
+    assert (directory / "page.md").read_text() == "It reached 93.06, 36,000,000 and 61.4. And more.\n"
 
 
 def test_the_command_writes_the_page_of_results_and_corrects_the_others(docs, capsys):
