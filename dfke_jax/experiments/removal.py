@@ -181,8 +181,8 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
                             how = _attack(config, attack, found, other)
                             row = _attacked(config, bench, seed, attack, how, (marked, triggers), held, other)
                         steps = int(row.removed.settings.get("steps", 0))
-                        elsewhere = attack == "transfer_learning" and other is not None
-                        used = budgets.removal(attack, len(other.train) if elsewhere else count, steps)
+                        task = other if attack == "transfer_learning" else None
+                        used = budgets.removal(attack, count if task is None else len(task.train), steps)
                         own = Arm(name, f"{label}: {row.removed.description}", "method", budget=used)
                         own.control = f"{scheme}_control"
                         _enter(bench, own, row.removed, row.after, marked)
