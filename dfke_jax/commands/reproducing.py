@@ -12,6 +12,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("docs/results"), help="where results go (default: %(default)s)"
     )
+    parser.add_argument(
+        "--page",
+        action="store_true",
+        help="run nothing: only write the page of results, and the figures of hand-written pages, from the result files",
+    )
     parser.add_argument("--list", action="store_true", dest="listing", help="only list them")
     parser.add_argument(
         "--jobs",
@@ -32,14 +37,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Lists experiments, or runs them and draws the page of results."""
+    """Lists experiments, or runs them; writes the page of results and the figures of other pages."""
     from dfke_jax.core.errors import InputError, UnknownNameError
     from dfke_jax.core.mesh import split_cpu
 
     if not options.listing and not options.jobs:  # with jobs, devices belong to the processes
         split_cpu(options.devices)
         enable_compilation_cache()
-    from dfke_jax import report
     from dfke_jax.experiments import reproduce
 
     for name in options.names:
@@ -57,12 +61,25 @@ def execute(options: argparse.Namespace) -> int:
             view.add_row(escape(name), escape(entry.description), escape(str(entry.time)))
         console().print(view)
         return OK
+    if options.page:
+        if options.names or options.jobs or options.seed is not None:
+            raise InputError("--page runs nothing and goes with --out alone")
+        return _write_pages(options.out)
     if options.seed is not None:
         if len(options.names) != 1 or options.jobs:
             raise InputError("--seed goes with the name of one experiment, and without --jobs")
         reproduce.run_experiment(options.names[0], options.out, data_dir=options.data_dir, seed=options.seed)
         return OK
     reproduce.main(options.names, out=options.out, data_dir=options.data_dir, jobs=options.jobs)
-    page = report.results_page(options.out)
-    print(f"\ntable  {page}")
+    return _write_pages(options.out)
+
+
+def _write_pages(out: Path) -> int:
+    from dfke_jax import report
+
+    print(f"\ntable  {report.results_page(out)}")
+    for path in report.pages.correct(out.parent):
+        print(f"page   {path}: figures corrected; see whether its words still hold")
+    for fault in report.pages.check(out.parent):
+        print(f"       {fault}")
     return OK

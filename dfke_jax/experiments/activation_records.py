@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import numpy as np
+
 from dfke_jax.core.errors import InputError
 from dfke_jax.distillation.activation_records import RecordSettings, from_records, record_activations
 from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
+from dfke_jax.experiments.budgets import recorded_rows
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Arm, Published
 from dfke_jax.experiments.settings import PoolSettings
@@ -55,6 +58,7 @@ def execute(config: ActivationRecordSettings, bench: Workbench) -> list[Arm]:
             settings.steps,
             control="control" if layers == "top" else None,
             draws_as="records",
+            recorded=recorded_rows(np.bincount(train.labels, minlength=classes).tolist(), config.per_class),
         )
     bench.notes.append(
         "Activation records are statistics of real data that are kept with the network: not data-free in the strict sense."

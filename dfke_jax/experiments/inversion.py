@@ -5,6 +5,7 @@ import dataclasses
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.distillation.deep_inversion import InversionSettings, adaptive_deep_inversion, deep_inversion
 from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
+from dfke_jax.experiments.budgets import opponent_rows
 from dfke_jax.experiments.registry import Recipe, register
 from dfke_jax.experiments.result import Arm
 from dfke_jax.experiments.settings import PoolSettings, augmentation
@@ -68,8 +69,9 @@ def execute(config: InversionRecipeSettings, bench: Workbench) -> list[Arm]:
         control = "control" if name == config.arms[0] else None
         steps = config.synthesis.steps
         arms += synthesis_arms(
-            bench, name, labels[name], make, count, batch, steps, control=control, draws_as="inversion"
-        )
+            bench, name, labels[name], make, count, batch, steps, control=control, draws_as="inversion",
+            other_rows=opponent_rows(config) if name == "adaptive_deep_inversion" else 0,
+        )  # fmt: skip
     bench.similarity()
     return arms
 

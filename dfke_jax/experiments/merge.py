@@ -6,6 +6,7 @@ from typing import Any
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.experiments.timing import CACHED
 
 
 def merge(parts: Sequence[Result]) -> Result:
@@ -33,6 +34,8 @@ def merge(parts: Sequence[Result]) -> Result:
     for part in parts:
         for name, value in part.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + value
+    if any(CACHED not in part.seconds for part in parts):
+        seconds.pop(CACHED, None)  # of some it is not known
     return dataclasses.replace(
         first,
         seeds=seeds,

@@ -14,6 +14,7 @@ from dfke_jax.core.checkpoint import write_whole
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key
 from dfke_jax.evaluation import accuracy, agreement
+from dfke_jax.experiments import budgets
 from dfke_jax.experiments.anchors import DIGITS
 from dfke_jax.experiments.entangled import (
     FASHION_ENTANGLED,
@@ -180,8 +181,9 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
                             how = _attack(config, attack, found, other)
                             row = _attacked(config, bench, seed, attack, how, (marked, triggers), held, other)
                         steps = int(row.removed.settings.get("steps", 0))
-                        budget = {"real_samples": count, "training_steps": steps}
-                        own = Arm(name, f"{label}: {row.removed.description}", "method", budget=budget)
+                        task = other if attack == "transfer_learning" else None
+                        used = budgets.removal(attack, count if task is None else len(task.train), steps)
+                        own = Arm(name, f"{label}: {row.removed.description}", "method", budget=used)
                         own.control = f"{scheme}_control"
                         _enter(bench, own, row.removed, row.after, marked)
                         _curve(config, bench, own, row, marked, triggers, held)

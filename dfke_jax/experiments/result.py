@@ -30,6 +30,8 @@ class Published:
       provenance: how the figure reached us: ``code`` (the authors' repository), ``readme`` (its text), ``table``
         (another paper's table), ``recalled`` (from the paper as remembered, to be confirmed).
       note: what differs from our setting, in words.
+      differs: what differs so much that ``reproduced`` would say too much (another method, another network); such a figure is
+        shown beside ours and not judged.
     """
 
     arm: str
@@ -38,6 +40,7 @@ class Published:
     source: str
     provenance: Literal["code", "readme", "table", "recalled"]
     note: str = ""
+    differs: str = ""
 
 
 @dataclasses.dataclass

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,11 +52,9 @@ def run_recipe(
         raise InputError(f"the seeds of {recipe.name} are compared with one another and must run together")
     out = writable_directory(out)
     _claim(out, recipe, config, resume)
-    began = time.perf_counter()
     bench = Workbench(config, out, data_dir=data_dir, progress=progress, devices=devices, only=seeds)
     with compute_precision(config.precision):
         arms = recipe.execute(config, bench)
-    seconds = {**bench.seconds, "total": time.perf_counter() - began}
     result = Result(
         recipe=recipe.name,
         title=recipe.title,
@@ -66,7 +63,7 @@ def run_recipe(
         seeds=bench.seeds,
         arms=list(arms),
         published=[figure for figure in recipe.published if figure.dataset == config.dataset],
-        seconds=seconds,
+        seconds=bench.account.closed(),
         environment=environment(),
         notes=[*bench.notes, f"Data: {bench.dataset.source}"],
     )

@@ -21,8 +21,10 @@ from dfke_jax.core.tracking import JsonLines
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.distillation.response import cross_entropy_training, knowledge_distillation
 from dfke_jax.evaluation import accuracy, agreement, class_histogram, histogram_entropy
+from dfke_jax.experiments import budgets
 from dfke_jax.experiments.result import Arm
 from dfke_jax.experiments.settings import PoolSettings, Settings, augmentation, network
+from dfke_jax.experiments.timing import Account
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.training import trained
 from dfke_jax.synthesis.pool import Pool
@@ -65,7 +67,7 @@ class Workbench:
       dataset: the data. data_dir: where it, and any other, is looked for.
       out: the run's directory.
       mesh: the devices that samples and batches are split over; None for a single one.
-      seconds: wall-clock time by kind of stage, and ``compile``.
+      account: of the time it took; seconds: the same, by kind of stage, and ``compile``.
       notes: sentences that belong beside the figures.
     """
 
@@ -87,7 +89,8 @@ class Workbench:
         self.out = writable_directory(out)
         self.progress = progress
         self.mesh = device_mesh(devices=jax.devices()[:devices]) if len(jax.devices()[:devices]) > 1 else None
-        self.seconds: dict[str, float] = {"compile": 0.0}
+        self.account = Account(self.out)
+        self.seconds = self.account.seconds
         self.notes: list[str] = []
         self.data_dir = data_dir
         self.dataset = data.load(config.dataset, data_dir=data_dir)
@@ -154,8 +157,21 @@ class Workbench:
             kind, f"seed{seed}/{name}", key, method, steps, checkpoints, rows, chunk, track=track, callback=callback
         )
 
-    def _run(self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track, callback=None) -> PyTree:
+    def _run(
+        self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track, callback=None, spent=lambda _: None
+    ) -> PyTree:
         done = checkpoints.latest == steps
+        began = last = time.perf_counter()
+
+        def beat(step: int, state: PyTree, metrics: Any) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            spent(now - last)
+            last = now
+            self.account.write(**{kind: now - began})
+            if callback is not None:
+                callback(step, state, metrics)
+
         chunk = min(steps, chunk or max(1, min(500, steps // 10)))
         # On CPU a batch of 64 is not worth splitting: training a classifier is faster on one device with all its threads.
         mesh = self.mesh if kind == "synthesis" or jax.default_backend() != "cpu" else None
@@ -171,13 +187,14 @@ class Workbench:
                 every=1 if kind == "synthesis" else max(1, -(-steps // chunk) // 5),
                 resume=True,
                 trackers=[JsonLines(self.out / "metrics.jsonl", prefix=f"{title}/")] if track and not done else (),
-                callback=callback,
+                callback=beat,
                 progress=title if self.progress and not done else None,
                 rows_per_step=rows,
                 unit="images" if rows else "steps",
             )
         self.seconds[kind] = self.seconds.get(kind, 0.0) + result.seconds
         self.seconds["compile"] += result.compile_seconds
+        self.account.write()
         return jax.device_put(result.state, jax.devices()[0]) if mesh else result.state
 
     @contextlib.contextmanager
@@ -186,6 +203,7 @@ class Workbench:
         began = time.perf_counter()
         yield
         self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - began
+        self.account.write()
 
     # ---- networks trained on real data
 
@@ -199,8 +217,12 @@ class Workbench:
         )
         if (what, mark) not in self._anchors:
             place = writable_directory(cache_directory() / "networks" / f"{what}-{mark}")
-            with alone(place), self._blaming(place):
+            asked = time.perf_counter()
+            with alone(place), self._blaming(place), contextlib.ExitStack() as stack:
+                waited = time.perf_counter() - asked
                 checkpoints = Checkpoints(place, config=mark, keep=1)
+                had = checkpoints.latest is not None
+                spent = stack.enter_context(self.account.network(place, had=had, waited=waited))
                 state = self._run(
                     "anchors",
                     f"seed{seed}/{what}",
@@ -211,6 +233,7 @@ class Workbench:
                     0,
                     None,
                     track=False,
+                    spent=spent,
                 )
             self._anchors[what, mark] = trained(classifier, state)
         return self._anchors[what, mark]
@@ -327,17 +350,11 @@ class Workbench:
         for name, value in metrics.items():
             arm.metrics.setdefault(name, []).append(round(float(value), 6))
 
-    def distilled_budget(self, synthetic: int = 0, synthesis_steps: int = 0, real: int = 0) -> dict[str, int]:
-        """What an arm used, for its row: see `Arm.budget`."""
-        c = self.config
-        rows = c.distillation_steps * c.distillation_batch
-        return {
-            "synthetic_samples": synthetic,
-            "synthesis_steps": synthesis_steps,
-            "teacher_rows": rows + synthetic * synthesis_steps,
-            "distillation_steps": c.distillation_steps,
-            "real_samples": real,
-        }
+    def distilled_budget(
+        self, synthetic: int = 0, synthesis_steps: int = 0, real: int = 0, **further: Any
+    ) -> dict[str, int]:
+        """What an arm used, for its row: see `Arm.budget` and `dfke_jax.experiments.budgets.distilled`."""
+        return budgets.distilled(self.config, synthetic, synthesis_steps, real, **further)
 
     def anchors(self, teacher: bool = True, real: bool = True, scratch: bool = False) -> list[Arm]:
         """The arms that real data gives: the teacher, the student from scratch, the student distilled with real data."""
@@ -400,6 +417,7 @@ def synthesis_arms(
     *,
     control: str | None = "",
     draws_as: str | None = None,
+    **further: Any,
 ) -> Sequence[Arm]:
     """A method and its matched control: the same start images, labelling, augmentation and distillation, no synthesis.
 
@@ -412,8 +430,9 @@ def synthesis_arms(
       control: name of the control's arm, ``NAME_control`` by default; None where another arm's control serves.
       draws_as: name whose keys method and control draw from; `name` by default. Methods that share it share their start
         images, and one control serves them all.
+      further: what else the method used, its control not: see `dfke_jax.experiments.budgets.distilled`.
     """
-    arms = [Arm(name, label, "method", budget=bench.distilled_budget(count, steps))]
+    arms = [Arm(name, label, "method", budget=bench.distilled_budget(count, steps, **further))]
     if control is not None:
         title = "Start images, no synthesis"
         arms.append(Arm(control or f"{name}_control", title, "control", budget=bench.distilled_budget(count)))

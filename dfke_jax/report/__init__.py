@@ -1,5 +1,6 @@
 """What a finished run looks like: figures, one self-contained page, and tables."""
 
+from dfke_jax.report import pages
 from dfke_jax.report.html import load, render, render_all
 from dfke_jax.report.tables import markdown_table, results_page, table
 from dfke_jax.report.words import Comparison, comparisons, mean_sd, verdict
@@ -10,6 +11,7 @@ __all__ = [
     "load",
     "markdown_table",
     "mean_sd",
+    "pages",
     "render",
     "render_all",
     "results_page",

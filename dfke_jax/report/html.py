@@ -92,7 +92,7 @@ def render(directory: str | os.PathLike) -> Path:
             query_columns=QUERY_COLUMNS,
             config=result.config,
             seconds={name: words.duration(value) for name, value in result.seconds.items()},
-            total=words.duration(words.total_seconds(result)) if result.seconds else "",
+            total=words.taken(result) if result.seconds else "",
             environment=_flat(result.environment),
             pictures=pictures,
             notes=[*result.notes, *problems],

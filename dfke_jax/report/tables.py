@@ -1,7 +1,7 @@
 """The arms of results as tables: Rich for the terminal, Markdown for the documentation."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,17 +14,17 @@ from dfke_jax.report.markdown import github_table
 from dfke_jax.report.words import (
     RULE,
     comparisons,
-    duration,
     gains,
     mean_sd,
     signed,
     spread,
-    total_seconds,
+    taken,
     verdict,
 )
 
 if TYPE_CHECKING:
     import rich.table
+    from matplotlib.figure import Figure
 
 _STYLE = {"method": "bold", "control": "", "baseline": "dim", "anchor": "", "teacher": ""}
 
@@ -95,7 +95,7 @@ def markdown_table(results: Sequence[Result], names: Sequence[str] | None = None
                 over.get(arm.name, ""),
                 "; ".join(f"{c.figure.value:g}, {c.words}" for c in figures),
                 "; ".join(f"{c.figure.source} ({c.figure.provenance})" for c in figures),
-                duration(total_seconds(result)) if index == 0 and result.seconds else "",
+                taken(result) if index == 0 and result.seconds else "",
             )
             rows.append(cells)
     return github_table(head, rows, left=(0, 1, 2, 6))
@@ -111,10 +111,34 @@ def results_page(directory: str | os.PathLike) -> Path:
       The page's path.
     """
     directory = Path(directory)
+
+    def save(figure: "Figure", name: str) -> None:
+        (directory / "figures").mkdir(exist_ok=True)
+        figure.savefig(directory / "figures" / f"{name}.png", dpi=100)
+
+    text = results_text(directory, save)
+    page = directory / "README.md"
+    page.write_text(text)
+    return page
+
+
+def results_text(directory: str | os.PathLike, save: "Callable[[Figure, str], None] | None" = None) -> str:
+    """The text of `results_page`.
+
+    Args:
+      directory: as there.
+      save: takes every figure and its name; without it nothing is drawn.
+    """
+    directory = Path(directory)
     paths = sorted(directory.glob("*.json"))
     results = [Result.read(path) for path in paths]
     if not results:
         raise InputError(f"there are no result files in {directory}")
+
+    def picture(name: str, draw: "Callable[..., Figure]", shown: Result | list[Result]) -> None:
+        if save is not None:
+            save(draw(shown), name)
+
     notes = [
         "# Results",
         "",
@@ -122,17 +146,16 @@ def results_page(directory: str | os.PathLike) -> Path:
         "environment and code revision. Accuracy is that of the last iterate on the test set, mean ± standard deviation over (n)",
         "seeds; every seed has its own teacher. *Over control* is the gain over the same pipeline without the method's own step,",
         f"seed by seed. {RULE} Which settings were chosen on test data says `docs/design.md`. Times were taken on a",
-        "machine that other work shared.",
+        "machine that other work shared. They hold the training of networks that were found in the cache, and all parts of an",
+        "interrupted run; after ≥ stand those of files from before that was recorded, in which both count as nothing.",
         "",
         "",
     ]
-    page = directory / "README.md"
     pictures = []
-    (directory / "figures").mkdir(exist_ok=True)
     for path, result in zip(paths, results, strict=True):
         attacked = bool(removal.attacked(result))
         view = defences if defence_table(result).cells else removal.removal_matrix if attacked else arms
-        view(result).savefig(directory / "figures" / f"{path.stem}.png", dpi=100)
+        picture(path.stem, view, result)
         if defence_table(result).cells:
             said = defences_table(result)
         elif inheritance.marked(result):
@@ -151,19 +174,17 @@ def results_page(directory: str | os.PathLike) -> Path:
             ("success", inheritance.marked(result), inheritance.success),
         ):
             if holds:
-                draw(result).savefig(directory / "figures" / f"{path.stem}-{name}.png", dpi=100)
+                picture(f"{path.stem}-{name}", draw, result)
                 pictures += ["", f"![{path.stem}, {name}](figures/{path.stem}-{name}.png)"]
     for dataset in dict.fromkeys(result.dataset for result in results):
         stolen = [result for result in results if result.dataset == dataset and query_lines(result)]
         if stolen:
             name = f"queries-{dataset.split('/')[-1]}"
-            queries(stolen).savefig(directory / "figures" / f"{name}.png", dpi=100)
+            picture(name, queries, stolen)
             title = f"Extraction from {dataset}: accuracy against queries"
             pictures += ["", f"## {title}", "", queries_table(stolen), f"![{title}](figures/{name}.png)"]
-    page.write_text(
-        "\n".join(notes) + markdown_table(results, [path.stem for path in paths]) + "\n".join(pictures) + "\n"
-    )
-    return page
+    table = markdown_table(results, [path.stem for path in paths])
+    return "\n".join(notes) + table + "\n".join(pictures) + "\n"
 
 
 def _gains(result: Result) -> dict[str, str]:
@@ -179,4 +200,4 @@ def _counted(arm: Arm) -> str:
     return f"{spread(arm.accuracy)} ({len(arm.accuracy)})" if arm.accuracy else "–"
 
 
-__all__ = ["markdown_table", "table"]
+__all__ = ["markdown_table", "results_page", "results_text", "table"]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from dfke_jax.evaluation.summary import summarise
 from dfke_jax.experiments.result import Arm, Published, Result
+from dfke_jax.experiments.timing import CACHED
 from dfke_jax.report import threats
 
 TOLERANCE = 0.5
@@ -67,6 +68,11 @@ def total_seconds(result: Result) -> float:
     return result.seconds.get("total", sum(result.seconds.values()))
 
 
+def taken(result: Result) -> str:
+    """How long the run took, in words; with ``≥`` where networks from the cache and earlier parts may be missing."""
+    return ("" if CACHED in result.seconds else "≥ ") + duration(total_seconds(result))
+
+
 class Comparison(NamedTuple):
     """A published figure beside the measured one.
 
@@ -74,7 +80,7 @@ class Comparison(NamedTuple):
       figure: what was published.
       arm: what we measured.
       difference: our mean minus the figure, in points.
-      reproduced: whether the rule is met.
+      reproduced: whether the rule is met; never of a figure whose setting differs (`Published.differs`).
       words: ``reproduced within 0.5 points (0.31 below)`` and the like.
     """
 
@@ -101,7 +107,9 @@ def comparisons(result: Result) -> list[Comparison]:
         difference = mean_sd(arm.accuracy)[0] - figure.value
         reproduced = difference >= -TOLERANCE - 1e-9
         side = f"{abs(difference):.2f} {'below' if difference < 0 else 'above'}"
-        if not reproduced:
+        if figure.differs:
+            reproduced, words = False, f"not judged ({side}): {figure.differs}"
+        elif not reproduced:
             words = f"not reproduced ({side})"
         elif difference < 0:
             words = f"reproduced within {TOLERANCE} points ({side})"
@@ -186,6 +194,7 @@ __all__ = [
     "published_here",
     "signed",
     "spread",
+    "taken",
     "total_seconds",
     "verdict",
 ]
