@@ -52,6 +52,7 @@ _FAMILIES = (
     "dfke_jax.experiments.impressions",
     "dfke_jax.experiments.activation_records",
     "dfke_jax.experiments.inversion",
+    "dfke_jax.experiments.duels",
     "dfke_jax.experiments.extraction",
     "dfke_jax.experiments.pool_extraction",
     "dfke_jax.experiments.defences",

@@ -13,6 +13,7 @@ import pytest
 
 from dfke_jax import data
 from dfke_jax.core.errors import CheckpointError, InputError, UnknownNameError
+from dfke_jax.distillation import DAFLSettings, DFADSettings, ZSKTSettings
 from dfke_jax.experiments import Arm, Published, Result, recipe, recipes, removal, run_recipe
 from dfke_jax.experiments.attacks import ExtractionSettings
 from dfke_jax.experiments.documented import EXPERIMENTS
@@ -46,6 +47,7 @@ TINY = {
 }
 _SMALL_POOL = {"samples": 40, "synthesis_batch": 20}
 _GAME = {"batch_size": 8, "clone_batches": 1, "latent": 4, "width": 2, "replay_batches": 1, "replay_capacity": 64}
+_DUEL = {"batch_size": 8, "latent": 4, "width": 2}
 _LEARNT = CloneTraining(steps=4, batch_size=8, optimizer="adam", decay_at=())
 CHANGES = {
     "anchors": {},
@@ -57,6 +59,9 @@ CHANGES = {
     "deep-dream": {**_SMALL_POOL, "teacher": "lenet5_bn"},
     "deep-inversion": {**_SMALL_POOL, "student_steps": 3, "teacher": "lenet5_bn"},
     "adaptive-deep-inversion": {**_SMALL_POOL, "student_steps": 3, "teacher": "lenet5_bn"},
+    "dafl": {"iterations": 3, "method": DAFLSettings(**_DUEL)},
+    "dfad": {"iterations": 3, "method": DFADSettings(**_DUEL, student_steps=2)},
+    "zskt": {"iterations": 3, "method": ZSKTSettings(**_DUEL, student_steps=2, attention=0.0)},
     "dfme": {"budgets": (50, 100), "attack": DFMESettings(**_GAME, reuse=True)},
     "megex": {"budgets": (50,), "explanation": "smooth_grad:samples=2", "attack": MEGEXSettings(**_GAME)},
     "maze": {"budgets": (50,), "attack": MAZESettings(**_GAME, directions=2)},
@@ -130,6 +135,8 @@ CHANGES = {
 ELSEWHERE = {"dataset-inference", "dataset-inference-limits", "encoder-inference"}
 SLOW = (  # relatives of recipes that run here, and those that compile longest
     "zskd",
+    "dfad",
+    "zskt",
     "class-impressions",
     "transfer-sets",
     "dfme",
