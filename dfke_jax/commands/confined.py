@@ -93,6 +93,9 @@ class ConfinedProgram:
             start_new_session=True,
             bufsize=0,
         )
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._in, self._out = self._child.stdin, self._child.stdout
         try:
             self._reply(0)
         except BaseException:
@@ -109,11 +112,11 @@ class ConfinedProgram:
 
         rows = np.ascontiguousarray(rows, "<f4")
         deadline, message = time.monotonic() + WAIT, memoryview(struct.pack("<Q", len(rows)) + rows.tobytes())
-        os.set_blocking(self._child.stdin.fileno(), False)  # type: ignore[union-attr]
+        os.set_blocking(self._in.fileno(), False)
         while message:
             self._await(deadline, writing=True)
             try:
-                message = message[os.write(self._child.stdin.fileno(), message) :]  # type: ignore[union-attr]
+                message = message[os.write(self._in.fileno(), message) :]
             except OSError:
                 break  # it has ended; the reply says so
         return np.frombuffer(self._reply(8 * len(rows) * self.num_classes), "<f8").reshape(len(rows), self.num_classes)
@@ -123,8 +126,8 @@ class ConfinedProgram:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
         self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout):
-            pipe.close()  # type: ignore[union-attr]
+        for pipe in (self._in, self._out):
+            pipe.close()
 
     def _reply(self, size: int) -> bytes:
         """What the child says; it is believed in nothing but its length."""
@@ -144,7 +147,7 @@ class ConfinedProgram:
         found = bytearray()
         while len(found) < size:
             self._await(deadline)
-            part = os.read(self._child.stdout.fileno(), min(size - len(found), 1 << 20))  # type: ignore[union-attr]
+            part = os.read(self._out.fileno(), min(size - len(found), 1 << 20))
             if not part:
                 raise InputError(f"{self.path}: its process ended without an answer; the file is damaged or hostile")
             found += part
@@ -154,7 +157,7 @@ class ConfinedProgram:
         from dfke_jax.core.errors import InputError
 
         left = max(0.0, deadline - time.monotonic())
-        pipes = ([], [self._child.stdin]) if writing else ([self._child.stdout], [])
+        pipes = ([], [self._in]) if writing else ([self._out], [])
         if not any(select.select(*pipes, [], left)[:2]):
             raise InputError(f"{self.path} did not answer within {WAIT:g} seconds")
 
