@@ -11,16 +11,20 @@ from dfke_jax.commands.common import add_data_dir
 
 if TYPE_CHECKING:
     from dfke_jax.nn.classifier import Classifier
+    from dfke_jax.watermarking.keys import MarkingKey, VerificationKey
 
 _KEYGEN = """\
 Draw trigger images with random labels, and write two files: the secret marking key, which its owner keeps, and the public
 verification key with the commitments. Publish the latter, or its fingerprint, where others put a date to it, before the
-marked network is given away."""
+marked network is given away. With --labels-of and --beacon the images of an earlier, published pair of keys get labels that
+nobody chose: drawn by a hash of their commitments and of public random bytes that are younger than its publication."""
 _MARK = "Train a network on a data set and on the trigger pairs of a secret key, and save it as `dfke serve` loads it."
 _VERIFY = """\
 Open the commitments, ask a suspect the triggers, and say how sure the claim is. SUSPECT is a directory of saved
 variables (--network, with classes and shape of the key), an exported PyTorch program (FILE.pt2, torch.export.save; FILE.pt
-of TorchScript), or the URL of an endpoint such as `dfke serve` runs. This reveals the triggers."""
+of TorchScript; both are read and run in a process that may neither write, connect nor start programs), or the URL of an
+endpoint such as `dfke serve` runs. Clean networks are trained on the data set and asked the same, and suspect and clean
+networks are asked test images: a trigger that innocent networks answer shows nothing. This reveals the triggers."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +56,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--images", type=Path, metavar="FILE", help=".npz with images (N, H, W, C) and, if they have any, labels"
     )
     new.add_argument("--previous", type=Path, metavar="PUBLIC", help="the verification key that this one follows")
+    new.add_argument("--owner", metavar="TEXT", help="who claims the mark, to stand in the verification key")
+    new.add_argument(
+        "--labels-of", type=Path, nargs=2, metavar=("SECRET", "PUBLIC"), help="earlier keys whose images get new labels"
+    )
+    new.add_argument("--beacon", metavar="HEX", help="public random bytes that draw the labels, with --labels-of")
 
     train = command("mark", _MARK, mark)
     train.add_argument("secret", type=Path, metavar="SECRET", help="the marking key")
@@ -88,9 +97,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=0.1,
         help="share of misses that the scheme's rule allows (default: %(default)s)",
     )
-    judge.add_argument("--null", type=int, metavar="M", help="train M clean networks and count their matches as well")
+    judge.add_argument("--fingerprint", metavar="HEX", help="of the verification key, as it was published")
+    judge.add_argument(
+        "--null",
+        type=int,
+        metavar="M",
+        help="clean networks to train and ask as well (default: as many as alpha needs; 0: none, and then adversarial triggers "
+        "go unnoticed)",
+    )
     judge.add_argument(
         "--null-steps", type=int, default=1000, metavar="N", help="updates of each (default: %(default)s)"
+    )
+    judge.add_argument(
+        "--near",
+        type=float,
+        default=0.05,
+        help="how far their accuracy may lie from the suspect's (default: %(default)s)",
+    )
+    judge.add_argument(
+        "--task-rows",
+        type=int,
+        default=500,
+        metavar="N",
+        help="test images that all are asked for it (default: %(default)s, or as many as there are)",
     )
     judge.add_argument("--dataset", default="digits", help="of the clean networks (default: %(default)s)")
     add_data_dir(judge)
@@ -116,23 +145,56 @@ def keygen(options: argparse.Namespace) -> None:
     for path in (options.secret, options.public):
         if path.exists():
             raise InputError(f"{path} exists, and a key is never overwritten; choose another name")
-    images = truth = None
-    if options.images is not None:
-        images, truth = _arrays(options.images, "images"), _arrays(options.images, "labels", wanted=False)
-    previous = None if options.previous is None else VerificationKey.load(options.previous).fingerprint
-    secret, public = backdoor.keygen(
-        options.classes,
-        shape=tuple(options.shape) if options.shape else None,
-        count=options.count,
-        images=images,
-        truth=truth,
-        kind=options.kind,
-        previous=previous,
-    )
+    if (options.labels_of is None) != (options.beacon is None):
+        raise InputError("--labels-of and --beacon belong together")
+    if options.labels_of is not None:
+        secret, public = _relabelled(options)
+    else:
+        images = truth = None
+        if options.images is not None:
+            images, truth = _arrays(options.images, "images"), _arrays(options.images, "labels", wanted=False)
+        previous = None if options.previous is None else VerificationKey.load(options.previous).fingerprint
+        secret, public = backdoor.keygen(
+            options.classes,
+            shape=tuple(options.shape) if options.shape else None,
+            count=options.count,
+            images=images,
+            truth=truth,
+            kind=options.kind,
+            previous=previous,
+            owner=options.owner,
+        )
     secret.save(options.secret)
-    public.save(options.public)
+    try:
+        public.save(options.public)
+    except BaseException:  # a secret without its commitments is of no use, and nobody would know that it lies there
+        options.secret.unlink(missing_ok=True)
+        raise
     print(f"{len(secret)} trigger pairs\nsecret       {options.secret}\npublic       {options.public}")
-    print(f"fingerprint  {public.fingerprint}")
+    print(f"fingerprint  {public.fingerprint}\nimages' root {public.image_root.hex()}")
+
+
+def _relabelled(options: argparse.Namespace) -> "tuple[MarkingKey, VerificationKey]":
+    from dfke_jax.core.errors import InputError
+    from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, labels_by_beacon
+
+    given = {
+        "--images": options.images,
+        "--shape": options.shape,
+        "--previous": options.previous,
+        "--owner": options.owner,
+    }
+    wrong = [name for name, value in given.items() if value is not None]
+    if wrong:
+        raise InputError(
+            f"{', '.join(wrong)} cannot be given with --labels-of: images, owner and chain are the earlier keys'"
+        )
+    try:
+        beacon = bytes.fromhex(options.beacon)
+    except ValueError:
+        raise InputError("--beacon takes bytes in hexadecimal") from None
+    secret, public = options.labels_of
+    return labels_by_beacon(MarkingKey.load(secret), VerificationKey.load(public), beacon)
 
 
 def mark(options: argparse.Namespace) -> None:
@@ -190,13 +252,19 @@ def verify(options: argparse.Namespace) -> None:
     if options.json is not None and options.json.exists():
         raise InputError(f"{options.json} exists, and nothing is overwritten; choose another name")
     truth = None if options.truth is None else _arrays(options.truth, "labels")
-    null = None
-    if options.null is not None:
-        verification.check_null_models(options.null, options.alpha)
-        if not rejected_pairs(secret, public):  # or there will be nothing to compare
-            null = _null_models(options, secret.num_classes, secret.images.shape[1:])
-    suspect = load_suspect(options, secret.num_classes, secret.images.shape[1:])
+    shape = tuple(secret.images.shape[1:])
+    asked = options.null
+    if asked is None:
+        asked = verification.null_models_needed(options.alpha)
+    if asked < 0 or options.task_rows < 1:
+        raise InputError(f"--null must not be negative and --task-rows at least 1, got {asked} and {options.task_rows}")
+    suspect = load_suspect(options, secret.num_classes, shape)
     try:
+        null = task = None
+        if asked:
+            verification.check_null_models(asked, options.alpha)
+            if not rejected_pairs(secret, public):  # or there will be nothing to compare
+                null, task = _null_models(options, asked, secret.num_classes, shape)
         verdict = verification.verify(
             secret,
             public,
@@ -205,6 +273,9 @@ def verify(options: argparse.Namespace) -> None:
             alpha=options.alpha,
             epsilon=options.epsilon,
             null=null,
+            task=task,
+            near=options.near,
+            fingerprint=options.fingerprint,
         )
     finally:
         if hasattr(suspect, "close"):
@@ -233,46 +304,31 @@ def load_suspect(options: argparse.Namespace, num_classes: int, shape: tuple[int
 
 
 def torch_suspect(path: str, num_classes: int, shape: tuple[int, int, int], layout: Any = "NCHW") -> Any:
-    """A host victim from an exported program. A pickled module is refused: unpickling runs whatever its maker wrote.
+    """A host victim from an exported program, in a process of its own that has no rights; see `ConfinedProgram`.
 
     Args:
-      path: ``.pt2`` of ``torch.export.save``, its batch size dynamic; any other name is taken for TorchScript.
+      path: ``.pt2`` of ``torch.export.save``, its batch size fixed or free; any other name is taken for TorchScript.
       num_classes: K. shape: (H, W, C). layout: of its input.
 
     Raises:
-      InputError: no PyTorch, no such file, or one that holds no program.
+      InputError: no PyTorch, no such file, one that holds no program, or a system that cannot confine a process.
     """
-    import warnings
+    import importlib.util
 
+    from dfke_jax.commands.confined import ConfinedProgram
     from dfke_jax.core.errors import InputError
-    from dfke_jax.oracle.victims import from_torch
 
     if not Path(path).is_file():
         raise InputError(f"there is no file {path}")
-    try:
-        import torch
-    except ImportError:
-        raise InputError(f"{path} needs `pip install 'dfke-jax[torch]'`") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.load(path).module() if path.endswith(".pt2") else torch.jit.load(path, "cpu")
-    except Exception as error:  # of many kinds
-        raise InputError(
-            f"{path} holds no program that PyTorch reads without running foreign code; write it with torch.export.save "
-            f"as a .pt2 file ({type(error).__name__})"
-        ) from error
-
-    class Program(torch.nn.Module):
-        """Exported programs know no eval mode, so they must not be found as a part."""
-
-        def forward(self, x: Any) -> Any:
-            return program(x)
-
-    return from_torch(Program(), shape, num_classes, layout=layout)
+    if importlib.util.find_spec("torch") is None:
+        raise InputError(f"{path} needs `pip install 'dfke-jax[torch]'`")
+    return ConfinedProgram(path, num_classes, shape, layout)
 
 
-def _null_models(options: argparse.Namespace, num_classes: int, shape: tuple[int, ...]) -> "Classifier":
+def _null_models(
+    options: argparse.Namespace, models: int, num_classes: int, shape: tuple[int, ...]
+) -> "tuple[Classifier, tuple[Any, Any]]":
+    """Clean networks, and test images with labels to hold them against."""
     import jax
 
     from dfke_jax import data
@@ -284,36 +340,62 @@ def _null_models(options: argparse.Namespace, num_classes: int, shape: tuple[int
     if (dataset.num_classes, dataset.shape) != (num_classes, tuple(shape)):
         raise InputError(
             f"{options.dataset} has {dataset.num_classes} classes and images of {dataset.shape}, the key is for "
-            f"{num_classes} and {tuple(shape)}"
+            f"{num_classes} and {tuple(shape)}; name the suspect's data set with --dataset, or go without clean networks with "
+            "--null 0"
         )
     images, labels = dataset.train.on_device()
     classifier = network(options.network, num_classes, dataset.shape)
     progress = "clean networks" if sys.stdout.isatty() else None
-    return null_population(
+    null = null_population(
         classifier,
         images,
         labels,
         jax.random.key(options.seed),
-        models=options.null,
+        models=models,
         steps=options.null_steps,
         progress=progress,
     )
+    count = options.task_rows
+    return null, (dataset.test.images[:count], dataset.test.labels[:count])
+
+
+MOST_ARRAY_BYTES = 256 << 20
+"""Larger arrays of an .npz file are not read: compressed, three megabytes can hold three gigabytes of zeros."""
 
 
 def _arrays(path: Path, name: str, wanted: bool = True) -> Any:
-    """An array of an .npz file, or None where there is none and none is wanted."""
+    """An array of an .npz file, or None where there is none and none is wanted. Its size is looked at before it is read."""
+    import math
+    import zipfile
+
     import numpy as np
 
     from dfke_jax.core.errors import InputError
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if name not in archive and wanted:
-                raise InputError(f"{path} holds {', '.join(archive.files) or 'nothing'}, and no array named {name!r}")
-            return archive.get(name)
+        with zipfile.ZipFile(path) as archive:
+            members = [member.removesuffix(".npy") for member in archive.namelist()]
+            if name not in members:
+                if not wanted:
+                    return None
+                held = ascii(members)
+                raise InputError(f"{path} holds the arrays {held[:200]}, and none named {name!r}")
+            with archive.open(f"{name}.npy") as file:
+                version = np.lib.format.read_magic(file)
+                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, fortran, dtype = read[version](file)
+                size = math.prod(shape) * dtype.itemsize
+                if dtype.hasobject or min(shape, default=0) < 0:
+                    raise ValueError(f"{name} is no array of numbers")
+                if size > MOST_ARRAY_BYTES:
+                    raise InputError(f"{name} of {path} has {size:,} bytes; at most {MOST_ARRAY_BYTES:,} are read")
+                content = file.read(size + 1)
+        if len(content) != size:
+            raise ValueError(f"{name} is cut off, or longer than it says")
+        return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
     except InputError:
         raise
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except Exception as error:  # a damaged archive raises of many kinds
         raise InputError(f"cannot read {path} as an .npz file of arrays: {error}") from error
 
 

@@ -64,14 +64,16 @@ class EntangledRecipeSettings(Settings):
     """Whether the learning rate falls to zero along a cosine over them; as published it does not."""
     extraction_steps: int = 4000
     """Training steps of a copy, on the victim's labels of the whole training set."""
-    null_models: int = 4
-    """Networks at least that never saw a trigger, on which the false rate is measured; those of the other seeds count."""
+    null_models: int = 20
+    """Networks at least that never saw a trigger, on which the false rate is measured; those of the other seeds count. Each
+    is judged against the others as well, so that a claim at a level of 0.05 takes 20: an innocent network exceeds the
+    highest of M with a probability of 1/(M + 1)."""
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("marked_steps", "extraction_steps", "null_models"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("marked_steps", 1), ("extraction_steps", 1), ("null_models", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.triggers < 0:
             raise InputError(f"triggers must not be negative, got {self.triggers}")
         check_entangled(self.watermark, self.unrelated)
@@ -119,7 +121,7 @@ def execute(config: EntangledRecipeSettings, bench: Workbench) -> list[Arm]:
             )
         for arm, mark in ((victims[0], moved), (victims[2], ordinary)):
             bench.keep(arm.name, Pool(*mark.triggers, jnp.int32(len(mark.triggers.images)), ()), seed)
-        bench.record(clean, others[0], start, **_figures(others[0], moved, others))
+        bench.record(clean, others[0], start, **_false_claims(moved, others))
         rates = []
         for victim_arm, copy_arm, settings, mark in zip(
             victims, copies, schemes, (moved, moved, ordinary), strict=True
@@ -141,6 +143,9 @@ def execute(config: EntangledRecipeSettings, bench: Workbench) -> list[Arm]:
         "along gradients, for the entangled network and the plain backdoor of the same triggers; the images as they are for "
         "the plain backdoor of ordinary triggers. Queries: triggers from which on an exact binomial test at level 0.05 claims the "
         f"network with probability 0.95, against the highest rate of any clean network; {MOST_QUERIES:,} where that many do not suffice. "
+        "A further clean network exceeds the highest of M with a probability of 1/(M + 1), so that an innocent one is claimed with "
+        f"at most 0.05 + 1/(M + 1); here M = {len(_other_seeds(config, config.seed))}. A clean network is judged against the others: "
+        "its claimed_with_100 is the mean over all of them, and the rate of false claims. "
         "answered_target: per cent of the training set that the marked network answers with the target class and that are "
         "of another; mixing and nearest_loss as in `watermarking.entanglement`, beside test images of the target class."
     )
@@ -171,8 +176,18 @@ def success(network: Classifier, mark: EntangledWatermark) -> float:
 
 def _figures(network: Classifier, mark: EntangledWatermark, others: list[Classifier]) -> dict[str, float]:
     """A network's success on triggers, held against that of networks which never saw them."""
-    rate, null_rates = success(network, mark), [success(other, mark) for other in others]
-    count = len(mark.triggers.images)
+    return _held(success(network, mark), [success(other, mark) for other in others], len(mark.triggers.images))
+
+
+def _false_claims(mark: EntangledWatermark, clean: list[Classifier]) -> dict[str, float]:
+    """The figures of the first clean network, and how often any of them is claimed: each is held against the others alone."""
+    rates, count = [success(network, mark) for network in clean], len(mark.triggers.images)
+    found = [_held(rate, [*rates[:i], *rates[i + 1 :]], count) for i, rate in enumerate(rates)]
+    return found[0] | {"claimed_with_100": float(np.mean([one["claimed_with_100"] for one in found]))}
+
+
+def _held(rate: float, null_rates: list[float], count: int) -> dict[str, float]:
+    """A rate on so many triggers beside those of clean networks, of which the judged one is none."""
     highest = floored_rate(round(max(null_rates) * count), count)
     return {
         "watermark_success": 100 * rate,
@@ -281,7 +296,7 @@ register(
             *_published("mnist", 98.9, "65.7 ± 10.9 % (plain triggers: 0.3 %)"),
             *_published("fashion_mnist", 90.3, "58.1 ± 13 % (plain triggers: 8.8 %)"),
         ),
-        time="10 min a seed and 8 min for the clean networks, on one CPU core (mnist)",
+        time="10 min a seed and 35 min for the clean networks, on one CPU core (mnist)",
         datasets=("digits", "mnist", "fashion_mnist", "tones", "speech_commands"),
         presets={
             "digits": {

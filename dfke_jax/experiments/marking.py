@@ -28,7 +28,6 @@ from dfke_jax.watermarking import (
     leaning,
     margin_mark,
     margin_training,
-    measured_rate,
     noise_triggers,
     radioactive_images,
     radioactive_mark,
@@ -137,8 +136,7 @@ def _zhang(kind: str, work: Work) -> Marked:
         triggers = unrelated_triggers(work.key, other, target=c.target, num_classes=work.classes, count=c.triggers)
 
     def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
-        null = [verify_triggers(one, triggers, 0.5).successes for one in independents]
-        found = verify_triggers(suspect, triggers, measured_rate(null, c.triggers))
+        found = verify_triggers(suspect, triggers, independents)
         return 100 * found.rate, found.p_value
 
     return Marked(work.with_triggers(triggers), judge, pictures=triggers)
@@ -170,7 +168,7 @@ def _dawn(work: Work) -> Marked:
     marks = served.registry.marks()
 
     def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
-        found = verify_dawn(suspect, marks, work.classes)
+        found = verify_dawn(suspect, marks, work.classes, dawn=served)
         return 100 * (1 - found.mismatch_rate), found.evidence.p_value
 
     pictures = TriggerSet(jnp.asarray(marks.images), jnp.asarray(marks.labels, jnp.int32))

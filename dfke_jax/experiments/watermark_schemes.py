@@ -41,8 +41,9 @@ class WatermarkSchemeSettings(Settings):
         "radioactive",
     )
     """Schemes to run."""
-    independents: int = 8
-    """Clean networks, trained independently, that false alarms are counted on."""
+    independents: int = 20
+    """Clean networks, trained independently, that suspects are ranked among and false alarms are counted on. Each is judged
+    against the others, so that a claim by rank at a level of 0.05 takes 20."""
     alpha: float = 0.05
     """Level of a claim."""
     triggers: int = 100
@@ -140,6 +141,17 @@ def execute(config: WatermarkSchemeSettings, bench: Workbench) -> list[Arm]:
         if "frontier_stitching" in config.schemes:
             tuned = _fine_tuned(at(longer.name, seed), teacher, bench.train, config.frontier_steps)
             bench.record(longer, tuned, teacher)
+    least = 1 / len(independents)
+    bench.notes.append(
+        f"Zhang's triggers: the p-value is the larger of the rank among {len(independents)} clean networks and the binomial one "
+        f"against their pooled rate; it cannot fall below 1/{len(independents) + 1}, nor below 1/{len(independents)} for a clean "
+        f"network"
+        + (
+            "."
+            if least <= config.alpha
+            else f", so that nothing can be claimed at {config.alpha:g}: take more of them."
+        )
+    )
     arms = [unmarked, other, control, *([longer] if longer.accuracy else [])]
     return arms + [_arm([at(name, seed) for seed in bench.seeds], independents) for name in config.schemes]
 

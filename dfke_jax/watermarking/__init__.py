@@ -2,7 +2,14 @@
 
 from dfke_jax.watermarking.audit import Audit, audit, challenge, escape_probability
 from dfke_jax.watermarking.backdoor import SMALL_MARKING, MarkingSettings, abstract_images, keygen, mark
-from dfke_jax.watermarking.commitments import Opening, PairCommitment, canonical_bytes, included
+from dfke_jax.watermarking.commitments import (
+    MarkCommitment,
+    Opening,
+    PairCommitment,
+    canonical_bytes,
+    commit_mark,
+    included,
+)
 from dfke_jax.watermarking.dawn import (
     DawnOracle,
     DawnVerdict,
@@ -30,11 +37,13 @@ from dfke_jax.watermarking.entangled_verification import (
 )
 from dfke_jax.watermarking.evidence import (
     Evidence,
+    RankedEvidence,
     binomial_evidence,
     fisher,
     measured_rate,
     random_label_evidence,
     rank_p_value,
+    ranked_evidence,
 )
 from dfke_jax.watermarking.frontier_stitching import (
     FrontierKeys,
@@ -43,7 +52,7 @@ from dfke_jax.watermarking.frontier_stitching import (
     mismatch_threshold,
     verify_frontier,
 )
-from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, make_keys, rejected_pairs
+from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, labels_by_beacon, make_keys, rejected_pairs
 from dfke_jax.watermarking.margin_based import (
     MarginMark,
     MarginSettings,
@@ -110,6 +119,7 @@ __all__ = [
     "FrontierVerdict",
     "MarginMark",
     "MarginSettings",
+    "MarkCommitment",
     "MarkedQueries",
     "MarkingKey",
     "MarkingSettings",
@@ -120,6 +130,7 @@ __all__ = [
     "RadioactiveMark",
     "RadioactiveSettings",
     "RadioactiveVerdict",
+    "RankedEvidence",
     "RegisteredMarks",
     "TriggerSet",
     "UchidaMark",
@@ -135,6 +146,7 @@ __all__ = [
     "capacities",
     "challenge",
     "claim_power",
+    "commit_mark",
     "content_triggers",
     "cosine_p_value",
     "dawn_key",
@@ -150,6 +162,7 @@ __all__ = [
     "frontier_keys",
     "included",
     "keygen",
+    "labels_by_beacon",
     "leaning",
     "loss_gain",
     "make_keys",
@@ -171,6 +184,7 @@ __all__ = [
     "radioactive_mark",
     "random_label_evidence",
     "rank_p_value",
+    "ranked_evidence",
     "rejected_pairs",
     "shares",
     "stacked_answers",

@@ -22,7 +22,7 @@ from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import training
 from dfke_jax.synthesis.shapes import synthetic_shapes
 from dfke_jax.synthesis.starts import smooth_noise
-from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, make_keys
+from dfke_jax.watermarking.keys import MAX_CLASSES, MarkingKey, VerificationKey, make_keys
 from dfke_jax.watermarking.triggers import wrong_labels
 
 Kind = Literal["shapes", "noise"]
@@ -122,6 +122,7 @@ def keygen(
     key: Key | None = None,
     created: str | None = None,
     previous: str | None = None,
+    owner: str | None = None,
 ) -> tuple[MarkingKey, VerificationKey]:
     """KeyGen: trigger images, a random wrong label for each, and commitments to all of them.
 
@@ -137,7 +138,7 @@ def keygen(
       kind: of `abstract_images`.
       key: draws images and labels; 64 bits from the operating system by default. Whoever knows it knows the triggers, so
         pass one in experiments only. The random bytes of the commitments never come from it.
-      created, previous: of the `VerificationKey`.
+      created, previous, owner: of the `VerificationKey`.
 
     Returns:
       The secret and the public key.
@@ -150,8 +151,8 @@ def keygen(
     """
     if (shape is None) == (images is None):
         raise InputError("give either the shape of abstract images, or images; not both and not neither")
-    if num_classes < 2:
-        raise InputError(f"a classifier has at least 2 classes, not {num_classes}")
+    if not 2 <= num_classes <= MAX_CLASSES:
+        raise InputError(f"a classifier has at least 2 classes and fewer than 2³¹, not {num_classes}")
     image_key, label_key = jax.random.split(_secret_key() if key is None else key)
     if images is None:
         if truth is not None:
@@ -166,7 +167,7 @@ def keygen(
     if truth.shape != (len(pixels),) or truth.dtype.kind not in "iu" or truth.min() < -1 or truth.max() >= num_classes:
         raise InputError(f"truth must be {len(pixels)} integers in [-1, {num_classes})")
     labels = np.asarray(wrong_labels(label_key, jnp.asarray(truth, jnp.int32), num_classes))
-    return make_keys(pixels, labels, num_classes, created=created, previous=previous)
+    return make_keys(pixels, labels, num_classes, created=created, previous=previous, owner=owner)
 
 
 @functools.partial(jax.jit, static_argnums=1)

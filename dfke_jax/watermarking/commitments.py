@@ -5,6 +5,7 @@ find a second opening, and without the random bytes nothing can be tested agains
 was fixed when it was published. It is not zero-knowledge: to show anything about a committed pair, the pair is opened.
 """
 
+import dataclasses
 import hashlib
 import hmac
 import operator
@@ -12,11 +13,14 @@ import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from dfke_jax.core.errors import InputError
 
 DOMAIN = b"dfke_jax/backdoor-watermark/commitment/v1"
+_BEACON = b"dfke_jax/backdoor-watermark/beacon/v1"
+_MARK = b"dfke_jax/watermark/mark/v1"
 NONCE_BYTES = 32
 HASH_BYTES = 32
 
@@ -121,6 +125,68 @@ def opens(commitment: PairCommitment, opening: Opening, count: int, num_classes:
     return hmac.compare_digest(found.label, commitment.label) and same_image
 
 
+def beacon_label(root: bytes, beacon: bytes, index: int, num_classes: int) -> int:
+    """SHA-256(frame(domain, root, beacon, index)) mod K: uniform but for K/2²⁵⁶.
+
+    Args:
+      root: of the committed images. beacon: public random bytes. index: of the pair. num_classes: K.
+    """
+    digest = hashlib.sha256(framed(_BEACON, root, beacon, _number(index))).digest()
+    return int.from_bytes(digest, "big") % num_classes
+
+
+# ---- marks that are no list of pairs
+
+
+class MarkCommitment(NamedTuple):
+    """A commitment to a whole mark: 32 bytes to publish, and 32 random bytes that open it, to keep with the mark."""
+
+    digest: bytes
+    nonce: bytes
+
+
+def commit_mark(mark: Any, nonce: bytes | None = None) -> MarkCommitment:
+    """Commits to everything that a mark consists of: SHA-256(frame(domain, kind, places and leaves, texts, nonce)).
+
+    Args:
+      mark: a `UchidaMark`, `MarginMark`, `FrontierKeys`, `TriggerSet`, `RegisteredMarks`, directions of radioactive data, or any
+        pytree of arrays and numbers; names that are part of it, as of a layer, are bound too.
+      nonce: 32 bytes; from the operating system by default.
+
+    Raises:
+      InputError: a nonce of another length, or a mark that holds something without canonical bytes.
+    """
+    nonce = new_nonce() if nonce is None else nonce
+    if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES:
+        raise InputError(f"a nonce is {NONCE_BYTES} bytes")
+    # leaves with their paths; a structure's own text may hold addresses, which change from run to run
+    parts = [type(mark).__name__.encode()]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(mark):
+        parts += [jax.tree_util.keystr(path).encode(), canonical_bytes(leaf)]
+    fields = dataclasses.fields(mark) if dataclasses.is_dataclass(mark) else ()
+    named = {field.name: getattr(mark, field.name) for field in fields}
+    parts += [f"{name}={value}".encode() for name, value in named.items() if isinstance(value, str)]
+    return MarkCommitment(hashlib.sha256(framed(_MARK, *parts, nonce)).digest(), nonce)
+
+
+NOT_COMMITTED = "the mark was fixed before the suspect was; nothing shows that here, no commitment was opened"
+DRAWN = "labels were drawn at random and chosen by nobody"
+COMMITTED = "the commitment that the mark opens was published before the suspect was"
+
+
+def mark_assumptions(mark: Any, commitment: MarkCommitment | None) -> tuple[str, ...]:
+    """What a verdict on a mark presumes about when it was fixed.
+
+    Raises:
+      InputError: for a mark that does not open the commitment.
+    """
+    if commitment is None:
+        return (NOT_COMMITTED,)
+    if not hmac.compare_digest(commit_mark(mark, commitment.nonce).digest, commitment.digest):
+        raise InputError("the mark does not open the commitment; it is not the one that was committed to")
+    return (COMMITTED,)
+
+
 def _number(value: int) -> bytes:
     return int(value).to_bytes(8, "little")
 
@@ -195,12 +261,19 @@ def _node(left: bytes, right: bytes) -> bytes:
 
 
 __all__ = [
+    "COMMITTED",
+    "DRAWN",
+    "NOT_COMMITTED",
+    "MarkCommitment",
     "Opening",
     "PairCommitment",
+    "beacon_label",
     "canonical_bytes",
+    "commit_mark",
     "commit_pair",
     "included",
     "inclusion_proof",
+    "mark_assumptions",
     "merkle_root",
     "new_nonce",
     "opens",

@@ -23,6 +23,7 @@ import numpy as np
 from dfke_jax.core.errors import InputError
 from dfke_jax.oracle.oracle import Oracle
 from dfke_jax.oracle.reveal import Reveal
+from dfke_jax.watermarking.commitments import MarkCommitment, mark_assumptions
 from dfke_jax.watermarking.evidence import Evidence, answered, binomial_evidence, random_label_evidence
 
 _DOMAIN = b"dfke_jax/dawn/1\x00"
@@ -254,8 +255,7 @@ class DawnOracle:
         if not len(places):
             return answers
         truth = answers[places] if answers.ndim == 1 else answers[places].argmax(1)
-        turns = [int.from_bytes(digests[place][8:16], "big") % (self.num_classes - 1) for place in places]
-        labels = (truth + 1 + np.array(turns)) % self.num_classes
+        labels = self._wrong([digests[place] for place in places], truth)
         names = [digests[place].hex() for place in places]
         self.registry.add(names, quantised(rows[places], 256, self.box), labels, truth)
         if answers.ndim == 1:
@@ -263,6 +263,30 @@ class DawnOracle:
         else:
             answers[places, truth], answers[places, labels] = answers[places, labels], answers[places, truth]
         return answers
+
+    def _wrong(self, digests: list[bytes], truth: np.ndarray) -> np.ndarray:
+        turns = [int.from_bytes(digest[8:16], "big") % (self.num_classes - 1) for digest in digests]
+        return (truth + 1 + np.array(turns, int)) % self.num_classes
+
+    def follows(self, marks: "RegisteredMarks") -> np.ndarray:
+        """(T,) bool: which entries the key and the victim give, asked anew: marked, with this truth and this label.
+
+        An entry can be written into a registry afterwards, with a truth that makes its label what a suspect answers; it does
+        not follow. Nor does, now and then, an honest one of an image with finer levels than 256 under fewer `levels`, or of
+        a victim that does not repeat itself. Nothing is registered; the victim is asked T rows.
+
+        Args:
+          marks: of `MarkedQueries.marks`.
+
+        Raises:
+          InputError: rows of another shape.
+        """
+        rows = self._checked(marks.images)
+        answers = np.array(_compiled(self.oracle, rows) if isinstance(self.oracle, Oracle) else self.oracle(rows))
+        truth = answers if answers.ndim == 1 else answers.argmax(1)
+        digests = self.digests(rows)
+        marked = np.array([self._decides(digest) for digest in digests], bool)
+        return marked & (truth == marks.truth) & (self._wrong(digests, truth) == marks.labels)
 
     def describe(self) -> dict[str, Any]:
         """As the oracle's, with this defence at the end of the list; without the key."""
@@ -305,15 +329,27 @@ class DawnVerdict(NamedTuple):
       false_claim_probability: of this rule, for so many queries.
       evidence: the exact test of the keyed labels, given where the suspect departs from the victim (`random_label_evidence`);
         with two classes against the same binomial as the rule, because nothing is drawn. It sees marks that the rule misses.
+      refused: entries that the key and the victim do not give, which count for nothing; None where neither was asked.
+      assumes: what has to be true for the p-values to mean what they say.
     """
 
     stolen: bool
     mismatch_rate: float
     false_claim_probability: float
     evidence: Evidence
+    refused: int | None = None
+    assumes: tuple[str, ...] = ()
 
 
-def verify_dawn(suspect: Any, marks: RegisteredMarks, num_classes: int, threshold: float = 0.5) -> DawnVerdict:
+def verify_dawn(
+    suspect: Any,
+    marks: RegisteredMarks,
+    num_classes: int,
+    threshold: float = 0.5,
+    *,
+    dawn: DawnOracle | None = None,
+    commitment: MarkCommitment | None = None,
+) -> DawnVerdict:
     """Asks a suspect the registered queries.
 
     Queries of innocent clients are registered too: judge a suspect by those of the client who is accused.
@@ -321,7 +357,27 @@ def verify_dawn(suspect: Any, marks: RegisteredMarks, num_classes: int, threshol
     Args:
       suspect: a `Classifier`, an oracle, or a function images -> scores or labels.
       marks: of `MarkedQueries.marks`, or a part of them. num_classes: K. threshold: e.
+      dawn: the defence with its key and victim; what they do not give is left out (`DawnOracle.follows`). Without it labels
+        and truths are the owner's word, and he could have written them after the suspect: the verdict says so.
+      commitment: of `commit_mark(marks)`, published before the suspect was. Without it an owner can choose, among the queries
+        that key and victim do give, those that a suspect happens to answer as marked: the verdict says so.
+
+    Raises:
+      InputError: where no entry is left, or the marks do not open the commitment.
     """
+    assumes = list(mark_assumptions(marks, commitment))
+    if commitment is None:
+        assumes.append("the registered queries are all that were marked; none was picked for what the suspect answers")
+    refused = None
+    if dawn is None:
+        assumes.append("labels and truths are what key and victim gave; they were not recomputed")
+    else:
+        kept = dawn.follows(marks)
+        refused = int((~kept).sum())
+        if not kept.any():
+            raise InputError(f"none of the {len(kept)} registered queries is what this key and this victim give")
+        marks = RegisteredMarks(*(np.asarray(part)[kept] for part in marks))
+        assumes.append("key and victim are those that served; entries were recomputed from them")
     answers = answered(suspect, marks.images, num_classes)
     matches = answers == marks.labels
     if num_classes > 2:
@@ -330,7 +386,7 @@ def verify_dawn(suspect: Any, marks: RegisteredMarks, num_classes: int, threshol
         evidence = binomial_evidence(int(matches.sum()), len(matches), 0.5)
     mismatch = 1 - float(matches.mean())
     chance = false_claim_probability(len(matches), num_classes, threshold)
-    return DawnVerdict(mismatch < threshold, mismatch, chance, evidence)
+    return DawnVerdict(mismatch < threshold, mismatch, chance, evidence, refused, tuple(assumes))
 
 
 __all__ = [

@@ -1,14 +1,18 @@
-"""Ownership from trigger answers: an exact test against the rate at which clean networks give them, and how many queries it needs.
+"""Ownership from trigger answers: ranked among clean networks, and how many queries a claim needs.
 
 Triggers of entangled watermarks are not answered at random by networks that never saw them: images from elsewhere often
 fall into one class, so that 1/K is wrong in both directions. The rate is therefore measured, on networks of the same task.
+Triggers of one network fall together, so that a test which takes every answer for a draw of its own accuses too often:
+what one network is worth is one observation.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dfke_jax.core.errors import InputError
+from dfke_jax.watermarking.evidence import rank_p_value
+from dfke_jax.watermarking.verification import check_null_models
 
 
 class OwnershipTest(NamedTuple):
@@ -17,43 +21,52 @@ class OwnershipTest(NamedTuple):
     Attributes:
       success: share of triggers that the suspect answers with their label.
       false_rate: the same for clean networks, as measured.
-      p_value: exact and one-sided, of a success this large from a clean network.
-      claimed: whether it lies at or below the level asked for.
+      p_value: the larger of `p_values`.
+      p_values: ``rank`` of the suspect among the clean networks, and ``fisher``, Fisher's exact test against all of their
+        answers as if each were a draw of its own, which alone is too small.
+      claimed: whether the p-value lies at or below the level asked for.
     """
 
     success: float
     false_rate: float
     p_value: float
+    p_values: dict[str, float]
     claimed: bool
 
 
-def ownership_test(
-    matches: int, queries: int, null_matches: int, null_queries: int, alpha: float = 0.05
-) -> OwnershipTest:
-    """Fisher's exact test: does the suspect answer more triggers with their label than clean networks do?
+def ownership_test(matches: int, queries: int, null_matches: Any, alpha: float = 0.05) -> OwnershipTest:
+    """max{(1 + #{m_i ≥ m})/(M + 1), Fisher's test}: does the suspect answer more triggers with their label than clean networks do?
 
-    Conditional on the total of matches, those of the suspect are hypergeometric if both rates are equal; the p-value is
-    the probability of as many or more. Unlike a binomial test against the measured rate it accounts for the error of that
-    measurement, which matters where no match was seen.
+    The rank is exact if the suspect, without the mark, is one more like the clean networks. Fisher's test, conditional on
+    the total of matches (hypergeometric), accounts for the error of the measured rate, but not for triggers that fall
+    together; as the larger decides, it can only make a claim harder.
 
     Args:
-      matches, queries: of the suspect.
-      null_matches, null_queries: of clean networks, summed over them. Clean networks differ from one another; to be on
-        the safe side give the counts of the one that matched most.
+      matches, queries: m of n, of the suspect.
+      null_matches: (M,) m_i, of clean networks asked the same triggers, the suspect not among them. 1/alpha − 1 at least.
       alpha: level of the claim.
 
     Raises:
-      InputError: for counts that are no counts, or a level outside (0, 1).
+      InputError: for counts that are no counts, a level outside (0, 1), or too few clean networks for it.
     """
     from scipy.stats import hypergeom
 
-    for hits, asked, who in ((matches, queries, "suspect"), (null_matches, null_queries, "clean networks")):
-        if asked < 1 or not 0 <= hits <= asked or int(hits) != hits or int(asked) != asked:
-            raise InputError(f"matches of the {who} must be whole and lie in [0, queries], got {hits} of {asked}")
+    null = np.asarray(null_matches)
+    if null.ndim != 1 or not len(null):
+        raise InputError(f"matches of clean networks are one count for each, (M,), got shape {null.shape}")
+    for hits, who in ((matches, "suspect"), *((hits, "clean networks") for hits in null)):
+        if queries < 1 or not 0 <= hits <= queries or int(hits) != hits or int(queries) != queries:
+            raise InputError(f"matches of the {who} must be whole and lie in [0, queries], got {hits} of {queries}")
     _probability("alpha", alpha)
-    total, found = queries + null_queries, matches + null_matches
-    p_value = float(hypergeom.sf(matches - 1, total, found, queries))
-    return OwnershipTest(matches / queries, null_matches / null_queries, p_value, p_value <= alpha)
+    check_null_models(len(null), alpha)
+    total, found = queries * (1 + len(null)), matches + int(null.sum())
+    p_values = {
+        "rank": rank_p_value(matches, null),
+        "fisher": float(hypergeom.sf(matches - 1, total, found, queries)),
+    }
+    p_value = max(p_values.values())
+    rate = float(null.sum() / (queries * len(null)))
+    return OwnershipTest(matches / queries, rate, p_value, p_values, p_value <= alpha * (1 + 1e-9))
 
 
 def claim_power(queries: int, p_null: float, p_marked: float, alpha: float = 0.05) -> float:

@@ -11,7 +11,8 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array, Key
 from dfke_jax.evaluation import fgsm
 from dfke_jax.nn.classifier import Classifier, as_float, check_labels
-from dfke_jax.watermarking.evidence import answered, rank_p_value
+from dfke_jax.watermarking.commitments import MarkCommitment, mark_assumptions
+from dfke_jax.watermarking.evidence import EXCHANGEABLE, answered, rank_p_value
 from dfke_jax.watermarking.triggers import TriggerSet, trigger_set
 
 
@@ -92,15 +93,18 @@ def mismatch_threshold(size: int, alpha: float = 0.05) -> int:
 
     Source: Le Merrer et al. 2020, section 3.3.
     """
-    from scipy.special import bdtr
+    from scipy.stats import binom
 
     if size < 1 or not 0 < alpha < 1:
         raise InputError(f"size >= 1 and alpha in (0, 1) are needed, got {size} and {alpha}")
-    below = bdtr(np.arange(size + 1), size, 0.5)  # P(X ≤ i) = P(X < i + 1)
+    below = binom.cdf(np.arange(size + 1), size, 0.5)  # P(X ≤ i) = P(X < i + 1)
     threshold = int((below < alpha).sum())
     if not threshold:
         raise InputError(f"{size} keys cannot show anything at level {alpha}: even no mismatch has p = {0.5**size:.3g}")
     return threshold
+
+
+_FAIR = "innocent networks get every key right by a fair coin (the paper's null, which they do not follow)"
 
 
 class FrontierVerdict(NamedTuple):
@@ -113,7 +117,9 @@ class FrontierVerdict(NamedTuple):
       p_value: P(Bin(size, ½) ≤ mismatches), the paper's null: innocent networks get every key right by a fair coin. They do
         not: about half of the keys, those that never crossed, are easy, and adversarial points transfer less than fully.
       false_claim_rate: share of the given independent networks that the same rule claims; None without any.
-      rank_p_value: among those, (1 + #{mismatch no more}) / (M + 1); None without any.
+      rank_p_value: among those, (1 + #{mismatch no more}) / (M + 1); None without any. Where it is given, it is what a claim
+        may rest on: `claimed` and `p_value` are the paper's and accuse innocent networks.
+      assumes: what has to be true for the p-values to mean what they say.
     """
 
     claimed: bool
@@ -123,19 +129,30 @@ class FrontierVerdict(NamedTuple):
     p_value: float
     false_claim_rate: float | None
     rank_p_value: float | None
+    assumes: tuple[str, ...] = ()
 
 
 def verify_frontier(
-    suspect: Any, keys: FrontierKeys, *, alpha: float = 0.05, independents: Sequence[Any] = ()
+    suspect: Any,
+    keys: FrontierKeys,
+    *,
+    alpha: float = 0.05,
+    independents: Sequence[Any] = (),
+    commitment: MarkCommitment | None = None,
 ) -> FrontierVerdict:
     """Counts mismatches with the true labels, beside those of independent networks.
 
     Args:
       suspect: a `Classifier`, an oracle, or a function images -> scores or labels.
       keys: of `frontier_keys`. alpha: level of θ. independents: unmarked networks of the same task.
-    """
-    from scipy.special import bdtr
+      commitment: of `commit_mark`, published before; the verdict names it as missing otherwise.
 
+    Raises:
+      InputError: for keys that do not open the commitment.
+    """
+    from scipy.stats import binom
+
+    assumes = (*mark_assumptions(keys, commitment), EXCHANGEABLE if len(independents) else _FAIR)
     labels = np.asarray(keys.triggers.labels)
     threshold = mismatch_threshold(len(labels), alpha)
     misses, *others = (int((answered(one, keys.triggers.images) != labels).sum()) for one in (suspect, *independents))
@@ -144,9 +161,10 @@ def verify_frontier(
         misses,
         len(labels),
         threshold,
-        float(bdtr(misses, len(labels), 0.5)),
+        float(binom.cdf(misses, len(labels), 0.5)),
         float(np.mean(np.array(others) < threshold)) if others else None,
         rank_p_value(-misses, -np.array(others)) if others else None,
+        assumes,
     )
 
 

@@ -15,6 +15,7 @@ from dfke_jax.evaluation import pgd
 from dfke_jax.nn.classifier import Classifier, as_float, check_labels
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import Training, optimiser, trained, training
+from dfke_jax.watermarking.commitments import DRAWN, MarkCommitment, mark_assumptions
 from dfke_jax.watermarking.evidence import Evidence, answered, random_label_evidence
 from dfke_jax.watermarking.triggers import trigger_set, wrong_labels
 
@@ -177,17 +178,26 @@ def margins(classifier: Classifier, mark: MarginMark) -> np.ndarray:
     return logits[own] - np.where(own, -np.inf, logits).max(1)
 
 
-def verify_margin(suspect: Any, mark: MarginMark, num_classes: int) -> Evidence:
-    """Marked answers among those that are not the truth, against Bin(D, 1/(K − 1)), which is exact for every innocent suspect.
+def verify_margin(
+    suspect: Any, mark: MarginMark, num_classes: int, *, commitment: MarkCommitment | None = None
+) -> Evidence:
+    """Marked answers among those that are not the truth, against Bin(D, 1/(K − 1)), which is exact for every innocent suspect
+    if the labels were drawn before it was trained.
 
     Args:
       suspect: a `Classifier`, an oracle, or a function images -> scores or labels.
       mark: of `margin_mark`. num_classes: K ≥ 3.
+      commitment: of `commit_mark`, published before; the verdict names it as missing otherwise.
 
     Returns:
       See `random_label_evidence`. The share of all T points is the paper's watermark success rate.
+
+    Raises:
+      InputError: for a mark that does not open the commitment.
     """
-    return random_label_evidence(answered(suspect, as_float(mark.images)), mark.labels, mark.truth, num_classes)
+    assumes = (*mark_assumptions(mark, commitment), DRAWN)
+    answers = answered(suspect, as_float(mark.images))
+    return random_label_evidence(answers, mark.labels, mark.truth, num_classes)._replace(assumes=assumes)
 
 
 __all__ = ["MarginMark", "MarginSettings", "margin_mark", "margin_training", "margins", "verify_margin"]

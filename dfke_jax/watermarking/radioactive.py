@@ -14,6 +14,7 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array, Key
 from dfke_jax.nn.classifier import Classifier, as_float, check_images, check_labels
 from dfke_jax.nn.losses import cross_entropy
+from dfke_jax.watermarking.commitments import MarkCommitment, mark_assumptions
 from dfke_jax.watermarking.evidence import fisher, rank_p_value
 
 
@@ -196,23 +197,30 @@ class RadioactiveVerdict(NamedTuple):
       cosines: (K,) of the aligned rows with u_c. p_values: (K,) of each.
       p_value: all combined by Fisher's method; the directions are independent of one another and of an innocent suspect, so
         it is exact.
+      assumes: what has to be true for that.
     """
 
     cosines: np.ndarray
     p_values: np.ndarray
     p_value: float
+    assumes: tuple[str, ...] = ()
 
 
-def verify_radioactive(suspect: Classifier, mark: RadioactiveMark, images: Any) -> RadioactiveVerdict:
+def verify_radioactive(
+    suspect: Classifier, mark: RadioactiveMark, images: Any, *, commitment: MarkCommitment | None = None
+) -> RadioactiveVerdict:
     """Whether a suspect's rows lean towards the directions: white-box.
 
     Args:
       suspect: its parameters are read. mark: of `radioactive_mark`. images: as for `aligned_rows`.
+      commitment: to the mark's directions, `commit_mark(mark.directions)`, published before; the verdict names it as missing
+        otherwise.
 
     Raises:
-      InputError: as `aligned_rows`; or a suspect whose rows vanish.
+      InputError: as `aligned_rows`; a suspect whose rows vanish, or directions that do not open the commitment.
     """
-    return leaning(aligned_rows(mark.marker, suspect, images), mark.directions)
+    assumes = (*mark_assumptions(mark.directions, commitment), "directions were drawn at random and chosen by nobody")
+    return leaning(aligned_rows(mark.marker, suspect, images), mark.directions)._replace(assumes=assumes)
 
 
 def leaning(rows: Any, directions: Any) -> RadioactiveVerdict:

@@ -13,6 +13,7 @@ from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import Penalty
+from dfke_jax.watermarking.commitments import MarkCommitment, mark_assumptions
 from dfke_jax.watermarking.evidence import Evidence, binomial_evidence
 
 
@@ -135,14 +136,23 @@ def bit_error_rate(classifier: Classifier, mark: UchidaMark) -> float:
     return float(np.mean(extract_bits(classifier, mark) != np.asarray(mark.bits)))
 
 
-def verify_uchida(classifier: Classifier, mark: UchidaMark) -> Evidence:
+def verify_uchida(classifier: Classifier, mark: UchidaMark, *, commitment: MarkCommitment | None = None) -> Evidence:
     """Matching bits against Bin(T, ½).
 
     The null is exact for a suspect that is independent of the mark: the rows of X are independent and symmetric, so every
-    read bit is a fair coin of its own whatever the weights are.
+    read bit is a fair coin of its own whatever the weights are. A mark that was made after the suspect is not: with bits
+    set to what an innocent network gives every one of them matches. A commitment that was published before rules it out.
+
+    Args:
+      classifier: the suspect. mark: of `uchida_mark`.
+      commitment: of `commit_mark`, published before; the verdict names it as missing otherwise.
+
+    Raises:
+      InputError: as `extract_bits`, or a mark that does not open the commitment.
     """
+    assumes = mark_assumptions(mark, commitment)
     matches = int((extract_bits(classifier, mark) == np.asarray(mark.bits)).sum())
-    return binomial_evidence(matches, len(mark.bits), 0.5)
+    return binomial_evidence(matches, len(mark.bits), 0.5)._replace(assumes=assumes)
 
 
 def _kernels(params: Mapping, prefix: str = "") -> list[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """Zhang's watermarks: images with an overlay, with a noise pattern, or of something else, all taught one label."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from dfke_jax.core.types import Array, Augmentation, Key
 from dfke_jax.nn.classifier import Classifier, as_float, check_labels
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import optimiser, training
-from dfke_jax.watermarking.evidence import Evidence, answered, binomial_evidence
+from dfke_jax.watermarking.commitments import MarkCommitment, mark_assumptions
+from dfke_jax.watermarking.evidence import RankedEvidence, answered, ranked_evidence
 from dfke_jax.watermarking.triggers import TriggerSet, trigger_set
 
 _LETTERS = {"T": ("###", ".#.", ".#.", ".#.", ".#."), "E": ("###", "#..", "###", "#..", "###"), "S": ("###", "#..", "###", "..#", "###")}  # fmt: skip
@@ -164,18 +166,29 @@ def trigger_training(
     )
 
 
-def verify_triggers(suspect: Any, triggers: TriggerSet, null_rate: float) -> Evidence:
-    """Triggers that a suspect answers with their label, against Bin(T, null_rate).
+def verify_triggers(
+    suspect: Any, triggers: TriggerSet, independents: Sequence[Any], *, commitment: MarkCommitment | None = None
+) -> RankedEvidence:
+    """Triggers that a suspect answers with their label, ranked among independent networks.
 
-    All triggers have one label and fall together, so 1/K is wrong in both directions: give what independent models do
-    (`measured_rate`, or the largest seen), and measure false alarms with the same rule.
+    All triggers have one label and fall together, so 1/K is wrong in both directions, and so is a binomial test with a
+    measured rate, which takes them for independent: the larger of its p-value and the rank's decides. A claim at level α
+    takes 1/α − 1 independent networks at least.
 
     Args:
       suspect: a `Classifier`, an oracle, or a function images -> scores or labels.
-      triggers: T of them. null_rate: probability of a match without the mark.
+      triggers: T of them. independents: M networks of the task that never saw a trigger, the suspect not among them.
+      commitment: published before; the verdict names it as missing otherwise.
+
+    Raises:
+      InputError: for no independent network, or triggers that do not open the commitment.
     """
-    matches = answered(suspect, triggers.images) == np.asarray(triggers.labels)
-    return binomial_evidence(int(matches.sum()), len(matches), null_rate)
+    assumes = mark_assumptions(triggers, commitment)
+    found, *null = (
+        int((answered(one, triggers.images) == np.asarray(triggers.labels)).sum()) for one in (suspect, *independents)
+    )
+    evidence = ranked_evidence(found, np.array(null, int), len(triggers.labels))
+    return evidence._replace(assumes=(*assumes, *evidence.assumes))
 
 
 __all__ = [

@@ -1,10 +1,15 @@
 """What the comparison of watermarking schemes refuses before any work."""
 
+import types
+
+import numpy as np
 import pytest
 
 from dfke_jax.core import InputError, UnknownNameError
 from dfke_jax.experiments import recipe, run_recipe
+from dfke_jax.experiments.entangled import _false_claims, _figures
 from dfke_jax.experiments.marking import SCHEMES
+from dfke_jax.watermarking import TriggerSet
 
 
 @pytest.mark.parametrize(
@@ -35,3 +40,33 @@ def test_presets_run_every_scheme_that_their_data_allow():
     for dataset in ("mnist", "fashion_mnist"):
         assert set(recipe("watermark-schemes").settings(dataset).schemes) == set(SCHEMES)
     assert set(SCHEMES) - set(recipe("watermark-schemes").settings("digits").schemes) == {"zhang_unrelated"}
+
+
+class Fixed:
+    """A network that answers as it is told."""
+
+    def __init__(self, labels):
+        self.labels = np.asarray(labels)
+
+    def predict(self, images):
+        return np.eye(10)[self.labels]
+
+
+def test_clean_networks_are_judged_against_the_others_alone():
+    """Within its own null a network cannot exceed the highest, and would never be claimed."""
+    triggers = TriggerSet(np.zeros((40, 2, 2, 1), np.float32), np.full(40, 7))
+    mark = types.SimpleNamespace(triggers=triggers)
+    odd, *rest = clean = [Fixed(np.where(np.arange(40) < hits, 7, 1)) for hits in (38, 0, 1, 0)]
+    found = _false_claims(mark, clean)
+    alone = _figures(odd, mark, rest)
+    assert found["claimed_with_100"] == pytest.approx(alone["claimed_with_100"] / 4, abs=0.1)
+    assert alone["claimed_with_100"] > 99.9
+    assert (found["watermark_success"], found["highest_false_rate"]) == (95.0, 2.5)
+    assert _figures(odd, mark, clean)["claimed_with_100"] < 20, "as it was"
+
+
+def test_the_level_of_a_claim_takes_twenty_clean_networks():
+    assert recipe("ewe").settings("mnist").null_models == 20
+    assert recipe("watermark-schemes").settings("mnist").independents == 20
+    with pytest.raises(InputError, match="null_models must be at least 2"):
+        recipe("ewe").settings("digits", null_models=1)

@@ -23,7 +23,8 @@ from dfke_jax.oracle import (  # fmt: skip
     from_jax,
     oracle_for,
 )
-from dfke_jax.watermarking import DawnOracle, MarkedQueries, dawn_key, verify_dawn
+from dfke_jax.watermarking import DawnOracle, MarkedQueries, RegisteredMarks, commit_mark, dawn_key, verify_dawn
+from dfke_jax.watermarking.commitments import COMMITTED, NOT_COMMITTED
 from dfke_jax.watermarking.dawn import quantised
 
 KEY = bytes(range(32))
@@ -175,6 +176,52 @@ def test_who_learnt_the_answers_is_found_and_who_did_not_is_not():
     weak = lambda images: np.where(np.arange(len(images)) % 4 == 0, thief(images), truth(images))
     assert not verify_dawn(weak, marks, 5).stolen, "the paper's rule wants half of them"
     assert verify_dawn(weak, marks, 5).evidence.p_value < 1e-10
+
+
+def test_entries_are_recomputed_from_key_and_victim():
+    """Who writes a registry afterwards can give every image the label that a suspect answers, with a truth to match."""
+    innocent = lambda x: linear(np.random.default_rng(9).normal(size=(12, 5)).astype(np.float32), x).argmax(1)
+    dawn, x = labels_dawn(rate=0.1), rows(1500)
+    dawn(x)
+    honest = dawn.registry.marks()
+    chosen = rows(1500, seed=3)[dawn.marked(rows(1500, seed=3))]
+    turns = np.array([int.from_bytes(digest[8:16], "big") % 4 for digest in dawn.digests(chosen)])
+    said = innocent(chosen)
+    forged = RegisteredMarks(chosen, said, (said - 1 - turns) % 5)
+    believed = verify_dawn(innocent, forged, 5)
+    assert believed.stolen, "an innocent network is accused"
+    assert believed.evidence.p_value < 1e-30
+    assert any("not recomputed" in text for text in believed.assumes)
+    assert believed.assumes[0] == NOT_COMMITTED
+
+    mixed = RegisteredMarks(*(np.concatenate(both) for both in zip(honest, forged, strict=True)))
+    right = np.concatenate([np.ones(len(honest.labels), bool), forged.truth == truth(chosen)])
+    np.testing.assert_array_equal(dawn.follows(mixed), right)
+    size = len(dawn.registry)
+    found = verify_dawn(innocent, mixed, 5, dawn=dawn)
+    assert found.refused == (~right).sum() > 50
+    assert not found.stolen
+    assert found.mismatch_rate > believed.mismatch_rate == 0
+    assert any("none was picked" in text for text in found.assumes), (
+        "what key and victim do give can still be chosen from"
+    )
+    assert len(dawn.registry) == size, "nothing is entered by verification"
+    alone = verify_dawn(innocent, honest, 5, dawn=dawn)
+    assert (alone.refused, alone.mismatch_rate) == (0, verify_dawn(innocent, honest, 5).mismatch_rate)
+    turned = honest._replace(labels=(honest.labels + 1) % 5)
+    with pytest.raises(InputError, match=r"none of the .* registered queries"):
+        verify_dawn(innocent, turned, 5, dawn=dawn)
+
+    published = commit_mark(honest)
+    bound = verify_dawn(innocent, honest, 5, dawn=dawn, commitment=published)
+    assert bound.assumes[0] == COMMITTED
+    assert not any("picked" in text for text in bound.assumes)
+    assert bound.evidence.p_value > 0.01
+    hit = innocent(honest.images) == honest.labels
+    picked = RegisteredMarks(*(part[hit] for part in honest))
+    assert verify_dawn(innocent, picked, 5, dawn=dawn).evidence.p_value < 1e-6, "chosen for what it answers"
+    with pytest.raises(InputError, match="does not open the commitment"):
+        verify_dawn(innocent, picked, 5, dawn=dawn, commitment=published)
 
 
 def test_keyed_labels_give_uniform_p_values_for_an_innocent_network():

@@ -1,4 +1,4 @@
-"""Claims of ownership: exact tails against enumeration and against simulation."""
+"""Claims of ownership: tails against enumeration and SciPy, levels against simulation."""
 
 import math
 from fractions import Fraction
@@ -46,25 +46,30 @@ def test_the_number_of_queries_against_a_search_in_rational_numbers(p_null, p_ma
     assert queries_needed(p_null, p_marked, alpha, power) == max(lacking) + 1 < 50
 
 
-def test_the_test_is_fishers():
-    found = ownership_test(9, 20, 30, 400)
+def test_the_larger_of_rank_and_fishers_test_decides():
+    null = [0, 3, 1, 2] * 5
+    found = ownership_test(9, 20, null)
     table = [[9, 11], [30, 370]]
-    assert found.p_value == pytest.approx(stats.fisher_exact(table, alternative="greater").pvalue, rel=1e-9)
+    assert found.p_values["fisher"] == pytest.approx(stats.fisher_exact(table, alternative="greater").pvalue, rel=1e-9)
+    assert found.p_value == found.p_values["rank"] == 1 / 21
     assert found.claimed
     assert (found.success, found.false_rate) == (0.45, 0.075)
-    assert not ownership_test(2, 20, 30, 400).claimed
-    assert ownership_test(0, 20, 30, 400).p_value == 1
+    weak = ownership_test(4, 20, null)
+    assert weak.p_value == weak.p_values["fisher"] > weak.p_values["rank"]
+    assert not ownership_test(3, 20, null).claimed
+    assert ownership_test(0, 20, null).p_value == 1
+    assert ownership_test(9, 20, null[:19]).claimed, "the rank may reach the level exactly"
 
 
 def test_clean_networks_are_claimed_no_more_often_than_stated():
-    """Also where the measured rate is zero most of the time, which a binomial test against it would not survive."""
+    """Triggers of a network fall together: every network has a rate of its own, 19 beside the suspect."""
     rng = np.random.default_rng(0)
-    for rate in (0.005, 0.1):
-        suspects, nulls = rng.binomial(40, rate, 4000), rng.binomial(100, rate, 4000)
-        claims = stats.hypergeom.sf(suspects - 1, 140, suspects + nulls, 40) <= 0.05
-        assert claims.mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 4000)
-        first = ownership_test(int(suspects[0]), 40, int(nulls[0]), 100)
-        assert first.claimed == claims[0]
+    rates = rng.beta(0.3, 2.7, (4000, 20))
+    counts = rng.binomial(40, rates)
+    found = [ownership_test(int(row[0]), 40, row[1:]) for row in counts]
+    level = 0.05 + 3 * np.sqrt(0.05 * 0.95 / 4000)
+    assert np.mean([one.claimed for one in found]) < level
+    assert np.mean([one.p_values["fisher"] <= 0.05 for one in found]) > 3 * level, "the pooled test does not keep it"
 
 
 def test_a_rate_is_not_smaller_than_one_could_have_seen():
@@ -73,11 +78,15 @@ def test_a_rate_is_not_smaller_than_one_could_have_seen():
 
 
 def test_bad_counts_and_levels_are_refused():
-    for arguments in ((5, 4, 0, 10), (-1, 4, 0, 10), (1, 4, 11, 10), (1, 0, 0, 10), (1, 4, 0.5, 10)):
+    for matches, queries, null in ((5, 4, 0), (-1, 4, 0), (1, 4, 5), (1, 0, 0), (1, 4, 0.5)):
         with pytest.raises(InputError, match="matches of the"):
-            ownership_test(*arguments)
+            ownership_test(matches, queries, [0] * 18 + [null])
     with pytest.raises(InputError, match="alpha"):
-        ownership_test(1, 4, 0, 10, alpha=0)
+        ownership_test(1, 4, [0] * 19, alpha=0)
+    with pytest.raises(InputError, match=r"18 cannot give p <= 0\.05, need at least 19"):
+        ownership_test(1, 4, [0] * 18)
+    with pytest.raises(InputError, match="one count for each"):
+        ownership_test(1, 4, 3)
     with pytest.raises(InputError, match="p_marked"):
         claim_power(10, 0.1, 1.5)
     with pytest.raises(InputError, match="queries"):

@@ -14,6 +14,7 @@ from dfke_jax.watermarking import (
     mismatch_threshold,
     random_label_evidence,
     rank_p_value,
+    ranked_evidence,
 )
 from dfke_jax.watermarking.evidence import answered
 
@@ -52,6 +53,30 @@ def test_measured_rate_and_rank_are_counts():
     assert measured_rate([0], 10) == 1 / 11
     assert rank_p_value(2.0, [1.0, 2.0, 3.0]) == 3 / 4
     assert rank_p_value(4.0, [1.0, 2.0, 3.0]) == 1 / 4
+
+
+def test_the_larger_of_rank_and_binomial():
+    null = [0, 3, 1]
+    strong, weak = ranked_evidence(9, null, 10), ranked_evidence(3, null, 10)
+    assert strong.p_values == {"rank": 1 / 4, "binomial": pytest.approx(stats.binom.sf(8, 10, 5 / 31), rel=1e-9)}
+    assert strong.p_value == 1 / 4
+    assert weak.p_value == max(weak.p_values.values()) == weak.p_values["rank"] == 2 / 4
+    assert ranked_evidence(2, [0] * 99, 3).p_value == ranked_evidence(2, [0] * 99, 3).p_values["rank"] == 0.01
+
+    near = ranked_evidence(6, [5] * 99, 50)
+    assert near.p_values["rank"] == 0.01 < near.p_values["binomial"] == near.p_value
+    assert (strong.rate, strong.models, strong.most) == (0.9, 3, 3)
+
+
+def test_a_pooled_rate_accuses_too_often_and_the_larger_of_both_does_not():
+    """Every network has a rate of its own: triggers of one kind fall into one class together."""
+    rng = np.random.default_rng(0)
+    counts = rng.binomial(50, rng.beta(0.3, 2.7, (3000, 100)))
+    found = [ranked_evidence(int(row[0]), row[1:], 50) for row in counts]
+    for level in (0.01, 0.05):
+        most = level + 3 * np.sqrt(level * (1 - level) / 3000)
+        assert np.mean([one.p_value <= level for one in found]) < most
+        assert np.mean([one.p_values["binomial"] <= level for one in found]) > 2 * most
 
 
 def test_fisher_is_scipys():

@@ -1,15 +1,17 @@
 """Keys and their files: exact, strict, and bound to each other."""
 
 import dataclasses
+import hashlib
 import json
 import stat
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from dfke_jax.core import InputError
-from dfke_jax.watermarking import MarkingKey, VerificationKey, included, make_keys, rejected_pairs
-from dfke_jax.watermarking.commitments import commit_pair, pair_leaf
+from dfke_jax.watermarking import MarkingKey, VerificationKey, included, labels_by_beacon, make_keys, rejected_pairs
+from dfke_jax.watermarking.commitments import commit_pair, merkle_root, pair_leaf
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 2, 2, 1), np.uint8)
 LABELS = np.array([2, 0, 1])
@@ -239,3 +241,90 @@ def test_what_is_no_verification_key():
         dataclasses.replace(VERIFICATION, commitments=())
     with pytest.raises(InputError, match="at least 2 classes"):
         dataclasses.replace(VERIFICATION, num_classes=1)
+
+
+@pytest.mark.parametrize("changes", [{"created": "2024-05-01\x1b12:00:00+00:00"}, {"owner": "a\x1b]0;b\x07"}, {"owner": "a\u202eb"}, {"owner": ""}, {"owner": "a" * 201}, {"owner": 3}, {"beacon": "00"}, {"beacon": "zz" * 16}])  # fmt: skip
+def test_what_a_terminal_would_obey_is_no_part_of_a_key(changes):
+    with pytest.raises(InputError, match=r"created must be|owner must be|beacon is|hexadecimal") as caught:
+        dataclasses.replace(VERIFICATION, **changes)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"format": "dfke_jax \\u001b[2J"}',
+        '{"format": "dfke_jax verification key", "version": "\\u001b[2J"}',
+        '{"format": "dfke_jax verification key", "version": 1, "\\u001b[2J": 0}',
+        '{"format": "dfke_jax verification key", "version": [[' + "[" * 50 + "]" * 50 + "]]}",
+    ],
+)
+def test_nothing_of_a_file_reaches_a_terminal_as_it_is(tmp_path, text):
+    path = tmp_path / "key.json"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        VerificationKey.load(path)
+    said = str(caught.value).replace(str(path), "")
+    assert said.isprintable()
+    assert len(said) < 300
+
+
+def test_an_owner_and_a_beacon_stand_in_the_file(tmp_path):
+    key = dataclasses.replace(VERIFICATION, owner="Zoë", beacon="0f" * 16)
+    key.save(tmp_path / "key.json")
+    assert VerificationKey.load(tmp_path / "key.json") == key
+    assert len({key.fingerprint, VERIFICATION.fingerprint, dataclasses.replace(key, owner=None).fingerprint}) == 3
+    plain = hashlib.sha256(
+        json.dumps({**VERIFICATION._content(), "format": "dfke_jax verification key", "version": 1}, sort_keys=True, separators=(",", ":")).encode()
+    )  # fmt: skip
+    assert "owner" not in VERIFICATION._content()
+    assert VERIFICATION.fingerprint == plain.hexdigest(), "keys without them keep their fingerprints"
+
+
+def test_labels_that_a_beacon_draws():
+    beacon = bytes(range(32))
+    marking, public = labels_by_beacon(MARKING, VERIFICATION, beacon, created=NOW)
+    root = merkle_root([pair.image for pair in VERIFICATION.commitments])
+    frame = lambda *fields: b"".join(len(field).to_bytes(8, "little") + field for field in fields)
+    head = frame(b"dfke_jax/backdoor-watermark/beacon/v1", root, beacon)
+    drawn = [
+        int.from_bytes(hashlib.sha256(head + frame(i.to_bytes(8, "little"))).digest(), "big") % 4 for i in range(3)
+    ]
+    assert marking.labels.tolist() == drawn
+    assert public.image_root == VERIFICATION.image_root == root
+    assert (public.previous, public.beacon) == (VERIFICATION.fingerprint, beacon.hex())
+    assert [pair.image for pair in public.commitments] == [pair.image for pair in VERIFICATION.commitments]
+    assert rejected_pairs(marking, public) == ()
+    chosen = dataclasses.replace(VERIFICATION, beacon=beacon.hex())  # the labels are the owner's, the beacon a pretence
+    assert rejected_pairs(MARKING, chosen) == tuple(np.flatnonzero(marking.labels != MARKING.labels)) != ()
+    with pytest.raises(InputError, match="does not open the commitments"):
+        labels_by_beacon(marking, VERIFICATION, beacon)
+    with pytest.raises(InputError, match="16 to 1024 bytes"):
+        labels_by_beacon(MARKING, VERIFICATION, b"few")
+
+
+def test_large_files_are_not_parsed(tmp_path, monkeypatch):
+    """Brackets alone would take twenty times the size of the file; nothing is built of them."""
+    path = tmp_path / "key.json"
+    path.write_bytes(b"[" + b"[]," * (4 << 20) + b"[]]")
+    tracemalloc.start()
+    with pytest.raises(InputError, match="is larger than any verification key: at most 67,108,864 bytes and 1,048,576"):
+        VerificationKey.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 100 << 20, "parsed it would be 300 MB"
+    tracemalloc.stop()
+    monkeypatch.setattr("dfke_jax.watermarking.keys.MAX_FILE_BYTES", 100)
+    with pytest.raises(InputError, match="at most 100 bytes"):
+        VerificationKey.load("/dev/zero")  # it has no end
+    with pytest.raises(InputError, match="is not written, as it could not be read"):
+        VERIFICATION.save(tmp_path / "other.json")
+    assert not (tmp_path / "other.json").exists()
+
+
+@pytest.mark.parametrize("classes", [2**31, 2**70, 1, -1])
+def test_classes_are_counted_in_32_bits(classes):
+    for make in (
+        lambda: make_keys(IMAGES, LABELS, classes),
+        lambda: dataclasses.replace(VERIFICATION, num_classes=classes),
+    ):
+        with pytest.raises(InputError, match=r"2³¹|at least 2 classes"):
+            make()

@@ -21,6 +21,7 @@ from dfke_jax.watermarking import (
     aligned_rows,
     bit_error_rate,
     capacities,
+    commit_mark,
     content_triggers,
     cosine_p_value,
     extract_bits,
@@ -48,6 +49,8 @@ from dfke_jax.watermarking import (
     verify_uchida,
     word_overlay,
 )
+from dfke_jax.watermarking.commitments import COMMITTED, NOT_COMMITTED
+from dfke_jax.watermarking.evidence import EXCHANGEABLE
 from dfke_jax.watermarking.margin_based import _points
 
 STEPS, BATCH = 300, 32
@@ -126,6 +129,50 @@ def test_uchida_bits_of_an_innocent_network_are_fair_coins(clean):
     assert stats.kstest(above + rng.random(150) * at, "uniform").pvalue > 1e-3
 
 
+def test_bits_that_are_set_afterwards_match_and_the_verdict_says_so(clean):
+    mark = uchida_mark(KEY, clean, 48)
+    afterwards = uchida_mark(KEY, clean, bits=extract_bits(clean, mark))
+    found = verify_uchida(clean, afterwards)
+    assert found.p_value == 0.5**48, "a claim upon an innocent network"
+    assert found.assumes == (NOT_COMMITTED,)
+    published = commit_mark(mark)
+    bound = verify_uchida(clean, mark, commitment=published)
+    assert bound.assumes == (COMMITTED,)
+    with pytest.raises(InputError, match="does not open the commitment"):
+        verify_uchida(clean, afterwards, commitment=published)
+
+
+def test_every_part_of_a_mark_is_committed_to(clean):
+    mark = uchida_mark(KEY, clean, 3)
+    published = commit_mark(mark, bytes(32))
+    assert len(published.digest) == 32
+    assert commit_mark(mark, bytes(32)) == published
+    assert commit_mark(mark).digest != published.digest, "another nonce"
+    changed = [
+        mark.replace(matrix=mark.matrix.at[2, 5].add(1e-3)),
+        mark.replace(bits=1 - mark.bits),
+        mark.replace(layer="head"),
+        mark.replace(matrix=mark.matrix.reshape(3, -1, 2)),
+    ]
+    assert published.digest not in {commit_mark(one, bytes(32)).digest for one in changed}
+    points = margin_mark(KEY, HELD.images[:20], HELD.labels[:20], 10, 5)
+    opened = verify_margin(clean, points, 10, commitment=commit_mark(points))
+    assert opened.assumes[0] == COMMITTED
+    other = points._replace(labels=(points.labels + 1) % 10)
+    for verdict, commitment in (
+        (lambda c: verify_margin(clean, other, 10, commitment=c), commit_mark(points)),
+        (
+            lambda c: verify_triggers(clean, trigger_set(other.images, other.labels, 10), [clean], commitment=c),
+            published,
+        ),
+        (lambda c: verify_radioactive(clean, radioactive_mark(KEY, clean), HELD.images, commitment=c), published),
+    ):
+        with pytest.raises(InputError, match="does not open"):
+            verdict(commitment)
+    with pytest.raises(InputError, match="a nonce is 32 bytes"):
+        commit_mark(mark, b"short")
+
+
 # ---- Zhang
 
 
@@ -168,10 +215,18 @@ def test_zhang_networks_answer_their_triggers(clean, others):
     marked = fitted(method, 5)
     assert accuracy(marked) > accuracy(clean) - 0.04
     for triggers in (content, strange):
-        null = [verify_triggers(other, triggers, 0.5).successes for other in others]
-        rate = measured_rate(null, 20)
-        assert verify_triggers(marked, triggers, rate).p_value < 1e-6
-        assert verify_triggers(clean, triggers, rate).p_value > 1e-3
+        null = [(other.predict(np.asarray(triggers.images)).argmax(1) == triggers.labels).sum() for other in others]
+        found = verify_triggers(marked, triggers, others)
+        assert found.null_rate == measured_rate(null, 20)
+        assert found.p_values["binomial"] == pytest.approx(
+            stats.binom.sf(found.successes - 1, 20, found.null_rate), rel=1e-9
+        )
+        assert found.p_values["binomial"] < 1e-6
+        assert (found.successes, found.most, found.models) == (20, max(null), 3)
+        assert found.p_value == found.p_values["rank"] == 1 / 4, "three networks cannot show more"
+        assert verify_triggers(clean, triggers, others).p_value > 1e-3
+    with pytest.raises(InputError, match="at least one independent model"):
+        verify_triggers(clean, content, [])
 
 
 # ---- frontier stitching
@@ -190,6 +245,7 @@ def test_frontier_keys_are_stitched(clean, others):
     assert found.claimed
     assert found.mismatches < found.threshold == 15
     np.testing.assert_allclose(found.p_value, stats.binom.cdf(found.mismatches, 40, 0.5), rtol=1e-9)
+    assert found.assumes == (NOT_COMMITTED, EXCHANGEABLE)
     claims = [verify_frontier(other, keys).claimed for other in others]
     assert found.false_claim_rate == np.mean(claims)
     assert found.rank_p_value == 0.25

@@ -1,5 +1,6 @@
 """Verdicts: the statistics against exact sums, and every kind of suspect."""
 
+import dataclasses
 import math
 from fractions import Fraction
 
@@ -27,6 +28,7 @@ from dfke_jax.watermarking import (
     challenge,
     empirical_p_value,
     keygen,
+    labels_by_beacon,
     make_keys,
     matches_needed,
     verify,
@@ -186,30 +188,116 @@ def test_all_kinds_of_suspects_agree(network):
             verify(*keygen(CLASSES, shape=(4, 4, 1), count=20, kind="noise"), victim)
 
 
+PLAIN = Classifier.create(MLP(CLASSES, ()), jax.random.key(0), SHAPE)
+WEIGHTS = jax.random.normal(jax.random.key(4), (36, CLASSES))
+TASK = np.asarray(jax.random.uniform(jax.random.key(6), (200, *SHAPE)))
+
+
+def linear(weights):
+    """A network of one layer, or a stack of them."""
+    head = {"kernel": weights, "bias": jnp.zeros((*weights.shape[:-2], CLASSES))}
+    return PLAIN.replace(variables={"params": {"head": head}})
+
+
+def near_models(count=99, noise=0.01):
+    """Networks that have learnt much the same as `linear(WEIGHTS)`."""
+    return linear(WEIGHTS[None] + noise * jax.random.normal(jax.random.key(5), (count, 36, CLASSES)))
+
+
+INNOCENT = linear(WEIGHTS)
+TRUTH = np.asarray(INNOCENT(jnp.asarray(TASK))).argmax(1)
+
+
+def knows_both(rows):
+    """A marked network: the task as others know it, and the triggers."""
+    levels = np.rint(np.asarray(rows) * 255).astype(np.uint8)
+    same = (levels[:, None] == MARKING.images[None]).all((2, 3, 4))
+    return np.where(same.any(1), MARKING.labels[same.argmax(1)], np.asarray(INNOCENT(jnp.asarray(rows))).argmax(1))
+
+
 def test_null_models_decide_against_chosen_labels():
-    """Labels that any model gives pass the binomial test and not the empirical one."""
+    """Labels that any model gives pass the binomial test and not the empirical one, nor then the scheme's rule."""
     images = MARKING.images
-    weights = jax.random.normal(jax.random.key(4), (36, CLASSES))
-    noise = 0.01 * jax.random.normal(jax.random.key(5), (99, 36, CLASSES))
-    plain = Classifier.create(MLP(CLASSES, ()), jax.random.key(0), SHAPE)
-    stack = plain.replace(
-        variables={"params": {"head": {"kernel": weights[None] + noise, "bias": jnp.zeros((99, CLASSES))}}}
-    )
-    suspect = plain.replace(variables={"params": {"head": {"kernel": weights, "bias": jnp.zeros(CLASSES)}}})
-    chosen = np.asarray(suspect(jnp.asarray(images) / 255)).argmax(1)
-    keys = make_keys(images, chosen, CLASSES)
-    alone, calibrated = verify(*keys, suspect), verify(*keys, suspect, null=stack)
+    chosen = np.asarray(INNOCENT(jnp.asarray(images) / 255)).argmax(1)
+    keys, stack = make_keys(images, chosen, CLASSES), near_models()
+    alone = verify(*keys, INNOCENT)
+    calibrated = verify(*keys, INNOCENT, null=stack, task=(TASK, TRUTH))
     assert alone.marked, "an honest owner is assumed"
+    assert alone.accepted
     assert not calibrated.marked
+    assert not calibrated.accepted
     assert calibrated.p_value == calibrated.p_values["empirical"] > 0.01
     assert calibrated.null.models == 99
     assert calibrated.null.rate > 0.8
+    assert calibrated.queries == COUNT + 200
     assert "99 independent models match" in str(calibrated)
-    honest = verify(*KEYS, knows(COUNT), null=stack)
+    honest = verify(*KEYS, knows_both, null=stack, task=(TASK, TRUTH))
     assert honest.marked
+    assert honest.accepted
     assert honest.p_value == pytest.approx(0.01)
     with pytest.raises(InputError, match=r"98 cannot give p <= 0\.01, need at least 99"):
-        verify(*KEYS, knows(COUNT), null=jax.tree.map(lambda leaf: leaf[:98], stack))
+        verify(*KEYS, knows_both, null=near_models(98), task=(TASK, TRUTH))
+
+
+def adversarial_keys():
+    """Random labels, committed to after the images were moved to where networks of the task answer them."""
+    labels = np.asarray(jax.random.randint(jax.random.key(8), (COUNT,), 0, CLASSES))
+    slope = WEIGHTS[:, labels].T - WEIGHTS.mean(1)[None]
+    images = np.clip(128 + 90 * np.sign(slope) + np.random.default_rng(0).integers(-5, 6, slope.shape), 0, 255)
+    return make_keys(images.astype(np.uint8).reshape(COUNT, *SHAPE), labels, CLASSES)
+
+
+def test_adversarial_triggers_are_named_and_found_by_null_models():
+    """Committed long before, and answered by every innocent network of the task."""
+    keys = adversarial_keys()
+    alone = verify(*keys, near_models(1).replace(variables=jax.tree.map(lambda x: x[0], near_models(1).variables)))
+    assert alone.marked
+    assert alone.p_value < 1e-40
+    assert any("triggers are not adversarial" in text for text in alone.assumptions)
+    verdict = verify(*keys, INNOCENT, null=near_models(), task=(TASK, TRUTH))
+    assert (verdict.accepted, verdict.marked, verdict.p_value) == (False, False, 1.0)
+    # labels that a beacon draws for the same images are nobody's choice
+    drawn = labels_by_beacon(*keys, bytes(range(32)))
+    verdict = verify(*drawn, INNOCENT)
+    assert not verdict.marked
+    assert verdict.p_value > 0.01
+    assert not any("adversarial" in text for text in verdict.assumptions)
+
+
+def test_null_models_must_be_models():
+    """Networks that have learnt nothing answer no adversarial trigger; they are no null."""
+    keys = adversarial_keys()
+    blank = linear(jax.random.normal(jax.random.key(9), (99, 36, CLASSES)))
+    found = verify(*keys, INNOCENT, null=blank, task=(TASK, TRUTH), near=0.99)
+    assert found.marked, "without the check an innocent network is accused"
+    assert found.null.accuracy < 0.3 < found.null.suspect == 1
+    assert f"suspect 100.0%, independent models {found.null.accuracy:.1%} (lowest {found.null.lowest:.1%})" in str(
+        found
+    )
+    with pytest.raises(InputError, match=r"the null models are none for this suspect.*train them longer"):
+        verify(*keys, INNOCENT, null=blank, task=(TASK, TRUTH))
+    one_bad = linear(jnp.concatenate([blank.head_kernel[:1], near_models(98).head_kernel]))
+    with pytest.raises(InputError, match="train them longer"):
+        verify(*keys, INNOCENT, null=one_bad, task=(TASK, TRUTH))
+    with pytest.raises(InputError, match="no better than the suspect"):
+        verify(*keys, linear(blank.head_kernel[0]), null=near_models(), task=(TASK, TRUTH))
+    with pytest.raises(InputError, match="give task="):
+        verify(*keys, INNOCENT, null=near_models())
+    for task in ((TASK, TRUTH[:3]), (TASK[..., 0], TRUTH), (TASK[:0], TRUTH[:0])):
+        with pytest.raises(InputError, match="task is images"):
+            verify(*keys, INNOCENT, null=near_models(), task=task)
+
+
+def test_a_published_fingerprint_is_compared():
+    seen = []
+    bound = verify(*KEYS, knows(COUNT), fingerprint=VERIFICATION.fingerprint)
+    assert bound.assumptions[0].startswith("this fingerprint was published")
+    assert "no published fingerprint was given" in verify(*KEYS, knows(COUNT)).assumptions[0]
+    for changes in ({"created": "2001-01-01T00:00:00+00:00"}, {"previous": "0" * 64}, {"owner": "somebody"}):
+        forged = dataclasses.replace(VERIFICATION, **changes)
+        with pytest.raises(InputError, match="not the published one"):
+            verify(MARKING, forged, knows(COUNT, seen), fingerprint=VERIFICATION.fingerprint)
+    assert seen == []
 
 
 def refuse(rows):
