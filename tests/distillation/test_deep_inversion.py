@@ -142,7 +142,7 @@ def test_settings_are_checked(bn_teacher):
 # The method written out in float64, for a network of one hidden layer on images of three channels.
 
 COLOUR = (3, 4, 3)
-PREPARED = Preprocessing(mean=(0.2, 0.5, 0.7), std=(0.15, 0.3, 0.6))
+PREPARED = Preprocessing(mean=(0.2, 0.5, 0.7), std=(0.15, 0.3, 0.6), box=(-0.25, 1.5))
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def written_out(settings, teacher, x, student=None):
 
 
 FULL = InversionSettings(
-    steps=3, statistics=2.0, total_variation=0.03, l2=0.05, learning_rate=0.07, jitter=1, competition=3.0,
+    steps=3, statistics=2.0, total_variation=0.03, l2=0.05, learning_rate=0.7, jitter=1, competition=3.0,
     start="uniform",
 )  # fmt: skip
 
@@ -212,7 +212,8 @@ def test_every_term_against_the_method_written_out(coloured, statistics, box):
         first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
         direction = first / (1 - 0.9 ** (step + 1)) / np.sqrt(second / (1 - 0.999 ** (step + 1)))
         x = x - settings.learning_rate * np.array(PREPARED.std) * direction
-        x = np.clip(x, 0, 1) if box == "clip" else x
+        x = np.clip(x, -0.25, 1.5) if box == "clip" else x
+    assert (x.min() == -0.25 and x.max() == 1.5) == (box == "clip"), "the box was reached"
     np.testing.assert_allclose(made.metrics["loss"][0], seen, rtol=1e-5)
     np.testing.assert_allclose(made.state.images, x, atol=2e-4)
 
@@ -266,7 +267,9 @@ def test_the_student_learns_from_filled_rows_only(coloured):
     np.testing.assert_allclose(metrics["student_loss"], losses[-1], rtol=1e-4)
     # The bias before a normalisation has a gradient of 0 but for rounding, which Adam makes a step of full length.
     for part in (("dense1", "kernel"), ("dense1_norm",), ("head",)):
-        got, wanted = (functools.reduce(dict.get, part, v["params"]) for v in (made.student.variables, expected.variables))
+        got, wanted = (
+            functools.reduce(dict.get, part, v["params"]) for v in (made.student.variables, expected.variables)
+        )
         chex.assert_trees_all_close(got, wanted, atol=1e-4)
 
 

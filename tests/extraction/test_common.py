@@ -121,3 +121,36 @@ def test_only_rows_that_were_written_are_drawn():
         remember(empty_replay(2, (2, 2, 1), None), np.zeros((3, 2, 2, 1)), np.zeros(3))
     with pytest.raises(InputError, match="capacity of at least 1"):
         empty_replay(0, (2, 2, 1), None)
+
+
+@pytest.mark.parametrize("box", [(0.0, 1.0), (-1.0, 3.0)])
+def test_images_are_kept_in_256_levels_of_the_box(box):
+    low, high = box
+    levels = np.array([0, 1, 100, 254, 255])
+    images = np.broadcast_to((low + (high - low) * levels / 255).reshape(5, 1, 1, 1), (5, 2, 2, 1)).astype(np.float32)
+    outside = images.copy()
+    outside[0], outside[-1] = low - 0.5, high + 0.5
+    for given in (images, outside):
+        replay = remember(empty_replay(5, (2, 2, 1), None), given, np.arange(5), box)  # as many rows as it takes
+        np.testing.assert_array_equal(replay.images[:, 0, 0, 0], levels)
+        recalled, labels = recall(KEY, replay, (100,), box)
+        np.testing.assert_allclose(recalled, images[labels], atol=1e-6)
+        assert set(np.asarray(labels)) == set(range(5)), "the first row and the last one are drawn too"
+
+
+def test_the_count_of_a_ring_repeats():
+    """Rows written are counted up to twice the capacity, where the ring's state is that of one capacity before."""
+    replay, counts = empty_replay(4, (1, 1, 1), None), []
+    for step in range(6):
+        replay = remember(replay, np.zeros((2, 1, 1, 1), np.float32), np.array([2 * step, 2 * step + 1]))
+        counts.append(int(replay.written))
+        assert set(np.asarray(replay.targets)) >= {2 * step, 2 * step + 1}
+    assert counts == [2, 4, 6, 4, 6, 4]
+    np.testing.assert_array_equal(replay.targets, [8, 9, 10, 11])
+
+
+def test_an_empty_ring_of_one_row_gives_zeros():
+    images, labels = recall(KEY, empty_replay(1, (2, 2, 1), None), (3,))
+    assert images.shape == (3, 2, 2, 1)
+    assert (np.asarray(images) == 0).all()
+    assert (np.asarray(labels) == 0).all()

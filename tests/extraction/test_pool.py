@@ -402,3 +402,24 @@ def test_rounds_before_the_last_may_be_shorter():
         assert set(counts) == {updates}
     with pytest.raises(InputError, match="multiple of the clone's 2 checks"):
         ActiveThiefSettings(12, 4, 0.25, TINY, round_steps=3)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, {1, 2, 3, 4, 5}), (2, {2, 4, 5}), (3, {3, 5}), (None, {5})])
+def test_a_random_attack_trains_when_it_is_due(every, expected):
+    """After every so many steps, and in any case when the budget is spent."""
+    settings = PoolSettings(20, 4, 0.25, TINY)
+    method = core.against(random_attack(network(0), POOL, SOFT, settings, train_every=every), oracle(SOFT))
+    state, trained_at = jax.jit(method.init)(KEY), set()
+    step = jax.jit(method.step)
+    for number in range(1, 6):
+        after, metrics = step(jax.random.fold_in(KEY, number), state)
+        assert metrics["asked"] == 4 * number
+        if any(not np.array_equal(a, b) for a, b in zip(raw(state.clone), raw(after.clone), strict=True)):
+            trained_at.add(number)
+        state = after
+    assert trained_at == expected
+
+
+def test_a_random_attack_trains_at_least_every_so_many_steps():
+    with pytest.raises(core.InputError, match="train_every must be at least 1, got 0"):
+        random_attack(network(0), POOL, SOFT, POOL_SETTINGS, train_every=0)
