@@ -5,11 +5,12 @@
     python tests/mutations.py --list FILE                         # what would be changed, without running anything
 
 Signs, arithmetic operators, comparisons, ``and``/``or``/``not``, conditions, numbers, truth values and pairs such as
-minimum and maximum are changed, and terms, factors and arguments dropped, one at a time, in a copy of the package. Of every file a seeded sample is taken and
-only the file's own tests are run, each in a process of its own, which is forked after the libraries are loaded. A change
-is *found* when a test fails, and when the tests do not end in the time given. Left out are messages of errors, texts, type
-annotations, the defaults of arguments and fields, which are settings and not code, and numbers up to 1e-6, which only keep
-divisions and logarithms finite.
+minimum and maximum are changed, and terms, factors and arguments dropped, one at a time, in a copy of the package. Of
+every file a seeded sample is taken and only the file's own tests are run, each in a process of its own, which is forked
+after the libraries are loaded. A change is *found* when a test fails, and when the tests do not end in the time given;
+what python refuses for want of an argument is no program and is not counted. Left out are messages of errors, texts, type
+annotations, presets and the defaults of arguments and fields, which are settings and not code, and numbers up to 1e-6,
+which only keep divisions and logarithms finite.
 
 The exit code is 0 when at least 95% of all changes are found. Changes that alter no result are listed by hand in
 `EQUIVALENT`, each with the reason, and are not drawn.
@@ -63,6 +64,9 @@ EQUIVALENT: dict[str, str] = {
     f"{_D}class_impressions.py:_impressions: made.confidence >= threshold -> made.confidence > threshold": (
         "a softmax equal to a random threshold to the bit"
     ),
+    f"{_D}class_impressions.py:_impressions.objective: 0 -> 1": "an index beyond the only element is clamped to it",
+    f"{_D}class_impressions.py:_impressions: 1.0 -> 2.0": "what moves nothing is applied or not",
+    f"{_D}class_impressions.py:_impressions: 1.0 -> 2.0 #2": "what moves nothing is applied or not",
     f"{_D}data_impressions.py:_released: 0 -> 1": "any row of a batch tells the batch's number",
     f"{_D}deep_inversion.py:adaptive_deep_inversion: 1 -> 2": "images that stand in until the pool's take their place",
     f"{_D}transfer_sets.py:fitted: 1 -> 2 #5": "resizing is a mean of pixels; the bound takes off rounding only",
@@ -227,6 +231,12 @@ def mutations(path: str, source: str) -> list[Mutation]:
 def _children(node: ast.AST) -> Iterator[ast.AST]:
     """Without messages of errors, annotations, defaults and what stands for itself in a class or module."""
     match node:
+        case ast.Module(body=body):  # without presets: a dictionary or settings under a name
+            yield from (
+                part
+                for part in body
+                if not (isinstance(part, ast.Assign | ast.AnnAssign) and isinstance(part.value, ast.Dict | ast.Call))
+            )
         case ast.Raise() | ast.Import() | ast.ImportFrom() | ast.JoinedStr() | ast.Assert():
             return
         case ast.FunctionDef(body=body):

@@ -85,23 +85,18 @@ def test_every_kept_image_has_the_confidence_that_stopped_it(teacher, moves):
     assert (of_class(teacher, made.state)[1] >= threshold - 1e-6).all()
 
 
-def written_out(teacher, settings, x, threshold, move_key):
+def written_out(numpy, settings, x, threshold, move_key):
     """The published loop, sample by sample, in NumPy: measure, stop or update, and only then turn the image."""
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), teacher.variables["params"])
-    w1, b1 = params["dense1"]["kernel"], params["dense1"]["bias"]
-    w2, b2 = params["head"]["kernel"], params["head"]["bias"]
     count, labels = len(x), np.arange(len(x)) % 3
     first, second = np.zeros((2, *x.shape))
     active, updates, measured, logit = np.ones(count, bool), np.zeros(count), np.zeros(count), np.zeros(count)
     turn = affine(settings.rotation, settings.scaling, settings.shift)
     for step in range(settings.steps):
-        hidden = x.reshape(count, -1) @ w1 + b1
-        logits = np.maximum(hidden, 0) @ w2 + b2
-        softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        slope = (-(w2.T[labels] * (hidden > 0)) @ w1.T).reshape(x.shape)
+        logits = numpy.logits(x)
+        softmax, slope = numpy.softmax(logits), numpy.back(x, -np.eye(3)[labels])
         first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
         adam = first / (1 - 0.9 ** (step + 1)) / (np.sqrt(second / (1 - 0.999 ** (step + 1))) + 1e-8)
-        moved = np.clip(x - settings.learning_rate * adam, 0, 1)
+        moved = np.clip(x - settings.learning_rate * adam, -0.25, 1.5)
         if step < settings.steps - 1:
             moved = np.asarray(turn(jax.random.fold_in(move_key, step), jnp.asarray(moved, jnp.float32)), np.float64)
         for b in range(count):
@@ -113,14 +108,16 @@ def written_out(teacher, settings, x, threshold, move_key):
     return x, measured, updates, logit
 
 
-def test_against_the_loop_written_out(teacher):
-    settings = ClassImpressionSettings(steps=9, confidence=(0.5, 0.999), learning_rate=0.03, rotation=0.3, shift=0.5)
+def test_against_the_loop_written_out(wide):
+    teacher, numpy = wide
+    settings = ClassImpressionSettings(steps=4, confidence=(0.5, 1.0), learning_rate=0.15, rotation=0.3, shift=0.5)
     made = core.run(class_impressions(teacher, settings, 12, 12), KEY, 1)
     start = core.run(class_impressions(teacher, settings, 12, 12, control=True), KEY, 1).state.images
     _, stop_key, move_key = jax.random.split(jax.random.fold_in(KEY, 0), 3)
-    threshold = np.asarray(jax.random.uniform(stop_key, (12,), minval=0.5, maxval=0.999))
-    x, measured, updates, logit = written_out(teacher, settings, np.array(start, np.float64), threshold, move_key)
-    assert 0 < (updates < 9).sum() < 12, "some stop and some do not"
+    threshold = np.asarray(jax.random.uniform(stop_key, (12,), minval=0.5, maxval=1.0))
+    x, measured, updates, logit = written_out(numpy, settings, np.array(start, np.float64), threshold, move_key)
+    assert 0 < (updates < 4).sum() < 12, "some stop and some do not"
+    assert x.min() == -0.25, "the box was reached"
     assert (np.abs(measured - threshold) > 1e-4).all(), "none so near that rounding decides"
     np.testing.assert_allclose(made.state.images, x, atol=1e-4)
     np.testing.assert_allclose(made.metrics["updates"][0], updates.mean(), rtol=1e-6)
