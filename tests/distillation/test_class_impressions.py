@@ -110,13 +110,13 @@ def written_out(numpy, settings, x, threshold, move_key):
 
 def test_against_the_loop_written_out(wide):
     teacher, numpy = wide
-    settings = ClassImpressionSettings(steps=4, confidence=(0.5, 1.0), learning_rate=0.15, rotation=0.3, shift=0.5)
+    settings = ClassImpressionSettings(steps=3, confidence=(0.7, 1.0), learning_rate=0.3, rotation=0.3, shift=0.5)
     made = core.run(class_impressions(teacher, settings, 12, 12), KEY, 1)
     start = core.run(class_impressions(teacher, settings, 12, 12, control=True), KEY, 1).state.images
     _, stop_key, move_key = jax.random.split(jax.random.fold_in(KEY, 0), 3)
-    threshold = np.asarray(jax.random.uniform(stop_key, (12,), minval=0.5, maxval=1.0))
+    threshold = np.asarray(jax.random.uniform(stop_key, (12,), minval=0.7, maxval=1.0))
     x, measured, updates, logit = written_out(numpy, settings, np.array(start, np.float64), threshold, move_key)
-    assert 0 < (updates < 4).sum() < 12, "some stop and some do not"
+    assert 0 < (updates < 3).sum() < 12, "some stop and some do not"
     assert x.min() == -0.25, "the box was reached"
     assert (np.abs(measured - threshold) > 1e-4).all(), "none so near that rounding decides"
     np.testing.assert_allclose(made.state.images, x, atol=1e-4)
