@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("distillation", "extraction", "synthesis", "watermarking", "dataset_inference")
@@ -270,6 +271,22 @@ def tests_of(path: str) -> list[str]:
     return [f"tests/{test}" for test in (*tests, *TESTS.get(key, ()))]
 
 
+class _BestFirst:
+    """A pytest plugin: tests that noticed the most changes so far run first, so that most changes end with the first."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.noticed: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        items.sort(key=lambda item: -self.noticed.get(item.nodeid, 0))
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.noticed[report.nodeid] = self.noticed.get(report.nodeid, 0) + 1
+            self.file.write_text(json.dumps(self.noticed))
+
+
 def _run(copy_of: str, tests: list[str], log: str) -> None:
     """In a process of its own: the tests against the copy of the package."""
     import pytest
@@ -280,8 +297,8 @@ def _run(copy_of: str, tests: list[str], log: str) -> None:
     os.chdir(copy_of)
     sys.path.insert(0, copy_of)
     sys.dont_write_bytecode = True
-    # What noticed the last change is asked first: most changes end with the first test.
-    os._exit(int(pytest.main(["-x", "-q", "-n", "0", "--ff", *tests])))
+    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    os._exit(int(pytest.main([*options, *tests], plugins=[_BestFirst(Path("noticed.json"))])))
 
 
 def verdict(context: multiprocessing.context.BaseContext, copy_of: Path, tests: list[str], limit: float) -> int | None:
