@@ -56,6 +56,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "watermarking/zhang": ("watermarking/test_mark_schemes.py",),
 }
 
+# Files for which the tests marked slow run too: what they are about takes minutes to compile.
+WITH_SLOW = ("dfke_jax/extraction/maze_pd.py",)
+
 # Changes that cannot be noticed, with the reason. Names as `--list` prints them.
 _D = "dfke_jax/distillation/"
 _S = "dfke_jax/synthesis/"
@@ -263,12 +266,13 @@ def shuffled(path: str, source: str, seed: int) -> list[Mutation]:
 
 
 def tests_of(path: str) -> list[str]:
-    """The test files of a method file, those that there are."""
+    """What pytest is given for a method file: the test files that there are, and whether the slow ones run."""
     key = path.removeprefix("dfke_jax/").removesuffix(".py")
     part, name = key.rsplit("/", 1)
     own = f"{part}/test_{name}.py"
     tests = [own] if (ROOT / "tests" / own).exists() else []
-    return [f"tests/{test}" for test in (*tests, *TESTS.get(key, ()))]
+    slow = ["-m", "slow or not slow"] if path in WITH_SLOW else []
+    return [*(f"tests/{test}" for test in (*tests, *TESTS.get(key, ()))), *slow]
 
 
 class _BestFirst:

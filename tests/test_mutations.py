@@ -89,8 +89,9 @@ def test_the_order_is_drawn_from_seed_and_path():
 def test_every_method_file_has_tests_and_every_equivalent_change_exists():
     known = set()
     for path in mutations.method_files():
-        assert mutations.tests_of(path), path
-        assert all((mutations.ROOT / test).exists() for test in mutations.tests_of(path))
+        tests = [test for test in mutations.tests_of(path) if test.startswith("tests/")]
+        assert tests, path
+        assert all((mutations.ROOT / test).exists() for test in tests)
         known |= {m.name for m in mutations.mutations(path, (mutations.ROOT / path).read_text())}
     assert set(mutations.EQUIVALENT) <= known
     assert all(mutations.EQUIVALENT.values())
