@@ -131,7 +131,7 @@ def _with_moves_between(
     def update(gradient: Array, state: tuple[Any, Array], images: Array) -> tuple[Array, tuple[Any, Array]]:
         inner, count = state
         change, inner = rule.update(gradient, inner, images)
-        moved = jnp.clip(images + change, *box)
+        moved = jnp.clip(images + change, *box)  # type: ignore[operator]
         turned = transform(jax.random.fold_in(key, count), moved)
         return jnp.where(count < steps - 1, turned, moved) - images, (inner, count + 1)
 

@@ -171,7 +171,9 @@ def _inversion(
     each_channel = (1, 1, 1, teacher.input_shape[-1])
     mean, std = (np.broadcast_to(v, each_channel) for v in (teacher.preprocessing.mean, teacher.preprocessing.std))
     centre, spread, rate = (jnp.asarray(v, jnp.float32) for v in (mean, std, settings.learning_rate * std))
-    adam = optax.chain(optax.scale_by_adam(), optax.stateless(lambda updates, _: -rate * updates))
+    adam = optax.chain(
+        optax.scale_by_adam(), optax.stateless(lambda updates, _: jax.tree.map(lambda u: -rate * u, updates))
+    )
 
     def objective(key: Key, images: Array) -> tuple[Array, Array]:
         prior = jnp.zeros(())
