@@ -41,7 +41,6 @@ BAR = 0.95
 # The tests of a file are `tests/PART/test_NAME.py` and what is named here.
 TESTS: dict[str, tuple[str, ...]] = {
     "dataset_inference/case": ("dataset_inference/test_verdict.py",),
-    "dataset_inference/samples": ("dataset_inference/test_verdict.py",),
     "distillation/transfer_sets": ("distillation/test_response.py",),
     "extraction/maze": ("extraction/test_maze_pd.py", "extraction/test_dfme.py"),
     "extraction/random_queries": ("extraction/test_pool.py",),
