@@ -196,8 +196,7 @@ FULL = InversionSettings(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("box", ["clip", "free"])
-@pytest.mark.parametrize("statistics", [0.0, 2.0])
+@pytest.mark.parametrize(("statistics", "box"), [(2.0, "clip"), (0.0, "free")])
 def test_every_term_against_the_method_written_out(coloured, statistics, box):
     settings = dataclasses.replace(FULL, parametrisation=box, statistics=statistics)
     made = core.run(deep_inversion(coloured, settings, 6, 6), KEY, 1)

@@ -153,11 +153,13 @@ def test_unbalanced_rows():
 def test_labels_one_step_with_the_options_given(student, images):
     """The loss of a batch is the cross-entropy of the images as they are augmented, at the size asked for."""
     labels = jnp.zeros(24, int).at[:5].set(2)  # a class may be missing
-    darker = Partial(lambda key, images: 0.5 * images)
-    method = cross_entropy_training(student, images, labels, steps=9, batch_size=7, learning_rate=0.02, augment=darker)
+    negative = Partial(lambda key, images: 1 - images)
+    method = cross_entropy_training(
+        student, images, labels, steps=9, batch_size=7, learning_rate=0.02, augment=negative
+    )
     state = method.init(KEY)
     rows = jax.random.randint(jax.random.split(KEY, 3)[0], (7,), 0, 24)
-    logits, _ = student.module.apply(state.variables, 0.5 * images[rows], train=True, mutable=["batch_stats"])
+    logits, _ = student.module.apply(state.variables, 1 - images[rows], train=True, mutable=["batch_stats"])
     found = method.step(KEY, state)[1]["loss"]
     assert found == pytest.approx(float(cross_entropy(logits, labels[rows]).mean()), rel=1e-4)
 
