@@ -1,15 +1,16 @@
 """Class impressions: images that a class's logit rises on, with random transformations between the steps."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method, Static
-from dfke_jax.core.types import Array, Key
+from dfke_jax.core.types import Array, Augmentation, Key
 from dfke_jax.data.augment import affine
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import optimiser
@@ -28,7 +29,7 @@ class ClassImpressionSettings(SynthesisSettings):
       learning_rate: of Adam.
       confidence: a sample stops when the softmax of its class reaches a threshold of its own, uniform on this range;
         the spread of thresholds is one source of diversity.
-      rotation: radians; scaling: (low, high); shift: pixels. The random transformation before every step.
+      rotation: radians; scaling: (low, high); shift: pixels. The random transformation between the updates.
       start: ``uniform``, ``gaussian`` or ``smooth``; with start_mean, start_sd and start_blur, each (low, high).
     """
 
@@ -51,8 +52,13 @@ def class_impressions(
 ) -> Method:
     """Fills a pool with class impressions.
 
-    x_c = argmax_x z_c(x), z_c the logit of class c before the softmax, by Adam on the pixels; between steps the image is
-    randomly rotated, scaled and shifted; it stops when softmax(z)_c reaches its threshold.
+    x_c = argmax_x z_c(x), z_c the logit of class c before the softmax, by Adam on the pixels; between the updates the image
+    itself is randomly rotated, scaled and shifted,
+
+    x ← transform(clip(x + Adam(∇_x z_c(x)))),
+
+    and it stops, before its next update, when softmax(z(x))_c reaches its threshold: the image that is kept is the one
+    whose confidence was measured. No transformation follows the last update.
 
     Args:
       teacher: frozen.
@@ -62,10 +68,11 @@ def class_impressions(
       control: return the start images as they are.
 
     Returns:
-      A `Method` over `Pool`; metrics ``loss``, ``reached`` (share that reached its threshold), ``updates`` (mean taken).
+      A `Method` over `Pool`; metrics ``loss``, ``reached`` (share whose kept image has its threshold's confidence),
+      ``updates`` (mean taken).
 
-    Source: Mopuri, Uppala, Babu, ECCV 2018. Deviation: cropping and colour shifts of the ImageNet recipe are left out
-    for small images.
+    Source: Mopuri, Uppala, Babu, ECCV 2018. Deviations: cropping and colour shifts of the ImageNet recipe are left out
+    for small images; Adam's moments are not transformed with the image.
     """
     synthesiser = Partial(_impressions, teacher, Static((settings, control, batch_size)))
     return fill_pool(synthesiser, count, batch_size, teacher.input_shape)
@@ -73,17 +80,20 @@ def class_impressions(
 
 def _impressions(teacher: Classifier, static: Static, key: Key, rows: Array, carry: tuple) -> Batch:
     settings, control, batch_size = static.value
-    start_key, stop_key, noise_key = jax.random.split(key, 3)
+    start_key, stop_key, move_key = jax.random.split(key, 3)
     labels = balanced_labels(rows, teacher.num_classes)
     shape = (batch_size, *teacher.input_shape)
     start = settings.draw(start_key, shape)
     if control:
         return Batch(start, labels, carry, {})
-    moves = bool(settings.rotation or settings.shift or settings.scaling != (1.0, 1.0))
-    transform = affine(settings.rotation, settings.scaling, settings.shift)
+    box = teacher.preprocessing.box
+    rule = optimiser("adam", settings.learning_rate)
+    if settings.rotation or settings.shift or settings.scaling != (1.0, 1.0):
+        transform = affine(settings.rotation, settings.scaling, settings.shift)
+        rule = _with_moves_between(rule, transform, move_key, settings.steps, box)
 
     def objective(key: Key, images: Array) -> tuple[Array, Array]:
-        logits = teacher(transform(key, images) if moves else images)
+        logits = teacher(images)
         of_class = lambda values: jnp.take_along_axis(values, labels[:, None], 1)[:, 0]
         return -of_class(logits), of_class(jax.nn.softmax(logits))
 
@@ -91,12 +101,12 @@ def _impressions(teacher: Classifier, static: Static, key: Key, rows: Array, car
         stop_key, (batch_size,), minval=settings.confidence[0], maxval=settings.confidence[1]
     )
     made = optimise_noise(
-        noise_key,
+        move_key,  # the objective draws nothing
         objective,
         start,
         steps=settings.steps,
-        optimizer=optimiser("adam", settings.learning_rate),
-        box=teacher.preprocessing.box,
+        optimizer=rule,
+        box=box,
         stop_at=threshold,
     )
     metrics = {
@@ -105,6 +115,27 @@ def _impressions(teacher: Classifier, static: Static, key: Key, rows: Array, car
         "updates": jnp.mean(made.steps.astype(jnp.float32)),
     }
     return Batch(made.images, labels, carry, metrics)
+
+
+def _with_moves_between(
+    rule: optax.GradientTransformation, transform: Augmentation, key: Key, steps: int, box: tuple[float, float]
+) -> optax.GradientTransformation:
+    """`rule`, whose updates lead to the transformed image: x + update = transform(clip(x + rule's update)).
+
+    Update i draws from ``fold_in(key, i)``; the last one of `steps` is left as it is.
+    """
+
+    def init(images: Array) -> tuple[Any, Array]:
+        return rule.init(images), jnp.zeros((), jnp.int32)
+
+    def update(gradient: Array, state: tuple[Any, Array], images: Array) -> tuple[Array, tuple[Any, Array]]:
+        inner, count = state
+        change, inner = rule.update(gradient, inner, images)
+        moved = jnp.clip(images + change, *box)  # type: ignore[operator]
+        turned = transform(jax.random.fold_in(key, count), moved)
+        return jnp.where(count < steps - 1, turned, moved) - images, (inner, count + 1)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
 __all__ = ["ClassImpressionSettings", "class_impressions"]

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
@@ -32,7 +34,8 @@ class InversionSettings(SynthesisSettings):
 
     Attributes:
       steps: updates per batch (published: 2,000).
-      learning_rate: of Adam, in units of the network's normalised input (published: 0.05 to 0.1).
+      learning_rate: of Adam, in units of the network's normalised input, of each channel by its own standard
+        deviation (published: 0.05 to 0.1).
       statistics: α_f, weight of the normalisation-statistics prior (published: 10); 0 is the DeepDream prior.
       form: ``norm`` (released code), ``squared`` (as taught) or ``kl``.
       total_variation: α_tv. l2: α_2.
@@ -64,8 +67,9 @@ def deep_inversion(
 
     min_x CE(T(x), y) + α_tv·TV(x) + α_2·‖x‖₂ + α_f·Σ_l ‖μ̂_l(x) − μ_l‖₂ + ‖σ̂²_l(x) − σ²_l‖₂
 
-    with the batch's mean and biased variance of each normalisation layer's input. The prior couples the samples of a
-    batch, so `batch_size` is part of the method.
+    with the batch's mean and biased variance of each normalisation layer's input; TV, norm and Adam's rate are those of
+    the normalised image (x − mean) / std, channel by channel. The prior couples the samples of a batch, so `batch_size`
+    is part of the method.
 
     Args:
       teacher: frozen, with batch normalisation unless ``statistics`` is 0.
@@ -80,8 +84,9 @@ def deep_inversion(
     Raises:
       InputError: for a network without batch normalisation.
 
-    Source: Yin et al., CVPR 2020, and its released CIFAR-10 code. Deviations: images stay in the box by default, and
-    the last iterate is kept (the released "best" images are the last iterate too, by an aliasing error).
+    Source: Yin et al., CVPR 2020, and its released CIFAR-10 code. Deviations: images stay in the box by default and
+    start from `settings` there (released: N(0, 1) in normalised units), and the last iterate is kept (the released
+    "best" images are the last iterate too, by an aliasing error).
     """
     _check(teacher, settings)
     synthesiser = Partial(_inversion, teacher, Static((settings, control, batch_size)))
@@ -162,8 +167,13 @@ def _inversion(
     start = settings.draw(start_key, shape)
     if control:
         return Batch(start, labels, carry, {})
-    centre = sum(teacher.preprocessing.mean) / len(teacher.preprocessing.mean)
-    spread = sum(teacher.preprocessing.std) / len(teacher.preprocessing.std)
+    # The published images live in the network's normalised units, channel by channel: there the rate is one number.
+    each_channel = (1, 1, 1, teacher.input_shape[-1])
+    mean, std = (np.broadcast_to(v, each_channel) for v in (teacher.preprocessing.mean, teacher.preprocessing.std))
+    centre, spread, rate = (jnp.asarray(v, jnp.float32) for v in (mean, std, settings.learning_rate * std))
+    adam = optax.chain(
+        optax.scale_by_adam(), optax.stateless(lambda updates, _: jax.tree.map(lambda u: -rate * u, updates))
+    )
 
     def objective(key: Key, images: Array) -> tuple[Array, Array]:
         prior = jnp.zeros(())
@@ -188,7 +198,7 @@ def _inversion(
         objective,
         start,
         steps=settings.steps,
-        optimizer=optimiser("adam", settings.learning_rate * spread),
+        optimizer=adam,
         box=teacher.preprocessing.box,
         parametrisation=settings.parametrisation,
         jitter=settings.jitter,

@@ -8,6 +8,7 @@ import pytest
 from dfke_jax import nn
 from dfke_jax.core import InputError, UnknownNameError
 from dfke_jax.dataset_inference import DensitySettings, fit_density, representations
+from dfke_jax.dataset_inference.density import _scaled
 from dfke_jax.nn.mlp import MLP
 
 RNG = np.random.default_rng(0)
@@ -128,3 +129,57 @@ def test_encoders_of_every_kind_give_their_representations():
         representations(lambda x: x.reshape(len(x), -1)[:3], images, host=True)
     with pytest.raises(InputError, match="NaN"):
         representations(lambda x: jnp.log(-x.reshape(len(x), -1)), images)
+
+
+def test_the_smallest_settings_are_allowed():
+    DensitySettings(components=1, restarts=1, iterations=1, dimensions=1, minimum=2, regularisation=0.5)
+    settings = DensitySettings(components=1, dimensions=1, minimum=3)
+    assert fit_density(ROWS[:3], settings).rows == 3, "as many rows as are needed"
+    with pytest.raises(InputError, match="2 rows cannot fit"):
+        fit_density(ROWS[:2], settings)
+    for name in ("fit", "alpha"):
+        for value in (0.0, 1.0):
+            with pytest.raises(InputError, match=rf"{name} must lie in \(0, 1\)"):
+                DensitySettings(**{name: value})
+
+
+def test_settings_reach_the_mixture():
+    settings = DensitySettings(components=2, covariance="tied", regularisation=0.25, restarts=3, iterations=7, seed=5)
+    mixture = fit_density(ROWS, settings).mixture
+    assert (mixture.n_components, mixture.covariance_type, mixture.reg_covar) == (2, "tied", 0.25)
+    assert (mixture.n_init, mixture.max_iter, mixture.random_state) == (3, 7, 5)
+
+
+def test_directions_below_a_ten_thousandth_of_the_largest_are_left_out():
+    rng = np.random.default_rng(1)
+    white = np.linalg.qr(rng.normal(size=(50, 4)) - 0.0)[0]
+    white = np.linalg.qr(white - white.mean(0))[0]  # columns of mean 0 and equal length
+    for share, kept in ((1.5e-4, 3), (0.7e-4, 2)):
+        rows = white[:, :3] * [10.0, 1.0, 10 * share] + 100
+        settings = DensitySettings(components=1, dimensions=None, **PLAIN)
+        assert fit_density(rows, settings).dimensions == kept
+
+
+def test_the_same_representations_but_for_rounding_have_no_density():
+    rows = 1000 + 1e-4 * np.random.default_rng(2).normal(size=(40, 3))
+    settings = DensitySettings(components=1, **PLAIN)
+    with pytest.raises(InputError, match="are the same"):
+        fit_density(rows, settings)
+    assert fit_density(1000 + 100 * (rows - 1000), settings).dimensions == 3
+    assert fit_density(1e-3 * ROWS, settings).dimensions == 6, "it goes by the size of the rows"
+
+
+def test_lengths_are_taken_off_row_by_row():
+    rows = np.array([[3.0, 4.0], [0.0, 0.0], [0.3, -0.4]])
+    np.testing.assert_allclose(_scaled(rows, True), [[0.6, 0.8], [0, 0], [0.6, -0.8]])
+    np.testing.assert_array_equal(_scaled(rows, False), rows)
+
+
+def test_rows_with_nan_are_counted():
+    rows = ROWS.copy()
+    rows[[3, 8], 2] = np.nan
+    rows[8, 1] = np.inf
+    with pytest.raises(InputError, match="NaN or infinity in 2 of 300 rows"):
+        fit_density(rows)
+    with pytest.raises(InputError, match=r"must be \(N, D\)"):
+        fit_density(np.zeros((0, 6)))

@@ -183,3 +183,62 @@ def test_one_regressor_scores_many_suspects_as_it_scores_each(layout):
     for suspect, found in zip(suspects, together, strict=True):
         np.testing.assert_array_equal(found, held_out_scores(victim, suspect, 30, settings, layout=layout))
     assert not np.allclose(together[0][0], together[1][0])
+
+
+def test_early_stopping_written_out():
+    """The weights of the lowest held-out loss among all steps, the start included."""
+    rng = np.random.default_rng(11)
+    private, public = 1.3 * rng.lognormal(size=(16, 2, 2)), rng.lognormal(size=(16, 2, 2))
+    settings = RegressorSettings(
+        hidden=5, steps=60, learning_rate=2.0, ridge=0.02, held_out=0.25, ordered=False, seed=4
+    )
+    mean, std = private.mean((0, 1)), private.std((0, 1))
+    draw = np.random.default_rng(4)
+    first, second = (((part - mean) / std).reshape(16, 4)[draw.permutation(16)] for part in (private, public))
+    weights = [draw.uniform(-0.5, 0.5, (4, 5)), draw.uniform(-0.5, 0.5, 5)]
+    weights += [draw.uniform(-(5**-0.5), 5**-0.5, 5), draw.uniform(-(5**-0.5), 5**-0.5, ())]
+    score = lambda w, rows: np.tanh(np.maximum(rows @ w[0] + w[1], 0) @ w[2] + w[3])
+    losses, kept = [], []
+    for _ in range(61):
+        kept.append(weights)
+        losses.append(score(weights, first[:4]).mean() - score(weights, second[:4]).mean())
+        rows, signs = np.concatenate([first[4:], second[4:]]), np.repeat([1, -1], 12)
+        hidden = np.maximum(rows @ weights[0] + weights[1], 0)
+        back = signs * (1 - score(weights, rows) ** 2) / 24
+        inner = np.outer(back, weights[2]) * (hidden > 0)
+        slopes = [rows.T @ inner + 0.02 * weights[0], inner.sum(0), hidden.T @ back + 0.02 * weights[2], back.sum()]
+        weights = [w - 2.0 * g for w, g in zip(weights, slopes, strict=True)]
+    found = fit_regressor(private, public, settings)
+    assert 0 < found.steps < 60, "it stops in between"
+    assert found.steps == np.argmin(losses)
+    for mine, wanted in zip(found.weights, kept[found.steps], strict=True):
+        np.testing.assert_allclose(mine, wanted, atol=1e-9)
+    assert found.samples == 16
+    last = fit_regressor(private, public, dataclasses.replace(settings, held_out=0.0, steps=3))
+    assert last.steps == 3
+
+
+def test_a_norm_that_never_varies_is_left_in_its_units():
+    still = DISTANCES.copy()
+    still[:, :, 1] = 2.0
+    regressor = fit_regressor(still[:20], still[20:], RegressorSettings(steps=5))
+    assert regressor.std[1] == 1
+    assert np.isfinite(regressor(still)).all()
+
+
+def test_the_ends_of_what_is_accepted():
+    RegressorSettings(hidden=1, steps=1, learning_rate=0.5, ridge=0.0, held_out=0.0)
+    RegressorSettings(held_out=0.99)
+    for changes, message in (({"steps": 0}, "at least 1, got 100 and 0"), ({"held_out": -0.1}, "held_out must lie")):
+        with pytest.raises(InputError, match=message):
+            RegressorSettings(**changes)
+    quick = RegressorSettings(steps=2, held_out=0.0)
+    fit_regressor(DISTANCES[:2], DISTANCES[2:4], quick)
+    pair = (DISTANCES, DISTANCES[::-1])
+    for train in (2, 38):
+        assert len(held_out_scores(pair, pair, train, quick)[0]) == 40 - train
+    with pytest.raises(InputError, match="train must lie in"):
+        held_out_scores(pair, pair, 1, quick)
+    with pytest.raises(InputError, match="trained on 5 targets in 3 norms"):
+        fit_regressor(*pair, quick)(DISTANCES[:, :, :2])
+    assert saturation([0.999, -0.9991]) == 0.5

@@ -3,10 +3,14 @@
 import math
 
 import jax
+import numpy as np
 import pytest
+import scipy.integrate
+import scipy.stats
 
 from dfke_jax.core import InputError
 from dfke_jax.dataset_inference import LinearSetting, approximate_rates, exact_rates, simulate
+from dfke_jax.dataset_inference.theory import _simulated
 
 TRIALS = 4000
 
@@ -84,3 +88,56 @@ def test_settings_are_checked(message, changes):
 def test_trials_are_checked():
     with pytest.raises(InputError, match="trials must be at least 1, got 0"):
         simulate(jax.random.key(0), LinearSetting(4), 0)
+
+
+ODD = LinearSetting(3, samples=4, sigma=0.7, signal=(1.5, -0.5))
+
+
+def test_trials_against_the_algebra():
+    """w₁ = m·u and w₂ = Σ yᵢ x₂ᵢ from the same draws, in NumPy: no gradient, no model."""
+    keys = jax.random.split(jax.random.key(6), 40)
+    found = np.asarray(_simulated(keys, ODD))
+    signal, threshold = np.array(ODD.signal), 3 * 0.7**2 / 2
+    for row, key in zip(found, keys, strict=True):
+        drawn = []
+        for part in jax.random.split(key, 3):
+            label_key, noise_key = jax.random.split(part)
+            labels = np.asarray(jax.random.rademacher(label_key, (4,), np.float32))
+            drawn.append((labels, 0.7 * np.asarray(jax.random.normal(noise_key, (4, 3)), np.float64)))
+        private, public, other = drawn
+        margins = lambda model, data: 4 * signal @ signal + data[0] * (data[1] @ (model[0] @ model[1]))
+        gap, other_gap = (margins(model, private).mean() - margins(model, public).mean() for model in (private, other))
+        above = [margins(private, data)[0] - 4 * signal @ signal > threshold for data in (private, public)]
+        expected = [gap, gap > threshold, other_gap <= threshold, (float(above[0]) + float(not above[1])) / 2]
+        np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-4)
+    assert 0 < found[:, 1].mean() < 1
+    assert 0 < found[:, 2].mean() < 1
+    assert set(found[:, 3]) == {0, 0.5, 1}
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5])
+def test_exact_rates_against_adaptive_integration(samples):
+    d, m = 3, samples
+    setting = LinearSetting(d, samples=m, sigma=0.7)
+    mean = lambda f: scipy.integrate.quad(
+        lambda q: f(q) * scipy.stats.chi2.pdf(q, d), 0, 80, limit=400, points=[d / 2]
+    )[0]
+    cdf = scipy.stats.norm.cdf
+    member = (lambda q: cdf((q - d / 2) / np.sqrt((m - 1) * q))) if m > 1 else (lambda q: float(q > d / 2))
+    found = exact_rates(setting)
+    assert found.gap == pytest.approx(3 * 0.49)
+    assert found.stolen == pytest.approx(mean(lambda q: cdf((q - d / 2) / np.sqrt(q))), abs=1e-4)
+    assert found.independent == pytest.approx(mean(lambda q: cdf(d / np.sqrt(8 * q))), abs=1e-4)
+    expected = (mean(member) + mean(lambda q: cdf(d / (2 * np.sqrt(m * q))))) / 2
+    assert found.membership == pytest.approx(expected, abs=1e-4 if m > 1 else 2e-3)
+
+
+def test_the_gap_grows_with_the_variance():
+    assert approximate_rates(ODD).gap == pytest.approx(3 * 0.49)
+    assert exact_rates(ODD).gap == pytest.approx(3 * 0.49)
+
+
+def test_the_smallest_setting_is_one():
+    setting = LinearSetting(1, samples=1, sigma=0.5)
+    found = simulate(jax.random.key(0), setting, 1)
+    assert set(found[1:]) <= {0.0, 0.5, 1.0}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.classifier import Classifier, Preprocessing
 from dfke_jax.nn.mlp import MLP
 
 SHAPE = (6, 6, 1)
@@ -59,3 +59,46 @@ def close():
             np.testing.assert_allclose(jnp.asarray(a), jnp.asarray(b), atol=atol)
 
     return check
+
+
+class WrittenOut:
+    """The teacher, a network of one hidden layer, in NumPy and float64; and Adam on images within a box."""
+
+    def __init__(self, classifier):
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), classifier.variables["params"])
+        self.w1, self.b1 = params["dense1"]["kernel"], params["dense1"]["bias"]
+        self.w2, self.b2 = params["head"]["kernel"], params["head"]["bias"]
+
+    def hidden(self, x):
+        """What `activations` calls dense1: before the ReLU."""
+        return x.reshape(len(x), -1) @ self.w1 + self.b1
+
+    def logits(self, x):
+        return np.maximum(self.hidden(x), 0) @ self.w2 + self.b2
+
+    def back(self, x, of_logits, of_hidden=0.0):
+        """The gradient of a loss on the pixels, from those on logits and hidden layer."""
+        return ((of_logits @ self.w2.T * (self.hidden(x) > 0) + of_hidden) @ self.w1.T).reshape(x.shape)
+
+    @staticmethod
+    def softmax(logits):
+        e = np.exp(logits - logits.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    @staticmethod
+    def adam(x, slope, steps, rate, project):
+        """Images after `steps` updates by ``slope(x, step)``, each followed by ``project(x)``."""
+        first, second = np.zeros((2, *x.shape))
+        for step in range(steps):
+            g = slope(x, step)
+            first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+            direction = first / (1 - 0.9 ** (step + 1)) / (np.sqrt(second / (1 - 0.999 ** (step + 1))) + 1e-8)
+            x = project(x - rate * direction)
+        return x
+
+
+@pytest.fixture(scope="session")
+def wide(teacher):
+    """The teacher on a wider box than [0, 1], and the same in NumPy."""
+    made = teacher.replace(preprocessing=Preprocessing(box=(-0.25, 1.5)))
+    return made, WrittenOut(made)

@@ -7,7 +7,7 @@ import pytest
 
 from dfke_jax import core
 from dfke_jax.distillation import RecordSettings, from_records, record_activations
-from dfke_jax.distillation.activation_records import draw
+from dfke_jax.distillation.activation_records import LayerRecord, _gaussian, draw
 
 KEY = jax.random.key(10)
 DRAWS = 6000
@@ -168,3 +168,57 @@ def test_unknown_layers_and_sizes(teacher, real):
         from_records(teacher, record, RecordSettings(layers=("dense1",)), 8, 4)
     with pytest.raises(core.InputError, match="at least one step, got 0"):
         RecordSettings(steps=0)
+
+
+def test_draws_are_mean_plus_factor_and_rest_times_noise():
+    rng = np.random.default_rng(3)
+    mean, factor, rest = rng.normal(size=(2, 4)), rng.normal(size=(2, 4, 3)), rng.uniform(size=(2, 4))
+    record = LayerRecord(*(jnp.asarray(part, jnp.float32) for part in (mean, factor, rest)))
+    keys = jax.random.split(KEY)
+    leading, left = (np.asarray(jax.random.normal(key, (5, 2, size))) for key, size in zip(keys, (3, 4), strict=True))
+    expected = np.zeros((5, 2, 4))
+    for n in range(5):
+        for k in range(2):
+            expected[n, k] = mean[k] + factor[k] @ leading[n, k] + rest[k] * left[n, k]
+    np.testing.assert_allclose(draw(KEY, record, 5), expected, atol=1e-5)
+
+
+def test_a_layer_as_wide_as_the_limit_keeps_the_whole_covariance(teacher, real):
+    options = {"layers": ["dense1"], "rank": 3}
+    assert record_activations(teacher, *real, full_rank_limit=16, **options)["dense1"].factor.shape == (3, 16, 16)
+    assert record_activations(teacher, *real, full_rank_limit=15, **options)["dense1"].factor.shape == (3, 16, 3)
+
+
+def test_the_ridge_under_the_factor():
+    """A millionth of the mean variance, and of 1e-12 where nothing varies."""
+    flat = np.random.default_rng(4).normal(size=(3, 6))
+    _, factor, _ = _gaussian(flat, 6, 2)
+    ridge = factor @ factor.T - np.cov(flat.T)
+    np.testing.assert_allclose(ridge, 1e-6 * flat.var(0, ddof=1).mean() * np.eye(6), atol=1e-12)
+    np.testing.assert_allclose(_gaussian(np.ones((3, 6)), 6, 2)[1], 1e-9 * np.eye(6), rtol=1e-6)
+
+
+def test_against_the_method_written_out(wide, real):
+    teacher, numpy = wide
+    record = record_activations(teacher, *real)
+    settings = RecordSettings(steps=4, learning_rate=0.3, start="uniform")
+    made = core.run(from_records(teacher, record, settings, 6, 6), KEY, 1)
+    start = core.run(from_records(teacher, record, settings, 6, 6, control=True), KEY, 1).state.images
+    record_key = jax.random.split(jax.random.fold_in(KEY, 0), 3)[1]
+    # Row r is the (r div K)-th draw of class r mod K; the layers' keys go by their names' order.
+    hidden, logits = (
+        np.asarray(draw(jax.random.fold_in(record_key, i), record[name], 2), np.float64).reshape(6, -1)
+        for i, name in enumerate(("dense1", "logits"))
+    )
+    seen = []
+
+    def slope(x, step):
+        relu = np.maximum(numpy.hidden(x), 0)
+        off_hidden, off_logits = relu - np.maximum(hidden, 0), numpy.logits(x) - logits
+        seen.append((np.square(off_hidden).mean(1) + np.square(off_logits).mean(1)).mean())
+        return numpy.back(x, 2 * off_logits / 3, 2 * off_hidden / 16 * (relu > 0))
+
+    x = numpy.adam(np.asarray(start, np.float64), slope, 4, 0.3, lambda x: np.clip(x, -0.25, 1.5))
+    assert (x == -0.25).any() or (x == 1.5).any(), "the box was reached"
+    np.testing.assert_allclose(made.state.images, x, atol=2e-4)
+    np.testing.assert_allclose(made.metrics["loss"][0], seen[-1], rtol=1e-4)

@@ -9,7 +9,7 @@ import pytest
 
 from dfke_jax import core
 from dfke_jax.distillation import ImpressionSettings, data_impressions
-from dfke_jax.synthesis import class_similarity, concentrations, total_variation
+from dfke_jax.synthesis import class_similarity, concentrations, dirichlet_targets, total_variation
 
 module = importlib.import_module("dfke_jax.distillation.data_impressions")
 KEY = jax.random.key(8)
@@ -173,3 +173,94 @@ def test_other_refusals(teacher):
         data_impressions(teacher, ImpressionSettings(), 7, 3)
     with pytest.raises(core.UnknownNameError, match="unknown start distribution 'smoth'"):
         core.run(data_impressions(teacher, ImpressionSettings(steps=1, start="smoth"), 3, 3), KEY, 1)
+
+
+# The method written out in NumPy, for a network of one hidden layer.
+
+
+def of_variation(x):
+    """The gradient of Σ |differences of neighbours|."""
+    slope = np.zeros_like(x)
+    down, right = np.sign(np.diff(x, axis=1)), np.sign(np.diff(x, axis=2))
+    slope[:, 1:] += down
+    slope[:, :-1] -= down
+    slope[:, :, 1:] += right
+    slope[:, :, :-1] -= right
+    return slope
+
+
+def variation(x):
+    return np.abs(np.diff(x, axis=1)).sum((1, 2, 3)) + np.abs(np.diff(x, axis=2)).sum((1, 2, 3))
+
+
+@pytest.mark.parametrize("prior", [True, False])
+def test_against_the_method_written_out(wide, prior):
+    teacher, numpy = wide
+    settings = ImpressionSettings(
+        steps=4, learning_rate=0.2, temperature=1.5, start="uniform", jitter=1,
+        total_variation=(0.05, 0.2) if prior else (0.0, 0.0), l2=0.3 if prior else 0.0,
+    )  # fmt: skip
+    control = core.run(data_impressions(teacher, settings, 12, 6, control=True), KEY, 2).state
+    made = core.run(data_impressions(teacher, settings, 12, 6), KEY, 2)
+    weights = np.asarray(module._smoothness(settings, jnp.arange(12), 12))
+    for batch in range(2):
+        rows = slice(6 * batch, 6 * batch + 6)
+        _, target_key, noise_key = jax.random.split(jax.random.fold_in(KEY, batch), 3)
+        alpha = concentrations(class_similarity(teacher.head_kernel), settings.floor)
+        scale = jnp.asarray(np.where(np.arange(12)[rows] // 3 % 2, 0.1, 1.0), jnp.float32)
+        y = np.asarray(dirichlet_targets(target_key, alpha, jnp.arange(6) % 3, scale), np.float64)
+        w, seen = weights[rows], []
+
+        def slope(x, step, y=y, w=w, seen=seen, noise_key=noise_key):
+            jitter_key = jax.random.split(jax.random.fold_in(noise_key, step))[1]
+            roll = tuple(np.asarray(jax.random.randint(jitter_key, (2,), -1, 2)))
+            x = np.roll(x, roll, (1, 2))
+            p = numpy.softmax(numpy.logits(x) / 1.5)
+            energy = np.square(x + 0.25)  # from the bottom of the box
+            seen.append((-(y * np.log(p)).sum(1) + w * variation(x) + settings.l2 * energy.sum((1, 2, 3))).mean())
+            g = numpy.back(x, (p - y) / 1.5) + w[:, None, None, None] * of_variation(x) + 2 * settings.l2 * (x + 0.25)
+            return np.roll(g, (-roll[0], -roll[1]), (1, 2))
+
+        start = np.asarray(control.images[rows], np.float64)
+        x = numpy.adam(start, slope, 4, 0.2, lambda x: np.clip(x, -0.25, 1.5))
+        assert prior or (x == -0.25).any() or (x == 1.5).any(), "the box was reached"
+        np.testing.assert_allclose(made.state.images[rows], x, atol=1e-4)
+        np.testing.assert_allclose(made.metrics["loss"][batch], seen[-1], rtol=1e-4)
+
+
+def test_released_against_the_method_written_out(wide):
+    """Two batches of a class: the second goes on from the first one's images and moments, with targets of its own."""
+    teacher, numpy = wide
+    settings = ImpressionSettings(steps=3, learning_rate=0.05, temperature=1.5, scales=(1.0,), released=True)
+    made = core.run(data_impressions(teacher, settings, 12, 2), KEY, 2)
+    start_key = jax.random.split(jax.random.fold_in(KEY, 0), 3)[0]
+    start = np.asarray(jax.random.uniform(start_key, (2, 6, 6, 1)), np.float64)
+    alpha = concentrations(class_similarity(teacher.head_kernel), settings.floor)
+    seen = []
+
+    def slope(x, step):
+        target_key = jax.random.split(jax.random.fold_in(KEY, step // 3), 3)[1]
+        y = np.asarray(dirichlet_targets(target_key, alpha, jnp.zeros(2, int), 1.0), np.float64)
+        p = numpy.softmax(numpy.logits(x) / 1.5)
+        seen.append(-(y * np.log(p)).sum(1).mean())
+        return numpy.back(x, (p - y) / 1.5)
+
+    x = numpy.adam(start, slope, 6, 0.05, lambda x: -0.25 + 1.75 * (x - x.min()) / (x.max() - x.min()))
+    np.testing.assert_allclose(made.state.images[2:4], x, atol=2e-4)
+    np.testing.assert_allclose(made.metrics["loss"], [seen[2], seen[5]], rtol=1e-4)
+
+
+def test_released_with_fewer_batches_than_groups_gives_each_batch_a_class(teacher):
+    settings = ImpressionSettings(steps=1, released=True)
+    state = core.run(data_impressions(teacher, settings, 6, 2), KEY, 3).state
+    np.testing.assert_array_equal(state.labels, [0, 0, 1, 1, 2, 2])
+
+
+def test_weights_of_the_prior_for_few_samples():
+    settings = ImpressionSettings(total_variation=(1e-3, 1e-1))
+    np.testing.assert_allclose(module._smoothness(settings, jnp.arange(2), 2), [1e-3, 1e-1], rtol=1e-5)
+    np.testing.assert_allclose(module._smoothness(settings, jnp.arange(1), 1), [1e-3], rtol=1e-5)
+
+
+def test_temperatures_below_one_are_allowed():
+    assert ImpressionSettings(temperature=0.5).temperature == 0.5

@@ -1,5 +1,6 @@
 """Distillation of representations: the losses, that a student learns them, and what is refused."""
 
+import flax.linen as nn_linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from dfke_jax import core, nn
 from dfke_jax.core import InputError, UnknownNameError
 from dfke_jax.distillation import representation_distillation
+from dfke_jax.nn.classifier import apply_recording
+from dfke_jax.nn.layers import BatchNorm, flatten, record
 from dfke_jax.nn.mlp import MLP
 
 SHAPE = (4, 4, 1)
@@ -49,3 +52,51 @@ def test_a_student_comes_closer(loss):
 def test_what_is_refused(answers, changes, error, message):
     with pytest.raises(error, match=message):
         representation_distillation(STUDENT, IMAGES, answers, **{"batch_size": 8, **changes})
+
+
+class Noisy(nn_linen.Module):
+    """Features behind batch normalisation and dropout."""
+
+    @nn_linen.compact
+    def __call__(self, x, *, train=False):
+        x = BatchNorm(name="norm")(flatten(x), train=train)
+        x = nn_linen.Dropout(0.5, deterministic=not train)(x)
+        return nn_linen.Dense(2, name="head")(record(self, "features", x))
+
+
+def test_a_step_is_in_training_mode():
+    """Statistics of the batch, dropout by the step's key, running statistics that move, and the mean of the losses."""
+    student = nn.Classifier.create(Noisy(), jax.random.key(7), SHAPE)
+    answers = jax.random.normal(jax.random.key(8), (32, 16))
+    method = representation_distillation(student, IMAGES, answers, steps=3, batch_size=32)
+    start = method.init(jax.random.key(5))
+    state, metrics = jax.jit(method.step)(jax.random.key(6), start)
+    row_key, dropout_key = jax.random.split(jax.random.key(6))
+    rows = jax.random.choice(row_key, 32, (32,), replace=False)
+    x = np.asarray(IMAGES[rows], np.float64).reshape(32, 16)
+    found = student.module.apply(
+        start.variables, IMAGES[rows], train=True, mutable=["batch_stats", "intermediates"],
+        rngs={"dropout": dropout_key},
+    )[1]  # fmt: skip
+    normal = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    # Dropout doubles or removes; which of the two is read from a pass with the same key.
+    dropped = np.asarray(features_with(student, start.variables, IMAGES[rows], dropout_key)) == 0
+    assert 0.3 < dropped.mean() < 0.7
+    expected = np.square(np.where(dropped, 0, 2 * normal) - np.asarray(answers[rows])).mean()
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
+    for name in ("mean", "var"):
+        moved = found["batch_stats"]["norm"][name]
+        np.testing.assert_allclose(state.variables["batch_stats"]["norm"][name], moved, rtol=1e-5)
+        assert np.abs(moved - start.variables["batch_stats"]["norm"][name]).max() > 1e-3
+
+
+def features_with(student, variables, images, key):
+    recorded, _ = apply_recording(
+        student.module, variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+    )
+    return recorded["features"]
+
+
+@pytest.mark.parametrize("batch_size", [2, 32])
+def test_the_smallest_and_the_largest_batch_are_allowed(batch_size):
+    representation_distillation(STUDENT, IMAGES, ANSWERS, batch_size=batch_size)

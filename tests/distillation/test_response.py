@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from dfke_jax import core
 from dfke_jax.data.augment import identity, shift
@@ -147,3 +148,41 @@ def test_unbalanced_rows():
     assert unbalanced(images, 25).shape == (25, 1, 1, 1)
     np.testing.assert_array_equal(unbalanced(images, 6, 1), unbalanced(images, 6, 1))
     assert not np.array_equal(unbalanced(images, 6, 1), unbalanced(images, 6, 2))
+
+
+def test_labels_one_step_with_the_options_given(student, images):
+    """The loss of a batch is the cross-entropy of the images as they are augmented, at the size asked for."""
+    labels = jnp.zeros(24, int).at[:5].set(2)  # a class may be missing
+    negative = Partial(lambda key, images: 1 - images)
+    method = cross_entropy_training(
+        student, images, labels, steps=9, batch_size=7, learning_rate=0.02, augment=negative
+    )
+    state = method.init(KEY)
+    rows = jax.random.randint(jax.random.split(KEY, 3)[0], (7,), 0, 24)
+    logits, _ = student.module.apply(state.variables, 1 - images[rows], train=True, mutable=["batch_stats"])
+    found = jax.jit(method.step)(KEY, state)[1]["loss"]
+    assert found == pytest.approx(float(cross_entropy(logits, labels[rows]).mean()), rel=1e-4)
+
+
+def test_temperatures_below_one_are_allowed():
+    logits = jnp.asarray(np.random.default_rng(3).normal(size=(2, 4, 3)), jnp.float32)
+    np.testing.assert_allclose(response_loss(0.5)(logits[0], logits[1]), response_kl(logits[0], logits[1], 0.5))
+
+
+def test_two_classes_of_three_can_be_balanced(teacher):
+    """The last class has no image: it is counted as none and stays empty."""
+    images = np.random.default_rng(4).uniform(size=(200, 6, 6, 1)).astype(np.float32)
+    answers = teacher.predict(images).argmax(1)
+    assert set(answers) == {0, 1, 2}
+    chosen, counts = balanced(images[answers < 2], teacher, 9)
+    np.testing.assert_array_equal(counts, np.bincount(answers[answers < 2], minlength=3))
+    assert counts.shape == (3,)
+    assert counts[2] == 0
+    np.testing.assert_array_equal(np.bincount(teacher.predict(chosen).argmax(1), minlength=3), [5, 4, 0])
+
+
+def test_bytes_of_the_right_size_are_scaled():
+    pixels = np.random.default_rng(5).integers(0, 256, (2, 4, 4, 3)).astype(np.uint8)
+    np.testing.assert_allclose(fitted(pixels, (4, 4, 3)), pixels / 255, atol=1e-7)
+    for shape in ((4, 5, 3), (5, 4, 3)):
+        assert fitted(pixels, shape).shape == (2, *shape)

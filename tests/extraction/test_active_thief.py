@@ -179,3 +179,13 @@ def test_settings_that_mean_nothing():
         ActiveThiefSettings(selector="entropi")
     with pytest.raises(InputError, match="deepfool_classes"):
         ActiveThiefSettings(deepfool_classes=1)
+
+
+def test_the_ends_of_what_is_accepted():
+    one = CloneTraining(steps=2, checks=1)
+    ActiveThiefSettings(deepfool_steps=1, deepfool_classes=2, scoring_batch=1, round_steps=1, clone=one)
+    for changes in ({"deepfool_steps": 0}, {"scoring_batch": 0}, {"deepfool_classes": 1}):
+        with pytest.raises(InputError, match="must be at least 1 and deepfool_classes at least 2"):
+            ActiveThiefSettings(**changes)
+    with pytest.raises(InputError, match="round_steps must be a positive multiple"):
+        ActiveThiefSettings(round_steps=0)

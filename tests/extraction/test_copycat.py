@@ -6,7 +6,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from dfke_jax import core
-from dfke_jax.data.augment import identity
+from dfke_jax.data.augment import affine, compose, gaussian_noise, identity
 from dfke_jax.extraction import CloneTraining, PoolSettings, copycat, heavy_augmentation
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
@@ -59,3 +59,20 @@ def test_heavy_augmentation_stays_in_the_box_and_near_the_image():
         centre = (mass * place[None]).sum(1) / mass.sum(1)
         assert (np.abs(centre - 13.5) < 2.3).all()
         assert centre.std() > 0.5
+
+
+def test_the_augmentation_is_what_its_description_says():
+    """15 degrees, 0.85 to 1.15, a fourteenth of the width (not of the height), noise of up to 0.05."""
+    net = Classifier.create(MLP(3, (8,)), jax.random.key(0), (6, 28, 1))
+    images = jax.random.uniform(KEY, (12, 6, 28, 1))
+    used = copycat(net, images, Reveal(), SETTINGS).tell.args[2]
+    said = compose(affine(np.pi / 12, (0.85, 1.15), 2.0), gaussian_noise(0.05))
+    np.testing.assert_allclose(used(KEY, images), said(KEY, images), atol=1e-6)
+
+
+def test_training_after_every_step_is_handed_on():
+    method = core.against(copycat(NET, POOL, Reveal(), SETTINGS, train_every=1), Partial(probabilities, NET))
+    start = method.init(KEY)
+    after, _ = method.step(KEY, start)
+    old, new = (jax.tree.leaves(state.clone.variables) for state in (start, after))
+    assert any(not np.array_equal(a, b) for a, b in zip(old, new, strict=True))

@@ -215,3 +215,12 @@ def test_bad_input(classifier):
         MAZESettings(reuse=True)
     with pytest.raises(InputError, match="chunk must be at least 1"):
         DFMESettings(chunk=0)
+
+
+def test_what_an_iteration_asks_and_learns():
+    """B (n_S + m + 1) rows, 2m for central differences; reused answers are as many updates more."""
+    settings = DFMESettings(batch_size=3, clone_batches=2, directions=4, replay_batches=5, chunk=1)
+    assert settings.rows_per_step == 3 * (2 + 5)
+    assert settings.extra_clone_updates == 5
+    assert dataclasses.replace(settings, central=True).rows_per_step == 3 * (2 + 8)
+    assert dataclasses.replace(settings, reuse=True).extra_clone_updates == 5 + 5

@@ -151,3 +151,10 @@ def test_bad_input(classifier, begun):
         DFMSSettings(tuning_diversity=-1)
     with pytest.raises(InputError, match="post_transform must be False"):
         dfms(classifier(1), PROXY, dataclasses.replace(SETTINGS, post_transform=True))
+
+
+def test_the_ends_of_what_is_accepted():
+    assert DFMSSettings(diversity=0.0, tuning_diversity=0.0, adam_decay=0.0).adam_decay == 0
+    for changes in ({"diversity": -0.1}, {"tuning_diversity": -0.1}, {"adam_decay": -0.1}, {"adam_decay": 1.0}):
+        with pytest.raises(InputError, match="must not be negative and adam_decay must lie"):
+            DFMSSettings(**changes)

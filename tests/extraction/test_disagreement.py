@@ -186,3 +186,10 @@ def test_bad_input(classifier):
         DFMSSettings(generator_optimizer="sgd")
     with pytest.raises(InputError, match=r"proxy images are \(9, 9, 1\)"):
         dfms(classifier(1), jnp.zeros((3, 9, 9, 1)), DFMSSettings(schedule="constant"))
+
+
+def test_the_ends_of_what_is_accepted():
+    assert DisagreementSettings(clones=2, diversity=0.0, grey_every=0).clones == 2
+    for changes in ({"diversity": -0.1}, {"grey_every": -1}):
+        with pytest.raises(InputError, match="diversity and grey_every must not be negative"):
+            DisagreementSettings(**changes)

@@ -125,3 +125,20 @@ def test_settings_that_mean_nothing(net):
             DissectorSettings(**change)
     with pytest.raises(InputError, match="budget of 24 rows"):
         dissector(net, POOL, Reveal(), DissectorSettings(48, 4, 0.0, TINY))
+
+
+def test_the_ends_of_what_is_accepted():
+    DissectorSettings(variants=1, pseudo_rows=0, pseudo_weight=0.0, area=(0.01, 1.0), aspect=(0.01, 0.01))
+    DissectorSettings(area=(0.5, 0.5), aspect=(2.0, 3.0))
+    for changes, message in (
+        ({"variants": 0}, "variants must be at least 1"),
+        ({"pseudo_rows": -1}, "variants must be at least 1"),
+        ({"pseudo_weight": -0.1}, "variants must be at least 1"),
+        ({"area": (0.0, 0.5)}, "area must be"),
+        ({"area": (0.5, 0.4)}, "area must be"),
+        ({"area": (0.5, 1.1)}, "area must be"),
+        ({"aspect": (0.0, 0.5)}, "area must be"),
+        ({"aspect": (0.5, 0.4)}, "area must be"),
+    ):
+        with pytest.raises(InputError, match=message):
+            DissectorSettings(**changes)

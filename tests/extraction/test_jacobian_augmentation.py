@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from dfke_jax import core
 from dfke_jax.core.errors import InputError
@@ -88,3 +89,35 @@ def test_settings_that_mean_nothing(net):
         jacobian_augmentation(net, SEEDS, Reveal(), JacobianSettings(4, 2, clone=TINY))
     with pytest.raises(InputError, match="as many images"):
         jacobian_augmentation(net, SEEDS, Reveal(), JacobianSettings(6, 2, clone=TINY))
+
+
+def test_the_ends_of_the_settings(net):
+    assert JacobianSettings(1, 0, 1e-6).budget == 1
+    for options in ({"rows_per_step": 0}, {"augmentations": -1}, {"step_size": 0.0}):
+        with pytest.raises(InputError, match="rows_per_step must be at least 1, augmentations not negative"):
+            JacobianSettings(**options)
+    assert JacobianSettings(7, 3).budget == 56
+    assert JacobianSettings(7, 3).with_budget(47).rows_per_step == 5
+    jacobian_augmentation(net, SEEDS, Reveal(), JacobianSettings(5, 1, clone=TINY))
+
+
+def test_nothing_is_written_beyond_the_budget(net, played):
+    """A step too many leaves images, answers and counts as they were."""
+    _, _, state, victim = played
+    attack = jacobian_augmentation(net, SEEDS, Reveal(), JacobianSettings(5, 3, 0.1, True, TINY))
+    rows = jnp.ones((5, *SHAPE))
+    after, metrics = attack.tell(KEY, state, rows, jax.nn.softmax(victim(rows)))
+    np.testing.assert_array_equal(after.images, state.images)
+    np.testing.assert_array_equal(after.targets, state.targets)
+    assert (after.filled, metrics["asked"]) == (40, 40)
+
+
+def test_the_augmentation_is_that_of_the_training(net):
+    learnt = []
+    for augment in (None, Partial(lambda key, images: 1 - images)):
+        attack = jacobian_augmentation(net, SEEDS, Reveal(), JacobianSettings(5, 0, 0.1, True, TINY), augment=augment)
+        state = attack.init(KEY)
+        state, rows = jax.jit(attack.ask)(KEY, state)
+        state, _ = attack.tell(KEY, state, rows, jax.nn.softmax(net(rows)))
+        learnt.append(jax.tree.leaves(state.clone.variables))
+    assert any(not np.allclose(a, b) for a, b in zip(*learnt, strict=True))

@@ -142,3 +142,12 @@ def test_settings_that_mean_nothing(net):
         BanditSettings(window=0)
     with pytest.raises(InputError, match=r"groups must be integers \(24,\)"):
         adaptive_knockoff(net, pool, jnp.zeros(23, jnp.int32), 2, Reveal(), BanditSettings(20, 10))
+
+
+def test_the_ends_of_what_the_bandit_accepts():
+    BanditSettings(window=1, learner_steps=0, rewards=("loss",))
+    for changes in ({"window": 0}, {"learner_steps": -1}):
+        with pytest.raises(InputError, match="window must be at least 1 and learner_steps not negative"):
+            BanditSettings(**changes)
+    with pytest.raises(InputError, match="distinct and at least one"):
+        BanditSettings(rewards=())

@@ -10,8 +10,10 @@ import pytest
 from dfke_jax import core
 from dfke_jax.core.errors import InputError
 from dfke_jax.extraction import MAZEPDSettings, MAZESettings, maze, maze_pd
+from dfke_jax.extraction.common import scheduled
 from dfke_jax.extraction.dfme import draws
 from dfke_jax.extraction.maze_pd import critic_step
+from dfke_jax.nn.classifier import Preprocessing
 from dfke_jax.nn.discriminators import between, gradient_penalty
 from dfke_jax.nn.training import Training
 from dfke_jax.oracle import Reveal
@@ -164,3 +166,33 @@ def test_bad_input(classifier):
         MAZEPDSettings(critic_weight=-1)
     with pytest.raises(core.UnknownNameError, match="lion"):
         MAZEPDSettings(critic_optimizer="lion")
+
+
+def test_the_ends_of_what_is_accepted(classifier):
+    settings = dataclasses.replace(SMALL, critic_weight=0.0, penalty=0.0, critic_width=1, critic_rate=0.5)
+    maze_pd(classifier(1), SEEDS[:1], ANSWERS[:1], dataclasses.replace(settings, replay_batches=1, replay_capacity=24))
+    maze_pd(
+        classifier(1), jnp.tile(SEEDS, (5, 1, 1, 1)), jnp.tile(ANSWERS, (5, 1)),
+        dataclasses.replace(settings, replay_batches=1, replay_capacity=30),
+    )  # fmt: skip
+    for changes in ({"penalty": -1e-9}, {"critic_weight": -1e-9}, {"critic_rate": 0.0}, {"critic_width": 0}):
+        with pytest.raises(InputError, match="must not be negative, critic_rate must be positive"):
+            dataclasses.replace(SMALL, **changes)
+    for seeds, answers in ((SEEDS[:0], ANSWERS[:0]), (SEEDS[..., 0], ANSWERS), (SEEDS[:, :7], ANSWERS)):
+        with pytest.raises(InputError, match="seeds are"):
+            maze_pd(classifier(1), seeds, answers, SMALL)
+    wide = classifier(1).replace(preprocessing=Preprocessing(box=(0.0, 2.0)))
+    low = classifier(1).replace(preprocessing=Preprocessing(box=(-1.0, 1.0)))
+    behind = dataclasses.replace(SMALL, post_transform=True)
+    narrow = classifier(1).replace(preprocessing=Preprocessing(mean=(0.5,), std=(0.2,)))
+    for clone, changed in ((wide, SMALL), (low, SMALL), (narrow, behind)):
+        with pytest.raises(InputError, match=r"box must be \(0, 1\) and post_transform False"):
+            maze_pd(clone, SEEDS, ANSWERS, changed)
+
+
+def test_the_critics_schedule_spans_its_own_steps():
+    """One step beside each of the clone's on fresh batches; no normalisation inside."""
+    settings = dataclasses.replace(SMALL, steps=7, schedule="cosine", clone_batches=3)
+    rest = (settings.drops, settings.drop_factor, settings.momentum, settings.weight_decay)
+    assert settings.critic_rule is scheduled("sgd", 1e-4, 21, "cosine", *rest)
+    assert not settings.critic.batch_norm

@@ -205,3 +205,11 @@ def test_bad_input(classifier):
         MEGEXSettings(diversity=-0.1)
     with pytest.raises(InputError, match="l1 loss on logits, not 'kl'"):
         megex(classifier(1), MEGEXSettings(loss="kl", schedule="constant"))
+
+
+def test_the_ends_of_what_is_accepted():
+    settings = MEGEXSettings(floor=0.5, diversity=0.0, batch_size=3, clone_batches=2)
+    assert settings.rows_per_step == 9, "the clone's batches and the generator's"
+    for floor in (0.0, 1.0):
+        with pytest.raises(InputError, match=r"floor must lie in \(0, 1\)"):
+            MEGEXSettings(floor=floor)

@@ -30,6 +30,7 @@ from dfke_jax.extraction import (
 from dfke_jax.extraction.pool import (
     _flattened,
     agreement_with,
+    foreseen,
     in_batches,
     label,
     new_clone,
@@ -402,3 +403,106 @@ def test_rounds_before_the_last_may_be_shorter():
         assert set(counts) == {updates}
     with pytest.raises(InputError, match="multiple of the clone's 2 checks"):
         ActiveThiefSettings(12, 4, 0.25, TINY, round_steps=3)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, {1, 2, 3, 4, 5}), (2, {2, 4, 5}), (3, {3, 5}), (None, {5})])
+def test_a_random_attack_trains_when_it_is_due(every, expected):
+    """After every so many steps, and in any case when the budget is spent."""
+    settings = PoolSettings(20, 4, 0.25, TINY)
+    method = core.against(random_attack(network(0), POOL, SOFT, settings, train_every=every), oracle(SOFT))
+    state, trained_at = jax.jit(method.init)(KEY), set()
+    step = jax.jit(method.step)
+    for number in range(1, 6):
+        after, metrics = step(jax.random.fold_in(KEY, number), state)
+        assert metrics["asked"] == 4 * number
+        if any(not np.array_equal(a, b) for a, b in zip(raw(state.clone), raw(after.clone), strict=True)):
+            trained_at.add(number)
+        state = after
+    assert trained_at == expected
+
+
+def test_a_random_attack_trains_at_least_every_so_many_steps():
+    with pytest.raises(core.InputError, match="train_every must be at least 1, got 0"):
+        random_attack(network(0), POOL, SOFT, POOL_SETTINGS, train_every=0)
+
+
+def test_the_ends_of_what_trainings_and_pools_accept():
+    CloneTraining(
+        steps=1, batch_size=1, checks=1, learning_rate=1e-6, weight_decay=0.0, momentum=0.0, decay_at=(0.01, 0.99)
+    )
+    for changes, message in (
+        ({"batch_size": 0}, "at least 1"),
+        ({"checks": 0}, "at least 1"),
+        ({"weight_decay": -1e-9}, "weight_decay not negative"),
+        ({"momentum": -1e-9}, "momentum"),
+        ({"decay_factor": 0.0}, "must be positive"),
+        ({"decay_at": (0.5, 0.0)}, "fractions"),
+        ({"decay_at": (1.0,)}, "fractions"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(CloneTraining(), **changes)
+    assert PoolSettings(1, 1).held_per_step == 0
+    assert PoolSettings(8, 4, 0.75).held_per_step == 3
+    assert PoolSettings(8, 4, 0.125).held_per_step == 0
+    for arguments, message in (
+        ((0, 1), "positive multiple"),
+        ((4, 0), "positive multiple"),
+        ((8, 4, -0.1), "validation must lie"),
+        ((8, 4, 1.0), "validation must lie"),
+        ((8, 4, 0.9), "leave rows"),
+    ):
+        with pytest.raises(InputError, match=message):
+            PoolSettings(*arguments)
+    knockoff(network(0), POOL, SOFT, PoolSettings(24, 4, 0.0, TINY))  # as many rows as the pool has
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_rates_of_a_training_fall_where_they_should(optimizer):
+    """The length of each update under a gradient of 1 on a weight of 0; Adam's is the rate itself."""
+    settings = CloneTraining(10, 1, optimizer, 0.5, 0.0, 0.0, (0.26, 0.7), 0.1)
+    weight, moves = jnp.zeros(()), []
+    state = settings.rule.init(weight)
+    for _ in range(10):
+        update, state = settings.rule.update(jnp.ones(()), state, weight)
+        moves.append(-float(update))
+    np.testing.assert_allclose(moves, [0.5] * 3 + [0.05] * 4 + [0.005] * 3, rtol=1e-4)
+
+
+def test_a_training_without_held_out_rows_keeps_its_last_iterate():
+    """Batches are drawn from the rows that count, are augmented, and the steps given are taken."""
+    settings = CloneTraining(4, 2, "sgd", 0.1, 0.0, 0.0, (), checks=4)
+    start = new_clone(network(0), settings, KEY)
+    targets = jax.nn.softmax(jax.random.normal(KEY, (24, 3)))
+    spoilt = POOL.at[5:].set(jnp.nan)  # rows that do not count
+    darker = Partial(lambda key, images: images / 2)
+    options = {"start": start, "steps": 3, "augment": darker}
+    state = train_clone(KEY, network(0), spoilt, targets, jnp.asarray(5), settings, **options)
+    half = train_clone(KEY, network(0), POOL / 2, targets, jnp.asarray(5), settings, start=start, steps=3)
+    init_key, step_key = jax.random.split(KEY)
+    for a, b in zip(raw(state.variables), raw(half.variables), strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    module, variables = network(0).module, new_clone(network(0), settings, init_key).variables
+    for i in range(3):
+        rows = jax.random.randint(jax.random.split(jax.random.fold_in(step_key, i), 3)[0], (2,), 0, 5)
+
+        def loss(params, rows=rows):
+            logits = module.apply({"params": params}, POOL[rows] / 2)
+            return -jnp.mean(jnp.sum(targets[rows] * jax.nn.log_softmax(logits), -1))
+
+        slopes = jax.grad(loss)(variables["params"])
+        variables = {"params": jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], slopes)}
+    for a, b in zip(raw(state.variables), raw(variables), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_what_a_clone_foresees():
+    """Mean soft cross-entropy and agreement of rows that it has not learnt."""
+    linear = lambda rows: rows.reshape(len(rows), -1)[:, :3]
+    rows = np.random.default_rng(1).uniform(size=(6, 2, 2, 1)).astype(np.float32)
+    targets = np.random.default_rng(2).dirichlet(np.ones(3), 6).astype(np.float32)
+    logits = rows.reshape(6, 4)[:, :3].astype(np.float64)
+    log_q = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    found = foreseen(linear, jnp.asarray(rows), jnp.asarray(targets))
+    assert found["loss"] == pytest.approx(-(targets * log_q).sum(1).mean(), rel=1e-5)
+    assert found["agreement"] == pytest.approx((logits.argmax(1) == targets.argmax(1)).mean())

@@ -13,6 +13,7 @@ from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import soft_cross_entropy
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.synthesis import optimise_noise
+from dfke_jax.synthesis.noise import _grouping
 
 KEY = jax.random.key(5)
 SHAPE = (4, 3, 3, 1)
@@ -329,3 +330,69 @@ def test_groups_over_devices():
 def test_only_independent_samples_are_grouped():
     with pytest.raises(InputError, match="needs a context"):
         optimise_noise(KEY, BOWL, jnp.asarray(START), steps=1, optimizer=optax.adam(0.1), group=2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "group", "groups"),
+    [
+        (24, 6, 4),
+        (24, 5, 6),
+        (12, 4, 3),
+        (10, 4, 5),
+        (15, 9, 3),
+        (22, 5, 1),
+        (7, 3, 1),
+        (8, 8, 1),
+        (4, 100, 1),
+        (4, 1, 4),
+    ],
+)
+def test_groups_are_the_largest_equal_parts(batch, group, groups):
+    """The largest divisor up to the size asked for; all at once where that would be less than half of it."""
+    split, merge, found = _grouping(batch, group)
+    assert found == groups
+    if groups == 1:
+        return
+    rows = jnp.arange(2.0 * batch).reshape(batch, 2)
+    parts = split((rows, jnp.float32(7)))
+    assert parts[0].shape == (groups, batch // groups, 2)
+    np.testing.assert_array_equal(parts[1], [7] * groups)
+    np.testing.assert_array_equal(merge(parts)[0], rows)
+    assert merge(parts)[1] == 7
+
+
+def test_groups_of_one():
+    objective = lambda key, images, goal: (jnp.square(images - goal).sum((1, 2, 3)), jnp.zeros(len(images)))
+    options = {"steps": 2, "optimizer": optax.adam(0.05), "context": jnp.asarray(GOAL)}
+    made = [optimise_noise(KEY, objective, jnp.asarray(START), group=group, **options).images for group in (1, 4)]
+    np.testing.assert_allclose(made[0], made[1], atol=1e-6)
+    with pytest.raises(InputError, match="group must be at least 1"):
+        optimise_noise(KEY, objective, jnp.asarray(START), group=0, **options)
+
+
+def test_what_couples_samples_is_not_grouped():
+    """Rescaling goes by the extremes of all samples, with a context too; an objective without one sees all of them."""
+    start = jnp.asarray(np.linspace(0, 1, 192).reshape(192, 1, 1, 1), jnp.float32)
+    flat = lambda key, images, *context: (0 * images.sum((1, 2, 3)), jnp.zeros(len(images)))
+    options = {"steps": 1, "optimizer": optax.sgd(0.1)}
+    made = optimise_noise(KEY, flat, start, parametrisation="rescale", context=jnp.zeros(192), **options)
+    np.testing.assert_allclose(made.images, start, atol=1e-6)
+    coupled = lambda key, images: (jnp.square(images - images.mean()).sum((1, 2, 3)), jnp.zeros(len(images)))
+    made = optimise_noise(KEY, coupled, start, **options)
+    np.testing.assert_allclose(made.images, start - 0.2 * (start - 0.5), atol=1e-6)
+
+
+def test_a_confidence_that_equals_the_threshold_stops():
+    objective = lambda key, images: (images.sum((1, 2, 3)), jnp.full(4, 0.5))
+    stop = jnp.array([0.5, 0.25, 0.75, 0.5])
+    made = optimise_noise(KEY, objective, jnp.asarray(START), steps=3, optimizer=optax.sgd(0.01), stop_at=stop)
+    np.testing.assert_array_equal(made.steps, [0, 0, 3, 0])
+
+
+def test_the_ends_of_the_box_under_the_sigmoid():
+    still = lambda key, images: (0 * images.sum((1, 2, 3)), jnp.zeros(4))
+    ends = jnp.where(jnp.asarray(START) < 0.5, -1.0, 3.0)
+    made = optimise_noise(
+        KEY, still, ends, steps=1, optimizer=optax.sgd(0.1), box=(-1.0, 3.0), parametrisation="sigmoid"
+    )
+    np.testing.assert_allclose(made.images, np.where(START < 0.5, -1 + 4e-4, 3 - 4e-4), atol=1e-5)

@@ -47,3 +47,9 @@ def test_the_carry_of_the_caller_is_not_donated():
 def test_sizes_that_do_not_fit(count, batch):
     with pytest.raises(core.InputError, match=f"positive multiple of the batch size, got {count} and {batch}"):
         fill_pool(SYNTHESISER, count, batch, (2, 3, 1), CARRY)
+
+
+def test_a_pool_of_one():
+    pool = core.run(fill_pool(SYNTHESISER, 1, 1, (2, 3, 1), CARRY), jax.random.key(0), 1).state
+    assert pool.filled == 1
+    assert pool.images.shape == (1, 2, 3, 1)

@@ -110,3 +110,22 @@ def test_statistics_prior_is_zero_at_equality_and_has_a_gradient(form):
 def test_unknown_form():
     with pytest.raises(UnknownNameError, match="unknown form of the statistics prior 'square'; nearest: squared"):
         normalisation_statistics(moments(), "square")
+
+
+@pytest.mark.parametrize("form", ["squared", "norm", "kl"])
+def test_a_channel_that_never_fired_costs_nothing(form):
+    """Stored and found variance 0: no logarithm of 0 and no division by it; off its mean it costs, and finitely."""
+    none = jnp.zeros(3)
+    at = lambda mean: normalisation_statistics([Moments(mean, none, none, none)], form)
+    np.testing.assert_allclose(at(none), 0, atol=1e-5)
+    value, slope = jax.value_and_grad(at)(jnp.full(3, 0.1))
+    assert value > 0.01
+    assert np.isfinite(slope).all()
+    assert (slope > 0).all()
+
+
+@pytest.mark.parametrize("form", ["squared", "norm", "kl"])
+def test_one_layer_and_its_weight(form):
+    layers = moments((4,))
+    single = normalisation_statistics(layers, form)
+    np.testing.assert_allclose(normalisation_statistics(layers, form, 10.0), 10 * single, rtol=1e-5)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfke_jax.core import UnknownNameError
+from dfke_jax.core import InputError, UnknownNameError
 from dfke_jax.synthesis import gaussian_noise, smooth_noise, start_images, uniform_noise
+from dfke_jax.synthesis.starts import SynthesisSettings
 
 SHAPE = (40, 12, 12, 2)
 PIXELS = 40 * 12 * 12 * 2
@@ -80,3 +81,47 @@ def test_by_name(kind):
 def test_unknown_name():
     with pytest.raises(UnknownNameError, match="unknown start distribution 'smoth'; nearest: smooth"):
         start_images("smoth", jax.random.key(0), SHAPE)
+
+
+def test_gaussian_pixels_are_mean_plus_sd_times_noise():
+    noise = np.asarray(jax.random.normal(jax.random.key(1), SHAPE))
+    x = np.asarray(gaussian_noise(jax.random.key(1), SHAPE, 0.8, 0.3))
+    np.testing.assert_allclose(x, np.clip(0.8 + 0.3 * noise, 0, 1), atol=1e-6)
+    assert (x == 1).any(), "the top of the box was reached"
+
+
+def test_smooth_noise_written_out():
+    """Blurred along both axes by a matrix of weights, scaled to its own deviation, image by image."""
+    shape = (3, 5, 4, 2)
+    key = jax.random.key(6)
+    x = np.asarray(smooth_noise(key, shape, mean=(0.3, 0.9), sd=(0.1, 0.5), blur=(0.5, 2.0)))
+    keys = jax.random.split(key, 4)
+    level, contrast, sigma = (
+        np.asarray(jax.random.uniform(k, (3, 1, 1, 1), minval=low, maxval=high)).ravel()
+        for k, (low, high) in zip(keys[:3], ((0.3, 0.9), (0.1, 0.5), (0.5, 2.0)), strict=True)
+    )
+    noise = np.asarray(jax.random.normal(keys[3], shape), np.float64)
+    for b in range(3):
+        rows, columns = np.zeros((5, 5)), np.zeros((4, 4))
+        for weights in (rows, columns):
+            for i in range(len(weights)):
+                for j in range(len(weights)):
+                    weights[i, j] = np.exp(-((i - j) ** 2) / (2 * sigma[b] ** 2))
+                weights[i] /= weights[i].sum()
+        blurred = np.stack([rows @ noise[b, :, :, c] @ columns.T for c in range(2)], -1)
+        expected = np.clip(level[b] + contrast[b] * blurred / blurred.std(), 0, 1)
+        np.testing.assert_allclose(x[b], expected, atol=1e-5)
+    assert (x == 1).any(), "the top of the box was reached"
+    assert (x == 0).any(), "and the bottom"
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "smooth"])
+def test_settings_draw_what_they_say(kind):
+    settings = SynthesisSettings(steps=1, start=kind, start_mean=(0.4, 0.7), start_sd=(0.2, 0.3), start_blur=(0.6, 0.9))
+    expected = start_images(kind, jax.random.key(7), SHAPE, mean=(0.4, 0.7), sd=(0.2, 0.3), blur=(0.6, 0.9))
+    np.testing.assert_array_equal(settings.draw(jax.random.key(7), SHAPE), expected)
+
+
+def test_no_step_is_refused():
+    with pytest.raises(InputError, match="at least one step, got 0"):
+        SynthesisSettings(steps=0)

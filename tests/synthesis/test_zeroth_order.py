@@ -199,3 +199,9 @@ def test_bad_input():
         perturbed_rows(KEY, jnp.zeros(3), Differences())
     with pytest.raises(InputError, match="at least one row"):
         in_chunks(linear, X, 0)
+
+
+def test_sizes_of_chunks_for_the_cache():
+    """The largest divisor from 32 to 64, else 64; nothing is divided up to 128 rows."""
+    found = [cache_chunk(count) for count in (1, 128, 129, 131, 195, 2077, 2144)]
+    assert found == [None, None, 43, 64, 39, 64, 32]

@@ -153,3 +153,53 @@ def test_suspects_answer_scores_or_labels():
 def test_bad_numbers_are_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_no_trials_are_no_evidence():
+    found = binomial_evidence(0, 0, 0.3)
+    assert (found.p_value, found.rate) == (1.0, 0.0)
+
+
+def test_the_ends_of_what_is_accepted():
+    assert random_label_evidence([1], [1], [0], 3).p_value == 0.5, "three classes leave two to draw from"
+    assert measured_rate([3], 3) == 1.0
+    assert measured_rate([0, 1], 1) == 2 / 3
+    assert rank_p_value(1.0, [1.0]) == 1.0
+    assert rank_p_value(-1.0, [-2.0, -1.0, 0.0, 5.0]) == 4 / 5
+    assert fisher([1.0]) == 1.0
+    np.testing.assert_allclose(fisher([0.25]), 0.25)
+    np.testing.assert_array_equal(answered(lambda x: np.array([0, 1, 2]), IMAGES, 3), [0, 1, 2])
+    np.testing.assert_array_equal(answered(lambda x: np.array([-1, 1, 7]), IMAGES), [-1, 1, 7])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: binomial_evidence(0, -1, 0.5), "successes must be whole"),
+        (lambda: binomial_evidence(-1, 4, 0.5), "successes must be whole"),
+        (lambda: binomial_evidence(1.5, 4, 0.5), "successes must be whole"),
+        (lambda: binomial_evidence(1, 4.5, 0.5), "successes must be whole"),
+        (lambda: binomial_evidence(1, 4, -0.1), "null_rate"),
+        (lambda: random_label_evidence([1, 0], [1, 2], [0, 2], 3), "1 labels are the truth"),
+        (lambda: random_label_evidence([1], [1, 2], [0, 0], 3), "must all be"),
+        (lambda: random_label_evidence([1, 1], [1, 2], [0], 3), "must all be"),
+        (lambda: random_label_evidence([[1]], [[1]], [[0]], 3), "must all be"),
+        (lambda: measured_rate([0], 0), "at least one independent model"),
+        (lambda: measured_rate([1, -1], 3), "at least one independent model"),
+        (lambda: measured_rate([1, 4], 3), "at least one independent model"),
+        (lambda: measured_rate([[1]], 3), "at least one independent model"),
+        (lambda: rank_p_value(1.0, []), "must be finite"),
+        (lambda: rank_p_value(1.0, [[1.0]]), "must be finite"),
+        (lambda: rank_p_value(1.0, [1.0, np.nan]), "must be finite"),
+        (lambda: fisher([]), "p-values must be"),
+        (lambda: fisher([[0.5]]), "p-values must be"),
+        (lambda: fisher([0.1, -0.2]), "p-values must be"),
+        (lambda: answered(lambda x: np.zeros((3, 3, 3)), IMAGES), "answers 3 images"),
+        (lambda: answered(lambda x: np.zeros(2, int), IMAGES), "answers 3 images"),
+        (lambda: answered(lambda x: np.array([[0, np.nan], [0, 1], [1, 0]]), IMAGES), "NaN"),
+        (lambda: answered(lambda x: np.array([-1, 0, 2]), IMAGES, 3), "run from -1 to 2"),
+    ],
+)
+def test_one_bad_number_among_good_ones_is_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

@@ -52,3 +52,25 @@ def test_matches_are_counted_against_the_labels():
     answers = jnp.asarray([0, 1, 1, 1])
     found = trigger_matches(lambda x: jax.nn.one_hot(answers, 3), triggers)
     np.testing.assert_array_equal(found, [True, True, False, True])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.where(np.arange(36).reshape(IMAGES.shape) == 7, -0.01, IMAGES)}, "must lie in"),
+        ({"images": np.where(np.arange(36).reshape(IMAGES.shape) == 7, 1.01, IMAGES)}, "must lie in"),
+        ({"images": np.where(np.arange(36).reshape(IMAGES.shape) == 7, np.nan, IMAGES)}, "must lie in"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "triggers are images"),
+        ({"labels": LABELS[:, None]}, "4 triggers need as many"),
+        ({"labels": LABELS - 1}, "labels of triggers run from -1 to 1"),
+        ({"labels": np.array([0, 1, 3, 1])}, "labels of triggers run from 0 to 3"),
+    ],
+)
+def test_one_bad_value_among_good_ones_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        trigger_set(**{"images": IMAGES, "labels": LABELS, "num_classes": 3, "truth": None} | changes)
+
+
+def test_two_classes_have_one_wrong_label():
+    truth = jnp.array([0, 1] * 20)
+    np.testing.assert_array_equal(wrong_labels(jax.random.key(1), truth, 2), 1 - truth)
