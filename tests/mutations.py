@@ -44,7 +44,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "distillation/transfer_sets": ("distillation/test_response.py",),
     "extraction/maze": ("extraction/test_maze_pd.py", "extraction/test_dfme.py"),
     "extraction/random_queries": ("extraction/test_pool.py",),
-    "extraction/replay": ("extraction/test_common.py",),
+    "synthesis/replay": ("extraction/test_common.py",),
     "synthesis/shapes": ("extraction/test_disagreement.py",),
     "watermarking/entangled_measures": ("watermarking/test_entangled.py",),
     "watermarking/entangled_settings": ("watermarking/test_entangled.py",),

@@ -111,7 +111,7 @@ def test_the_critics_part_of_the_generators_step_is_exact(classifier):
     @jax.jit
     def gain(params):
         x, _ = game.maker.pre_activations({**state.generator.variables, "params": params}, draws(game, KEY).generator_z)
-        return 2.0 * jnp.mean(settings.critic.apply(after.critic.variables, game.rows(x)))
+        return 2.0 * jnp.mean(settings.critic.apply(after.critic.variables, game.maker.shown(x)))
 
     before = state.generator.variables["params"]
     expected = jax.tree.map(lambda p, g: p + 50.0 * g, before, jax.jit(jax.grad(gain))(before))
