@@ -14,7 +14,7 @@ import numpy as np
 
 from dfke_jax.core.checkpoint import Checkpoints, alone
 from dfke_jax.core.errors import CheckpointError, InputError, Interrupted, NonFiniteError
-from dfke_jax.core.method import HostMethod, Method
+from dfke_jax.core.method import HostMethod, Method, check_arguments
 from dfke_jax.core.tracking import Tracker
 from dfke_jax.core.types import Key, Metrics, PyTree
 
@@ -84,9 +84,11 @@ def run(
         metric or the array. Infinity is allowed in the state, where it stands for "not found yet".
       CheckpointError: another process runs with these checkpoints, or they are of another configuration or damaged.
       Interrupted: Ctrl-C or SIGTERM; the state after the current chunk is saved first if there are checkpoints.
-      InputError: `steps` or `chunk` below one, a key that is not typed.
+      InputError: `steps` or `chunk` below one, a key that is not typed, a bare function that the method holds.
     """
     _check_key(key)
+    if isinstance(method, Method):
+        check_arguments(method, "method")
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
     chunk = min(steps, max(1, min(500, steps // 10)) if chunk is None else chunk)
