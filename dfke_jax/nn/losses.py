@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array
@@ -281,7 +282,7 @@ def _targets(logits: Array, labels: Array) -> Array:
         raise InputError(f"logits (B, K) need integer labels (B,), got {logits.shape} and {labels.shape}")
     classes = logits.shape[-1]
     inside = (labels >= 0) & (labels < classes)
-    if not isinstance(inside, jax.core.Tracer) and not inside.all():
+    if not isinstance(inside, Tracer) and not inside.all():
         raise InputError(f"labels must lie in [0, {classes}), got {labels.min()} to {labels.max()}")
     return jnp.where(inside[:, None], jax.nn.one_hot(labels, classes), jnp.nan)
 
