@@ -243,7 +243,7 @@ def initialise(method, key):
 
 def chunk(method, key, state, start=0):
     """Two steps of the loop; the state is copied, because the loop's is donated."""
-    return _chunk(method, key, jax.tree.map(jnp.copy, state), jnp.uint32(start), 2)
+    return _chunk(method, key, jax.tree.map(jnp.copy, state), jnp.uint32(start), 2)[:2]
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from dfke_jax.core.checkpoint import Checkpoints, fingerprint, restore, save, wr
 from dfke_jax.core.errors import (
     BudgetError,
     CheckpointError,
+    DamagedCheckpointError,
     DfkeError,
     EndpointError,
     InputError,
@@ -33,6 +34,7 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "Checkpoints",
+    "DamagedCheckpointError",
     "DfkeError",
     "EndpointError",
     "HostMethod",

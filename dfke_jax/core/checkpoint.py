@@ -1,7 +1,8 @@
 """Saving and restoring, with orbax behind two functions and a directory of numbered states.
 
 A checkpoint carries a fingerprint of the configuration that wrote it, and is refused by any other. Writing is atomic:
-a process killed at any moment leaves either the whole checkpoint or none.
+a process killed at any moment leaves either the whole checkpoint or none. It also carries a checksum of every
+array, and which jax and which code wrote it: what was changed on the disk since is refused.
 """
 
 import contextlib
@@ -9,15 +10,19 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dfke_jax.core.errors import CheckpointError, InputError
+from dfke_jax.core.errors import CheckpointError, DamagedCheckpointError, InputError
 from dfke_jax.core.mesh import default_sharding
+from dfke_jax.core.revision import writer
 from dfke_jax.core.types import PyTree
 
 _FREE_BYTES = 64 * 2**20
@@ -80,20 +85,39 @@ def writable_directory(path: str | os.PathLike, needed_bytes: int = _FREE_BYTES)
 
 
 @contextlib.contextmanager
-def alone(path: str | os.PathLike) -> Iterator[None]:
-    """Keeps other processes of this machine out of a directory as long as the block lasts; they wait at theirs.
+def alone(path: str | os.PathLike, *, wait: bool = True) -> Iterator[None]:
+    """Keeps other processes of this machine out of a directory as long as the block lasts.
 
-    The lock is a file beside the directory and ends with the process that holds it, however that ends. Where files cannot be
-    locked (Windows, some network file systems) nobody is kept out.
+    The lock is a file beside the directory, ``PATH.lock``, and ends with the process that holds it, however that ends.
+    Where files cannot be locked (Windows, some network file systems) nobody is kept out.
+
+    Args:
+      path: the directory.
+      wait: whether to wait for a process that holds it.
+
+    Raises:
+      CheckpointError: without `wait`, when another process holds it; the message names the process.
     """
     try:
         import fcntl
     except ImportError:
         yield
         return
-    with Path(f"{Path(path)}.lock").open("w") as lock:
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    path = Path(path)
+    with Path(f"{path}.lock").open("a+") as lock:  # not "w": the holder's name must stay
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            lock.seek(0)
+            raise CheckpointError(
+                f"{lock.read().strip() or 'another process'} is at work in {path.parent}; wait until it has ended, or "
+                "choose another directory"
+            ) from None
+        except OSError:
+            pass
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
         yield
 
 
@@ -120,6 +144,8 @@ def save(path: str | os.PathLike, tree: PyTree, *, config: str = "", metadata: d
             custom_metadata={
                 "config": config,
                 "leaves": _described(tree),
+                "checksums": _checksums(_leaves(tree)),
+                "written_by": writer(),
                 **(metadata or {}),
             },
         )
@@ -137,28 +163,25 @@ def restore(path: str | os.PathLike, like: PyTree, *, config: str = "") -> PyTre
       config: the fingerprint that the checkpoint must carry.
 
     Raises:
-      CheckpointError: when there is none, it is damaged, or it belongs to another configuration or structure.
+      CheckpointError: when there is none, or it belongs to another configuration or structure.
+      DamagedCheckpointError: when it cannot be read, or an array is not what was written (its CRC-32 differs).
     """
     ocp = _orbax()
 
     path = Path(path).absolute()
-    if not path.exists():
-        raise CheckpointError(f"there is no checkpoint at {path}")
-    try:
-        found = ocp.metadata(path).custom_metadata or {}
-    except Exception as error:  # orbax raises many kinds for a damaged directory
-        raise CheckpointError(f"the checkpoint at {path} cannot be read: {error}") from error
+    found = _facts(path)
+    who = _written_by(found)
     if found.get("config", "") != config:
         raise CheckpointError(
             f"the checkpoint at {path} was written by another configuration (it carries {found.get('config')!r}, this "
-            f"run is {config!r}); use another output directory, or the old settings"
+            f"run is {config!r}){who}; use another output directory, or the old settings"
         )
-    stored, wanted = found.get("leaves"), _described(like)
-    if stored is not None and stored != wanted:
+    stored, wanted = found["leaves"], _described(like)
+    if stored != wanted:
         differs = next((f"{a} there, {b} here" for a, b in zip(stored, wanted, strict=False) if a != b), "")
         raise CheckpointError(
             f"the checkpoint at {path} does not fit this run: it has {len(stored)} arrays, this run's state "
-            f"{len(wanted)}{differs and '; first difference: '}{differs}"
+            f"{len(wanted)}{differs and '; first difference: '}{differs}{who}"
         )
     default = default_sharding()
     abstract = [
@@ -167,9 +190,15 @@ def restore(path: str | os.PathLike, like: PyTree, *, config: str = "") -> PyTre
     ]
     try:
         loaded = iter(ocp.load(path, {"leaves": [leaf for leaf in abstract if leaf.size]})["leaves"])
-    except Exception as error:
-        raise CheckpointError(f"the checkpoint at {path} does not fit this run: {error}") from error
+    except Exception as error:  # of many kinds
+        raise DamagedCheckpointError(f"the checkpoint at {path} is damaged: {error}{who}") from error
     leaves = [next(loaded) if leaf.size else jnp.zeros(leaf.shape, leaf.dtype) for leaf in abstract]
+    for place, (old, now) in enumerate(zip(found.get("checksums", []), _checksums(leaves), strict=False)):
+        if None not in (old, now) and old != now:
+            raise DamagedCheckpointError(
+                f"the checkpoint at {path} is damaged: array {place} of {len(leaves)} ({wanted[place]}) is not what was "
+                f"written (checksum {now}, not {old}){who}"
+            )
     places = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(like)]
     # Committed to the first device, what has no place of its own could not move onto a mesh.
     leaves = [
@@ -179,6 +208,37 @@ def restore(path: str | os.PathLike, like: PyTree, *, config: str = "") -> PyTre
     return jax.tree.unflatten(
         jax.tree.structure(like), [_typed(*pair) for pair in zip(leaves, jax.tree.leaves(like), strict=True)]
     )
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What `save` wrote beside the arrays."""
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    try:
+        found = _orbax().metadata(path).custom_metadata or {}
+        found = {**found, "leaves": list(found["leaves"])}
+    except Exception as error:  # orbax raises many kinds for a damaged directory
+        raise DamagedCheckpointError(f"the checkpoint at {path} cannot be read: {error!r}") from error
+    return found
+
+
+def _written_by(found: dict[str, Any]) -> str:
+    """In words, where it was not what runs now."""
+    old, now = found.get("written_by"), writer()
+    if not isinstance(old, dict) or old == now:
+        return ""
+    said = ", ".join(f"{name} {value}" for name, value in old.items())
+    return f"; it was written by {said}, and this is {', '.join(f'{name} {value}' for name, value in now.items())}"
+
+
+def _checksums(leaves: list) -> list[str | None]:
+    """CRC-32 of the bytes of every array; None for one that other hosts hold parts of."""
+    return [
+        None
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        else f"{zlib.crc32(np.asarray(leaf).tobytes()):08x}"
+        for leaf in leaves
+    ]
 
 
 def _is_key(leaf: Any) -> bool:
@@ -245,18 +305,48 @@ class Checkpoints:
         """The newest saved step, or None."""
         return (self.steps() or [None])[-1]
 
-    def save(self, step: int, tree: PyTree) -> None:
-        """Saves the state after `step` steps and drops the oldest beyond `keep`."""
-        save(self.directory / str(step), tree, config=self.config)
+    def save(self, step: int, tree: PyTree, *, metadata: dict | None = None) -> None:
+        """Saves the state after `step` steps, with JSON-able facts, and drops the oldest beyond `keep`."""
+        save(self.directory / str(step), tree, config=self.config, metadata=metadata)
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.directory / str(old), ignore_errors=True)
 
+    def facts(self, step: int) -> dict[str, Any]:
+        """What is kept beside the state after `step` steps: its metadata and ``written_by``.
+
+        Raises:
+          CheckpointError: when there is none. DamagedCheckpointError: when it cannot be read.
+        """
+        return _facts(self.directory / str(step))
+
     def restore(self, like: PyTree, step: int | None = None) -> PyTree:
-        """The state after `step` steps, the newest by default."""
+        """The state after `step` steps, the newest by default.
+
+        Raises:
+          CheckpointError: when there is none, or it belongs to another configuration or structure.
+          DamagedCheckpointError: when it is damaged. Nothing older is taken without a word: the message names the newest
+            sound state and how to go on from there.
+        """
         step = self.latest if step is None else step
         if step is None:
             raise CheckpointError(f"there is no checkpoint in {self.directory}")
-        return restore(self.directory / str(step), like, config=self.config)
+        path = self.directory / str(step)
+        try:
+            return restore(path, like, config=self.config)
+        except DamagedCheckpointError as error:
+            older = self._sound(like, step)
+            then = f"remove {path} to go on from the sound state after step {older}"
+            if older is None:
+                then = f"no older sound state is kept; remove {path} to begin anew"
+            raise DamagedCheckpointError(f"{error}; {then}") from error
+
+    def _sound(self, like: PyTree, before: int) -> int | None:
+        """The newest step before another whose state can be restored."""
+        for step in reversed([step for step in self.steps() if step < before]):
+            with contextlib.suppress(CheckpointError):
+                restore(self.directory / str(step), like, config=self.config)
+                return step
+        return None
 
     def clear(self) -> None:
         """Removes every saved state."""

@@ -30,8 +30,12 @@ class CheckpointError(DfkeError, RuntimeError):
     """A checkpoint cannot be written, or belongs to another configuration."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint was cut off while it was written, or changed since; the message names an older sound one, if any."""
+
+
 class NonFiniteError(DfkeError, FloatingPointError):
-    """A metric stopped being finite; the message names the step and the metric."""
+    """A metric stopped being finite, or the state holds NaN; the message names the step and the metric or the array."""
 
 
 class BudgetError(DfkeError, RuntimeError):
@@ -72,6 +76,7 @@ class Interrupted(DfkeError, KeyboardInterrupt):  # noqa: N818 - an interruption
 __all__ = [
     "BudgetError",
     "CheckpointError",
+    "DamagedCheckpointError",
     "DfkeError",
     "EndpointError",
     "InputError",

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfke_jax.core.checkpoint import Checkpoints
+from dfke_jax.core.checkpoint import Checkpoints, alone
 from dfke_jax.core.errors import CheckpointError, InputError, Interrupted, NonFiniteError
-from dfke_jax.core.method import HostMethod, Method
+from dfke_jax.core.method import HostMethod, Method, check_arguments
 from dfke_jax.core.tracking import Tracker
 from dfke_jax.core.types import Key, Metrics, PyTree
 
@@ -63,56 +63,89 @@ def run(
 
     Args:
       method: what to run.
-      key: a typed key, or stacked keys (M,) for a `population`.
+      key: a typed key (``jax.random.key``), or stacked keys (M,) for a `population`.
       steps: total number of steps, >= 1.
       chunk: steps per compiled call; a tenth of `steps` by default, at most 500.
-      state: where to start instead of ``method.init(fold_in(key, 2³² − 1))``. It is donated: do not use it afterwards.
-      checkpoints: where to save the state, after every `every` chunks, at the end, and when interrupted.
-      resume: continue from the newest checkpoint if there is one.
+      state: where to start instead of ``method.init(fold_in(key, 2³² − 1))``. It is copied and stays the caller's.
+      checkpoints: where to save the state, after every `every` chunks, at the end, and when interrupted. One run at a
+        time may use a directory.
+      resume: continue from the newest checkpoint if there is one, whatever `state` is. With `stop`, a run that it has
+        ended stays ended.
       trackers: receive the mean of each metric over every chunk.
       callback: called after every chunk with (steps taken, state, that chunk's metrics); must not keep the state.
-      stop: called after every chunk with its metrics; True ends the run early.
+      stop: called after every chunk with its metrics; True ends the run early, and the checkpoint says so.
       progress: title of a progress bar, None for none. It shows `unit` per second, `rows_per_step` of them a step.
 
     Returns:
       A `Run`.
 
     Raises:
-      NonFiniteError: a metric is NaN or infinite; names the step and the metric.
+      NonFiniteError: a metric is NaN or infinite, or an array of the state holds NaN after a chunk; names the step and the
+        metric or the array. Infinity is allowed in the state, where it stands for "not found yet".
+      CheckpointError: another process runs with these checkpoints, or they are of another configuration or damaged.
       Interrupted: Ctrl-C or SIGTERM; the state after the current chunk is saved first if there are checkpoints.
-      InputError: `steps` or `chunk` below one.
+      InputError: `steps` or `chunk` below one, a key that is not typed, a bare function that the method holds.
     """
+    _check_key(key)
+    if isinstance(method, Method):
+        check_arguments(method, "method")
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
     chunk = min(steps, max(1, min(500, steps // 10)) if chunk is None else chunk)
     if chunk < 1:
         raise InputError(f"chunk must be at least 1, got {chunk}")
-    start = 0
-    if state is None:
-        init_key = _fold(key, jnp.uint32(2**32 - 1))
-        if resume and checkpoints is not None and checkpoints.latest is not None:
-            start = checkpoints.latest
-            if start > steps:
-                raise CheckpointError(
-                    f"{checkpoints.directory} holds the state after {start} steps, beyond the {steps} asked for"
-                )
-            state = checkpoints.restore(jax.eval_shape(method.init, init_key))
-        else:
-            state = method.init(init_key) if isinstance(method, HostMethod) else _init(method, init_key)
+    with alone(checkpoints.directory / "run", wait=False) if checkpoints else contextlib.nullcontext():
+        return _run(
+            method, key, steps, chunk, state, checkpoints, every, resume, trackers, callback, stop,
+            (progress, rows_per_step, unit),
+        )  # fmt: skip
+
+
+def _run(
+    method: Method | HostMethod,
+    key: Key,
+    steps: int,
+    chunk: int,
+    state: PyTree | None,
+    checkpoints: Checkpoints | None,
+    every: int,
+    resume: bool,
+    trackers: Sequence[Tracker],
+    callback: Callable[[int, PyTree, Metrics], None] | None,
+    stop: Callable[[dict[str, np.ndarray]], bool] | None,
+    bar: tuple[str | None, int, str],
+) -> Run:
+    start, stopped = 0, False
+    init_key = _fold(key, jnp.uint32(2**32 - 1))
+    if resume and checkpoints is not None and checkpoints.latest is not None:
+        start = checkpoints.latest
+        if start > steps:
+            raise CheckpointError(
+                f"{checkpoints.directory} holds the state after {start} steps, beyond the {steps} asked for"
+            )
+        state = checkpoints.restore(jax.eval_shape(method.init, init_key) if state is None else state)
+        stopped = stop is not None and bool(checkpoints.facts(start).get("stopped"))
+    elif state is None:
+        state = method.init(init_key) if isinstance(method, HostMethod) else _init(method, init_key)
+    else:
+        state = jax.tree.map(_copy, state)  # the chunks' is donated
     for tracker in trackers:
         tracker.rewind(start)
 
     execute: Any = _host_chunk if isinstance(method, HostMethod) else _Compiled()
     history: list[dict[str, np.ndarray]] = []
-    done = start
+    done = steps if stopped else start
     began = time.perf_counter()
-    with _interruptions() as interrupted, _bar(progress, steps, start, rows_per_step or 1, unit) as advance:
+    title, rows_per_step, unit = bar
+    with _interruptions() as interrupted, _bar(title, steps, start, rows_per_step or 1, unit) as advance:
         while done < steps:
             length = min(chunk - done % chunk, steps - done)
-            state, stacked = execute(method, key, state, done, length)
+            state, stacked, spoilt = execute(method, key, state, done, length)
             stacked = {name: np.asarray(value) for name, value in stacked.items()}
             _guard(stacked, done, checkpoints)
             done += length
+            if spoilt:
+                _name_spoilt(state, done, checkpoints)
             history.append(stacked)
             means = {name: value.mean(0) for name, value in stacked.items()}
             for tracker in trackers:
@@ -120,9 +153,10 @@ def run(
             if callback is not None:
                 callback(done, state, means)
             advance(length, means)
-            ends = done >= steps or (stop is not None and stop(stacked))
+            stopped = done < steps and stop is not None and bool(stop(stacked))
+            ends = done >= steps or stopped
             if checkpoints is not None and (ends or interrupted() or (done // chunk) % every == 0):
-                checkpoints.save(done, state)
+                checkpoints.save(done, state, metadata={"stopped": True} if stopped else None)
             if interrupted():  # in the last chunk too: whatever follows this run must not begin
                 where = (
                     f"saved in {checkpoints.directory}; run the same command with --resume"
@@ -134,7 +168,21 @@ def run(
                 break
     compile_seconds = getattr(execute, "seconds", 0.0)
     metrics = {name: np.concatenate([h[name] for h in history]) for name in history[0]} if history else {}
-    return Run(state, metrics, done, time.perf_counter() - began - compile_seconds, compile_seconds)
+    taken = done if history else start
+    return Run(state, metrics, taken, time.perf_counter() - began - compile_seconds, compile_seconds)
+
+
+def _check_key(key: Any) -> None:
+    if not hasattr(key, "dtype") or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        what = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key)
+        raise InputError(
+            f"a run needs a typed key, jax.random.key(0), not {what}: jax.random.PRNGKey gives bare numbers, which "
+            "jax.random.wrap_key_data turns into one"
+        )
+
+
+def _copy(leaf: Any) -> jax.Array:
+    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else jnp.array(leaf)
 
 
 @jax.jit
@@ -148,11 +196,25 @@ def _fold(key: Key, data: jax.Array) -> Key:
 
 
 @functools.partial(jax.jit, static_argnums=4, donate_argnums=2)
-def _chunk(method: Method, key: Key, state: PyTree, start: jax.Array, length: int) -> tuple[PyTree, Metrics]:
+def _chunk(method: Method, key: Key, state: PyTree, start: jax.Array, length: int) -> tuple[PyTree, Metrics, jax.Array]:
+    """The state after so many steps, what every step reported, and whether the state holds NaN."""
+
     def body(state: PyTree, step: jax.Array) -> tuple[PyTree, Metrics]:
         return method.step(_fold(key, step), state)
 
-    return jax.lax.scan(body, state, start + jnp.arange(length, dtype=jnp.uint32))
+    state, metrics = jax.lax.scan(body, state, start + jnp.arange(length, dtype=jnp.uint32))
+    return state, metrics, _holds_nan(state)
+
+
+def _holds_nan(state: PyTree) -> jax.Array:
+    spoilt = jnp.zeros((), bool)
+    for leaf in jax.tree.leaves(state):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            spoilt = spoilt | jnp.isnan(leaf).any()
+    return spoilt
+
+
+_holds_nan_alone = jax.jit(_holds_nan)
 
 
 class _Compiled:
@@ -165,11 +227,11 @@ class _Compiled:
         position = jnp.uint32(start)
         began = time.perf_counter()
         before = _chunk._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
-        state, metrics = _chunk(method, key, state, position, length)
+        state, metrics, spoilt = _chunk(method, key, state, position, length)
         compiled = _chunk._cache_size() > before  # pyright: ignore[reportAttributeAccessIssue]
         if compiled:  # dispatch returns once the program is compiled; what follows is running
             self.seconds += time.perf_counter() - began
-        return state, jax.block_until_ready(metrics)
+        return state, jax.block_until_ready(metrics), spoilt
 
 
 def _host_chunk(method: HostMethod, key: Key, state: PyTree, start: int, length: int):
@@ -177,7 +239,8 @@ def _host_chunk(method: HostMethod, key: Key, state: PyTree, start: int, length:
     for step in range(start, start + length):
         state, metrics = method.step(_fold(key, jnp.uint32(step)), state)
         history.append(metrics)
-    return state, {name: np.stack([np.asarray(m[name]) for m in history]) for name in history[0]}
+    stacked = {name: np.stack([np.asarray(m[name]) for m in history]) for name in history[0]}
+    return state, stacked, _holds_nan_alone([leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, "dtype")])
 
 
 def _guard(metrics: dict[str, np.ndarray], offset: int, checkpoints: Checkpoints | None) -> None:
@@ -185,10 +248,23 @@ def _guard(metrics: dict[str, np.ndarray], offset: int, checkpoints: Checkpoints
         bad = ~np.isfinite(value).reshape(len(value), -1).all(1)
         if bad.any():
             step = offset + int(bad.argmax())
-            where = ""
-            if checkpoints is not None and checkpoints.latest is not None:
-                where = f"; the last sound state is that after step {checkpoints.latest} in {checkpoints.directory}"
-            raise NonFiniteError(f"metric {name!r} is not finite at step {step}{where}")
+            raise NonFiniteError(f"metric {name!r} is not finite at step {step}{_last_sound(checkpoints)}")
+
+
+def _name_spoilt(state: PyTree, done: int, checkpoints: Checkpoints | None) -> None:
+    names = [
+        jax.tree_util.keystr(path) or "itself"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if hasattr(leaf, "dtype") and bool(_holds_nan_alone(leaf))
+    ]
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    raise NonFiniteError(f"the state holds NaN after step {done - 1}: {shown}{_last_sound(checkpoints)}")
+
+
+def _last_sound(checkpoints: Checkpoints | None) -> str:
+    if checkpoints is None or checkpoints.latest is None:
+        return ""
+    return f"; the last sound state is that after step {checkpoints.latest} in {checkpoints.directory}"
 
 
 def _scalars(metrics: Metrics) -> dict[str, float]:

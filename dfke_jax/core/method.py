@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.tree_util import Partial
 
+from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 
 
@@ -88,6 +89,25 @@ class Static:
         return f"Static({self.value!r})"
 
 
+def check_arguments(tree: PyTree, what: str) -> None:
+    """Refuses a bare function among what becomes the arguments of a compiled program.
+
+    Args:
+      tree: a transformation, a method, ...
+      what: how the message calls it.
+
+    Raises:
+      InputError: for a function that is no `jax.tree_util.Partial`.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if callable(leaf) and not hasattr(leaf, "dtype"):
+            name = getattr(leaf, "__qualname__", repr(leaf))
+            raise InputError(
+                f"{what}: {name} is a bare function, which no compiled program takes as an argument; give a "
+                "jax.tree_util.Partial of it, or call what makes one (dfke_jax.data.identity(), not identity)"
+            )
+
+
 def _fused_step(attack: Attack, oracle: Callable, key: Key, state: PyTree) -> tuple[PyTree, Metrics]:
     state, rows = attack.ask(key, state)
     answers = jax.lax.stop_gradient(oracle(rows))
@@ -131,4 +151,4 @@ def against(attack: Attack, oracle: Callable[[Array], Any], *, host: bool = Fals
     return HostMethod(attack.init, step)
 
 
-__all__ = ["Attack", "HostMethod", "Method", "Static", "against", "method"]
+__all__ = ["Attack", "HostMethod", "Method", "Static", "against", "check_arguments", "method"]

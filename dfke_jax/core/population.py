@@ -132,19 +132,19 @@ def _choose(strategy: Strategy, function: Callable, factory: Callable, stacked: 
 
 
 def _contains_convolution(jaxpr: Any) -> bool:
-    return any(equation.primitive.name == "conv_general_dilated" for equation in _equations(jaxpr))
+    return any(equation.primitive.name == "conv_general_dilated" for equation in equations(jaxpr))
 
 
 def _largest_value(jaxpr: Any) -> int:
     """In bytes, of the values that the program computes."""
-    return max((_bytes(value.aval) for equation in _equations(jaxpr) for value in equation.outvars), default=0)
+    return max((_bytes(value.aval) for equation in equations(jaxpr) for value in equation.outvars), default=0)
 
 
 def _bytes(array: Any) -> int:
     return array.size * array.dtype.itemsize if hasattr(array, "dtype") else 0  # a token of effects has none
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def equations(jaxpr: Any) -> Iterator[Any]:
     """Those of a jaxpr and of all that it calls."""
     for equation in jaxpr.eqns:
         yield equation
@@ -153,7 +153,7 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
         ):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
-                yield from _equations(inner)
+                yield from equations(inner)
 
 
-__all__ = ["Strategy", "members_side_by_side", "population"]
+__all__ = ["Strategy", "equations", "members_side_by_side", "population"]

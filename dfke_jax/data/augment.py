@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
+from dfke_jax.core.method import check_arguments
 from dfke_jax.core.types import Array, Augmentation, Key
 
 
@@ -23,7 +24,12 @@ def identity() -> Augmentation:
 
 
 def compose(*transforms: Augmentation) -> Augmentation:
-    """Applies transformations from left to right; the i-th receives ``fold_in(key, i)``."""
+    """Applies transformations from left to right; the i-th receives ``fold_in(key, i)``.
+
+    Raises:
+      InputError: for a bare function (`flip` instead of ``flip()``).
+    """
+    check_arguments(transforms, "transforms")
     return Partial(_compose, transforms)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import Partial
 
@@ -69,7 +70,8 @@ def data_impressions(
     For a sample of class k and scale β: y ~ Dir(β·α^k), with α^k the normalised row k of the cosine similarities of
     the teacher's last-layer weights; x = argmin CE(y, softmax(T(x)/τ)) [+ w_tv·TV(x) + w_2·Σx²].
 
-    Sample r is of class r mod K and of scale (r div K) mod (number of scales), so all are equally frequent.
+    Sample r is of class r mod K and of scale (r div K) mod (number of scales), so all are equally frequent. With
+    ``released`` whole batches are of one class and scale; classes are equally frequent where K divides the number of batches.
 
     Args:
       teacher: frozen; its last layer must be called ``head``.
@@ -154,17 +156,26 @@ def _impressions(teacher: Classifier, static: Static, key: Key, rows: Array, car
     return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})
 
 
+def _order(batches: int, classes: int, scales: int) -> tuple[np.ndarray, np.ndarray]:
+    """Class of every batch, and whether it is the first of its class and scale; what is left over goes to the first classes."""
+    share = batches // classes
+    lengths = [share // scales + (scale < share % scales) for scale in range(scales) for _ in range(classes)]
+    lengths += [1] * (batches - share * classes)
+    order = np.repeat(np.arange(len(lengths)) % classes, lengths).astype(np.int32)
+    first = np.zeros(batches, bool)
+    first[np.cumsum([0, *lengths])[:-1][np.array(lengths) > 0]] = True
+    return order, first
+
+
 def _released(teacher: Classifier, static: Static, key: Key, rows: Array, carry: Any) -> Batch:
     settings, _, count, batch_size = static.value
-    classes = teacher.num_classes
-    groups = classes * len(settings.scales)
-    batches = max(1, count // batch_size // groups)  # consecutive batches of one class and scale
+    order, first = _order(count // batch_size, teacher.num_classes, len(settings.scales))
     position = rows[0] // batch_size
-    labels = jnp.full(batch_size, (position // batches) % classes, jnp.int32)
+    labels = jnp.full(batch_size, jnp.asarray(order)[position], jnp.int32)
     start_key, target_key, noise_key = jax.random.split(key, 3)
     rule: optax.GradientTransformation = optimiser("adam", settings.learning_rate)
     fresh = _start(start_key, settings, (batch_size, *teacher.input_shape))
-    begins = position % batches == 0
+    begins = jnp.asarray(first)[position]
     start, state = jax.tree.map(lambda new, old: jnp.where(begins, new, old), (fresh, rule.init(fresh)), carry)
     targets = _targets(target_key, teacher, settings, labels, 1.0)
     made = optimise_noise(

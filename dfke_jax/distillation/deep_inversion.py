@@ -17,7 +17,7 @@ from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy, jensen_shannon
 from dfke_jax.nn.training import Training, on_images, optimiser, trained, training
 from dfke_jax.synthesis.noise import Parametrisation, optimise_noise
-from dfke_jax.synthesis.pool import Batch, Pool, fill_pool
+from dfke_jax.synthesis.pool import Batch, Pool, fill_pool, put
 from dfke_jax.synthesis.priors import (
     StatisticsForm,
     l2_norm,
@@ -38,6 +38,7 @@ class InversionSettings(SynthesisSettings):
         deviation (published: 0.05 to 0.1).
       statistics: α_f, weight of the normalisation-statistics prior (published: 10); 0 is the DeepDream prior.
       form: ``norm`` (released code), ``squared`` (as taught) or ``kl``.
+      first_layer: weight of the first normalisation layer in that prior, >= 0 (10 in the authors' ImageNet recipe).
       total_variation: α_tv. l2: α_2.
       competition: α_c of adaptive DeepInversion.
       competition_temperature: τ of the Jensen-Shannon divergence.
@@ -50,6 +51,7 @@ class InversionSettings(SynthesisSettings):
     learning_rate: float = 0.05
     statistics: float = 10.0
     form: StatisticsForm = "norm"
+    first_layer: float = 1.0
     total_variation: float = 2.5e-5
     l2: float = 0.0
     competition: float = 10.0
@@ -58,6 +60,11 @@ class InversionSettings(SynthesisSettings):
     parametrisation: Parametrisation = "clip"
     start_mean: Range = (0.5, 0.5)
     start_sd: Range = (0.5, 0.5)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.first_layer >= 0:
+            raise InputError(f"first_layer must not be negative, got {self.first_layer}")
 
 
 def deep_inversion(
@@ -179,7 +186,7 @@ def _inversion(
         prior = jnp.zeros(())
         if settings.statistics:
             logits, moments = teacher.logits_and_moments(images)
-            prior = prior + settings.statistics * normalisation_statistics(moments, settings.form)
+            prior = prior + settings.statistics * normalisation_statistics(moments, settings.form, settings.first_layer)
         else:
             logits = teacher(images)
         normalised = (images - centre) / spread
@@ -227,8 +234,7 @@ def _adaptive_step(
     opponent = trained(student, state.student)
     competes = (pool.filled > 0).astype(jnp.float32)
     batch = _inversion(teacher, Static((settings, False, batch_size)), synthesis_key, rows, (), opponent, competes)
-    write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), pool.filled, 0)
-    pool = Pool(write(pool.images, batch.images), write(pool.labels, batch.labels), pool.filled + batch_size, ())
+    pool = put(pool, batch)
 
     learn = on_images(learning, pool.images, pool.filled).step
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dfke_jax import data
-from dfke_jax.core.checkpoint import write_whole
+from dfke_jax.core.checkpoint import fingerprint, write_whole
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key
 from dfke_jax.evaluation import accuracy, agreement
@@ -25,7 +25,7 @@ from dfke_jax.experiments.entangled import (
 )
 from dfke_jax.experiments.merge import joined
 from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.removal_extractions import EXTRACTIONS, Extractions, extraction_settings
+from dfke_jax.experiments.removal_extractions import EXTRACTIONS, Extractions, extraction_settings, taken_settings
 from dfke_jax.experiments.removal_marks import SCHEMES
 from dfke_jax.experiments.result import Arm
 from dfke_jax.experiments.settings import Settings
@@ -99,6 +99,8 @@ class RemovalSettings(Settings):
     """Another data set, of images of the same shape, for transfer learning; empty leaves that attack out."""
     cleanse: CleanseSettings = CleanseSettings()
     """How Neural Cleanse searches for triggers."""
+    extractions: dict[str, Any] = dataclasses.field(init=False, default_factory=dict, hash=False)
+    """What attacks by extraction take from the presets of their own recipes; follows from the other settings."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -122,6 +124,7 @@ class RemovalSettings(Settings):
         if not all(0 <= fraction <= 1 for fraction in (*self.fractions, self.fraction)):
             raise InputError(f"fractions must lie in [0, 1], got {self.fractions} and {self.fraction}")
         _ = self.training
+        object.__setattr__(self, "extractions", taken_settings(self))
 
     @property
     def training(self) -> TrainingSettings:
@@ -172,7 +175,8 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
             for attack in names:
                 name = f"{scheme}.{attack}"
                 path = bench.out / "attacks" / f"seed{seed}" / f"{name}.json"
-                made = _kept(path, bench.data_fingerprint)
+                decides = fingerprint([bench.data_fingerprint, config, _how(config, attack)])
+                made = _kept(path, decides)
                 if made is None:
                     if attack in EXTRACTIONS:
                         made = _cloned(extractions, bench, seed, attack, scheme, label, (marked, triggers), clean)
@@ -188,7 +192,7 @@ def execute(config: RemovalSettings, bench: Workbench) -> list[Arm]:
                         _enter(bench, own, row.removed, row.after, marked)
                         _curve(config, bench, own, row, marked, triggers, held)
                         made = [own]
-                    _keep(path, bench.data_fingerprint, made)
+                    _keep(path, decides, made)
                 for own in made:
                     arms[own.name] = joined([arms[own.name], own]) if own.name in arms else own
     if "transfer_learning" in names:
@@ -255,17 +259,17 @@ def _reversed(config: RemovalSettings, bench: Workbench, seed: int, marked: Clas
     return reverse_triggers(bench.key(seed, "reversal"), marked, images, config.cleanse)
 
 
-def _keep(path: Path, fingerprint: str, arms: list[Arm]) -> None:
-    """Writes down what an attack left, so that a resumed run does not repeat it."""
+def _keep(path: Path, decides: str, arms: list[Arm]) -> None:
+    """Writes down what an attack left, so that a resumed run does not repeat it; `decides` is a fingerprint."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({"data": fingerprint, "arms": [dataclasses.asdict(arm) for arm in arms]}))
+    write_whole(path, json.dumps({"data": decides, "arms": [dataclasses.asdict(arm) for arm in arms]}))
 
 
-def _kept(path: Path, fingerprint: str) -> list[Arm] | None:
+def _kept(path: Path, decides: str) -> list[Arm] | None:
     if not path.exists():
         return None
     stored = json.loads(path.read_text())
-    return [Arm(**arm) for arm in stored["arms"]] if stored["data"] == fingerprint else None
+    return [Arm(**arm) for arm in stored["arms"]] if stored["data"] == decides else None
 
 
 def _on_other(

@@ -1,6 +1,7 @@
 """Extraction as removal: the thief never touches the marked network and keeps a clone made from its answers."""
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from dfke_jax.experiments.attacks import ExtractionSettings, Kind, Site, extracted
 from dfke_jax.experiments.extraction import DFME, DFMS, DISGUIDE, DUAL_STUDENTS, MAZE, MEGEX
@@ -46,6 +47,21 @@ def extraction_settings(config: "RemovalSettings", name: str) -> ExtractionSetti
     return own
 
 
+def taken_settings(config: "RemovalSettings") -> dict[str, Any]:
+    """What the attacks of a removal run by extraction take from their recipes' presets, by attack.
+
+    A JSON-able dictionary of those settings alone that an attack reads; data, networks and seeds are the removal's own.
+    """
+    common = {field.name for field in dataclasses.fields(ExtractionSettings)} - {"reveal", "decimals", "attack"}
+    found = {}
+    for name in dict.fromkeys(name for name in config.attacks if name in EXTRACTIONS):
+        own = extraction_settings(config, name)
+        attack = own.attack.with_budget(config.extraction_rows - EXTRACTIONS[name].opening_rows(own))
+        settings = dataclasses.asdict(dataclasses.replace(own, attack=attack))
+        found[name] = {field: value for field, value in settings.items() if field not in common}
+    return found
+
+
 class Extractions:
     """The extraction attacks of one run of the removal recipe.
 
@@ -84,4 +100,4 @@ class Extractions:
         )
 
 
-__all__ = ["EXTRACTIONS", "Extractions", "extraction_settings"]
+__all__ = ["EXTRACTIONS", "Extractions", "extraction_settings", "taken_settings"]

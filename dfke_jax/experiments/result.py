@@ -4,12 +4,12 @@ import dataclasses
 import json
 import os
 import platform
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from dfke_jax.core.checkpoint import write_whole
+from dfke_jax.core.revision import revision
 from dfke_jax.evaluation.summary import summarise
 
 SCHEMA = 1
@@ -173,26 +173,8 @@ def environment() -> dict[str, Any]:
         "devices": jax.device_count(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "machine": platform.machine(),
-        "revision": _revision(),
+        "revision": revision(),
     }
-
-
-def _revision() -> str | None:
-    """Of the code: DFKE_REVISION where that is set (code without its repository), else what git says."""
-    if os.environ.get("DFKE_REVISION"):
-        return os.environ["DFKE_REVISION"]
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
 
 
 __all__ = ["BEHIND", "SCHEMA", "Arm", "Published", "Result", "Role", "environment"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dfke_jax.core.checkpoint import writable_directory, write_whole
+from dfke_jax.core.checkpoint import alone, writable_directory, write_whole
 from dfke_jax.core.errors import CheckpointError, InputError
 from dfke_jax.experiments.registry import Recipe
 from dfke_jax.experiments.result import Result, environment
@@ -44,14 +44,28 @@ def run_recipe(
       The `Result`.
 
     Raises:
-      CheckpointError: `out` holds a run already (without `resume`), or one of other settings (with it).
+      CheckpointError: `out` holds a run already (without `resume`), or one of other settings (with it), or another
+        process is at work in it.
     """
     config = config or recipe.settings()
     assert config is not None
     if seeds is not None and not recipe.by_seed:
         raise InputError(f"the seeds of {recipe.name} are compared with one another and must run together")
     out = writable_directory(out)
-    _claim(out, recipe, config, resume)
+    with alone(out / "run", wait=False):
+        _claim(out, recipe, config, resume)
+        return _run(recipe, config, out, data_dir, progress, devices, seeds)
+
+
+def _run(
+    recipe: Recipe,
+    config: Settings,
+    out: Path,
+    data_dir: str | os.PathLike | None,
+    progress: bool,
+    devices: int | None,
+    seeds: Sequence[int] | None,
+) -> Result:
     bench = Workbench(config, out, data_dir=data_dir, progress=progress, devices=devices, only=seeds)
     with compute_precision(config.precision):
         arms = recipe.execute(config, bench)

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -65,6 +67,7 @@ class Workbench:
     Attributes:
       config: the recipe's settings. seeds: of this run.
       dataset: the data. data_dir: where it, and any other, is looked for.
+      data_fingerprint: a hash of the images and labels of both splits and of the number of classes.
       out: the run's directory.
       mesh: the devices that samples and batches are split over; None for a single one.
       account: of the time it took; seconds: the same, by kind of stage, and ``compile``.
@@ -94,7 +97,10 @@ class Workbench:
         self.notes: list[str] = []
         self.data_dir = data_dir
         self.dataset = data.load(config.dataset, data_dir=data_dir)
-        self.data_fingerprint = f"{zlib.crc32(self.dataset.train.images.tobytes()):08x}"
+        train, test, classes = self.dataset.train.fingerprint, self.dataset.test.fingerprint, self.dataset.num_classes
+        self.data_fingerprint = fingerprint([train, test, classes])
+        self._train_fingerprint = fingerprint([train, classes])
+        self._files = _hashes(dataclasses.asdict(config), data.tfds_directory(data_dir))
         self._train = None
         self._anchors: dict[tuple, Classifier] = {}
         self._samples: dict[str, np.ndarray] = {}
@@ -144,9 +150,10 @@ class Workbench:
           members: the method is a population of so many; its metrics are not tracked.
           callback: see `run`.
         """
+        decides = [dataclasses.asdict(self.config), self.data_fingerprint, self._files, name, seed, steps]
         checkpoints = Checkpoints(
             self.out / "checkpoints" / f"seed{seed}" / name,
-            config=fingerprint([dataclasses.asdict(self.config), self.data_fingerprint, name, seed, steps]),
+            config=fingerprint([*decides, draws_as, members]),
             keep=1,
         )
         key = self.key(seed, draws_as or name)
@@ -212,7 +219,7 @@ class Workbench:
     ) -> Classifier:
         """A network trained on real data: from the user's cache, or trained and put there."""
         mark = fingerprint(
-            [what, seed, self.config.dataset.rsplit("/", 1)[-1], self.data_fingerprint, description, jax.__version__]
+            [what, seed, self._train_fingerprint, description, jax.__version__]
             + [c for c in (self.config.precision,) if c != "float32"]
         )
         if (what, mark) not in self._anchors:
@@ -389,6 +396,18 @@ class Workbench:
             class_similarity=np.asarray(matrix),
             class_names=np.asarray(self.dataset.class_names),
         )
+
+
+def _hashes(settings: Any, root: Path) -> list[str]:
+    """Of the files of data sets that settings name: a path says nothing of what it holds."""
+    if isinstance(settings, dict):
+        settings = list(settings.values())
+    if isinstance(settings, (list, tuple)):
+        return sorted({found for value in settings for found in _hashes(value, root)})
+    if not isinstance(settings, str) or not settings:
+        return []
+    path = Path(settings).expanduser() if settings.endswith(".npz") else root / f"{settings}.npz"
+    return [hashlib.sha256(path.read_bytes()).hexdigest()[:16]] if path.is_file() else []
 
 
 def noise_arm(bench: Workbench, count: int) -> Arm:

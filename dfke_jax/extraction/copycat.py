@@ -37,7 +37,7 @@ def copycat(
       pool: (N, H, W, C), images of any domain.
       reveal: what the oracle answers; its largest class alone is used.
       settings, train_every: as for `random_attack`.
-      augment: `heavy_augmentation` by default; pass `dfke_jax.data.augment.identity` for none.
+      augment: `heavy_augmentation` by default; pass ``dfke_jax.data.identity()`` for none.
 
     Returns:
       An `Attack` over `RandomState`.

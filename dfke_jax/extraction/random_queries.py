@@ -8,7 +8,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Attack, Static
+from dfke_jax.core.method import Attack, Static, check_arguments
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics
 from dfke_jax.extraction.pool import (
     Labelled,
@@ -64,8 +64,9 @@ def random_attack(
       before it learnt them (``loss``, ``agreement``).
 
     Raises:
-      InputError: for a pool that does not fit.
+      InputError: for a pool that does not fit, a bare function as augmentation.
     """
+    check_arguments(augment, "augment")
     settings = suited(settings, reveal, hard)
     check_pool(clone, pool, settings.budget)
     if train_every is not None and train_every < 1:

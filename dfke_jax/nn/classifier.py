@@ -20,7 +20,7 @@ from dfke_jax.nn.precision import apply
 class Preprocessing:
     """The way from pixel space to the network: resize or pad, then normalise.
 
-    z = (fit(x) − mean) / std
+    z = (fit(x) − mean) / std, where x of uint8 images is their pixels divided by 255 (`as_float`).
 
     Attributes:
       size: (height, width) that the network takes; None leaves images as they are.
@@ -47,6 +47,10 @@ class Preprocessing:
         """(B, H, W, C) in the box -> what the network takes."""
         if images.ndim != 4:
             raise InputError(f"images must be (B, H, W, C), got shape {images.shape}")
+        if images.dtype == jnp.uint8:
+            images = as_float(images)
+        elif not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(f"images must be uint8 or floating, got {images.dtype}")
         channels = images.shape[-1]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
@@ -141,7 +145,7 @@ class Classifier:
         return self.logits(images)
 
     def logits(self, images: Array) -> Array:
-        """(B, H, W, C) -> (B, K), in float32, with running statistics."""
+        """(B, H, W, C) floats in the box, or uint8 -> (B, K), in float32, with running statistics."""
         return jnp.asarray(apply(self.module, self.variables, self.preprocessing(images), train=False), jnp.float32)
 
     def features(self, images: Array) -> Array:

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.mesh import constrain_samples
-from dfke_jax.core.method import Method, Static, method
+from dfke_jax.core.method import Method, Static, check_arguments, method
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier, apply_recording, as_float
 from dfke_jax.nn.soft_nearest import unit_rows
@@ -108,7 +108,8 @@ def contrastive_training(
       A `Method` over `Contrastive` with metric ``loss``; `trained` puts the result into a classifier.
 
     Raises:
-      InputError: a batch size out of range, a projection without outputs, or a network that records no ``features``.
+      InputError: a batch size out of range, a projection without outputs, a bare function as augmentation, or a network that
+        records no ``features``.
 
     Source: Chen, Kornblith, Norouzi, Hinton, ICML 2020, algorithm 1. Deviations: no LARS optimiser and no warm-up; batch
     normalisation, where there is any, uses the statistics of both views together.
@@ -118,6 +119,7 @@ def contrastive_training(
     if projection < 1:
         raise InputError(f"projection must be at least 1, got {projection}")
     encoder.check_layers(["features"])
+    check_arguments(augment, "augment")
     fixed = (encoder.module, encoder.preprocessing, encoder.input_shape, optimizer, batch_size, Projection(projection))
     start = encoder.variables if fine_tune else None
     return method(_init, _step, Static(fixed), images, augment, temperature, start)

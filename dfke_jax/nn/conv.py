@@ -15,7 +15,8 @@ Four implementations, equal up to rounding:
   For many channels and few filters (a generator's last layer), where an ordinary convolution spends its time on memory.
 - ``loop_safe``: an ordinary convolution whose gradients are themselves written as forward convolutions in the one
   layout that has a fast kernel; batched over kernels it runs them one after another.
-- ``lax``: the plain operation. The only one with second-order and forward-mode derivatives of ``loop_safe``'s kind.
+- ``lax``: the plain operation. ``loop_safe`` has first derivatives in reverse mode alone, and says so where others are
+  asked for: what differentiates twice or forwards stands under ``with convolution("lax"):``.
 
 ``auto`` takes ``banded``, ``taps`` or ``loop_safe`` on CPU by size, ``lax`` on accelerators. There members of a population that
 run side by side would be a grouped convolution too: small kernels become ``banded`` products (and `dfke_jax.nn.tiles`), which for a
@@ -35,6 +36,7 @@ from jax import lax
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.population import members_side_by_side
 from dfke_jax.core.types import Array
+from dfke_jax.nn.derivatives import once, reverse_only
 
 Implementation = Literal["auto", "banded", "taps", "loop_safe", "lax"]
 _IMPLEMENTATIONS = ("auto", "banded", "taps", "loop_safe", "lax")
@@ -82,13 +84,16 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated` with the implementation chosen as the module says.
 
     The fast implementations cover 2-D, NHWC/HWIO, undilated, ungrouped convolution (every network here); anything
-    else is passed on to `jax.lax`.
+    else, negative padding too, is passed on to `jax.lax`.
 
     Args:
       lhs: (B, H, W, C). rhs: (kh, kw, C, F). The others as in `jax.lax`.
 
     Returns:
       (B, OH, OW, F).
+
+    Raises:
+      InputError: for a second or forward-mode derivative of ``loop_safe``.
     """
 
     def plain() -> Array:
@@ -120,6 +125,8 @@ def conv_general_dilated(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     padding = tuple((int(low), int(high)) for low, high in padding)
+    if min(pad for pads in padding for pad in pads) < 0:
+        return plain()
     if chosen == "auto":
         chosen = "loop_safe"
         if _banded_pays(lhs.shape, rhs.shape, strides, padding):
@@ -132,7 +139,7 @@ def conv_general_dilated(
         return _banded(lhs, rhs, strides, padding, precision)
     if chosen == "taps" and strides == (1, 1):
         return _taps(lhs, rhs, padding, precision)
-    return _loop_safe(strides, padding, precision, lhs, rhs)
+    return _loop_safe(strides, padding, precision, reverse_only(lhs), reverse_only(rhs))
 
 
 def _is_nhwc(lhs: Array, rhs: Array, dimension_numbers: Any) -> bool:
@@ -156,7 +163,7 @@ def _banded_pays(lhs: tuple, rhs: tuple, strides: tuple, padding: tuple) -> bool
 
 def _banded(lhs: Array, rhs: Array, strides: tuple, padding: tuple, precision: Any) -> Array:
     if strides != (1, 1):
-        return _loop_safe(strides, padding, precision, lhs, rhs)
+        return _loop_safe(strides, padding, precision, reverse_only(lhs), reverse_only(rhs))
     if any(pad for pads in padding for pad in pads):
         lhs = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
     batch, height, width, channels = lhs.shape
@@ -252,14 +259,14 @@ def _sequential(function, *static):
 
 
 def _loop_safe_forward(strides: tuple, padding: tuple, precision: Any, lhs: Array, rhs: Array):
-    return _loop_safe(strides, padding, precision, lhs, rhs), (lhs, rhs)
+    return _loop_safe(strides, padding, precision, reverse_only(lhs), reverse_only(rhs)), (lhs, rhs)
 
 
 def _loop_safe_backward(strides: tuple, padding: tuple, precision: Any, residuals: tuple, cotangent: Array):
     lhs, rhs = residuals
     arguments = (strides, padding, precision)
-    d_lhs = _sequential(_input_gradient, lhs.shape[-3:-1], *arguments)(cotangent, rhs)
-    d_rhs = _weight_gradient_call(rhs.shape[-4:-2], *arguments)(lhs, cotangent)
+    d_lhs = once(_sequential(_input_gradient, lhs.shape[-3:-1], *arguments))(cotangent, rhs)
+    d_rhs = once(_weight_gradient_call(rhs.shape[-4:-2], *arguments))(lhs, cotangent)
     return d_lhs, d_rhs
 
 

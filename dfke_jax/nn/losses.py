@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array
@@ -24,10 +25,13 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
     Args:
       logits: (B, K).
-      labels: integers (B,), or distributions (B, K), which are constants.
+      labels: integers (B,) in [0, K), or distributions (B, K), which are constants.
 
     Returns:
-      (B,), in nats.
+      (B,), in nats. In a compiled program, which cannot raise errors, a label outside [0, K) has the loss NaN.
+
+    Raises:
+      InputError: for shapes that do not fit, or a label outside [0, K).
     """
     return soft_cross_entropy(logits, _targets(logits, labels))
 
@@ -276,7 +280,11 @@ def _targets(logits: Array, labels: Array) -> Array:
         return labels
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise InputError(f"logits (B, K) need integer labels (B,), got {logits.shape} and {labels.shape}")
-    return jax.nn.one_hot(labels, logits.shape[-1])
+    classes = logits.shape[-1]
+    inside = (labels >= 0) & (labels < classes)
+    if not isinstance(inside, Tracer) and not inside.all():
+        raise InputError(f"labels must lie in [0, {classes}), got {labels.min()} to {labels.max()}")
+    return jnp.where(inside[:, None], jax.nn.one_hot(labels, classes), jnp.nan)
 
 
 def _same(first: Array, second: Array, first_name: str, second_name: str) -> None:

@@ -4,6 +4,7 @@ import jax
 
 from dfke_jax.core.types import Array
 from dfke_jax.nn.conv import uses_products
+from dfke_jax.nn.derivatives import reverse_only
 
 
 def _windows(x: Array, size: int) -> Array:
@@ -19,11 +20,11 @@ def max_pool(x: Array, size: int = 2) -> Array:
 
     (B, H, W, C) -> (B, H // size, W // size, C). A reshape, because the gradient of the general operation is slow;
     where several elements tie for the maximum its gradient is shared among them. A ReLU that follows the pooling is the
-    same function as one before it, on a quarter of the elements. Forward-mode and second derivatives need
-    ``with convolution("lax")``, like those of `Conv`.
+    same function as one before it, on a quarter of the elements. Forward-mode derivatives need
+    ``with convolution("lax")``, like those of `Conv`; without it they raise `InputError`.
     """
     windows = _windows(x, size)
-    return _window_max(windows) if uses_products() else windows.max((2, 4))
+    return _window_max(reverse_only(windows)) if uses_products() else windows.max((2, 4))
 
 
 @jax.custom_vjp

@@ -6,7 +6,7 @@ convolution from C to F channels is a b×b convolution from t²C to t²F: one ma
 zeros, (B·tiles, b²t²C) × (b²t²C, t²F). Outputs are ordered by their place in their pooling window first, so that pooling
 is the maximum of four contiguous blocks. LeNet-5's layers do 2.6 and 1.4 times the arithmetic of the plain convolution.
 
-`dfke_jax.nn.layers.PooledConv` is the layer. Second and forward-mode derivatives need ``with convolution("lax")``.
+`dfke_jax.nn.layers.PooledConv` is the layer. Forward-mode derivatives need ``with convolution("lax")``.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import numpy as np
 
 from dfke_jax.core.types import Array
 from dfke_jax.nn.conv import uses_products
+from dfke_jax.nn.derivatives import reverse_only
 from dfke_jax.nn.pooling import max_pool
 
 
@@ -57,7 +58,7 @@ class FeatureMaps:
             return max_pool(self._biased())
         batch, rows, columns, _, width = self.values.shape
         n = self.tile // 2
-        pooled = _window_max(self.values)
+        pooled = _window_max(reverse_only(self.values))
         if self.bias is not None:  # after the maximum, on a quarter of the elements
             pooled = pooled + jnp.tile(self.bias, n * n).reshape(1, 1, 1, width)
         pooled = pooled.reshape(batch, rows, columns, n, n, -1).transpose(0, 1, 3, 2, 4, 5)
@@ -112,7 +113,8 @@ def tiled_convolution(images: Array, kernel: Array, tile: int) -> Array:
     place = _places(t, k, b).astype(kernel.dtype)
     # input tile (I, J) and pixel (a, c), outputs at place (p, q) of window (u, v)
     matrix = jnp.einsum("Iapuk,Jcqvl,klxf->IJacxpquvf", place, place, kernel)
-    product = _product(patches.reshape(batch * rows * columns, -1), matrix.reshape(-1, t * t * features))
+    patches, matrix = patches.reshape(batch * rows * columns, -1), matrix.reshape(-1, t * t * features)
+    product = _product(reverse_only(patches), reverse_only(matrix))
     return product.reshape(batch, rows, columns, 4, n * n * features)
 
 
@@ -145,19 +147,23 @@ _product.defvjp(_product_forward, _product_backward)
 
 @jax.custom_vjp
 def _window_max(values: Array) -> Array:
+    return _most(values)
+
+
+def _most(values: Array) -> Array:
     a, b, c, d = (values[..., i, :] for i in range(4))
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
 
 def _window_max_forward(values: Array) -> tuple[Array, tuple[Array, Array]]:
-    most = _window_max(values)
+    most = _most(values)
     return most, (values, most)
 
 
 def _window_max_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
     values, most = residuals
     reached = [values[..., i, :] == most for i in range(4)]
-    count = sum((r.astype(values.dtype) for r in reached), jnp.zeros(()))
+    count = sum((r.astype(values.dtype) for r in reached), jnp.zeros((), values.dtype))
     share = cotangent / count
     return (jnp.stack([jnp.where(r, share, 0) for r in reached], -2),)
 

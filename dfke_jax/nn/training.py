@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.mesh import constrain_samples
-from dfke_jax.core.method import Method, Static, method
+from dfke_jax.core.method import Method, Static, check_arguments, method
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.precision import apply
@@ -123,7 +123,7 @@ def training(
 
     Raises:
       InputError: for neither or both of targets and teacher, a batch size below 1, companions of another shape, with a
-        teacher, or fewer than are to stand beside a batch.
+        teacher, or fewer than are to stand beside a batch, a bare function as augmentation.
     """
     if (targets is None) == (teacher is None):
         raise InputError("give either targets or a teacher that answers every batch, not both and not neither")
@@ -131,6 +131,7 @@ def training(
         _check_companions(images, companions, companions_per_batch, teacher)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    check_arguments(augment, "augment")
     if teacher is not None and not isinstance(teacher, Classifier | Partial):
         teacher = Partial(teacher)
     fixed = _Fixed(

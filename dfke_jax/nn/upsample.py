@@ -19,6 +19,7 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.mesh import on_own_samples
 from dfke_jax.core.types import Array
 from dfke_jax.nn.conv import conv_general_dilated, convolution, uses_fast_forms
+from dfke_jax.nn.derivatives import reverse_only
 
 _NHWC = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 _GROUP = 8
@@ -82,7 +83,9 @@ def upsample_phases(images: Array, kernel: Array) -> Phases:
     """
     if kernel.shape[:2] != (3, 3):
         raise InputError(f"the phase decomposition is for 3×3 kernels, got {kernel.shape[0]}×{kernel.shape[1]}")
-    return Phases(_phases(images, kernel) if uses_fast_forms() else (_at_once(images, kernel),))
+    if not uses_fast_forms():
+        return Phases((_at_once(images, kernel),))
+    return Phases(_phases(reverse_only(images), reverse_only(kernel)))
 
 
 def convolve_phases(phases: Phases, kernel: Array) -> Phases:
@@ -97,7 +100,7 @@ def convolve_phases(phases: Phases, kernel: Array) -> Phases:
     if len(phases.pieces) == 1:
         padding = ((1, 1), (1, 1))
         return Phases((conv_general_dilated(phases.pieces[0], kernel, (1, 1), padding, dimension_numbers=_NHWC),))
-    return Phases(_tapped(phases.pieces, kernel))
+    return Phases(_tapped(tuple(map(reverse_only, phases.pieces)), reverse_only(kernel)))
 
 
 def _small_kernels(kernel: Array) -> Array:
@@ -129,7 +132,7 @@ def _phases(images: Array, kernel: Array) -> tuple[Array, ...]:
 
 
 def _keep(images: Array, kernel: Array) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
-    return _phases(images, kernel), (images, kernel)
+    return _phases(reverse_only(images), reverse_only(kernel)), (images, kernel)
 
 
 def _backward(kept: tuple[Array, Array], cotangents: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -215,7 +218,7 @@ def _source(p: int, q: int, tap: int) -> tuple[int, int, int]:
 
 
 def _keep_tapped(pieces: tuple[Array, ...], kernel: Array) -> tuple[tuple[Array, ...], tuple]:
-    return _tapped(pieces, kernel), (pieces, kernel)
+    return _tapped(tuple(map(reverse_only, pieces)), reverse_only(kernel)), (pieces, kernel)
 
 
 def _tapped_backward(kept: tuple, cotangents: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:

@@ -9,6 +9,7 @@ import optax
 
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.mesh import constrain_samples, sample_devices
+from dfke_jax.core.population import equations
 from dfke_jax.core.types import Array, Key, PyTree
 
 Objective = Callable[..., tuple[Array, Array]]
@@ -70,7 +71,8 @@ def optimise_noise(
       objective: see `Objective`.
       start: (B, H, W, C), in the box unless `parametrisation` is ``free``.
       steps: >= 1. For a control without synthesis take `start` itself.
-      optimizer: any optax transformation; its state is per pixel, so samples do not touch one another.
+      optimizer: any optax transformation. With one that looks at all pixels together (`optax.clip_by_global_norm`, trust
+        ratios) samples touch one another, and they are taken in one group.
       box: lowest and highest pixel value.
       parametrisation: ``clip`` projects onto the box after every step; ``sigmoid`` optimises u with
         x = low + (high − low)·σ(u); ``free`` leaves pixels alone; ``rescale`` maps the whole batch to the box by its
@@ -85,19 +87,21 @@ def optimise_noise(
         sample: only then can they be taken in groups.
       group: samples that one device optimises together before it turns to the next ones; needs `context`. By default
         64 on CPU, where a group should fit the cache (1.4 to 1.7 times faster than 200 to 400 on LeNet-5), and all
-        elsewhere. It changes speed and memory, not results.
+        elsewhere, and for an optimiser that couples samples. It changes speed and memory, not results.
 
     Returns:
       `Synthesised`.
 
     Raises:
-      InputError: steps below one, a start that is not (B, H, W, C), a jitter that is negative.
+      InputError: steps below one, a start that is not (B, H, W, C) with B >= 1, a jitter that is negative.
       UnknownNameError: for another parametrisation.
     """
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}; for a control without synthesis use the start images")
     if start.ndim != 4:
         raise InputError(f"start must be (B, H, W, C), got shape {start.shape}")
+    if not start.size:
+        raise InputError(f"start must hold at least one sample, got shape {start.shape}")
     if jitter < 0:
         raise InputError(f"jitter must not be negative, got {jitter}")
     if keep not in ("last", "best"):
@@ -113,7 +117,7 @@ def optimise_noise(
         "keep": keep,
     }
     batch = start.shape[0]
-    if context is not None and parametrisation != "rescale":
+    if context is not None and parametrisation != "rescale" and not _couples(optimizer):
         if group is None:
             group = 64 if jax.default_backend() == "cpu" else batch
         split, merge, groups = _grouping(batch, group)
@@ -126,6 +130,26 @@ def optimise_noise(
 
             return merge(jax.lax.map(one, parts))
     return _optimise(key, objective, start, stop_at, optimizer_state, context, **options)
+
+
+_MIXING = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "rev", "fft")
+
+
+def _couples(optimizer: optax.GradientTransformation) -> bool:
+    """Whether the rule does anything but arithmetic pixel by pixel: sums, products of matrices, orders, ..."""
+
+    def update(gradient: Array, parameters: Array) -> Array:
+        return optimizer.update(gradient, optimizer.init(parameters), parameters)[0]  # pyright: ignore[reportReturnType]
+
+    pixels = jax.ShapeDtypeStruct((2, 3, 5, 7), jnp.float32)
+    for equation in equations(jax.make_jaxpr(update)(pixels, pixels).jaxpr):
+        shapes = {value.aval.shape for value in equation.outvars if hasattr(value.aval, "shape")}
+        for value in equation.invars:
+            if getattr(value.aval, "size", 1) > 1 and (
+                equation.primitive.name in _MIXING or value.aval.shape not in shapes
+            ):
+                return True
+    return False
 
 
 def _grouping(batch: int, group: int) -> tuple[Callable, Callable, int]:

@@ -46,7 +46,9 @@ Synthesiser = Callable[[Key, Array, PyTree], Batch]
 def fill_pool(
     synthesiser: Synthesiser, count: int, batch_size: int, shape: tuple[int, int, int], carry: PyTree = ()
 ) -> Method:
-    """A method whose every step synthesises one batch into a pool; run it for ``count // batch_size`` steps, not more.
+    """A method whose every step synthesises one batch into a pool; run it for ``count // batch_size`` steps.
+
+    Further steps leave a full pool as it is.
 
     Args:
       synthesiser: makes one batch.
@@ -75,9 +77,20 @@ def _step(synthesiser: Synthesiser, carry: PyTree, static: Static, key: Key, poo
     batch_size = static.value[1]
     rows = pool.filled + jnp.arange(batch_size, dtype=jnp.int32)
     batch = synthesiser(key, rows, pool.carry)
-    images = jax.lax.dynamic_update_slice_in_dim(pool.images, batch.images, pool.filled, 0)
-    labels = jax.lax.dynamic_update_slice_in_dim(pool.labels, batch.labels.astype(jnp.int32), pool.filled, 0)
-    return Pool(images, labels, pool.filled + batch_size, batch.carry), batch.metrics
+    return put(pool, batch), batch.metrics
 
 
-__all__ = ["Batch", "Pool", "Synthesiser", "fill_pool"]
+def put(pool: Pool, batch: Batch) -> Pool:
+    """The pool with one batch more; a full one stays as it is."""
+    size, full = batch.labels.shape[0], pool.filled >= pool.labels.shape[0]
+
+    def write(old: Array, new: Array) -> Array:  # of a full pool, the last rows are written again
+        kept = jax.lax.dynamic_slice_in_dim(old, pool.filled, size)
+        return jax.lax.dynamic_update_slice_in_dim(old, jnp.where(full, kept, new.astype(old.dtype)), pool.filled, 0)
+
+    carry = jax.tree.map(lambda new, old: jnp.where(full, old, new), batch.carry, pool.carry)
+    images, labels = write(pool.images, batch.images), write(pool.labels, batch.labels)
+    return Pool(images, labels, pool.filled + jnp.where(full, 0, size), carry)
+
+
+__all__ = ["Batch", "Pool", "Synthesiser", "fill_pool", "put"]

@@ -59,7 +59,8 @@ def normalisation_statistics(moments: Sequence[Moments], form: StatisticsForm = 
     - ``kl``: Σ_channels log(σ/σ̂) + (σ̂² + (μ̂ − μ)²) / 2σ² − ½ = KL(N(μ̂, σ̂²) ‖ N(μ, σ²)) (Haroush et al. 2020)
 
     Args:
-      moments: from `Classifier.logits_and_moments`.
+      moments: from `Classifier.logits_and_moments`; the first is the layer that comes first by path, which in every
+        registered network is the first that images pass.
       form: which of the three.
       first: weight of the first layer (the ImageNet recipe of DeepInversion uses 10).
 

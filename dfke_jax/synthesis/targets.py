@@ -15,9 +15,11 @@ def balanced_labels(rows: Array, num_classes: int) -> Array:
 def class_similarity(head_kernel: Array) -> Array:
     """Cosine similarity of the last layer's weight vectors: C(i, j) = wᵢᵀwⱼ / (‖wᵢ‖‖wⱼ‖), (D, K) -> (K, K).
 
+    A class without weights (a column of zeros) has no direction: its similarities are 0, that with itself too.
     Source: Nayak et al., ICML 2019.
     """
-    unit = head_kernel / jnp.linalg.norm(head_kernel, axis=0, keepdims=True)
+    length = jnp.linalg.norm(head_kernel, axis=0, keepdims=True)
+    unit = head_kernel / jnp.where(length > 0, length, 1.0)
     return unit.T @ unit
 
 

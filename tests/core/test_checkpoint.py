@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfke_jax import core
+from dfke_jax import __version__, core
+from dfke_jax.core import checkpoint, revision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +122,68 @@ def test_a_damaged_directory_is_named(tmp_path):
     (tmp_path / "a" / "junk").write_text("junk")
     with pytest.raises(core.CheckpointError, match=f"{tmp_path / 'a'} cannot be read"):
         core.restore(tmp_path / "a", {"x": jnp.zeros(2)})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax drops what else it was reading
+def test_flipped_bits_are_found(tmp_path):
+    """In the files that hold the numbers, which the format itself does not check."""
+    saved = {"x": jax.random.normal(jax.random.key(0), (20_000,)), "n": jnp.arange(50)}
+    core.save(tmp_path / "a", saved, config="c")
+    files = [path for path in (tmp_path / "a").glob("**/d/*") if path.stat().st_size > 20_000]
+    generator, found = np.random.default_rng(0), 0
+    for place in generator.uniform(size=12):
+        contents = {path: path.read_bytes() for path in files}
+        for path, whole in contents.items():
+            damaged = bytearray(whole)
+            damaged[int(place * len(whole))] ^= 1 << int(generator.integers(8))
+            path.write_bytes(damaged)
+        try:
+            assert_same_bits(core.restore(tmp_path / "a", saved, config="c"), saved)
+        except core.DamagedCheckpointError as error:
+            found += "array 1 of 2 (float32[20000]) is not what was written" in str(error)
+        for path, whole in contents.items():
+            path.write_bytes(whole)
+    assert found > 3, "damage that the reader of the format lets pass"
+    assert_same_bits(core.restore(tmp_path / "a", saved, config="c"), saved)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "half written", "empty"])
+def test_damage_to_the_newest_state_names_the_older_sound_one(tmp_path, damage, monkeypatch):
+    like = {"x": jnp.zeros(200)}
+    checkpoints = core.Checkpoints(tmp_path, keep=3)
+    for step in (2, 4, 6):
+        checkpoints.save(step, {"x": jnp.full(200, float(step))})
+    for step in (6, 4):
+        if damage == "flipped":  # whatever the format does about it
+            sums = checkpoint._checksums
+            flip = lambda leaves, sums=sums: sums([leaf + 1 if float(leaf[0]) > 3 else leaf for leaf in leaves])
+            monkeypatch.setattr(checkpoint, "_checksums", flip)
+            continue
+        for path in (tmp_path / str(step)).rglob("*"):
+            if path.is_file():
+                path.unlink() if damage == "empty" else path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(core.DamagedCheckpointError, match=rf"remove {tmp_path / '6'} to go on from .* after step 2$"):
+        checkpoints.restore(like)
+    np.testing.assert_array_equal(checkpoints.restore(like, 2)["x"], 2.0)
+    shutil.rmtree(tmp_path / "2")
+    with pytest.raises(core.DamagedCheckpointError, match=rf"no older sound state .* remove {tmp_path / '6'} to begin"):
+        checkpoints.restore(like)
+
+
+def test_a_checkpoint_says_who_wrote_it(tmp_path, monkeypatch):
+    checkpoints = core.Checkpoints(tmp_path, config="a")
+    checkpoints.save(1, {"x": jnp.zeros(2)}, metadata={"note": 3})
+    facts = checkpoints.facts(1)
+    assert facts["written_by"] == {"jax": jax.__version__, "dfke_jax": __version__, "revision": revision.revision()}
+    assert facts["note"] == 3
+    with pytest.raises(core.CheckpointError) as same:
+        core.restore(tmp_path / "1", {"x": jnp.zeros(2)}, config="b")
+    assert "written by jax" not in str(same.value)
+    monkeypatch.setattr(checkpoint, "writer", lambda: {"jax": "99.0", "dfke_jax": "9.9", "revision": "other"})
+    with pytest.raises(
+        core.CheckpointError, match=rf"written by jax {jax.__version__}.* and this is jax 99.0, .*other"
+    ):
+        core.restore(tmp_path / "1", {"x": jnp.zeros(2)}, config="b")
 
 
 @pytest.mark.parametrize(

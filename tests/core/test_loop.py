@@ -12,9 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import dfke_jax
 from dfke_jax import core
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.losses import cross_entropy
+from dfke_jax.nn.mlp import MLP
+from dfke_jax.nn.training import Training, optimiser, training
 
 KEY = jax.random.key(7)
 
@@ -101,6 +106,31 @@ def test_a_given_state_is_where_it_starts():
     assert float(result.state["x"].mean()) > 90
 
 
+def test_a_checkpoint_is_resumed_whatever_state_is_given(tmp_path):
+    start = {"x": jnp.full(3, 100.0), "n": jnp.int32(40), "key": jax.random.key(0)}
+    checkpoints = core.Checkpoints(tmp_path)
+    whole = core.run(WALK, KEY, 6, chunk=2, state=start)
+    core.run(WALK, KEY, 4, chunk=2, state=start, checkpoints=checkpoints, resume=True)
+    resumed = core.run(WALK, KEY, 6, chunk=2, state=start, checkpoints=checkpoints, resume=True)
+    assert len(resumed.metrics["loss"]) == 2
+    assert_same_bits(resumed.state, whole.state)
+
+
+@pytest.mark.parametrize("hosted", [False, True])
+def test_a_given_state_stays_the_callers(hosted):
+    start = {"x": jnp.full(3, 100.0), "n": jnp.int32(40), "key": jax.random.key(0)}
+    kept = jax.tree.map(jnp.copy, start)
+    core.run(core.HostMethod(WALK.init, WALK.step) if hosted else WALK, KEY, 2, state=start)
+    assert_same_bits(start, kept)
+    network = Classifier.create(MLP(3, (4,)), jax.random.key(0), (2, 2, 1))
+    images, labels = jnp.ones((6, 2, 2, 1)), jnp.arange(6) % 3
+    rule = optimiser("sgd", 0.1)
+    method = training(network, images, labels, loss=Partial(cross_entropy), optimizer=rule, batch_size=2)
+    state = Training(network.variables, rule.init(network.variables["params"]))
+    core.run(method, KEY, 2, state=state)
+    assert np.isfinite(np.asarray(network(images))).all()
+
+
 def test_stop_ends_the_run_early(tmp_path):
     checkpoints = core.Checkpoints(tmp_path)
     seen = []
@@ -114,6 +144,17 @@ def test_stop_ends_the_run_early(tmp_path):
     assert result.steps == 6
     assert len(result.metrics["loss"]) == 6
     assert checkpoints.steps() == [6], "the end is saved whatever `every` says"
+
+
+def test_a_run_that_was_ended_stays_ended(tmp_path):
+    checkpoints = core.Checkpoints(tmp_path)
+    stop = lambda metrics: metrics["n"][-1] >= 6
+    first = core.run(WALK, KEY, 20, chunk=3, stop=stop, checkpoints=checkpoints, resume=True)
+    again = core.run(WALK, KEY, 20, chunk=3, stop=stop, checkpoints=checkpoints, resume=True)
+    assert (first.steps, again.steps, again.metrics) == (6, 6, {})
+    assert_same_bits(again.state, first.state)
+    longer = core.run(WALK, KEY, 9, chunk=3, checkpoints=checkpoints, resume=True)
+    assert longer.steps == 9, "nobody asks for an early end"
 
 
 def test_every_so_many_chunks_are_saved(tmp_path):
@@ -130,6 +171,48 @@ def test_non_finite_metrics_name_step_and_metric(tmp_path):
     with pytest.raises(core.NonFiniteError, match=r"'loss'.* step 7; the last sound state is that after step 4 in"):
         core.run(method, KEY, 20, chunk=4, checkpoints=checkpoints)
     assert checkpoints.steps() == [4], "the spoilt state is not saved"
+
+
+@pytest.mark.parametrize("hosted", [False, True])
+def test_nan_in_the_state_is_found_though_the_metrics_are_finite(tmp_path, hosted):
+    def step(scale, key, state):
+        inner, metrics = walk(scale, key, state["inner"])
+        spoilt = {**inner, "x": inner["x"].at[1].set(jnp.where(inner["n"] > 6, jnp.nan, 0.0))}
+        return {"inner": spoilt, "best": state["best"]}, {"n": metrics["n"]}
+
+    def first(scale, key):
+        return {"inner": begin(scale, key), "best": jnp.full(2, jnp.inf)}
+
+    method = core.method(first, step, jnp.float32(0.5))
+    method = core.HostMethod(method.init, method.step) if hosted else method
+    checkpoints = core.Checkpoints(tmp_path)
+    with pytest.raises(
+        core.NonFiniteError, match=r"state holds NaN after step 7: \['inner'\]\['x'\]; .* after step 4 in"
+    ):
+        core.run(method, KEY, 20, chunk=4, checkpoints=checkpoints)
+    assert checkpoints.steps() == [4], "infinity that stands for 'not found yet' is no fault"
+
+
+@pytest.mark.parametrize(
+    "key", [jax.random.PRNGKey(0), np.zeros(2, np.uint32), 0, None], ids=["old", "numpy", "int", "none"]
+)
+def test_keys_that_are_not_typed_are_refused_in_words(key):
+    with pytest.raises(core.InputError, match=r"typed key, jax\.random\.key\(0\), not"):
+        core.run(WALK, key, 2)
+
+
+def test_the_second_run_in_a_directory_is_told_at_once(tmp_path):
+    refused = []
+
+    def callback(done, state, metrics):
+        with pytest.raises(core.CheckpointError) as caught:
+            core.run(WALK, KEY, 2, checkpoints=core.Checkpoints(tmp_path))
+        refused.append(str(caught.value))
+
+    core.run(WALK, KEY, 1, checkpoints=core.Checkpoints(tmp_path), callback=callback)
+    assert f"process {os.getpid()} on " in refused[0]
+    assert f"is at work in {tmp_path}" in refused[0]
+    core.run(WALK, KEY, 1, checkpoints=core.Checkpoints(tmp_path))
 
 
 def test_trackers_get_the_mean_of_every_chunk():

@@ -62,6 +62,29 @@ def test_released_never_uses_the_small_scale(teacher, drawn):
     np.testing.assert_array_equal(state.labels, np.repeat([0, 0, 1, 1, 2, 2] * 2, 2))
 
 
+@pytest.mark.parametrize(
+    ("batches", "classes", "scales"), [(50, 10, 2), (20, 10, 2), (240, 10, 2), (7, 3, 2), (2, 3, 2), (9, 3, 4)]
+)
+def test_released_classes_are_equally_frequent(batches, classes, scales):
+    """500 samples in batches of 10 are 50 batches, which twenty groups cannot share evenly, but ten classes can."""
+    order, first = module._order(batches, classes, scales)
+    counts = np.bincount(order, minlength=classes)
+    assert counts.sum() == batches
+    assert counts.max() - counts.min() <= (batches % classes > 0)
+    assert first[0]
+    assert (first[1:] | (order[1:] == order[:-1])).all(), "another class begins afresh"
+    if batches % (classes * scales) == 0:
+        each = batches // (classes * scales)
+        np.testing.assert_array_equal(order, np.tile(np.repeat(np.arange(classes), each), scales))
+        np.testing.assert_array_equal(first, np.arange(batches) % each == 0)
+
+
+def test_released_pool_of_five_batches_a_class(teacher):
+    settings = ImpressionSettings(steps=1, scales=(1.0, 0.1), released=True)
+    pool = core.run(data_impressions(teacher, settings, 30, 2), KEY, 15).state
+    np.testing.assert_array_equal(np.bincount(pool.labels), [10, 10, 10])
+
+
 def rescaled(x):
     return (x - x.min()) / (x.max() - x.min())
 

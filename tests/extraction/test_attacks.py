@@ -114,7 +114,7 @@ def initialise(method, key):
 
 
 def chunk(method, key, state, start=0):
-    return _chunk(method, key, jax.tree.map(jnp.copy, state), jnp.uint32(start), 2)
+    return _chunk(method, key, jax.tree.map(jnp.copy, state), jnp.uint32(start), 2)[:2]
 
 
 def describe(tree):

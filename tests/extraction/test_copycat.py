@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.tree_util import Partial
 
 from dfke_jax import core
-from dfke_jax.data.augment import affine, compose, gaussian_noise, identity
+from dfke_jax.data.augment import affine, compose, flip, gaussian_noise, identity
 from dfke_jax.extraction import CloneTraining, PoolSettings, copycat, heavy_augmentation
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
@@ -45,6 +46,16 @@ def test_augmentation_is_used_and_can_be_left_out():
     with_it, without = (core.run(method(augment), KEY, 3).state.clone.variables for augment in (None, identity()))
     differ = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(with_it), jax.tree.leaves(without), strict=True)]
     assert any(differ)
+
+
+def test_a_bare_function_as_augmentation_is_refused_in_words():
+    with pytest.raises(core.InputError, match=r"augment: identity is a bare function.*identity\(\), not identity"):
+        copycat(NET, POOL, Reveal(), SETTINGS, augment=identity)
+    with pytest.raises(core.InputError, match="transforms: flip is a bare function"):
+        compose(identity(), flip)
+    held = core.method(lambda f, key: key, lambda f, key, state: (f(key), {"x": 0.0}), lambda key: key)
+    with pytest.raises(core.InputError, match=r"method: .*<lambda> is a bare function"):
+        core.run(held, KEY, 1)
 
 
 def test_heavy_augmentation_stays_in_the_box_and_near_the_image():

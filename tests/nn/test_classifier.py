@@ -278,6 +278,19 @@ def test_predict_takes_bytes(lenet):
         lenet.predict(np.asarray([0, 255], np.float32).repeat(784).reshape(2, 28, 28, 1))
 
 
+def test_bytes_are_the_pixels_that_predict_sees(lenet):
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1)).astype(np.uint8)
+    pixels = jnp.asarray(images, jnp.float32) / 255
+    for form in (images, jnp.asarray(images)):
+        np.testing.assert_allclose(lenet(form), lenet.predict(images), atol=1e-5)
+        np.testing.assert_allclose(lenet.features(form), lenet.features(pixels), atol=1e-5)
+    narrow = Preprocessing(mean=(0.5,), std=(0.25,))
+    np.testing.assert_allclose(narrow(jnp.asarray(images)), (pixels - 0.5) / 0.25, atol=1e-6)
+    assert narrow(jnp.asarray(pixels, jnp.bfloat16)).dtype == jnp.bfloat16, "floats are left as they are"
+    with pytest.raises(InputError, match="must be uint8 or floating, got int32"):
+        lenet(jnp.asarray(images, jnp.int32))
+
+
 def test_as_float():
     np.testing.assert_allclose(as_float(jnp.asarray([0, 255], jnp.uint8)), [0.0, 1.0])
     halves = as_float(jnp.asarray([2.5], jnp.float16))

@@ -12,7 +12,9 @@ from jax import lax
 from dfke_jax.core.errors import InputError
 from dfke_jax.nn import build, conv_general_dilated, convolution, upsample_convolve
 from dfke_jax.nn.layers import BatchNorm, Conv, PhasedConv, UpsampleConv
-from dfke_jax.nn.upsample import Phases, convolve_phases
+from dfke_jax.nn.pooling import max_pool
+from dfke_jax.nn.tiles import FeatureMaps, tile_size, tiled_convolution
+from dfke_jax.nn.upsample import Phases, convolve_phases, upsample_phases
 
 FAST = ("banded", "taps", "loop_safe")
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -215,6 +217,55 @@ def test_second_derivative_of_banded():
     x, w = draw((1, 5, 5, 2), (3, 3, 2, 2))
     twice = lambda function: jax.jit(jax.hessian(lambda x: (function(x, w) ** 3).sum()))(x)
     assert_equal(twice(ours("banded", (1, 1), "VALID")), twice(reference((1, 1), "VALID")))
+
+
+@on_cpu
+@pytest.mark.parametrize("kind", ["conv", "strided", "pooled", "pool", "upsampled", "phased"])
+def test_derivatives_that_fast_forms_lack_name_the_form_that_has_them(kind):
+    """Forwards, twice backwards, and forwards over backwards: each is right or refused, and under ``lax`` all are there."""
+    x, w, tiled, v = draw((1, 4, 4, 8), (3, 3, 8, 40), (3, 3, 8, 4), (1, 4, 4, 8))
+    one = {
+        "conv": lambda x: conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC),
+        "strided": lambda x: conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=NHWC),
+        "pooled": lambda x: pooled(x, tiled),  # in tiles, or under lax as it is
+        "pool": max_pool,
+        "upsampled": lambda x: upsample_phases(x, w).image(),
+        "phased": lambda x: convolve_phases(Phases((x, 2 * x, 3 * x, x)), tiled[..., :1]).image(),
+    }[kind]
+    loss = lambda x: (one(x) ** 3).sum()
+    square = lambda x: (jax.grad(loss)(x) ** 2).sum()
+    forwards = lambda x: jax.jvp(loss, (x,), (v,))[1]
+    both = lambda x: jax.jvp(jax.grad(loss), (x,), (v,))[1]
+    within = lambda x: jax.jvp(jax.jit(loss), (x,), (v,))[1]
+    with pytest.raises(InputError, match=r'convolution\("lax"\)'):
+        forwards(x)
+    refused = []
+    for derivative in (forwards, jax.grad(square), both, within):
+        try:
+            found = jax.jit(derivative)(x)
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        assert derivative is not forwards, "no fast form has it"
+        with convolution("lax"):  # the same function, by another program
+            assert_equal(found, jax.jit(derivative)(x))
+    assert refused
+    assert all('convolution("lax")' in text for text in refused)
+
+
+def pooled(x, kernel):
+    tile = tile_size(x.shape, kernel.shape)
+    if tile:
+        return FeatureMaps(tiled_convolution(x, kernel, tile), None, tile).max_pool()
+    return max_pool(conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC))
+
+
+def test_negative_padding_crops():
+    x, w = draw((2, 7, 8, 2), (3, 3, 2, 3))
+    for implementation in ("auto", *FAST):
+        padding = ((-1, 0), (1, -2))
+        found, expected = ours(implementation, (1, 1), padding), reference((1, 1), padding)
+        assert_equal(value_and_gradients(found)(x, w), value_and_gradients(expected)(x, w))
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,17 @@ def test_cross_entropy_of_integer_labels():
     np.testing.assert_allclose(losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels)), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("label", [K, -1])
+def test_a_label_outside_the_classes_has_no_loss(label):
+    logits, labels = jnp.asarray(draw(0, B, K)), jnp.asarray([0, 3, label, 2, 3])
+    with pytest.raises(InputError, match=rf"labels must lie in \[0, {K}\), got {min(label, 0)} to {max(label, 3)}"):
+        losses.cross_entropy(logits, labels)
+    found = np.asarray(jax.jit(losses.cross_entropy)(logits, labels))
+    np.testing.assert_array_equal(np.isnan(found), [False, False, True, False, False])
+    kept = np.array([0, 1, 3, 4])
+    np.testing.assert_allclose(found[kept], losses.cross_entropy(logits[kept], labels[kept]), rtol=1e-6)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
 def test_soft_cross_entropy(temperature):
     logits, targets = draw(0, B, K), np.array([softmax(row) for row in draw(1, B, K)], np.float32)

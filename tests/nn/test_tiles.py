@@ -5,10 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.tree_util import Partial
 
-from dfke_jax.nn import convolution
+from dfke_jax.core import run
+from dfke_jax.nn import build, convolution
+from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.layers import PooledConv, max_pool
+from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.tiles import FeatureMaps, tile_size, tiled_convolution
+from dfke_jax.nn.training import optimiser, training
 
 CASES = [  # height, width, channels, kernel, filters, tile
     (32, 32, 1, 5, 6, 4),
@@ -70,6 +75,29 @@ def test_ties_share_the_gradient():
     images, kernel = jnp.ones((1, 8, 8, 1)), jnp.ones((1, 1, 1, 1))  # every window is a four-fold tie
     gradient = jax.grad(lambda x: FeatureMaps(tiled_convolution(x, kernel, 4), None, 4).max_pool().sum())(images)
     np.testing.assert_array_equal(gradient, np.full((1, 8, 8, 1), 0.25))
+
+
+def test_gradients_have_the_type_of_the_images():
+    for dtype in (jnp.bfloat16, jnp.float32):
+        images, kernel = jnp.ones((1, 8, 8, 1), dtype), jnp.ones((1, 1, 1, 1), dtype)
+        maps = lambda x, kernel=kernel: FeatureMaps(tiled_convolution(x, kernel, 4), None, 4)
+        assert jax.grad(lambda x, maps=maps: maps(x).max_pool().sum().astype(jnp.float32))(images).dtype == dtype
+
+
+def test_lenet_trains_where_numbers_are_double():
+    """Parameters and losses are float32 there too, so the steps are those of single precision."""
+
+    def loss_after_a_step():
+        network = Classifier.create(build("lenet5", 10), jax.random.key(0), (32, 32, 1))
+        images = jax.random.uniform(jax.random.key(1), (8, 32, 32, 1), jnp.float32)
+        rule = optimiser("sgd", 0.1)
+        method = training(network, images, jnp.arange(8), loss=Partial(cross_entropy), optimizer=rule, batch_size=4)
+        result = run(method, jax.random.key(2), 2, chunk=2)
+        assert {leaf.dtype for leaf in jax.tree.leaves(result.state.variables)} == {jnp.dtype(jnp.float32)}
+        return result.metrics["loss"]
+
+    with jax.enable_x64(True):
+        assert np.isfinite(loss_after_a_step()).all()
 
 
 def test_map_sees_channels_last_and_keeps_the_layout():

@@ -12,8 +12,9 @@ from dfke_jax.core import InputError, UnknownNameError, device_mesh, replicate
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import soft_cross_entropy
 from dfke_jax.nn.mlp import MLP
+from dfke_jax.nn.training import optimiser
 from dfke_jax.synthesis import optimise_noise
-from dfke_jax.synthesis.noise import _grouping
+from dfke_jax.synthesis.noise import _couples, _grouping
 
 KEY = jax.random.key(5)
 SHAPE = (4, 3, 3, 1)
@@ -273,6 +274,8 @@ def test_inside_jit_and_vmap():
     [
         (InputError, "steps must be at least 1, got 0", {"steps": 0}),
         (InputError, r"start must be \(B, H, W, C\), got shape \(4, 3, 3\)", {"start": jnp.zeros((4, 3, 3))}),
+        (InputError, r"at least one sample, got shape \(0, 3, 3, 1\)", {"start": jnp.zeros((0, 3, 3, 1))}),
+        (InputError, "at least one sample", {"start": jnp.zeros((0, 3, 3, 1)), "context": jnp.zeros(0)}),
         (InputError, "jitter must not be negative, got -1", {"jitter": -1}),
         (UnknownNameError, "unknown parametrisation 'clipp'; nearest: clip", {"parametrisation": "clipp"}),
         (UnknownNameError, "unknown choice of keep 'bset'; nearest: best", {"keep": "bset"}),
@@ -309,6 +312,33 @@ def test_groups_change_nothing(batch, group, keep):
         run(made.images, made.optimizer_state, group=g) for made, g in ((whole, batch), (grouped, group))
     )
     chex.assert_trees_all_close(again, groups_again, atol=1e-6)
+
+
+RULES = {
+    "clipped": optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1)),
+    "trust": optax.lars(0.1),
+    "order": optax.chain(optax.normalize_by_update_norm(), optax.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_groups_change_nothing_for_rules_that_couple_samples(rule):
+    start = jax.random.uniform(jax.random.key(3), (8, 4, 4, 1))
+    goal = jnp.arange(8.0).reshape(8, 1, 1, 1)
+    objective = lambda key, images, goal: (jnp.square(images - goal).sum((1, 2, 3)), jnp.zeros(len(images)))
+    made = [
+        optimise_noise(KEY, objective, start, steps=3, optimizer=RULES[rule], context=goal, group=group).images
+        for group in (8, 2)
+    ]
+    np.testing.assert_allclose(*made, atol=1e-6)
+
+
+def test_rules_pixel_by_pixel_are_grouped():
+    for rule in (optax.adam(0.1), optax.adamw(0.1), optax.sgd(0.1, 0.9, nesterov=True), optax.rmsprop(0.1)):
+        assert not _couples(rule)
+    assert not _couples(optimiser("adam", 0.1, 10))
+    for rule in RULES.values():
+        assert _couples(rule)
 
 
 def test_groups_over_devices():

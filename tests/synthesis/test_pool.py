@@ -30,6 +30,15 @@ def test_rows_in_order():
     np.testing.assert_array_equal(made.metrics["first"], [0, 3, 6, 9])
 
 
+def test_a_full_pool_stays_as_it_is():
+    method = fill_pool(SYNTHESISER, 12, 3, (2, 3, 1), CARRY)
+    full = core.run(method, jax.random.key(0), 4).state
+    longer = core.run(method, jax.random.key(0), 6).state
+    assert longer.filled == 12
+    for found, expected in zip(jax.tree.leaves(longer), jax.tree.leaves(full), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_half_filled():
     pool = core.run(fill_pool(SYNTHESISER, 12, 3, (2, 3, 1), CARRY), jax.random.key(0), 2).state
     assert pool.filled == 6

@@ -25,6 +25,18 @@ def test_class_similarity():
             assert found[i, j] == pytest.approx(a @ b / (np.sqrt(a @ a) * np.sqrt(b @ b)), abs=1e-6)
 
 
+def test_a_class_without_weights_is_like_no_other():
+    kernel = np.array(KERNEL)
+    kernel[:, 2] = 0
+    found = np.asarray(class_similarity(jnp.asarray(kernel)))
+    np.testing.assert_array_equal(found[2], 0)
+    np.testing.assert_array_equal(found[:, 2], 0)
+    rest = [0, 1, 3]
+    np.testing.assert_allclose(found[np.ix_(rest, rest)], class_similarity(jnp.asarray(kernel[:, rest])), rtol=1e-6)
+    targets = dirichlet_targets(jax.random.key(0), concentrations(jnp.asarray(found)), jnp.array([2, 2]))
+    assert np.isfinite(targets).all()
+
+
 def test_concentrations_are_normalised_row_by_row():
     similarity = class_similarity(jnp.asarray(KERNEL))
     found = np.asarray(concentrations(similarity, 1e-3))

@@ -9,6 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 from dfke_jax.core import InputError, UnknownNameError, run
+from dfke_jax.data import identity
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.layers import flatten, head
 from dfke_jax.nn.losses import cross_entropy, logit_l2
@@ -112,7 +113,7 @@ def drawn(rows, seed):
 
     method = training(
         Classifier.create(Linear(), jax.random.key(0), SHAPE), images, LABELS,
-        loss=LOSS, optimizer=optax.sgd(0.0), batch_size=400, augment=look, rows=rows,
+        loss=LOSS, optimizer=optax.sgd(0.0), batch_size=400, augment=Partial(look), rows=rows,
     )  # fmt: skip
     method.step(jax.random.key(seed), method.init(jax.random.key(0)))
     return np.rint(seen[0] * 10).astype(int)
@@ -198,6 +199,8 @@ def test_refusals(linear):
             training(linear, IMAGES, targets, teacher=teacher, batch_size=2, **options)
     with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
         training(linear, IMAGES, LABELS, batch_size=0, **options)
+    with pytest.raises(InputError, match=r"augment: identity is a bare function.*identity\(\), not identity"):
+        training(linear, IMAGES, LABELS, batch_size=2, augment=identity, **options)
 
 
 def test_companions_and_penalty_enter_a_step(linear):

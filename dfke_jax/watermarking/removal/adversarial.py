@@ -15,6 +15,7 @@ from dfke_jax.watermarking.removal.common import (
     Removed,
     TrainingSettings,
     Watch,
+    aside,
     carry_out,
     check_attacker,
 )
@@ -52,9 +53,9 @@ def adversarial_fine_tuning(
     check_attacker(marked, images, labels)
     if samples < 1:
         raise InputError(f"samples must be at least 1, got {samples}")
-    order = jax.random.permutation(jax.random.fold_in(key, 1), len(images))[:samples]
+    order = jax.random.permutation(aside(key, 1), len(images))[:samples]
     clean, truth = as_float(jnp.asarray(images)[order]), jnp.asarray(labels)[order]
-    batch, noise_key = 500, jax.random.fold_in(key, 2)
+    batch, noise_key = 500, aside(key, 2)
     attacked = [
         pgd(
             jax.random.fold_in(noise_key, start),

@@ -142,17 +142,26 @@ def count_of(fraction: float, total: int) -> int:
     return math.floor(fraction * total + 1e-9)
 
 
+def aside(key: Key, index: int) -> Key:
+    """The key of something that an attack draws besides its training, which gives step t the key ``fold_in(key, t)``.
+
+    ``split(key, n)[t]`` is that key too, so both would be drawn twice.
+    """
+    return jax.random.fold_in(key, 2**32 - 1 - index)
+
+
 def carry_out(
     method: Method, key: Key, steps: int, read: Callable[[PyTree], Removed], watch: Watch | None = None
 ) -> Removed:
     """Runs a method to its end and reads the outcome off its state, with a trace if somebody watches.
 
     Args:
-      method, key, steps: as for `core.run`. Watching changes no number of the run.
+      method, key, steps: as for `core.run`. Watching changes no number of the run. What the attack draws besides takes its
+        keys from `aside`, from 1 on.
       read: state -> `Removed`. It must not keep arrays of a state that is going on; classifiers measured by `watch` are
         used within the look alone.
     """
-    state = _begin(method, jax.random.fold_in(key, 2**32 - 1))
+    state = _begin(method, aside(key, 0))
     # Methods that differ in how they begin alone share the program of their steps.
     steps_alone = Method(Partial(_begun), method.step)
     if watch is None:
@@ -187,6 +196,7 @@ __all__ = [
     "Suspect",
     "TrainingSettings",
     "Watch",
+    "aside",
     "carry_out",
     "check_attacker",
     "check_fraction",

@@ -17,6 +17,7 @@ from dfke_jax.watermarking.removal.common import (
     Removed,
     TrainingSettings,
     Watch,
+    aside,
     carry_out,
     check_attacker,
     check_fraction,
@@ -244,13 +245,13 @@ def neural_cleanse(
     check_fraction(share)
     if samples < 1:
         raise InputError(f"samples must be at least 1, got {samples}")
-    found = found or reverse_triggers(jax.random.fold_in(key, 1), marked, images, cleanse)
+    found = found or reverse_triggers(aside(key, 1), marked, images, cleanse)
     targets = found.flagged or (() if only_flagged else (int(np.argmin(found.norms)),))
     details = _details(found, targets)
     numbers = {"share": share, "samples": samples, **settings.numbers()}
     if not targets:
         return Removed(marked, marked, "neural_cleanse", "Neural Cleanse: no class flagged", numbers, details)
-    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 2), len(images)))[:samples]
+    order = np.asarray(jax.random.permutation(aside(key, 2), len(images)))[:samples]
     rows = np.array(as_float(jnp.asarray(images)[order]))
     for target, part in zip(targets, np.array_split(np.arange(count_of(share, len(rows))), len(targets)), strict=True):
         rows[part] = found.stamp(rows[part], target)
@@ -296,7 +297,7 @@ def neural_cleanse_patching(
     """
     check_attacker(marked, images, labels)
     check_fraction(fraction)
-    found = found or reverse_triggers(jax.random.fold_in(key, 1), marked, images, cleanse)
+    found = found or reverse_triggers(aside(key, 1), marked, images, cleanse)
     targets = found.flagged or (() if only_flagged else (int(np.argmin(found.norms)),))
     details, numbers = _details(found, targets), {"fraction": fraction, "layer": layer}
     if not targets:

@@ -16,6 +16,7 @@ from dfke_jax.watermarking.removal.common import (
     Removed,
     TrainingSettings,
     Watch,
+    aside,
     carry_out,
     check_attacker,
 )
@@ -59,7 +60,7 @@ def overwriting(
       InputError: for images, labels or triggers that do not fit the network.
     """
     check_attacker(marked, images, labels)
-    own = triggers or abstract_triggers(jax.random.fold_in(key, 1), marked, count)
+    own = triggers or abstract_triggers(aside(key, 1), marked, count)
     method = training(
         marked,
         images,

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,6 +15,7 @@ from dfke_jax.watermarking.removal.common import (
     Removed,
     TrainingSettings,
     Watch,
+    aside,
     carry_out,
     check_attacker,
 )
@@ -54,7 +54,7 @@ def transfer_learning(
     check_attacker(marked, images, labels, classes)
     if not hasattr(marked.module, "num_classes"):
         raise InputError(f"{type(marked.module).__name__} has no attribute num_classes to change")
-    params = fresh_head(jax.random.fold_in(key, 1), marked.variables["params"], classes)
+    params = fresh_head(aside(key, 1), marked.variables["params"], classes)
     start = dataclasses.replace(
         marked, module=marked.module.clone(num_classes=classes), variables={**marked.variables, "params": params}
     )

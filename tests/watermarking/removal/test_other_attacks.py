@@ -1,5 +1,6 @@
 """Quantisation, filters, retraining, overwriting, transfer, adversarial images; and the matrix of all attacks."""
 
+import importlib
 import inspect
 
 import jax
@@ -20,6 +21,7 @@ from dfke_jax.watermarking.removal import (
     half_precision,
     input_filter,
     made_elsewhere,
+    neural_cleanse,
     noise_averaging,
     overwriting,
     quantisation,
@@ -31,6 +33,39 @@ from dfke_jax.watermarking.removal import (
 )
 
 KEY = jax.random.key(8)
+
+
+@pytest.mark.parametrize(
+    ("attack", "where", "draws"),
+    [
+        (overwriting, "overwriting", "abstract_triggers"),
+        (transfer_learning, "transfer_learning", "fresh_head"),
+        (adversarial_fine_tuning, "adversarial", "pgd"),
+        (neural_cleanse, "neural_cleanse", "reverse_triggers"),
+    ],
+)
+def test_what_an_attack_draws_besides_does_not_share_a_key_with_its_training(marked, monkeypatch, attack, where, draws):
+    """Step t has the key fold_in(key, t), and split(key, n)[i] is fold_in(key, i)."""
+
+    class StopError(Exception):
+        pass
+
+    def drawn(key, *arguments, **options):
+        keys.append(key)
+        raise StopError
+
+    keys, permutation = [], jax.random.permutation
+    monkeypatch.setattr(jax.random, "permutation", lambda key, x: (keys.append(key), permutation(key, x))[1])
+    monkeypatch.setattr(importlib.import_module(f"dfke_jax.watermarking.removal.{where}"), draws, drawn)
+    with pytest.raises(StopError):
+        attack(KEY, marked.network, marked.images, marked.labels)
+    steps = jax.vmap(lambda t: jax.random.fold_in(KEY, t))(jnp.arange(5000, dtype=jnp.uint32))
+    np.testing.assert_array_equal(jax.random.key_data(jax.random.split(KEY, 5000)), jax.random.key_data(steps))
+    taken = {tuple(row) for row in jax.random.key_data(steps).tolist()}
+    below = jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(5)))(steps).reshape(-1)
+    taken |= {tuple(row) for row in jax.random.key_data(below).tolist()}
+    assert keys
+    assert not taken & {tuple(jax.random.key_data(key).tolist()) for key in keys}
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
