@@ -15,7 +15,7 @@ from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy, jensen_shannon
 from dfke_jax.nn.training import Training, on_images, optimiser, trained, training
 from dfke_jax.synthesis.noise import Parametrisation, optimise_noise
-from dfke_jax.synthesis.pool import Batch, Pool, fill_pool
+from dfke_jax.synthesis.pool import Batch, Pool, added, fill_pool
 from dfke_jax.synthesis.priors import (
     StatisticsForm,
     l2_norm,
@@ -217,8 +217,7 @@ def _adaptive_step(
     opponent = trained(student, state.student)
     competes = (pool.filled > 0).astype(jnp.float32)
     batch = _inversion(teacher, Static((settings, False, batch_size)), synthesis_key, rows, (), opponent, competes)
-    write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), pool.filled, 0)
-    pool = Pool(write(pool.images, batch.images), write(pool.labels, batch.labels), pool.filled + batch_size, ())
+    pool = added(pool, batch)
 
     learn = on_images(learning, pool.images, pool.filled).step
 

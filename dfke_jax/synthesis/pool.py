@@ -46,7 +46,9 @@ Synthesiser = Callable[[Key, Array, PyTree], Batch]
 def fill_pool(
     synthesiser: Synthesiser, count: int, batch_size: int, shape: tuple[int, int, int], carry: PyTree = ()
 ) -> Method:
-    """A method whose every step synthesises one batch into a pool; run it for ``count // batch_size`` steps, not more.
+    """A method whose every step synthesises one batch into a pool; run it for ``count // batch_size`` steps.
+
+    A step more makes a batch in vain: a full pool stays as it is.
 
     Args:
       synthesiser: makes one batch.
@@ -75,9 +77,22 @@ def _step(synthesiser: Synthesiser, carry: PyTree, static: Static, key: Key, poo
     batch_size = static.value[1]
     rows = pool.filled + jnp.arange(batch_size, dtype=jnp.int32)
     batch = synthesiser(key, rows, pool.carry)
-    images = jax.lax.dynamic_update_slice_in_dim(pool.images, batch.images, pool.filled, 0)
-    labels = jax.lax.dynamic_update_slice_in_dim(pool.labels, batch.labels.astype(jnp.int32), pool.filled, 0)
-    return Pool(images, labels, pool.filled + batch_size, batch.carry), batch.metrics
+    return added(pool, batch), batch.metrics
 
 
-__all__ = ["Batch", "Pool", "Synthesiser", "fill_pool"]
+def added(pool: Pool, batch: Batch) -> Pool:
+    """The pool with a batch behind its samples; a pool without room for the whole batch stays as it is."""
+    count = batch.labels.shape[0]
+    full = pool.filled + count > pool.labels.shape[0]
+
+    def put(table: Array, new: Array) -> Array:
+        old = jax.lax.dynamic_slice_in_dim(table, pool.filled, count, 0)
+        new = jnp.where(full, old, new.astype(table.dtype))
+        return jax.lax.dynamic_update_slice_in_dim(table, new, pool.filled, 0)
+
+    carry = jax.tree.map(lambda old, new: jnp.where(full, old, new), pool.carry, batch.carry)
+    filled = jnp.where(full, pool.filled, pool.filled + count)
+    return Pool(put(pool.images, batch.images), put(pool.labels, batch.labels), filled, carry)
+
+
+__all__ = ["Batch", "Pool", "Synthesiser", "added", "fill_pool"]

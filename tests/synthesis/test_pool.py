@@ -47,3 +47,13 @@ def test_the_carry_of_the_caller_is_not_donated():
 def test_sizes_that_do_not_fit(count, batch):
     with pytest.raises(core.InputError, match=f"positive multiple of the batch size, got {count} and {batch}"):
         fill_pool(SYNTHESISER, count, batch, (2, 3, 1), CARRY)
+
+
+def test_a_full_pool_stays_as_it_is():
+    """A step too many used to write over the last batch and to count samples that are not there."""
+    make = fill_pool(SYNTHESISER, 12, 4, (2, 3, 1), CARRY)
+    full = core.run(make, jax.random.key(0), 3).state
+    more = core.run(make, jax.random.key(0), 5).state
+    assert more.filled == full.filled == 12
+    for kept, wanted in zip(jax.tree.leaves(more), jax.tree.leaves(full), strict=True):
+        np.testing.assert_array_equal(kept, wanted)
