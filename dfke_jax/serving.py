@@ -40,6 +40,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key", action="append", metavar="KEY", help="an API key; repeat it for more; none: open to all"
     )
+    parser.add_argument(
+        "--journal", metavar="FILE", help="remember charges and answered requests there, for the next start"
+    )
     parser.add_argument("--max-rows", type=int, default=1024, metavar="N", help="in a request (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 for any (default: %(default)s)")
@@ -52,6 +55,7 @@ def serve_model(options: argparse.Namespace) -> None:
       InputError, UnknownNameError, CheckpointError: for options that do not fit together, or no such model.
     """
     from dfke_jax.core.errors import InputError
+    from dfke_jax.oracle.journal import Journal
     from dfke_jax.oracle.registry import explanation
     from dfke_jax.oracle.reveal import Reveal
     from dfke_jax.oracle.serve import create_app, serve
@@ -71,6 +75,7 @@ def serve_model(options: argparse.Namespace) -> None:
         quota=options.quota,
         rate=options.rate,
         max_rows=options.max_rows,
+        journal=Journal(options.journal) if options.journal else None,
         explain=explaining(classifier, reveal, setting) if setting else None,
         explanation=setting,
         explanation_quota=options.explain_quota,

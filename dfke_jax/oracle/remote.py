@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import threading
 import time
 import uuid
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dfke_jax.core.errors import EndpointError, InputError, UnknownNameError, UnknownOutcomeError
+from dfke_jax.core.errors import EndpointError, InputError, RestartedError, UnknownNameError, UnknownOutcomeError
 from dfke_jax.nn.classifier import check_images
 from dfke_jax.oracle.codec import arrays_from_npy, from_npy, to_npy
 from dfke_jax.oracle.explanations import Explained, Explanation, check_explained
@@ -24,6 +25,7 @@ _RETRIED = (408, 425, 429, 500, 502, 503, 504)
 _NEVER_ANSWERED = (425, 429, 503)
 _NPY = "application/x-npy"
 _SLACK = 65_536
+_RESTARTS = 5
 
 
 class RemoteVictim:
@@ -34,7 +36,8 @@ class RemoteVictim:
     U(0, min(`max_backoff`, `backoff`·2^n)) seconds, or what Retry-After asks for if that is longer. Where the endpoint names a
     rate, requests are spaced so as to keep it. Every request carries
     an idempotency key made from its content, so that an endpoint that knows them (``"idempotency": true``) charges a
-    repeated one once; with one that does not, only requests that were certainly not answered are repeated.
+    repeated one once; with one that does not, only requests that were certainly not answered are repeated. An endpoint that
+    names its instance is asked for that one: started anew, it refuses what it cannot know, and nothing is paid twice.
 
     In a `Metered` it is asked through `request`, and whatever happened is in the ledger. The key of the session differs
     from run to run, as every run pays for its own questions.
@@ -88,7 +91,7 @@ class RemoteVictim:
         self.concurrency, self.timeout, self.retries = concurrency, timeout, retries
         self.backoff, self.max_backoff, self.max_wait = backoff, max_backoff, max_wait
         self._session = uuid.uuid4().hex
-        self._lock = threading.Lock()
+        self._lock, self._renewing = threading.Lock(), threading.Lock()
         self._random = random.Random()
         self._free = 0.0  # when the next request may leave
         try:
@@ -123,14 +126,29 @@ class RemoteVictim:
             return np.concatenate(answers)
         return Explained(*(np.concatenate(kind) for kind in zip(*answers, strict=True)))  # type: ignore[arg-type]
 
-    def request(self, rows: Any, key: str) -> Any:
+    def request(self, rows: Any, key: str, instance: str | None = None) -> Any:
         """One request and its repetitions.
 
         Args:
           rows: at most `max_rows`. key: its idempotency key.
+          instance: of the endpoint that it is meant for; by default whichever runs. What another one has answered it
+            does not know, unless it says so.
 
-        Raises: as for a call.
+        Raises: as for a call, and
+          RestartedError: where another instance runs than `instance`, which has not answered it; `self.instance` is that
+            of the one that runs from then on.
         """
+        for restarts in range(_RESTARTS + 1):
+            meant = instance or self.instance
+            try:
+                return self._request(rows, key, meant)
+            except RestartedError:
+                self._renew()
+                if instance is not None or restarts == _RESTARTS:
+                    raise
+        raise AssertionError
+
+    def _request(self, rows: Any, key: str, instance: str | None) -> Any:
         rows = self.check(rows)
         body = to_npy(rows)
         if len(rows) > self.max_rows or len(body) > self.max_bytes:
@@ -139,6 +157,8 @@ class RemoteVictim:
                 f"{self.max_bytes} bytes; set a smaller batch"
             )
         headers = {"Content-Type": _NPY, "Idempotency-Key": key}
+        if instance is not None:
+            headers["Endpoint-Instance"] = instance
         explanation = self.explanation
         maps = 0 if explanation is None else self.num_classes if explanation.classes == "all" else 1
         limit = _SLACK + 8 * len(rows) * (self.num_classes + maps * math.prod(self.input_shape))
@@ -211,6 +231,9 @@ class RemoteVictim:
             self.max_bytes = int(limits.get("max_bytes") or 2**62)
             self.rate = None if limits.get("rate") is None else float(limits["rate"])
             self.repeatable = said.get("idempotency") is True
+            self.instance = None if said.get("instance") is None else str(said["instance"])
+            if self.instance is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", self.instance):
+                raise ValueError("an instance has up to 64 letters, digits, dots and dashes")
             if self.rate is not None and not self.rate > 0:
                 raise ValueError("a rate must be positive")
             if min(*self.input_shape, self.num_classes, self.max_rows) < 1 or self.dtype not in ("float32", "float64"):
@@ -225,6 +248,15 @@ class RemoteVictim:
         ):
             if wanted is not None and wanted != found:
                 raise InputError(f"{what} {wanted} was expected and {self.endpoint} has {found}")
+
+    def _renew(self) -> None:
+        """Reads again what the endpoint is, which must be what it was but for its instance."""
+        with self._renewing:
+            before = (self.input_shape, self.num_classes, self.reveal, self.box, self.dtype, self.explanation)
+            self._describe(None, None, self.explanation is not None)
+            after = (self.input_shape, self.num_classes, self.reveal, self.box, self.dtype, self.explanation)
+        if before != after:
+            raise EndpointError(f"{self.endpoint} was started anew and is another one: {after}, after {before}")
 
     def _json(self, path: str) -> dict[str, Any]:
         said = self._exchange("GET", path, _SLACK, {}, None)
@@ -266,6 +298,8 @@ class RemoteVictim:
                 if status == 200:
                     return said
                 reason = f"status {status}: {_message(said)}"
+                if status == 412 and "Endpoint-Instance" in headers:
+                    raise self._restarted(path, sent, said)
                 sent = sent or status < 300 or status == 408 or (status >= 500 and status not in _NEVER_ANSWERED)
                 pause = _seconds(told.get("retry-after"))
                 again = status in _RETRIED and (not sent or method == "GET" or self.repeatable)
@@ -282,6 +316,14 @@ class RemoteVictim:
         if sent and method == "POST":
             raise UnknownOutcomeError(f"rows were sent and it is not known whether they count: {tried}")
         raise EndpointError(f"nothing was answered and nothing counts: {tried}")
+
+    def _restarted(self, path: str, sent: bool, said: bytes) -> EndpointError:
+        """Of an endpoint that says it is another instance: whether an earlier attempt may have been answered."""
+        forgotten = _code(said) != "not_answered"
+        reason = f"{self.endpoint}{path} was started anew: {_message(said)}"
+        if sent and forgotten:
+            return UnknownOutcomeError(f"rows were sent and it is not known whether they count: {reason}")
+        return RestartedError(f"nothing was answered: {reason}", forgotten)
 
     def _attempt(
         self, method: str, path: str, limit: int, headers: dict[str, str], body: bytes | None
@@ -315,6 +357,12 @@ def _seconds(header: str | None) -> float:
     with contextlib.suppress(TypeError, ValueError):
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
     return 0.0
+
+
+def _code(body: bytes) -> str:
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        return str(json.loads(body)["error"]["code"])
+    return ""
 
 
 def _message(body: bytes) -> str:

@@ -6,7 +6,9 @@
     GET  /v1/usage      what this key has been charged
 
 Keys are sent as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. A request with an ``Idempotency-Key`` that was answered
-before gets the same bytes again and is not charged. Charges and recorded answers live in this process.
+before gets the same bytes again and is not charged. Charges and recorded answers live in this process, and where it has a
+journal in a file as well. Every start is another instance, which `describe` names: a request that says by
+``Endpoint-Instance`` which one it is meant for is answered by no other, unless it was answered before.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ import logging
 import socket
 import threading
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,6 +29,7 @@ import numpy as np
 from dfke_jax.core.errors import InputError
 from dfke_jax.oracle.codec import to_npy
 from dfke_jax.oracle.explanations import Explanation, check_explained
+from dfke_jax.oracle.journal import Journal
 from dfke_jax.oracle.limits import Accounts, Endpoint, Refusal
 from dfke_jax.oracle.reveal import Reveal, check_answers
 
@@ -52,6 +56,10 @@ class Service:
       predict: rows (B, H, W, C) in the endpoint's dtype -> answers as its `reveal` says; called in a thread.
       explain: rows -> like `Explained`, where the endpoint explains.
       endpoint, accounts: what is allowed.
+      journal: where charges and answers are kept for the next instance; None forgets them with the process.
+
+    Attributes:
+      instance: name of this start of the endpoint.
     """
 
     def __init__(
@@ -60,17 +68,34 @@ class Service:
         endpoint: Endpoint,
         accounts: Accounts,
         explain: Callable[[np.ndarray], Any] | None = None,
+        journal: Journal | None = None,
     ):
+        self.instance, self.journal = uuid.uuid4().hex, journal
+        if journal is not None:
+            journal.start(self.instance)
+            for account, (rows, requests, explained) in journal.charges().items():
+                accounts.charged[account], accounts.requests[account] = rows, requests
+                accounts.explained[account] = explained
         self.predict, self.explain, self.endpoint, self.accounts = predict, explain, endpoint, accounts
         self._recorded: OrderedDict[tuple[str, str], _Recorded] = OrderedDict()
         self._bytes = 0
         self._turn = threading.Lock()
 
     async def answer(
-        self, account: str, rows: np.ndarray, name: str | None, body: bytes, explained: bool = False
+        self,
+        account: str,
+        rows: np.ndarray,
+        name: str | None,
+        body: bytes,
+        explained: bool = False,
+        instance: str | None = None,
     ) -> tuple[Answers, bool]:
-        """Answers, and whether they were recorded before; charged once for every `name`."""
+        """Answers, and whether they were recorded before; charged once for every `name`.
+
+        One that was not is answered only if it is meant for this `instance` or for any (None).
+        """
         if name is None:
+            self._check_instance(instance)
             return await self._fresh(account, rows, explained), False
         place, mark = (account, name), hashlib.sha256(bytes([explained]) + body).digest()
         while (found := self._recorded.get(place)) is not None:
@@ -79,9 +104,15 @@ class Service:
             await found.done.wait()
             if found.answers is not None:
                 return found.answers, True
+        kept = self.journal.find(account, name) if self.journal is not None else None
+        if kept is not None:
+            if kept[0] != mark:
+                raise Refusal(422, "idempotency_mismatch", "this Idempotency-Key was used with another body")
+            return kept[1], True
+        self._check_instance(instance)
         entry = self._recorded[place] = _Recorded(mark, asyncio.Event())
         try:
-            entry.answers = await self._fresh(account, rows, explained)
+            entry.answers = await self._fresh(account, rows, explained, name, mark)
         except BaseException:
             del self._recorded[place]
             raise
@@ -90,6 +121,16 @@ class Service:
         self._bytes += _size(entry.answers)
         self._forget()
         return entry.answers, False
+
+    def _check_instance(self, instance: str | None) -> None:
+        """Refuses what is meant for another instance, and says whether that one can have answered it."""
+        if instance in (None, self.instance):
+            return
+        if self.journal is not None and self.journal.knows(instance):
+            raise Refusal(
+                412, "not_answered", "this request was not answered before; send it to the instance that runs now"
+            )
+        raise Refusal(412, "other_instance", "this endpoint was started anew, and does not know what was asked before")
 
     def _forget(self) -> None:
         for place in list(self._recorded):
@@ -100,10 +141,14 @@ class Service:
                 self._bytes -= _size(answers)
                 del self._recorded[place]
 
-    async def _fresh(self, account: str, rows: np.ndarray, explained: bool) -> Answers:
+    async def _fresh(
+        self, account: str, rows: np.ndarray, explained: bool, name: str | None = None, mark: bytes = b""
+    ) -> Answers:
         self.accounts.admit(account, len(rows), explained=explained)
         try:
             answers = await asyncio.to_thread(self._explained if explained else self._predicted, rows)
+            if self.journal is not None:  # before the answer leaves: what is not in it was not answered
+                await asyncio.to_thread(self.journal.enter, account, len(rows), explained, name, mark, answers)
         except BaseException as error:
             self.accounts.refund(account, len(rows), explained=explained)
             if not isinstance(error, Exception):
@@ -144,12 +189,14 @@ def create_app(
     clock: Callable[[], float] = time.monotonic,
     explain: Callable[[np.ndarray], Any] | None = None,
     explanation: Explanation | None = None,
+    journal: Journal | None = None,
     **limits: Any,
 ):
     """A Starlette application that answers rows over HTTP; run it with `serve`, `background` or any ASGI server.
 
     Bodies are npy arrays (``numpy.save``; never pickled) or, as ``application/json``, ``{"rows": [...]}``; the answer has
-    the form of the question; explanations follow the answers, as a second npy array or as ``"explanations"``. Refusals are ``{"error": {"code", "message"}}`` with status 401 (key), 403 (quota), 404 (no explanations), 413
+    the form of the question; explanations follow the answers, as a second npy array or as ``"explanations"``. Refusals are ``{"error": {"code", "message"}}`` with status 401 (key), 403 (quota), 404 (no explanations), 412 (meant for
+    another instance), 413
     (too many rows or bytes), 422 (rows that cannot be right), 429 (rate, with Retry-After) or 500 (the victim failed;
     not charged).
 
@@ -160,6 +207,7 @@ def create_app(
       clock: seconds, for the rate.
       explain: rows -> like `Explained`, of the kind that `explanation` names: probabilities as revealed, and maps; both or
         neither. A row that is explained is charged as one row, and counted apart as well.
+      journal: remembers charges and answers for the next start; accounts go by their places in `keys`.
       **limits: `box`, `dtype`, `burst`, `max_rows`, `max_bytes`, `max_recorded`, `explanation_quota` of `Endpoint`.
 
     Returns:
@@ -182,7 +230,7 @@ def create_app(
     endpoint = Endpoint(
         tuple(input_shape), num_classes, reveal, quota=quota, rate=rate, explanation=explanation, **limits
     )
-    service = Service(predict, endpoint, Accounts(endpoint, keys, clock), explain)
+    service = Service(predict, endpoint, Accounts(endpoint, keys, clock), explain, journal)
 
     def account(request: Request) -> str:
         bearer = request.headers.get("authorization", "")
@@ -191,7 +239,7 @@ def create_app(
 
     async def describe(request: Request) -> Response:
         account(request)
-        return JSONResponse(endpoint.describe())
+        return JSONResponse({**endpoint.describe(), "instance": service.instance})
 
     async def usage(request: Request) -> Response:
         return JSONResponse(service.accounts.usage(account(request)))
@@ -219,7 +267,8 @@ def create_app(
         name = request.headers.get("idempotency-key")
         if name is not None and not 0 < len(name) <= 256:
             raise Refusal(422, "bad_input", "an Idempotency-Key has 1 to 256 characters")
-        answers, again = await service.answer(who, rows, name, body, explained)
+        instance = request.headers.get("endpoint-instance")
+        answers, again = await service.answer(who, rows, name, body, explained, instance)
         headers = {"Idempotent-Replayed": "true"} if again else {}
         if kind == "application/json":
             parts = zip(("answers", "explanations"), answers, strict=False)
