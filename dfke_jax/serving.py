@@ -64,6 +64,7 @@ def serve_model(options: argparse.Namespace) -> None:
     setting = explanation(options.explain) if options.explain else None
     if setting and reveal.kind in ("label", "logits"):
         raise InputError(f"--explain explains probabilities, which --reveal {reveal.kind} does not reveal")
+    journal = Journal(options.journal) if options.journal else None
     classifier = load(options.model, options.network, options.classes, options.shape)
     app = create_app(
         answering(classifier, reveal),
@@ -75,7 +76,7 @@ def serve_model(options: argparse.Namespace) -> None:
         quota=options.quota,
         rate=options.rate,
         max_rows=options.max_rows,
-        journal=Journal(options.journal) if options.journal else None,
+        journal=journal,
         explain=explaining(classifier, reveal, setting) if setting else None,
         explanation=setting,
         explanation_quota=options.explain_quota,

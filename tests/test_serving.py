@@ -1,5 +1,6 @@
 """``dfke serve`` from the command to the answers."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from dfke_jax import cli, data, serving
 from dfke_jax.core import save
 from dfke_jax.experiments.settings import network
 from dfke_jax.oracle import Reveal
+from dfke_jax.oracle.journal import Journal
 from dfke_jax.oracle.remote import RemoteVictim
 
 
@@ -34,8 +36,9 @@ def test_a_saved_classifier_is_served(tmp_path, getkey):
     np.testing.assert_array_equal(found(rows), classifier(rows))
 
 
-def test_the_command_serves_until_it_is_interrupted():
+def test_the_command_serves_until_it_is_interrupted(tmp_path):
     command = [sys.executable, "-m", "dfke_jax.cli", "serve", "digits", "--quota", "400", "--explain"]
+    command[-1:-1] = ["--journal", str(tmp_path / "journal")]
     process = subprocess.Popen(
         [*command, "gradient:classes=top", "--explain-quota", "5", "--key", "k1", "--key", "k2", "--port", "0"],
         stdout=subprocess.PIPE,
@@ -61,6 +64,8 @@ def test_the_command_serves_until_it_is_interrupted():
         process.kill()
         _, said = process.communicate()
     assert said == ""
+    with contextlib.closing(Journal(tmp_path / "journal")) as journal:
+        assert journal.charges() == {"key 1": (363, 5, 3)}
 
 
 @pytest.mark.parametrize(
@@ -72,6 +77,7 @@ def test_the_command_serves_until_it_is_interrupted():
         (["digits", "--reveal", "label", "--explain", "gradient"], "--explain explains probabilities"),
         (["digits", "--explain", "gradients"], "nearest: gradient"),
         (["digits", "--network", "lenet"], "unknown network 'lenet'"),
+        (["digits", "--journal", "no/such/folder"], "cannot open the journal no/such/folder"),
     ],
 )
 def test_what_cannot_be_served_is_said(capsys, arguments, said):

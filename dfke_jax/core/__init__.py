@@ -11,6 +11,7 @@ from dfke_jax.core.errors import (
     LedgerError,
     MissingDataError,
     NonFiniteError,
+    RestartedError,
     UnknownNameError,
     UnknownOutcomeError,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "Method",
     "MissingDataError",
     "NonFiniteError",
+    "RestartedError",
     "Run",
     "Static",
     "TensorBoard",
