@@ -125,7 +125,11 @@ class Metered:
         if samples is not None and samples < 0:
             raise InputError(f"samples must be at least 0 rows, got {samples}")
         self._kept: int | None = None  # samples in the ledger, once they were looked for
-        self._compared = False
+        self._waiting = 0  # rows of the call under way that are not in the ledger yet
+        self._compared: tuple[str | None] | None = (
+            None  # the instance that was compared, or for which there was no room
+        )
+        self._changed: tuple[str | None, str] | None = None
         self._comparing = threading.RLock()
         self.concurrency = getattr(oracle, "concurrency", 1)
         self.repeatable = bool(_first(repeatable, getattr(oracle, "repeatable", None), False))
@@ -162,6 +166,7 @@ class Metered:
             concurrently(send, opened, self.concurrency)
             left = [key for key in missing if key not in known]
             if left:
+                self._waiting = len(left)
                 self._compare(len(left))
                 self.ledger.check(len(left))
             size = self.batch or max(len(left), 1)
@@ -225,16 +230,18 @@ class Metered:
         if number is not None:
             return self._send_again(rows, number, keys)
         for restarts in range(_RESTARTS + 1):
-            if restarts and keep:
-                self._compare(len(keys))
+            if keep:  # another thread may just have met another instance
+                self._compare(max(self._waiting, len(keys)))
             instance = self._instance()
             number = self.ledger.begin(keys, explained=self.explanations, single=not keep, instance=instance)
+            self._entered(len(keys) * keep)
             try:
                 answers = self._asked(rows, self._name("attack" if keep else f"again {number}", keys), instance)
             except UnknownOutcomeError:
                 raise
             except EndpointError as error:
                 self.ledger.withdraw(number)
+                self._entered(-len(keys) * keep)
                 if not isinstance(error, RestartedError) or restarts == _RESTARTS:
                     raise
             else:
@@ -270,6 +277,10 @@ class Metered:
     def _instance(self) -> str | None:
         return getattr(self.oracle, "instance", None)
 
+    def _entered(self, rows: int) -> None:
+        with self._comparing:
+            self._waiting -= rows
+
     def _keep(self, rows: np.ndarray, place: dict[bytes, int], known: dict[bytes, tuple[str, bytes]]) -> None:
         """Keeps the first rows that have answers, so that they can be asked again."""
         if self._kept is None:
@@ -284,19 +295,20 @@ class Metered:
         """Asks the samples again where the endpoint may have changed; `rows` are those that the call needs besides."""
         with self._comparing:
             current = self._instance()
-            unnamed = current is None and self.ledger.inherited and not self._compared
-            moved = current is not None and self.ledger.instance != current
-            if not rows or not (unnamed or moved):
+            if not rows or self._compared == (current,):
                 return
-            samples = self.ledger.samples(self._described) if self.samples else {}
+            if self._changed is not None and self._changed[0] == current:
+                raise LedgerError(self._changed[1])
+            due = self.ledger.inherited if current is None else self.ledger.instance != current
+            samples = self.ledger.samples(self._described) if self.samples and due else {}
             samples = dict(list(samples.items())[: self.samples])
-            if samples:
-                self._ask_samples(samples, rows)
-            self._compared = True
-            if current is not None:
+            asked = not samples or self._ask_samples(samples, rows)
+            self._compared = (current,)
+            if due and asked and current is not None:
                 self.ledger.meet(current)
 
-    def _ask_samples(self, samples: dict[bytes, tuple[str, bytes]], rows: int) -> None:
+    def _ask_samples(self, samples: dict[bytes, tuple[str, bytes]], rows: int) -> bool:
+        """Whether they were asked; an error if they are answered otherwise than before."""
         keys = list(samples)
         asked = decode_answers([samples[key] for key in keys])
         stored = self.ledger.lookup(keys)
@@ -314,7 +326,7 @@ class Metered:
                 LedgerWarning,
                 stacklevel=4,
             )
-            return
+            return False
         else:
             size = self.batch or len(keys)
             parts = range(0, len(keys), size)
@@ -327,11 +339,14 @@ class Metered:
         decimals = self.reveal.decimals if isinstance(self.reveal, Reveal) else None
         differing = _differing(before, now, 0.0 if decimals is None else 10.0**-decimals)
         if differing:
-            raise LedgerError(
+            text = (
                 f"{self.endpoint} answers {differing} of {len(keys)} rows otherwise than it did when they were stored: another "
                 "model answers there now, and its answers must not be mixed with those. Use another ledger; or "
                 "samples=0 for an endpoint that never answers a row twice in the same way"
             )
+            self._changed = self._instance(), text
+            raise LedgerError(text)
+        return True
 
     def _keyed(self, rows: Any) -> tuple[np.ndarray, list[bytes]]:
         rows = np.asarray(rows)
@@ -378,6 +393,8 @@ def _differing(before: Any, now: Any, unit: float) -> int:
     Numbers may differ by 1e-4 of the largest (at least of 1), for sums that are taken in another order, and by a unit of
     the last decimal; labels not at all.
     """
+    if jax.tree.structure(before) != jax.tree.structure(now):
+        return len(jax.tree.leaves(before)[0])
     rows: Any = False
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(now), strict=True):
         if old.shape != new.shape:

@@ -859,8 +859,9 @@ def test_a_comparison_counts_and_needs_room_in_the_budget(tmp_path):
     assert opened(5, rows[:5]) == (5, 5)
     assert opened(5, rows[:5]) == (0, 5)  # nothing new is asked, nothing can be mixed
     assert opened(20, rows[:7]) == (5, 10)
-    with pytest.warns(LedgerWarning, match="4 rows of the budget are left and 2 are asked: 3 more"):
+    with pytest.warns(LedgerWarning, match="4 rows of the budget are left and 2 are asked: 3 more") as said:
         assert opened(14, rows[:9]) == (2, 12)
+    assert len(said) == 1
     with Ledger(tmp_path / "l") as ledger:
         counts = ledger.counts()
         assert (counts["rows"], counts["unique_rows"], counts["requests"]) == (12, 9, 4)

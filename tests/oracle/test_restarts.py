@@ -245,6 +245,33 @@ def test_another_model_at_the_same_address_is_noticed(endpoint, tmp_path, kind):
         assert ledger.spent == 10 + 4 * 4 + 10
 
 
+@pytest.mark.parametrize("room", [True, False])
+def test_a_change_in_the_midst_of_concurrent_requests(endpoint, room):
+    """The first to meet the other instance asks the samples, once; nobody stores an answer of the other model."""
+    here = endpoint()
+    rows, calls = some_rows(60), []
+
+    def other(rows):
+        calls.append(len(rows))
+        return probabilities(rows, np.roll(WEIGHTS, 1, 1))
+
+    with Ledger(budget=64 if room else 60) as ledger:
+        ask = Metered(here.victim(batch=2, concurrency=4), ledger)
+        ask(rows[:30])
+        here.restart(other if room else probabilities)
+        if room:
+            for _ in range(2):
+                with pytest.raises(LedgerError, match="4 of 4 rows otherwise"):
+                    ask(rows)
+            assert calls == [2, 2]
+            assert (ledger.spent, ledger.counts()["unique_rows"]) == (34, 30)
+        else:  # one word, and every row
+            with pytest.warns(LedgerWarning, match="4 more, to see whether") as said:
+                np.testing.assert_array_equal(ask(rows), probabilities(rows))
+            assert len(said) == 1
+            assert ledger.spent == here.charged == 60
+
+
 def test_an_endpoint_that_became_another_kind_is_refused(endpoint):
     here = endpoint()
     ledger = Ledger()
