@@ -62,7 +62,7 @@ class UnknownOutcomeError(EndpointError):
 
 
 class RestartedError(EndpointError):
-    """A request was meant for another instance of the endpoint than the one that runs; this one did not answer it.
+    """A request was meant for another instance of the endpoint, and this one did not answer it.
 
     Attributes:
       forgotten: whether the instance that runs does not know what the other one answered.

@@ -1,4 +1,4 @@
-"""What an endpoint must not forget when it is started anew: which requests it has answered, and whom it charged for them."""
+"""What an endpoint must not forget when it is started anew: answered requests, and charges."""
 
 import os
 import sqlite3
@@ -25,8 +25,9 @@ _SCHEMA = (
 class Journal:
     """Charges and answers of an endpoint in an SQLite file, written before an answer leaves.
 
-    A request that was killed before it was entered was neither answered nor charged; one that was entered is answered
-    from here, for nothing, by whatever instance of the endpoint comes next. Nothing is ever taken out.
+    A request that was killed before it was entered was neither answered nor charged; one that was
+    entered is answered from here, for nothing, by whatever instance of the endpoint comes next.
+    Nothing is ever taken out.
 
     Args:
       path: of the file, on a local disk, created if absent. One process at a time uses it.

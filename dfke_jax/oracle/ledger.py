@@ -83,9 +83,10 @@ class Ledger:
     A block's number is its total so far, so a run that is resumed from a checkpoint, and computes the same rows again,
     says the same numbers again and is charged once. Without a block every call counts anew.
 
-    Every stored answer, open request and count carries a checksum (BLAKE2b, keyed with the ledger's id). The counts are
-    checked against a recount of the requests on opening, and the structure of the file by SQLite; an answer is checked
-    whenever it is looked up. A file of the version before gets its checksums when it is opened.
+    Every stored answer, open request and count carries a checksum (BLAKE2b, keyed with the ledger's
+    id). The counts are checked against a recount of the requests on opening, and the structure of
+    the file by SQLite; an answer is checked whenever it is looked up. A file of the version before
+    gets its checksums when it is opened.
 
     Threads may share it, and processes its file, under one budget; of two processes that ask the same row at the same
     moment, both pay. `turn` is held by whoever asks, so that threads of one process do not.
@@ -97,7 +98,8 @@ class Ledger:
 
     Raises:
       InputError: for a negative budget.
-      LedgerError: when the file cannot be written, is none of these, is damaged, or belongs to another configuration.
+      LedgerError: when the file cannot be written, is none of these, is damaged, or belongs to
+        another configuration.
     """
 
     def __init__(self, path: str | os.PathLike | None = None, *, budget: int | None = None, config: str = ""):

@@ -71,13 +71,16 @@ class Metered:
     before they are entered. An exception leaves the rows of its request as of unknown outcome, which counts against the
     budget, unless it is an `EndpointError` that says that they were certainly not answered.
 
-    An endpoint that is started anew may have forgotten what it answered, and may have another model. One that names its
-    `instance` is told with every request which one that is meant for, and an open request is sent again to those alone
-    that can know it: where nobody can, its rows count for good, a `LedgerWarning` says so, and they are asked as new ones.
-    Before new rows are sent to an endpoint that answered others earlier (another instance; or, where none is named, a
-    ledger that was opened with answers in it), a few of the stored rows are asked again. They count against the budget,
-    so that a run with a budget to the row needs `samples` more for every opening; where a call leaves no room for them
-    they are left out, with a `LedgerWarning`. An oracle in this process that is repeatable is asked again uncounted.
+    An endpoint that is started anew may have forgotten what it answered, and may have another
+    model. One that names its `instance` is told with every request which one that is meant for, and
+    an open request is sent again to those alone that can know it: where nobody can, its rows count
+    for good, a `LedgerWarning` says so, and they are asked as new ones.
+
+    Before new rows are sent to an endpoint that answered others earlier (another instance; or,
+    where none is named, a ledger that was opened with answers in it), a few of the stored rows are
+    asked again. They count against the budget, so that a run with a budget to the row needs
+    `samples` more for every such time; where a call leaves no room for them they are left out, with a
+    `LedgerWarning`. An oracle in this process that is repeatable is asked again uncounted.
 
     Args:
       oracle: the victim.
@@ -92,8 +95,9 @@ class Metered:
         False, and such rows are paid a second time.
       explanations: whether the rows of this oracle are answered with an explanation (a column of its own); by default,
         whether it has an `explanation`.
-      samples: rows that are kept and asked again, as above: by default 4, and 0 of a bare function, of which nobody knows
-        whether asking costs anything. 0 also for endpoints that answer the same row differently from time to time.
+      samples: rows that are kept and asked again, as above: by default 4, and 0 of a bare function,
+        of which nobody knows whether asking costs anything. 0 also for endpoints that answer the
+        same row differently from time to time.
 
     Raises:
       LedgerError: when the ledger belongs to another endpoint or kind of answer.
@@ -233,20 +237,20 @@ class Metered:
             if keep:  # another thread may just have met another instance
                 self._compare(max(self._waiting, len(keys)))
             instance = self._instance()
-            number = self.ledger.begin(keys, explained=self.explanations, single=not keep, instance=instance)
+            entry = self.ledger.begin(keys, explained=self.explanations, single=not keep, instance=instance)
             self._entered(len(keys) * keep)
             try:
-                answers = self._asked(rows, self._name("attack" if keep else f"again {number}", keys), instance)
+                answers = self._asked(rows, self._name("attack" if keep else f"again {entry}", keys), instance)
             except UnknownOutcomeError:
                 raise
             except EndpointError as error:
-                self.ledger.withdraw(number)
+                self.ledger.withdraw(entry)
                 self._entered(-len(keys) * keep)
                 if not isinstance(error, RestartedError) or restarts == _RESTARTS:
                     raise
             else:
-                break
-        return self._settled(number, keys, answers, keep)
+                return self._settled(entry, keys, answers, keep)
+        raise AssertionError
 
     def _send_again(self, rows: np.ndarray, number: int, keys: Sequence[bytes]) -> list[tuple[str, bytes]]:
         """As `_send`, of a request that is open in the ledger and may have been answered then."""
@@ -390,8 +394,8 @@ class Metered:
 def _differing(before: Any, now: Any, unit: float) -> int:
     """Rows of two sets of answers that differ by more than rounding.
 
-    Numbers may differ by 1e-4 of the largest (at least of 1), for sums that are taken in another order, and by a unit of
-    the last decimal; labels not at all.
+    Numbers may differ by 1e-4 of the largest (at least of 1), for sums that are taken in another
+    order, and by a unit of the last decimal; labels not at all.
     """
     if jax.tree.structure(before) != jax.tree.structure(now):
         return len(jax.tree.leaves(before)[0])

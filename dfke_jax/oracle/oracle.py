@@ -284,7 +284,8 @@ def oracle_for(
       input_shape: (H, W, C); a `Classifier` and a `HostVictim` know their own.
       num_classes: K; found by asking for one row where it is not given.
       gives: of a traced victim or a PyTorch module, logits by default.
-      mean, std: of a PyTorch module, which gets (x − mean)/std of rows in the box; one number, or one per channel.
+      mean, std: of a PyTorch module, which gets (x − mean)/std of rows in the box; one number, or
+        one per channel.
       transport, box, precision: as in `Oracle`; the box of a `Classifier` is its own.
 
     Returns:

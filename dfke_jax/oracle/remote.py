@@ -36,8 +36,9 @@ class RemoteVictim:
     U(0, min(`max_backoff`, `backoff`·2^n)) seconds, or what Retry-After asks for if that is longer. Where the endpoint names a
     rate, requests are spaced so as to keep it. Every request carries
     an idempotency key made from its content, so that an endpoint that knows them (``"idempotency": true``) charges a
-    repeated one once; with one that does not, only requests that were certainly not answered are repeated. An endpoint that
-    names its instance is asked for that one: started anew, it refuses what it cannot know, and nothing is paid twice.
+    repeated one once; with one that does not, only requests that were certainly not answered are
+    repeated. An endpoint that names its instance is asked for that one: started anew, it refuses
+    what it cannot know, and nothing is paid twice.
 
     In a `Metered` it is asked through `request`, and whatever happened is in the ledger. The key of the session differs
     from run to run, as every run pays for its own questions.
@@ -131,12 +132,12 @@ class RemoteVictim:
 
         Args:
           rows: at most `max_rows`. key: its idempotency key.
-          instance: of the endpoint that it is meant for; by default whichever runs. What another one has answered it
-            does not know, unless it says so.
+          instance: of the endpoint that it is meant for; by default whichever runs. What another
+            one has answered it does not know, unless it says so.
 
         Raises: as for a call, and
-          RestartedError: where another instance runs than `instance`, which has not answered it; `self.instance` is that
-            of the one that runs from then on.
+          RestartedError: where another instance runs than `instance`, which has not answered it;
+            `self.instance` is that of the one that runs from then on.
         """
         for restarts in range(_RESTARTS + 1):
             meant = instance or self.instance

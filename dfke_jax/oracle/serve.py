@@ -6,9 +6,10 @@
     GET  /v1/usage      what this key has been charged
 
 Keys are sent as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. A request with an ``Idempotency-Key`` that was answered
-before gets the same bytes again and is not charged. Charges and recorded answers live in this process, and where it has a
-journal in a file as well. Every start is another instance, which `describe` names: a request that says by
-``Endpoint-Instance`` which one it is meant for is answered by no other, unless it was answered before.
+before gets the same bytes again and is not charged. Charges and recorded answers live in this
+process, and where it has a journal in a file as well. Every start is another instance, which
+`describe` names: a request that says by ``Endpoint-Instance`` which one it is meant for is answered
+by no other, unless it was answered before.
 """
 
 import asyncio
@@ -56,7 +57,8 @@ class Service:
       predict: rows (B, H, W, C) in the endpoint's dtype -> answers as its `reveal` says; called in a thread.
       explain: rows -> like `Explained`, where the endpoint explains.
       endpoint, accounts: what is allowed.
-      journal: where charges and answers are kept for the next instance; None forgets them with the process.
+      journal: where charges and answers are kept for the next instance; None forgets them with the
+        process.
 
     Attributes:
       instance: name of this start of the endpoint.
@@ -195,10 +197,11 @@ def create_app(
     """A Starlette application that answers rows over HTTP; run it with `serve`, `background` or any ASGI server.
 
     Bodies are npy arrays (``numpy.save``; never pickled) or, as ``application/json``, ``{"rows": [...]}``; the answer has
-    the form of the question; explanations follow the answers, as a second npy array or as ``"explanations"``. Refusals are ``{"error": {"code", "message"}}`` with status 401 (key), 403 (quota), 404 (no explanations), 412 (meant for
-    another instance), 413
-    (too many rows or bytes), 422 (rows that cannot be right), 429 (rate, with Retry-After) or 500 (the victim failed;
-    not charged).
+    the form of the question; explanations follow the answers, as a second npy array or as
+    ``"explanations"``. Refusals are ``{"error": {"code", "message"}}`` with status 401 (key), 403
+    (quota), 404 (no explanations), 412 (meant for another instance), 413 (too many rows or bytes),
+    422 (rows that cannot be right), 429 (rate, with Retry-After) or 500 (the victim failed; not
+    charged).
 
     Args:
       predict: rows (B, H, W, C) -> answers of the kind that `reveal` names, (B, K) or (B,) integers.
@@ -207,7 +210,8 @@ def create_app(
       clock: seconds, for the rate.
       explain: rows -> like `Explained`, of the kind that `explanation` names: probabilities as revealed, and maps; both or
         neither. A row that is explained is charged as one row, and counted apart as well.
-      journal: remembers charges and answers for the next start; accounts go by their places in `keys`.
+      journal: remembers charges and answers for the next start; accounts go by their places in
+        `keys`.
       **limits: `box`, `dtype`, `burst`, `max_rows`, `max_bytes`, `max_recorded`, `explanation_quota` of `Endpoint`.
 
     Returns:

@@ -30,8 +30,8 @@ class HostVictim:
     """A victim on the host.
 
     Attributes:
-      predict: NumPy rows (B, H, W, C), float32 (or float64) -> array (B, K), or (B,) integer labels. A PyTorch tensor
-        will do, on any device and with or without a gradient.
+      predict: NumPy rows (B, H, W, C), float32 (or float64) -> array (B, K), or (B,) integer
+        labels. A PyTorch tensor will do, on any device and with or without a gradient.
       num_classes: K. input_shape: (H, W, C).
       gives: what `predict` returns: ``logits``, ``probabilities`` or ``label``.
       name: for messages and results.
@@ -74,12 +74,14 @@ def victim_values(victim: HostVictim, rows: Any) -> np.ndarray:
       (B, K) in the precision of the rows, or (B,) int32 labels.
 
     Raises:
-      InputError: rows of another shape; or another number of rows or classes, NaN, labels out of range, what are no
-        numbers (dtype object), probabilities that are negative or do not sum to one, or logits that are probabilities:
-        two or more rows, none with a negative number, that all sum to one within 1e-5.
+      InputError: rows of another shape; or another number of rows or classes, NaN, labels out of
+        range, what are no numbers (dtype object), probabilities that are negative or do not sum to
+        one, or logits that are probabilities: two or more rows, none with a negative number, that
+        all sum to one within 1e-5.
 
     Warns:
-      PrecisionWarning: answers in half precision, whose rounding hides small differences: 1e-3 of a float16.
+      PrecisionWarning: answers in half precision, whose rounding hides small differences: 1e-3 of a
+        float16.
     """
     rows = np.asarray(rows)
     rows = rows.astype(np.float64 if rows.dtype == np.float64 else np.float32, copy=False)
@@ -396,8 +398,8 @@ def as_host_victim(
       **normalisation: `mean` and `std` of a PyTorch module, as of `from_torch`.
 
     Raises:
-      InputError: if shape or classes disagree with the victim's own, a module comes without a shape, or another victim
-        with a normalisation.
+      InputError: if shape or classes disagree with the victim's own, a module comes without a
+        shape, or another victim with a normalisation.
     """
     torch = sys.modules.get("torch")  # a module cannot exist before torch was imported
     if torch is not None and isinstance(victim, torch.nn.Module):

@@ -1,7 +1,8 @@
 """Client and endpoint are killed at random moments, and an account that neither of them keeps says what was paid.
 
-Both run as children of a process that has imported everything before (importing takes seconds, forking does not). The
-account is a file beside the package: whatever answers leave the endpoint are entered there by a layer around it.
+Both run as children of a process that has imported everything before (importing takes seconds,
+forking does not). The account is a file beside the package: whatever answers leave the endpoint are
+entered there by a layer around it.
 """
 
 import collections
