@@ -1,7 +1,9 @@
 """``dfke serve``: a classifier behind the endpoint of `dfke_jax.oracle.serve`, so that it can be attacked over HTTP."""
 
 import argparse
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +12,10 @@ if TYPE_CHECKING:
     from dfke_jax.nn.classifier import Classifier
     from dfke_jax.oracle.explanations import Explanation
     from dfke_jax.oracle.reveal import Reveal
+
+
+KEYS = "DFKE_SERVE_KEYS"
+"""The variable of API keys: a command line can be read by every user of the machine."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +44,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, metavar="ROWS", help="rows a second of a key")
     parser.add_argument("--quota", type=int, metavar="ROWS", help="rows of a key, ever")
     parser.add_argument(
-        "--key", action="append", metavar="KEY", help="an API key; repeat it for more; none: open to all"
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"API keys, one a line; or put them in {KEYS}, one a line as well; none: open to all",
     )
     parser.add_argument(
         "--journal", metavar="FILE", help="remember charges and answered requests there, for the next start"
@@ -65,6 +74,7 @@ def serve_model(options: argparse.Namespace) -> None:
     if setting and reveal.kind in ("label", "logits"):
         raise InputError(f"--explain explains probabilities, which --reveal {reveal.kind} does not reveal")
     journal = Journal(options.journal) if options.journal else None
+    allowed = keys(options.key_file)
     classifier = load(options.model, options.network, options.classes, options.shape)
     app = create_app(
         answering(classifier, reveal),
@@ -72,7 +82,7 @@ def serve_model(options: argparse.Namespace) -> None:
         reveal=reveal,
         num_classes=classifier.num_classes,
         box=classifier.preprocessing.box,
-        keys=options.key,
+        keys=allowed,
         quota=options.quota,
         rate=options.rate,
         max_rows=options.max_rows,
@@ -84,6 +94,30 @@ def serve_model(options: argparse.Namespace) -> None:
     shown = f"{options.reveal}, explained by {setting.kind}" if setting else options.reveal
     said = f"serving {options.model} ({shown}) until interrupted at"
     serve(app, options.host, options.port, ready=lambda url: print(said, url, flush=True))
+
+
+def keys(file: Path | None) -> list[str] | None:
+    """API keys, one a line of a file, or else of the variable `KEYS`; None where there is neither.
+
+    Raises:
+      InputError: when the file cannot be read, or there is no key in it.
+    """
+    from dfke_jax.core.errors import InputError
+
+    if file is None:
+        text, source = os.environ.get(KEYS), KEYS
+    else:
+        source = str(file)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read API keys from {file}: {error}") from error
+    if text is None:
+        return None
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    if not found:
+        raise InputError(f"there is no API key in {source}")
+    return found
 
 
 def load(model: str, name: str, num_classes: int, shape: tuple[int, int, int]) -> "Classifier":

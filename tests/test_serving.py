@@ -11,6 +11,7 @@ import pytest
 
 from dfke_jax import cli, data, serving
 from dfke_jax.core import save
+from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.settings import network
 from dfke_jax.oracle import Reveal
 from dfke_jax.oracle.journal import Journal
@@ -37,10 +38,11 @@ def test_a_saved_classifier_is_served(tmp_path, getkey):
 
 
 def test_the_command_serves_until_it_is_interrupted(tmp_path):
+    (tmp_path / "keys").write_text("k1\nk2\n")
     command = [sys.executable, "-m", "dfke_jax.cli", "serve", "digits", "--quota", "400", "--explain"]
     command[-1:-1] = ["--journal", str(tmp_path / "journal")]
     process = subprocess.Popen(
-        [*command, "gradient:classes=top", "--explain-quota", "5", "--key", "k1", "--key", "k2", "--port", "0"],
+        [*command, "gradient:classes=top", "--explain-quota", "5", "--key-file", str(tmp_path / "keys"), "--port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -78,8 +80,39 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path):
         (["digits", "--explain", "gradients"], "nearest: gradient"),
         (["digits", "--network", "lenet"], "unknown network 'lenet'"),
         (["digits", "--journal", "no/such/folder"], "cannot open the journal no/such/folder"),
+        (["digits", "--key-file", "nowhere"], "cannot read API keys from nowhere"),
     ],
 )
 def test_what_cannot_be_served_is_said(capsys, arguments, said):
     assert cli.main(["serve", *arguments]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_keys_come_from_a_file_or_a_variable(tmp_path, monkeypatch):
+    monkeypatch.delenv(serving.KEYS, raising=False)
+    assert serving.keys(None) is None
+    monkeypatch.setenv(serving.KEYS, "one\ntwo")
+    assert serving.keys(None) == ["one", "two"]
+    (tmp_path / "keys").write_text("\n a key \n\nzwei-ü\n", encoding="utf-8")
+    assert serving.keys(tmp_path / "keys") == ["a key", "zwei-ü"]
+    for text in ("", " \n"):
+        monkeypatch.setenv(serving.KEYS, text)
+        (tmp_path / "keys").write_text(text)
+        for source in (None, tmp_path / "keys"):
+            with pytest.raises(InputError, match="no API key in"):
+                serving.keys(source)
+    (tmp_path / "keys").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="cannot read API keys"):
+        serving.keys(tmp_path / "keys")
+
+
+def test_no_key_stands_on_the_command_line(capsys):
+    """Everybody on a machine sees the arguments of its processes."""
+    assert cli.main(["serve", "digits", "--key", "secret"]) == 2
+    assert "--key-file" in serve_help(capsys)
+
+
+def serve_help(capsys):
+    capsys.readouterr()
+    assert cli.main(["serve", "--help"]) == 0
+    return capsys.readouterr().out

@@ -95,7 +95,7 @@ def to_npy(array: Any) -> bytes:
     return buffer.getvalue()
 
 
-def from_npy(body: bytes) -> np.ndarray:
+def from_npy(body: bytes | bytearray) -> np.ndarray:
     """Reads `to_npy` from a stranger: the size that the header claims must be the size that is there.
 
     Raises:
@@ -104,7 +104,7 @@ def from_npy(body: bytes) -> np.ndarray:
     return arrays_from_npy(body, 1)[0]
 
 
-def arrays_from_npy(body: bytes, count: int) -> list[np.ndarray]:
+def arrays_from_npy(body: bytes | bytearray, count: int) -> list[np.ndarray]:
     """Reads so many arrays that `to_npy` wrote, one behind another, from a stranger.
 
     Raises:
@@ -118,19 +118,30 @@ def arrays_from_npy(body: bytes, count: int) -> list[np.ndarray]:
             raise InputError(f"the body announces an array {shape} of {dtype}, {wanted} bytes, and holds {there}")
         array = np.frombuffer(body, dtype, math.prod(shape), buffer.tell())
         buffer.seek(wanted, io.SEEK_CUR)
-        arrays.append(array.reshape(shape, order="F" if fortran else "C").astype(dtype.newbyteorder("="), copy=False))
+        try:
+            array = array.reshape(shape, order="F" if fortran else "C")
+        except ValueError as error:  # more axes than NumPy has, or (0, 2**30, 2**30, 2**30)
+            raise InputError("the body announces an array of no possible shape") from error
+        arrays.append(array.astype(dtype.newbyteorder("="), copy=False))
     return arrays
 
 
 def _npy_header(buffer: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
         version = np.lib.format.read_magic(buffer)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        readers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
         shape, fortran, dtype = readers[version](buffer)
-    except (ValueError, KeyError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
+    except Exception as error:
+        # NumPy reads a header with Python's own tokenizer and parser and makes a type of what it
+        # says: what can be raised on the way is whatever those raise, and no list of it is whole
         raise InputError("the body is no array in npy format (numpy.save with allow_pickle=False)") from error
     if dtype.kind not in "biuf":
-        raise InputError(f"an array of numbers was expected, the body holds {dtype}")
+        raise InputError(f"an array of numbers was expected, the body holds {dtype.kind!r}")
+    if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
+        raise InputError("the body announces an array of no possible shape")
     return shape, fortran, dtype
 
 

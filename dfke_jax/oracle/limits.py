@@ -1,9 +1,10 @@
 """What an endpoint takes and whom it lets ask: shapes and sizes, API keys, quotas, rates."""
 
+import array
 import dataclasses
 import hashlib
 import hmac
-import json
+import io
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,11 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.oracle.codec import from_npy
 from dfke_jax.oracle.explanations import Explanation
 from dfke_jax.oracle.reveal import Reveal
+
+JSON = "application/json"
+_SLACK = 65_536
+_JSON_NUMBER = 64
+"""Bytes of a body that a number in JSON may take, brackets and spaces included."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +32,11 @@ class Endpoint:
       dtype: ``float32`` or ``float64``, what rows are sent in. uint8 rows are taken as 0 to 255 across the box.
       quota: rows of a key, ever. rate: rows a second of a key, on average. burst: rows that it may have at once after
         a rest; `rate` by default.
-      max_rows: in a request. max_bytes: of a body.
+      max_rows: in a request. max_bytes: of a body; less is taken where fewer bytes hold the rows
+        of any request.
+      max_pending: bytes of all bodies that are received or answered at a time; four times
+        `max_bytes` by default.
+      body_seconds: in which a body must have arrived.
       max_recorded: bytes of answers that are kept for repeated requests; the oldest are forgotten.
       explanation: what it explains; None where it explains nothing.
       explanation_quota: rows of a key that are explained, ever; they count against `quota` as well.
@@ -42,6 +52,8 @@ class Endpoint:
     burst: int | None = None
     max_rows: int = 1024
     max_bytes: int = 64 * 2**20
+    max_pending: int | None = None
+    body_seconds: float = 60.0
     max_recorded: int = 256 * 2**20
     explanation: Explanation | None = None
     explanation_quota: int | None = None
@@ -53,10 +65,12 @@ class Endpoint:
             )
         if self.dtype not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, got {self.dtype!r}")
-        if self.box is not None and not self.box[0] < self.box[1]:
+        if self.box is not None and not -math.inf < self.box[0] < self.box[1] < math.inf:
             raise InputError(f"box must be (low, high) with low < high, got {self.box}")
         if min(self.max_rows, self.max_bytes) < 1 or self.max_recorded < 0 or (self.quota or 0) < 0:
             raise InputError("max_rows and max_bytes must be at least 1, quota and max_recorded at least 0")
+        if self.pending_at_once < self.max_bytes or not 0 < self.body_seconds < math.inf:
+            raise InputError("max_pending must be at least max_bytes, and body_seconds positive")
         if (self.rate is not None and not 0 < self.rate < math.inf) or (self.burst is not None and self.burst < 1):
             raise InputError(f"rate must be positive and burst at least 1, got {self.rate} and {self.burst}")
         if self.explanation_quota is not None and (self.explanation is None or self.explanation_quota < 0):
@@ -79,9 +93,32 @@ class Endpoint:
     @property
     def explained_at_once(self) -> int:
         """The largest request for explanations: what answers it must fit `max_bytes`, as what asks must."""
-        classes = self.num_classes if self.explanation is None or self.explanation.classes == "all" else 1
-        size = np.dtype(self.dtype).itemsize * (self.num_classes + classes * math.prod(self.input_shape))
+        size = np.dtype(self.dtype).itemsize * self._explained_values
         return max(1, min(self.rows_at_once, self.max_bytes // size))
+
+    @property
+    def pending_at_once(self) -> int:
+        """Bytes of all bodies that are received or answered at a time."""
+        return 4 * self.max_bytes if self.max_pending is None else self.max_pending
+
+    @property
+    def _explained_values(self) -> int:
+        """Numbers that answer and explain a row."""
+        classes = self.num_classes if self.explanation is None or self.explanation.classes == "all" else 1
+        return self.num_classes + classes * math.prod(self.input_shape)
+
+    def most_rows(self, content_type: str, *, explained: bool = False) -> int:
+        """The largest request of a kind of body; in JSON the answer must fit `max_bytes` as well."""
+        most = self.explained_at_once if explained else self.rows_at_once
+        if content_type != JSON:
+            return most
+        values = self._explained_values if explained else self.num_classes
+        return max(1, min(most, self.max_bytes // (_JSON_NUMBER * values)))
+
+    def most_bytes(self, content_type: str) -> int:
+        """The longest body that is read: twice the largest request, so that one too large is told so."""
+        size = _JSON_NUMBER if content_type == JSON else np.dtype(self.dtype).itemsize
+        return min(self.max_bytes, _SLACK + 2 * self.rows_at_once * math.prod(self.input_shape) * size)
 
     def describe(self) -> dict[str, Any]:
         """The body of ``/v1/describe``."""
@@ -107,19 +144,33 @@ class Endpoint:
             "idempotency": True,
         }
 
-    def rows(self, body: bytes, content_type: str) -> np.ndarray:
+    def rows(self, body: bytes, content_type: str, most: int | None = None) -> np.ndarray:
         """The rows of a body, checked and as `predict` takes them.
+
+        Shape, type and number of rows are known before an array of them is made.
+
+        Args:
+          most: rows; by default the most of any request.
 
         Raises:
           InputError: naming what is wrong with them.
+          Refusal: for more than `most`.
         """
-        array = _from_json(body, self.dtype) if content_type == "application/json" else from_npy(body)
+        most = self.rows_at_once if most is None else most
+        json = content_type == JSON
+        array = _from_json(body, self.input_shape, most, self.dtype) if json else from_npy(body)
         if array.ndim != 1 + len(self.input_shape) or array.shape[1:] != tuple(self.input_shape) or not len(array):
             wanted = ", ".join(["B", *map(str, self.input_shape)])
             raise InputError(f"rows must have shape ({wanted}) with B >= 1, got {array.shape}")
+        if len(array) > most:
+            raise _too_many(most, len(array))
         low, high = self.box or (0.0, 1.0)
         if array.dtype == np.uint8:
-            return (low + array.astype(self.dtype) / 255 * (high - low)).astype(self.dtype)
+            scaled = array.astype(self.dtype)
+            scaled /= 255
+            scaled *= high - low
+            scaled += low
+            return scaled
         if array.dtype.name != self.dtype:
             raise InputError(f"rows must be {self.dtype} or uint8, got {array.dtype}")
         if not np.isfinite(array).all():
@@ -131,15 +182,56 @@ class Endpoint:
         return array
 
 
-def _from_json(body: bytes, dtype: str) -> np.ndarray:
+def _from_json(body: bytes, shape: tuple[int, ...], most: int, dtype: str) -> np.ndarray:
+    """``{"rows": [...]}`` or ``[...]``, B nested lists of numbers of this shape -> (B, ...).
+
+    The text is read piece by piece and given up at the first piece that does not belong: nothing is
+    kept of it but the numbers, so that no text of a stranger decides how much memory is taken.
+    """
+    import ijson
+
+    pieces = ijson.basic_parse(io.BytesIO(body), use_float=True)
+    sizes, numbers = (most, *shape), array.array("d")
     try:
-        value = json.loads(body)
-        array = np.asarray(value["rows"] if isinstance(value, dict) else value)
-        if array.dtype.kind not in "iuf":
+        piece = next(pieces)
+        if piece == ("start_map", None):
+            if next(pieces) != ("map_key", "rows"):
+                raise ValueError
+            piece = next(pieces)
+        if piece != ("start_array", None):
             raise ValueError
-        return array.astype(dtype)
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError, UnicodeDecodeError) as error:
-        raise InputError('JSON must be {"rows": [...]} with nested lists of numbers of equal length') from error
+        rows, counts = 0, [0]  # of what the open lists hold so far, outermost first
+        while counts:
+            kind, value = next(pieces)
+            depth = len(counts)
+            if kind == "end_array":
+                if depth > 1 and counts[-1] != sizes[depth - 1]:
+                    raise ValueError
+                rows = counts.pop()
+                continue
+            counts[-1] += 1
+            if counts[-1] > sizes[depth - 1]:
+                raise _too_many(most) if depth == 1 else ValueError
+            if kind == "start_array" and depth < len(sizes):
+                counts.append(0)
+            elif kind == "number" and depth == len(sizes):
+                numbers.append(value)
+            else:
+                raise ValueError
+        if any(piece != ("end_map", None) for piece in pieces):
+            raise ValueError
+    except (ijson.JSONError, ValueError, OverflowError, StopIteration) as error:
+        raise InputError(
+            'JSON must be {"rows": [...]} with nested lists of numbers, every row of shape '
+            f"({', '.join(map(str, shape))})"
+        ) from error
+    with np.errstate(over="ignore"):  # infinity is named by whoever checks the rows
+        return np.array(numbers, np.float64).astype(dtype).reshape(rows, *shape)
+
+
+def _too_many(most: int, got: int | None = None) -> "Refusal":
+    found = "more" if got is None else got
+    return Refusal(413, "too_many_rows", f"at most {most} rows in a request, got {found}")
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, and nobody's error
@@ -167,6 +259,11 @@ class Accounts:
         self.requests: dict[str, int] = {}
         self.explained: dict[str, int] = {}
         self._buckets: dict[str, tuple[float, float]] = {}
+
+    @property
+    def open(self) -> bool:
+        """Whether anybody may ask."""
+        return self._keys is None
 
     def who(self, offered: str | None) -> str:
         """The account of a key, found in a time that does not depend on it."""

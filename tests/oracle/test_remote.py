@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import datetime
 import email.utils
+import gzip
+import json
 import os
 import random
 import signal
@@ -13,6 +15,7 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
 import types
 from pathlib import Path
 
@@ -304,6 +307,16 @@ def test_waiting_times_grow_and_are_jittered(world, waited):
 def test_retry_after_as_a_date():
     assert _seconds("3") == 3
     assert _seconds(None) == _seconds("soon") == _seconds("-4") == 0
+    for strange in (
+        "\xb2",
+        "\u0663",
+        "1e3",
+        "nan",
+        "Mon, 01 Jan 0001 00:00:00 +9999",
+        "Mon, 99 Jan 1 99:99:99 GMT",
+        "0x1",
+    ):
+        assert _seconds(strange) == 0
     assert 55 < _seconds(email.utils.format_datetime(email.utils.localtime() + datetime.timedelta(seconds=60))) <= 60
     assert _seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
 
@@ -433,19 +446,205 @@ def test_endpoints_that_are_none(world):
             RemoteVictim(**{"url": "http://127.0.0.1:1", **wrong})
 
 
-@pytest.mark.parametrize(
-    "said",
-    ["[]", "nonsense", "{}", '{"input_shape": [4], "num_classes": "x", "reveal": {}}',
-     '{"input_shape": [4], "num_classes": 3, "reveal": {"kind": "secrets"}}',
-     '{"input_shape": [4], "num_classes": 3, "reveal": {"pickle": 1}}',
-     '{"input_shape": [-4], "num_classes": 3, "reveal": {}}'],
-)  # fmt: skip
-def test_descriptions_of_strangers_are_checked(said):
-    async def app(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": said.encode()})
+# ---- strangers
 
-    with background(app) as url, pytest.raises(EndpointError, match="describe"):
+DESCRIPTION = {"input_shape": SHAPE, "num_classes": CLASSES, "reveal": {}, "limits": {}, "idempotency": True}
+SAID = [
+    "[]", "nonsense", "{}", "[" * 50_000, "9" * 5000,
+    *(json.dumps({**DESCRIPTION, **changed}) for changed in (
+        {"num_classes": "x"}, {"num_classes": float("inf")}, {"num_classes": float("nan")}, {"num_classes": 10**400},
+        {"num_classes": 0}, {"num_classes": True}, {"num_classes": 2.5},
+        {"reveal": {"kind": "secrets"}}, {"reveal": {"pickle": 1}}, {"reveal": [1]}, {"reveal": {"kind": []}},
+        {"reveal": {"kind": "x" * 40_000}}, {"reveal": {"decimals": float("inf")}}, {"reveal": {"decimals": "2"}},
+        {"reveal": {"kind": "top_k", "k": 1.5}}, {"reveal": {"kind": "top_k", "k": True}}, {"reveal": {"renormalise": "no"}},
+        {"input_shape": [-4]}, {"input_shape": []}, {"input_shape": 4}, {"input_shape": "441"}, {"input_shape": [1] * 99},
+        {"limits": [1]}, {"limits": "x"}, {"limits": {"max_rows": []}}, {"limits": {"max_rows": float("inf")}},
+        {"limits": {"max_bytes": "x"}}, {"limits": {"rate": float("nan")}}, {"limits": {"rate": 0}}, {"limits": {"rate": "1"}},
+        {"box": [float("nan"), 1]}, {"box": [1, 0]}, {"box": [0]}, {"box": [0, float("inf")]}, {"box": 1}, {"box": [0, 1, 2]},
+        {"dtype": "object"}, {"dtype": ["float32"]}, {"\x1b[2J": 1, "reveal": {"\x1b[2J": 1}}, {"reveal": {"kind": "\x1b[2J"}},
+    )),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stranger():
+    """(URL, what it answers with: status, headers, and a body or an iterator of its pieces; what it was asked)."""
+    answer, asked = [200, [], b""], []
+
+    async def app(scope, receive, send):
+        if scope["path"].endswith("describe") and answer[3:]:
+            status, headers, body = 200, [], json.dumps(answer[3]).encode()
+        else:
+            status, headers, body = answer[:3]
+        asked.append(dict(scope["headers"]))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if isinstance(body, bytes):
+            await send({"type": "http.response.body", "body": body})
+            return
+        async for piece in body:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    with background(app) as url:
+        yield url, answer, asked
+
+
+def test_descriptions_of_strangers_are_checked(stranger):
+    url, answer, _ = stranger
+    for said in SAID:
+        answer[:] = 200, [], said.encode()
+        with pytest.raises(EndpointError, match="describe") as caught:
+            RemoteVictim(url, retries=0, **FAST)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 1000
+    answer[:] = 200, [], json.dumps(DESCRIPTION).encode()
+    RemoteVictim(url, **FAST).close()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_packed_answers_are_not_unpacked(stranger, layers):
+    """30 KB, or 150 bytes, that unpack to 32 MB: nothing packed is asked for, and nothing is unpacked."""
+    url, answer, asked = stranger
+    body = bytes(32 * 2**20)
+    for _ in range(layers):
+        body = gzip.compress(body)
+    answer[:] = 200, [(b"content-encoding", b", ".join([b"gzip"] * layers))], body, DESCRIPTION
+    with RemoteVictim(url, retries=0, **FAST) as victim:
+        tracemalloc.start()
+        try:
+            with pytest.raises(UnknownOutcomeError, match="packed"):
+                victim(some_rows(2))
+            assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+        finally:
+            tracemalloc.stop()
+    assert asked[-1][b"accept-encoding"] == b"identity"
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_one_deadline_stands_over_a_whole_request(part):
+    """Four hundred pieces, one every 20 ms: each comes in time, and the whole does not; the client leaves."""
+    sent = []
+    head = b"HTTP/1.1 200 OK\r\n" + (b"" if part == "headers" else b"Content-Length: 400\r\n\r\n")
+    said = json.dumps(DESCRIPTION).encode()
+    whole = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(said) + said
+
+    def serve():
+        for dripping in (False, True):
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(ConnectionError):
+                connection.recv(65_536)
+                connection.sendall(head if dripping else whole)
+                for _ in range(400 * dripping):
+                    time.sleep(0.02)
+                    connection.sendall(b"x")
+                    sent.append(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            RemoteVictim(url, retries=0, timeout=0.5) as victim,
+            pytest.raises(UnknownOutcomeError, match="no whole answer"),
+        ):
+            victim(some_rows(2))
+        thread.join(20)
+    assert 0 < len(sent) < 400
+
+
+def test_a_pace_beyond_patience_is_refused_before_anything_is_sent(stranger, waited):
+    url, answer, asked = stranger
+    right = to_npy(probabilities(some_rows(2)))
+    answer[:] = 200, [], right, {**DESCRIPTION, "limits": {"rate": 0.001}}
+    with RemoteVictim(url, **FAST) as victim:
+        ledger = Ledger(budget=9)
+        ask = Metered(victim, ledger)
+        ask(some_rows(2))
+        before = len(asked)
+        for seed in (1, 2):  # a refused request takes no place in the row
+            with pytest.raises(EndpointError, match=r"0.001 rows a second.* must wait 2000 s, more than max_wait=300"):
+                ask(some_rows(2, seed))
+    assert len(asked) == before
+    assert not waited
+    assert ledger.spent == 2
+    with RemoteVictim(url, max_wait=2500, **FAST) as victim:
+        victim(some_rows(2))
+        victim(some_rows(2))
+    np.testing.assert_allclose(waited, [2000], atol=1)
+
+
+def test_obeying_never_takes_longer_than_max_wait(world, waited):
+    """Waiting times of their own come on top of Retry-After only as far as patience reaches."""
+    world = world({1: (503, {}), 2: (503, {})}, every=lambda count: (429, {"Retry-After": "1"}))
+    victim = world.victim(backoff=20.0, max_backoff=40.0, max_wait=5)
+    for seed in range(10):
+        waited.clear()
+        world.faults.count = 0
+        with pytest.raises(EndpointError, match="more than max_wait=5"):
+            victim(some_rows(1, seed))
+        assert len(waited) > 2  # the first two are not on the endpoint's word
+        assert min(waited[2:]) >= 1
+        assert sum(waited[2:]) <= 5
+
+
+def test_random_numbers_of_others_are_left_alone(world, waited):
+    world = world({1: (503, {}), 2: (503, {})})
+    before = random.getstate()
+    world.victim()(some_rows(1))
+    assert len(waited) == 2
+    assert random.getstate() == before
+
+
+def test_what_a_stranger_says_cannot_steer_a_terminal(stranger):
+    url, answer, _ = stranger
+    evil = "\x1b]0;owned\x07\x1b[2J\r\nnothing counts \x9b31m \u202etxt\x00\ud800 gr\xfcn"
+    for body in (json.dumps({"error": {"message": evil}}).encode(), evil.encode("utf-8", "surrogatepass"), b"\xff\x1b"):
+        answer[:] = 400, [], body, DESCRIPTION
+        with RemoteVictim(url, **FAST) as victim, pytest.raises(EndpointError) as caught:
+            victim(some_rows(1))
+        assert str(caught.value).isprintable()
+        assert "\\x1b" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.full((2, 3), 3e38, np.float32), np.full((2, 3), 6e4, np.float16), np.full((2, 3), 1e308), np.full((2, 3), -3e38, ">f4")],
+    ids=str,
+)  # fmt: skip
+def test_sums_beyond_the_type_are_no_answers(stranger, values):
+    """Warnings are errors in tests: none escapes."""
+    url, answer, _ = stranger
+    answer[:] = 200, [], to_npy(values), DESCRIPTION
+    with RemoteVictim(url, retries=0, **FAST) as victim, pytest.raises(UnknownOutcomeError, match="sum to 1"):
+        victim(some_rows(2))
+
+
+def test_a_fork_makes_a_victim_of_its_own(world):
+    """It has no event loop, and waiting for one would never end."""
+    victim = world().victim()
+    process, victim._process = victim._process, -1
+    with pytest.raises(InputError, match="in a fork"):
+        victim(some_rows(1))
+    victim._process = process
+    victim(some_rows(1))
+
+
+def test_cookies_are_not_kept(stranger):
+    url, answer, asked = stranger
+    answer[:] = 200, [(b"set-cookie", b"a=b; path=/")], to_npy(probabilities(some_rows(2))), DESCRIPTION
+    with RemoteVictim(url, **FAST) as victim:
+        victim(some_rows(2))
+        victim(some_rows(2))
+    assert not any(b"cookie" in headers for headers in asked)
+
+
+def test_answers_are_as_long_as_is_taken(stranger):
+    """Requests are kept small enough; a row whose answer alone is too long is not asked at all."""
+    url, answer, _ = stranger
+    answer[:] = 200, [], b"", {**DESCRIPTION, "num_classes": 1000, "limits": {"max_rows": 500}}
+    with RemoteVictim(url, max_answer=65_536 + 20 * 8000, **FAST) as victim:
+        assert victim.batch == victim.max_rows == 20
+    answer[3]["num_classes"] = 2**31
+    with pytest.raises(EndpointError, match="more than max_answer"):
         RemoteVictim(url, **FAST)
 
 

@@ -162,7 +162,7 @@ def test_what_the_next_instance_has_not_answered_is_asked_of_it_once(endpoint, t
         ask = Metered(victim, ledger, "victim", samples=0)
         ask(rows[:4])
         here.stop()
-        victim._attempt = lambda *args: (_ for _ in ()).throw(UnknownOutcomeError("the cable"))
+        victim._exchange = lambda *args: (_ for _ in ()).throw(UnknownOutcomeError("the cable"))
         with pytest.raises(UnknownOutcomeError):
             ask(rows[:8])
         assert ledger.counts()["unknown_rows"] == 4

@@ -1,17 +1,23 @@
 """The endpoint over real sockets: what it takes, what it refuses and with which status, and what it charges."""
 
 import concurrent.futures
+import contextlib
 import io
 import json
+import logging
+import select
+import socket
 import threading
 import time
+import tracemalloc
 
 import httpx
 import numpy as np
 import pytest
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.oracle import Reveal, background, create_app
+from dfke_jax.oracle import Reveal, background, create_app, limits
+from dfke_jax.oracle.codec import from_npy
 from dfke_jax.oracle.limits import Accounts, Endpoint, Refusal
 
 SHAPE = (4, 4, 1)
@@ -314,6 +320,10 @@ def test_labels_are_integers(client):
         {"rate": 0},
         {"burst": 0},
         {"box": (1, 0)},
+        {"box": (0, float("inf"))},
+        {"box": (float("nan"), 1)},
+        {"max_bytes": 1000, "max_pending": 999},
+        {"body_seconds": 0},
         {"max_rows": 0},
         {"quota": -1},
         {"dtype": "int8"},
@@ -325,3 +335,294 @@ def test_labels_are_integers(client):
 def test_settings_that_mean_nothing(wrong):
     with pytest.raises(InputError):
         application(**wrong)
+
+
+# ---- strangers
+
+
+@contextlib.contextmanager
+def peak():
+    """A list that holds, after the block, the most MB that Python and NumPy had allocated within it."""
+    found = []
+    tracemalloc.start()
+    try:
+        yield found
+        found.append(tracemalloc.get_traced_memory()[1] / 2**20)
+    finally:
+        tracemalloc.stop()
+
+
+BOMBS = {
+    "long texts": b'{"rows": ["' + b"x" * 20_000 + b'"' + b', ""' * 1000 + b"]}",
+    "empty lists": b"[" + b"[]," * 100_000 + b"[]]",
+    "a deep list": b"[" * 300_000,
+    "a deep object": b'{"rows":' * 50_000,
+    "many names": b"{" + b",".join(b'"%d": 1' % i for i in range(50_000)) + b"}",
+    "many numbers": b"[" + b"1," * 200_000 + b"1]",
+    "a long number": b"[[[[" + b"1" * 400_000 + b"]]]]",
+    "behind the rows": b'{"rows": [], "more": [' + b"{}," * 100_000 + b"{}]}",
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_json_takes_no_more_memory_than_its_rows(kind):
+    """Whatever stands in a body, it is given up at once, and is not made into anything larger than it is."""
+    endpoint, body = Endpoint(SHAPE, 3, Reveal()), BOMBS[kind]
+    with pytest.raises(InputError, match="JSON must be"):
+        endpoint.rows(b"[[1]]", "application/json")  # imports
+    with peak() as found, pytest.raises(InputError, match=r"JSON must be|B >= 1"):
+        endpoint.rows(body, "application/json")
+    assert found[0] < 4 + 2 * len(body) / 2**20
+
+
+def test_json_of_the_largest_request_takes_little_more_than_its_array():
+    endpoint = Endpoint((16, 16, 1), 3, Reveal(), max_rows=128)
+    rows = np.random.default_rng(0).random((128, 16, 16, 1)).astype(np.float32)
+    body = json.dumps({"rows": rows.tolist()}).encode()
+    assert len(body) <= endpoint.most_bytes("application/json")
+    with peak() as found:
+        got = endpoint.rows(body, "application/json")
+    np.testing.assert_array_equal(got, rows)
+    assert found[0] < 4 + 32 * rows.size / 2**20  # json.loads makes 120 bytes of each and more
+
+
+def test_rows_are_counted_before_an_array_of_them_is_made():
+    endpoint = Endpoint(SHAPE, 3, Reveal(), max_rows=4, dtype="float64")
+    for body, kind in (
+        (npy(np.zeros((500_000, *SHAPE), np.uint8)), "application/x-npy"),
+        (json.dumps(np.zeros((9000, *SHAPE)).tolist()).encode(), "application/json"),
+    ):
+        with peak() as found, pytest.raises(Refusal) as caught:
+            endpoint.rows(body, kind)
+        assert caught.value.code == "too_many_rows"
+        assert found[0] < 4
+
+
+def test_a_body_is_no_longer_than_the_rows_of_a_request(client):
+    client = client(max_rows=4)
+    for kind in ("application/json", "application/x-npy"):
+        body = b"[" + b"[]," * 100_000 + b"[]]"
+        assert code(client.post("/v1/predict", content=body, headers={"Content-Type": kind})) == (413, "too_large")
+
+
+def test_numbers_beyond_the_type_are_refused(client):
+    number = "-1e39"
+    body = "[[[[" + "], [".join([number] * 4) + "]]" + ", [[0], [0], [0], [0]]" * 3 + "]]"
+    said = client().post("/v1/predict", content=body, headers={"Content-Type": "application/json"})
+    assert code(said) == (422, "bad_input")
+    assert "NaN or infinity" in said.json()["error"]["message"]
+
+
+def header(text, data=b"\0" * 128):
+    text = text.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+MALFORMED = {
+    "no end of a text": header("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 4, 4, 1), \'\'\'"),
+    "no end of a bracket": header("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 4, 4, 1"),
+    "long numbers": header("{'descr': '<f4', 'fortran_order': False, 'shape': (2L, 4, 4, 1), }"),
+    "no dimension": header("{'descr': '<f4', 'fortran_order': False, 'shape': (True, 32), }"),
+    "negative": header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 4, 4, -1), }", b"\0" * 64),
+    "nothing of huge things": header("{'descr': '<f4', 'fortran_order': False, 'shape': (0, " + str(2**70) + "), }", b""),
+    "nothing of large things": header("{'descr': '<f4', 'fortran_order': False, 'shape': (0, " + "2147483647, " * 3 + "), }", b""),
+    "many axes": header("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "1, " * 70 + "), }", b"\0" * 4),
+    "a deep header": header("-" * 9000 + "1"),
+    "no name": header("dalse"),
+    "indented": header("\n  {}\n {}"),
+    "fields": header("{'descr': [('a', '<f4'), ('a', '<f4')], 'fortran_order': False, 'shape': (2,), }"),
+    "a type of text": header("{'descr': '|S1099511627776', 'fortran_order': False, 'shape': (0,), }"),
+    "a version": b"\x93NUMPY\xff\xff" + b"\0" * 128,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_malformed_headers_of_arrays_are_input_errors(kind):
+    with pytest.raises(InputError):
+        from_npy(MALFORMED[kind])
+
+
+def test_malformed_arrays_are_refused(client):
+    client = client()
+    for body in MALFORMED.values():
+        assert code(client.post("/v1/predict", content=body, headers=NPY)) == (422, "bad_input")
+
+
+@pytest.fixture
+def wire():
+    """Opens an application and gives connections to it, by a function of what is sent at once."""
+    with contextlib.ExitStack() as stack:
+
+        def make(predict=probabilities, serving=None, **options):
+            app = application(predict, **options)
+            url = stack.enter_context(background(app, **(serving or {})))
+            address = ("127.0.0.1", int(url.rpartition(":")[2]))
+
+            def connect(sent=b""):
+                connection = stack.enter_context(socket.create_connection(address, timeout=20))
+                connection.sendall(sent)
+                return connection
+
+            connect.app = app
+            return connect
+
+        yield make
+
+
+def request(body=b"", path=b"/v1/predict", length=None, extra=b""):
+    size = str(len(body) if length is None else length).encode()
+    head = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\nContent-Length: " + size
+    return head + b"\r\n" + extra + b"\r\n" + body
+
+
+def received(connection):
+    """All that comes until the other side closes; None when it resets."""
+    said = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(65_536):
+            said += piece
+    return said
+
+
+def test_a_body_has_a_deadline(wire):
+    """Of 1,000 promised bytes 10 come: the request is answered all the same, and the connection ends."""
+    connect = wire(body_seconds=0.2, serving={"header_seconds": 0.2})
+    said = received(connect(request(b"x" * 10, length=1000)))
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b"too_slow" in said
+    assert connect.app.state.service._pending == 0
+
+
+@pytest.mark.parametrize("begun", [b"", b"G", b"GET /v1/describe HTTP/1.1\r\nHost: x\r\nX: "])
+def test_headers_have_a_deadline(wire, begun):
+    """A connection that says nothing, or goes on saying something, is closed."""
+    connection = wire(serving={"header_seconds": 0.3})(begun)
+    said = b"unread"
+    for _ in range(2000 if begun else 1):
+        with contextlib.suppress(ConnectionError, BrokenPipeError):
+            connection.sendall(b"x" if begun else b"")
+        if select.select([connection], [], [], 0.01 if begun else 20)[0]:
+            said = received(connection)
+            break
+    assert said == b""
+
+
+def test_what_follows_an_answer_has_a_deadline(wire):
+    """A body that is refused at its announcement may not trickle in for ever."""
+    connection = wire(serving={"header_seconds": 0.3})(request(b"x", length=10**12))
+    assert connection.recv(65_536).startswith(b"HTTP/1.1 413 ")
+    for _ in range(2000):
+        try:
+            connection.sendall(b"x")
+        except ConnectionError:
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("the server went on reading")
+
+
+def test_an_answer_that_nobody_takes_is_given_up(wire, monkeypatch):
+    from dfke_jax.oracle.connections import Connection
+
+    ended, lost = Connection.connection_lost, threading.Event()
+    monkeypatch.setattr(Connection, "stalled_seconds", 0.2)
+    monkeypatch.setattr(Connection, "connection_lost", lambda self, error: (ended(self, error), lost.set()))
+    logits = np.zeros((100, 100_000), np.float32)
+    connect = wire(lambda rows: logits, num_classes=100_000, reveal=Reveal("logits"))
+    connection = connect(request(npy(some_rows(100))))
+    assert lost.wait(20)
+    assert len(received(connection)) < logits.nbytes
+
+
+def test_connections_are_counted(wire):
+    """From the second on requests are refused for now; a fifth is closed."""
+    connect = wire(serving={"max_connections": 2})
+    asked = b"GET /v1/describe HTTP/1.1\r\nHost: x\r\n\r\n"
+    first = connect(asked)
+    assert first.recv(65_536).startswith(b"HTTP/1.1 200 ")
+    idle = [connect(), connect()]
+    second = connect(asked)
+    assert received(second).startswith(b"HTTP/1.1 503 ")
+    idle += [connect(), connect()]
+    assert received(idle[-1]) == b""
+    for connection in idle:
+        connection.close()
+    for _ in range(500):  # until the server has seen them go
+        first.sendall(asked)
+        if first.recv(65_536).startswith(b"HTTP/1.1 200 "):
+            break
+        first = connect()
+        time.sleep(0.01)
+    else:
+        pytest.fail("closed connections count")
+
+
+def test_bodies_under_way_are_counted(wire):
+    """Two bodies of 600 bytes are more than 1,000 at a time: the second is told to come back."""
+    connect = wire(max_bytes=1000, max_pending=1000)
+    body = npy(some_rows(8))
+    assert len(body) == 640
+    first = connect(request(body[:600], length=640, extra=b"Connection: close\r\n"))
+    while not connect.app.state.service._pending:
+        time.sleep(0.005)
+    said = received(connect(request(body, extra=b"Connection: close\r\n")))
+    assert said.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1" in said.lower()
+    first.sendall(body[600:])
+    assert received(first).startswith(b"HTTP/1.1 200 ")
+    assert connect.app.state.service.accounts.charged == {"anybody": 8}
+
+
+def test_no_memory_is_an_answer(client, monkeypatch):
+    """For the rows, and for the model."""
+    full = [True]
+
+    def predict(rows):
+        if full.pop(0):
+            raise MemoryError
+        return probabilities(rows)
+
+    client = client(predict)
+    post = lambda: client.post("/v1/predict", content=npy(some_rows(2)), headers=NPY)
+    answer = post()
+    assert code(answer) == (503, "no_room")
+    assert answer.headers["retry-after"] == "1"
+    with monkeypatch.context() as patch:
+        patch.setattr(limits, "from_npy", lambda body: predict(full.append(True)))
+        assert code(post()) == (503, "no_room")
+    full.append(False)
+    assert post().status_code == 200
+    assert client.get("/v1/usage").json()["rows"] == 2
+
+
+def test_records_are_not_gone_through_on_every_request(client):
+    """Forgetting the oldest costs the same however many there are."""
+
+    class Unlisted(dict):
+        def __iter__(self):
+            raise AssertionError("all records were gone through")
+
+        keys = values = items = __iter__
+
+    client = client(max_recorded=3000)
+    client.app.state.service._recorded = Unlisted()
+    post = lambda name: client.post("/v1/predict", content=npy(some_rows(4)), headers={**NPY, "Idempotency-Key": name})
+    for i in range(10):
+        assert post(f"n{i}").status_code == 200
+    assert post("n9").headers["idempotent-replayed"] == "true"
+    assert len(client.app.state.service._recorded) == 2
+
+
+def test_packed_bodies_are_refused(client):
+    answer = client().post("/v1/predict", content=b"x", headers={**NPY, "Content-Encoding": "gzip"})
+    assert code(answer) == (415, "unsupported_encoding")
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "warned"),
+    [("0.0.0.0", None, True), ("0.0.0.0", ["k"], False), ("127.0.0.1", None, False)],
+)
+def test_an_endpoint_that_is_open_to_all_is_warned_of(caplog, host, keys, warned):
+    with caplog.at_level(logging.WARNING, "dfke_jax"), background(application(keys=keys), host):
+        said = [record.getMessage() for record in caplog.records if "other machines" in record.getMessage()]
+    assert len(said) == warned
