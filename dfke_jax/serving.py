@@ -49,6 +49,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"API keys, one a line; or put them in {KEYS}, one a line as well; none: open to all",
     )
+    parser.add_argument(
+        "--journal", metavar="FILE", help="remember charges and answered requests there, for the next start"
+    )
     parser.add_argument("--max-rows", type=int, default=1024, metavar="N", help="in a request (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 for any (default: %(default)s)")
@@ -61,6 +64,7 @@ def serve_model(options: argparse.Namespace) -> None:
       InputError, UnknownNameError, CheckpointError: for options that do not fit together, or no such model.
     """
     from dfke_jax.core.errors import InputError
+    from dfke_jax.oracle.journal import Journal
     from dfke_jax.oracle.registry import explanation
     from dfke_jax.oracle.reveal import Reveal
     from dfke_jax.oracle.serve import create_app, serve
@@ -69,6 +73,7 @@ def serve_model(options: argparse.Namespace) -> None:
     setting = explanation(options.explain) if options.explain else None
     if setting and reveal.kind in ("label", "logits"):
         raise InputError(f"--explain explains probabilities, which --reveal {reveal.kind} does not reveal")
+    journal = Journal(options.journal) if options.journal else None
     allowed = keys(options.key_file)
     classifier = load(options.model, options.network, options.classes, options.shape)
     app = create_app(
@@ -81,6 +86,7 @@ def serve_model(options: argparse.Namespace) -> None:
         quota=options.quota,
         rate=options.rate,
         max_rows=options.max_rows,
+        journal=journal,
         explain=explaining(classifier, reveal, setting) if setting else None,
         explanation=setting,
         explanation_quota=options.explain_quota,

@@ -1,5 +1,6 @@
 """``dfke serve`` from the command to the answers."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dfke_jax.core import save
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.settings import network
 from dfke_jax.oracle import Reveal
+from dfke_jax.oracle.journal import Journal
 from dfke_jax.oracle.remote import RemoteVictim
 
 
@@ -38,6 +40,7 @@ def test_a_saved_classifier_is_served(tmp_path, getkey):
 def test_the_command_serves_until_it_is_interrupted(tmp_path):
     (tmp_path / "keys").write_text("k1\nk2\n")
     command = [sys.executable, "-m", "dfke_jax.cli", "serve", "digits", "--quota", "400", "--explain"]
+    command[-1:-1] = ["--journal", str(tmp_path / "journal")]
     process = subprocess.Popen(
         [*command, "gradient:classes=top", "--explain-quota", "5", "--key-file", str(tmp_path / "keys"), "--port", "0"],
         stdout=subprocess.PIPE,
@@ -63,6 +66,8 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path):
         process.kill()
         _, said = process.communicate()
     assert said == ""
+    with contextlib.closing(Journal(tmp_path / "journal")) as journal:
+        assert journal.charges() == {"key 1": (363, 5, 3)}
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path):
         (["digits", "--reveal", "label", "--explain", "gradient"], "--explain explains probabilities"),
         (["digits", "--explain", "gradients"], "nearest: gradient"),
         (["digits", "--network", "lenet"], "unknown network 'lenet'"),
+        (["digits", "--journal", "no/such/folder"], "cannot open the journal no/such/folder"),
         (["digits", "--key-file", "nowhere"], "cannot read API keys from nowhere"),
     ],
 )

@@ -12,6 +12,7 @@ from dfke_jax.core.errors import (
     LedgerError,
     MissingDataError,
     NonFiniteError,
+    RestartedError,
     UnknownNameError,
     UnknownOutcomeError,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Method",
     "MissingDataError",
     "NonFiniteError",
+    "RestartedError",
     "Run",
     "Static",
     "TensorBoard",

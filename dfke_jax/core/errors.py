@@ -65,6 +65,18 @@ class UnknownOutcomeError(EndpointError):
     """Rows were sent, and whether they were answered and counted is not known (or the answer was of no use)."""
 
 
+class RestartedError(EndpointError):
+    """A request was meant for another instance of the endpoint, and this one did not answer it.
+
+    Attributes:
+      forgotten: whether the instance that runs does not know what the other one answered.
+    """
+
+    def __init__(self, message: str, forgotten: bool):
+        self.forgotten = forgotten
+        super().__init__(message)
+
+
 class ReproductionError(DfkeError, RuntimeError):
     """Some of the experiments that run side by side failed; the message names them and their logs."""
 
@@ -85,6 +97,7 @@ __all__ = [
     "MissingDataError",
     "NonFiniteError",
     "ReproductionError",
+    "RestartedError",
     "UnknownNameError",
     "UnknownOutcomeError",
 ]

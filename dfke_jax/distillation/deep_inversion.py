@@ -17,7 +17,7 @@ from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy, jensen_shannon
 from dfke_jax.nn.training import Training, on_images, optimiser, trained, training
 from dfke_jax.synthesis.noise import Parametrisation, optimise_noise
-from dfke_jax.synthesis.pool import Batch, Pool, fill_pool, put
+from dfke_jax.synthesis.pool import Batch, Pool, added, fill_pool
 from dfke_jax.synthesis.priors import (
     StatisticsForm,
     l2_norm,
@@ -234,7 +234,7 @@ def _adaptive_step(
     opponent = trained(student, state.student)
     competes = (pool.filled > 0).astype(jnp.float32)
     batch = _inversion(teacher, Static((settings, False, batch_size)), synthesis_key, rows, (), opponent, competes)
-    pool = put(pool, batch)
+    pool = added(pool, batch)
 
     learn = on_images(learning, pool.images, pool.filled).step
 

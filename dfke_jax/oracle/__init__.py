@@ -26,7 +26,8 @@ from dfke_jax.oracle.explanations import (
     explanation_oracle,
 )
 from dfke_jax.oracle.formulas import check_spent, rows_per_step
-from dfke_jax.oracle.ledger import Ledger
+from dfke_jax.oracle.journal import Journal
+from dfke_jax.oracle.ledger import Ledger, LedgerWarning
 from dfke_jax.oracle.metered import Metered
 from dfke_jax.oracle.oracle import HostOracle, Oracle, ZerothOrderWarning, check_zeroth_order, oracle_for
 from dfke_jax.oracle.poisoning import PredictionPoisoning
@@ -40,7 +41,15 @@ from dfke_jax.oracle.reveal import (
     check_answers,
 )
 from dfke_jax.oracle.serve import background, create_app
-from dfke_jax.oracle.victims import HostVictim, from_function, from_jax, from_sklearn, from_torch, traced_torch
+from dfke_jax.oracle.victims import (
+    HostVictim,
+    PrecisionWarning,
+    from_function,
+    from_jax,
+    from_sklearn,
+    from_torch,
+    traced_torch,
+)
 
 __all__ = [
     "DEFENCES",
@@ -55,10 +64,13 @@ __all__ = [
     "GaussianNoise",
     "HostOracle",
     "HostVictim",
+    "Journal",
     "Ledger",
+    "LedgerWarning",
     "Metered",
     "Oracle",
     "Prada",
+    "PrecisionWarning",
     "PredictionPoisoning",
     "RemoteVictim",
     "Reveal",

@@ -2,9 +2,11 @@
 
 One row sent and answered is one query, whatever the batching. The budget is checked before anything is sent. A file
 holds every answer, so that a run that was killed goes through the same questions again without paying for one of them.
+What it holds carries checksums: a bit that flipped is an error and never an answer or a count.
 """
 
 import contextlib
+import hashlib
 import os
 import sqlite3
 import threading
@@ -16,7 +18,7 @@ from typing import Any
 from dfke_jax.core.errors import BudgetError, InputError, LedgerError
 
 _APPLICATION = 0x64666B65
-_VERSION = 1
+_VERSION = 2
 _METERS = (
     "rows",
     "unique_rows",
@@ -31,16 +33,36 @@ _SCHEMA = (
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE meters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
     "CREATE TABLE layouts (id INTEGER PRIMARY KEY, layout TEXT UNIQUE NOT NULL)",
-    "CREATE TABLE answers (key BLOB PRIMARY KEY, layout INTEGER NOT NULL, data BLOB NOT NULL)",
+    "CREATE TABLE answers (key BLOB PRIMARY KEY, layout INTEGER NOT NULL, data BLOB NOT NULL, "
+    "checksum BLOB NOT NULL DEFAULT x'')",
     "CREATE TABLE requests (id INTEGER PRIMARY KEY, state TEXT NOT NULL, count INTEGER NOT NULL, "
-    "explained INTEGER NOT NULL, keys BLOB NOT NULL)",
+    "explained INTEGER NOT NULL, keys BLOB NOT NULL, instance TEXT NOT NULL DEFAULT '', "
+    "checksum BLOB NOT NULL DEFAULT x'')",
     "CREATE INDEX open_requests ON requests (id) WHERE state = 'sent'",
     "CREATE TABLE blocks (name TEXT PRIMARY KEY, count INTEGER NOT NULL)",
+)
+_SAMPLES = "CREATE TABLE samples (key BLOB PRIMARY KEY, kind TEXT NOT NULL, layout TEXT NOT NULL, data BLOB NOT NULL)"
+_GUARDS = (
     "CREATE TRIGGER answers_stay BEFORE UPDATE ON answers BEGIN SELECT RAISE(ABORT, 'answers are only added'); END",
     "CREATE TRIGGER answers_last BEFORE DELETE ON answers BEGIN SELECT RAISE(ABORT, 'answers are only added'); END",
 )
+_ADDED_IN_2 = (
+    "DROP TRIGGER answers_stay",
+    "ALTER TABLE answers ADD COLUMN checksum BLOB NOT NULL DEFAULT x''",
+    "ALTER TABLE requests ADD COLUMN instance TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE requests ADD COLUMN checksum BLOB NOT NULL DEFAULT x''",
+    "UPDATE answers SET checksum = checksum_of(key, (SELECT layout FROM layouts WHERE id = answers.layout), data)",
+    "UPDATE requests SET checksum = checksum_of(count, explained, keys, instance) WHERE state = 'sent'",
+    _SAMPLES,
+    _GUARDS[0],
+)
+_BROKEN = (sqlite3.Error, UnicodeDecodeError)  # sqlite3 decodes what a damaged file says in its messages, too
 _KEY_BYTES = 32
 _LOOKUP = 500
+
+
+class LedgerWarning(UserWarning):
+    """Something about the endpoint behind a ledger could not be made sure of, or will be paid again."""
 
 
 class Ledger:
@@ -61,6 +83,11 @@ class Ledger:
     A block's number is its total so far, so a run that is resumed from a checkpoint, and computes the same rows again,
     says the same numbers again and is charged once. Without a block every call counts anew.
 
+    Every stored answer, open request and count carries a checksum (BLAKE2b, keyed with the ledger's
+    id). The counts are checked against a recount of the requests on opening, and the structure of
+    the file by SQLite; an answer is checked whenever it is looked up. A file of the version before
+    gets its checksums when it is opened.
+
     Threads may share it, and processes its file, under one budget; of two processes that ask the same row at the same
     moment, both pay. `turn` is held by whoever asks, so that threads of one process do not.
 
@@ -71,7 +98,8 @@ class Ledger:
 
     Raises:
       InputError: for a negative budget.
-      LedgerError: when the file cannot be written, is none of these, or belongs to another configuration.
+      LedgerError: when the file cannot be written, is none of these, is damaged, or belongs to
+        another configuration.
     """
 
     def __init__(self, path: str | os.PathLike | None = None, *, budget: int | None = None, config: str = ""):
@@ -92,7 +120,8 @@ class Ledger:
         try:
             self._prepare()
             self._fix("config", config, "this run's configuration")
-            self.id = self._fact("id")
+            with self._locked():
+                self.inherited = self._one("SELECT count(*) FROM answers") > 0
         except BaseException:
             self._shut()
             raise
@@ -102,22 +131,80 @@ class Ledger:
             known = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
             if known == (0, 0) and not self._one("SELECT count(*) FROM sqlite_master"):
                 self._database.execute("PRAGMA journal_mode = WAL")
-            elif known != (_APPLICATION, _VERSION):
+            elif known not in ((_APPLICATION, 1), (_APPLICATION, _VERSION)):
                 raise LedgerError(
                     f"{self.path} is an SQLite file but no ledger of this version; choose another path for the ledger"
                 )
             self._database.execute("PRAGMA synchronous = FULL")
-            with self._transaction():
-                if self._one("PRAGMA application_id"):
-                    return
-                for statement in _SCHEMA:
-                    self._database.execute(statement)
-                self._database.executemany("INSERT INTO meters VALUES (?, 0)", [(name,) for name in _METERS])
-                self._database.execute("INSERT INTO facts VALUES ('id', ?)", (uuid.uuid4().hex,))
-                self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
-                self._database.execute(f"PRAGMA user_version = {_VERSION}")
-        except sqlite3.Error as error:
+            self._database.create_function("checksum_of", -1, self._checksum, deterministic=True)
+            with self._transaction(seal=False):
+                version = self._one("PRAGMA user_version")  # another process may have been first
+                if version == 0:
+                    for statement in (*_SCHEMA, _SAMPLES, *_GUARDS):
+                        self._database.execute(statement)
+                    self._database.executemany("INSERT INTO meters VALUES (?, 0)", [(name,) for name in _METERS])
+                    self._database.execute("INSERT INTO facts VALUES ('id', ?)", (uuid.uuid4().hex,))
+                self.id = self._fact("id") or ""
+                if version == 1:
+                    for statement in _ADDED_IN_2:
+                        self._database.execute(statement)
+                if version < _VERSION:
+                    self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
+                    self._database.execute(f"PRAGMA user_version = {_VERSION}")
+                    self._write_seal()
+                self._audit()
+        except _BROKEN as error:
             raise LedgerError(f"cannot use {self.path} as a ledger: {error}; choose another path") from error
+
+    def _audit(self) -> None:
+        """Whether the file is whole, its counts are those that were written, and agree with its requests."""
+        state = self._one("PRAGMA integrity_check(1)")
+        if state != "ok":
+            raise self._damaged(f"SQLite says {state!r}")
+        if self._fact("seal") != self._seal():
+            raise self._damaged("its counts do not match their checksum")
+        meters = self._meters()
+        totals = {
+            state: (requests, rows)
+            for state, requests, rows in self._database.execute(
+                "SELECT state, count(*), sum(count) FROM requests GROUP BY state"
+            )
+        }
+        answered, sent = totals.get("answered", (0, 0)), totals.get("sent", (0, 0))
+        for name, counted in (
+            ("rows", answered[1] + meters["fused_rows"]),
+            ("unknown_rows", sent[1]),
+            ("requests", answered[0] + sent[0]),
+            ("unique_rows", self._one("SELECT count(*) FROM answers")),
+        ):
+            if meters[name] != counted:
+                raise self._damaged(f"it counts {meters[name]} {name}, and its requests and answers make {counted}")
+
+    def _damaged(self, how: str) -> LedgerError:
+        return LedgerError(f"the ledger {self.path or 'in memory'} is damaged: {how}; restore it from a copy")
+
+    def _checksum(self, *parts: str | int | bytes) -> bytes:
+        """16 bytes of BLAKE2b over the parts and their lengths; of this ledger alone."""
+        digest = hashlib.blake2b(digest_size=16, key=self.id.encode()[:64])
+        for part in parts:
+            data = part if isinstance(part, bytes) else str(part).encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+        return digest.digest()
+
+    def _seal(self) -> str:
+        """The checksum of everything that is counted."""
+        tables = (
+            "SELECT name, value FROM meters ORDER BY name",
+            "SELECT name, count FROM blocks ORDER BY name",
+            "SELECT name, value FROM facts WHERE name != 'seal' ORDER BY name",
+        )
+        return self._checksum(*(str(self._database.execute(table).fetchall()) for table in tables)).hex()
+
+    def _write_seal(self) -> None:
+        self._database.execute(
+            "INSERT INTO facts VALUES ('seal', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (self._seal(),),
+        )
 
     # ---- what it holds
 
@@ -230,17 +317,24 @@ class Ledger:
     # ---- victims on the host or behind a network
 
     def lookup(self, keys: Sequence[bytes]) -> dict[bytes, tuple[str, bytes]]:
-        """Key -> (layout, bytes) of those rows that were answered; see `codec.encode_answers`."""
+        """Key -> (layout, bytes) of those rows that were answered; see `codec.encode_answers`.
+
+        Raises:
+          LedgerError: when one of them is not what was stored.
+        """
         found = {}
         with self._locked():
             for start in range(0, len(keys), _LOOKUP):
                 part = list(keys[start : start + _LOOKUP])
                 marks = ",".join("?" * len(part))
                 query = (
-                    "SELECT a.key, l.layout, a.data FROM answers a JOIN layouts l ON l.id = a.layout "
-                    f"WHERE a.key IN ({marks})"
+                    "SELECT a.key, l.layout, a.data, a.checksum FROM answers a "
+                    f"LEFT JOIN layouts l ON l.id = a.layout WHERE a.key IN ({marks})"
                 )
-                found.update((key, (layout, data)) for key, layout, data in self._database.execute(query, part))
+                for key, layout, data, checksum in self._database.execute(query, part):
+                    if checksum != self._checksum(key, layout or "", data):
+                        raise self._damaged(f"the stored answer to row {key.hex()[:16]} does not match its checksum")
+                    found[key] = layout, data
         return found
 
     def hit(self, rows: int) -> None:
@@ -250,24 +344,44 @@ class Ledger:
                 self._add(cache_hits=rows)
 
     def open_requests(self) -> list[tuple[int, tuple[bytes, ...]]]:
-        """(number, keys of the rows) of the requests whose outcome is unknown and that may be sent again."""
+        """(number, keys of the rows) of the requests whose outcome is unknown and that may be sent again.
+
+        Raises:
+          LedgerError: when one of them is not what was entered.
+        """
         with self._locked():
             found = self._database.execute(
-                "SELECT id, keys FROM requests WHERE state = 'sent' AND keys != x'' ORDER BY id"
+                "SELECT id, count, explained, keys, instance, checksum FROM requests "
+                "WHERE state = 'sent' AND keys != x'' ORDER BY id"
             ).fetchall()
+        for number, *parts, checksum in found:
+            if checksum != self._checksum(*parts):
+                raise self._damaged(f"the open request {number} does not match its checksum")
         return [
-            (number, tuple(keys[i : i + _KEY_BYTES] for i in range(0, len(keys), _KEY_BYTES))) for number, keys in found
+            (number, tuple(keys[i : i + _KEY_BYTES] for i in range(0, len(keys), _KEY_BYTES)))
+            for number, _, _, keys, _, _ in found
         ]
 
-    def begin(self, keys: Sequence[bytes], *, explained: bool = False, single: bool = False) -> int:
+    def instance_of(self, number: int) -> str:
+        """The instance of the endpoint that a request was sent to; empty where the endpoint names none."""
+        with self._locked():
+            found = self._database.execute("SELECT instance FROM requests WHERE id = ?", (number,)).fetchone()
+        if found is None:
+            raise LedgerError(f"the ledger {self.path or 'in memory'} has no request {number}")
+        return found[0]
+
+    def begin(
+        self, keys: Sequence[bytes], *, explained: bool = False, single: bool = False, instance: str | None = None
+    ) -> int:
         """Enters a request that is about to be sent, as of unknown outcome.
 
         Args:
           keys: of its rows. explained: whether they are answered with an explanation.
           single: whether it must not be sent again should its outcome stay unknown: `open_requests` leaves it out.
+          instance: of the endpoint that it goes to. What one has answered another does not know.
 
         Returns:
-          Its number, for `settle` or `withdraw`.
+          Its number, for `settle`, `withdraw` or `give_up`.
 
         Raises:
           BudgetError: when its rows do not fit; nothing is entered, and nothing may be sent.
@@ -275,9 +389,11 @@ class Ledger:
         with self._transaction():
             self.check(len(keys))
             self._add(unknown_rows=len(keys), requests=1)
+            entry = (len(keys), int(explained), b"" if single else b"".join(keys), instance or "")
             made = self._database.execute(
-                "INSERT INTO requests (state, count, explained, keys) VALUES ('sent', ?, ?, ?)",
-                (len(keys), int(explained), b"" if single else b"".join(keys)),
+                "INSERT INTO requests (state, count, explained, keys, instance, checksum) "
+                "VALUES ('sent', ?, ?, ?, ?, ?)",
+                (*entry, self._checksum(*entry)),
             )
             assert made.lastrowid is not None
             return made.lastrowid
@@ -292,8 +408,8 @@ class Ledger:
             self._database.execute("INSERT OR IGNORE INTO layouts (layout) VALUES (?)", (layout,))
             (place,) = self._database.execute("SELECT id FROM layouts WHERE layout = ?", (layout,)).fetchone()
             added = self._database.executemany(
-                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)",
-                [(key, place, row) for key, row in zip(keys, rows, strict=True)],
+                "INSERT OR IGNORE INTO answers (key, layout, data, checksum) VALUES (?, ?, ?, ?)",
+                [(key, place, row, self._checksum(key, layout, row)) for key, row in zip(keys, rows, strict=True)],
             )
             self._add(unique_rows=added.rowcount)
 
@@ -302,6 +418,43 @@ class Ledger:
         with self._transaction():
             if self._close(number, "withdrawn")[0]:
                 self._add(requests=-1)
+
+    def give_up(self, number: int) -> None:
+        """Leaves a request of unknown outcome for good: it goes on counting and is not sent again."""
+        with self._transaction():
+            self._database.execute("UPDATE requests SET keys = x'' WHERE id = ? AND state = 'sent'", (number,))
+
+    # ---- whether the endpoint is still the same
+
+    @property
+    def instance(self) -> str | None:
+        """The instance of the endpoint that was last found to answer as before; None where it names none."""
+        with self._locked():
+            return self._fact("instance")
+
+    def meet(self, instance: str) -> None:
+        """Records the instance of the endpoint that answers from now on."""
+        with self._transaction():
+            self._database.execute(
+                "INSERT INTO facts VALUES ('instance', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                (instance,),
+            )
+
+    def samples(self, kind: str) -> dict[bytes, tuple[str, bytes]]:
+        """Key -> (layout, bytes) of rows that were kept with their answers to be asked again; of one kind of answer."""
+        with self._locked():
+            found = self._database.execute("SELECT key, layout, data FROM samples WHERE kind = ?", (kind,)).fetchall()
+        return {key: (layout, data) for key, layout, data in found}
+
+    def keep_samples(self, kind: str, rows: dict[bytes, tuple[str, bytes]]) -> None:
+        """Keeps rows, as of `samples`."""
+        with self._transaction():
+            self._database.executemany(
+                "INSERT OR IGNORE INTO samples (key, kind, layout, data) VALUES (?, ?, ?, ?)",
+                [(key, kind, layout, data) for key, (layout, data) in rows.items()],
+            )
+
+    # ---- plumbing
 
     def _close(self, number: int, state: str) -> tuple[int, int]:
         """Marks a request; what another process closed before is not counted again, unless it now has its answers."""
@@ -316,8 +469,6 @@ class Ledger:
         self._database.execute("UPDATE requests SET state = ?, keys = x'' WHERE id = ?", (state, number))
         self._add(**({"unknown_rows": -count} if was == "sent" else {"requests": 1}))
         return count, explained
-
-    # ---- plumbing
 
     def close(self) -> None:
         """Closes the file; a ledger in memory is gone."""
@@ -335,15 +486,17 @@ class Ledger:
         with self._lock:
             try:
                 yield
-            except sqlite3.Error as error:
+            except _BROKEN as error:
                 raise LedgerError(f"the ledger {self.path or 'in memory'} failed: {error}") from error
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, seal: bool = True) -> Iterator[None]:
         with self._locked():
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                if seal:
+                    self._write_seal()
                 self._database.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
@@ -383,4 +536,4 @@ def _count(rows: int) -> int:
     return rows
 
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "LedgerWarning"]

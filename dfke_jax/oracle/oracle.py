@@ -272,6 +272,8 @@ def oracle_for(
     transport: Transport = "float32",
     box: Box | None = None,
     precision: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
 ) -> Oracle | HostOracle:
     """The oracle that suits a victim.
 
@@ -285,7 +287,9 @@ def oracle_for(
       defences: in their order.
       input_shape: (H, W, C); a `Classifier` and a `HostVictim` know their own.
       num_classes: K; found by asking for one row where it is not given.
-      gives: of a traced victim, logits by default.
+      gives: of a traced victim or a PyTorch module, logits by default.
+      mean, std: of a PyTorch module, which gets (x − mean)/std of rows in the box; one number, or
+        one per channel.
       transport, box, precision: as in `Oracle`; the box of a `Classifier` is its own.
 
     Returns:
@@ -297,7 +301,8 @@ def oracle_for(
     if isinstance(victim, Classifier):
         input_shape, box = input_shape or victim.input_shape, box or victim.preprocessing.box
     box = box or (0.0, 1.0)
-    host = as_host_victim(victim, input_shape, num_classes)
+    normalisation = {name: given for name, given in (("mean", mean), ("std", std)) if given is not None}
+    host = as_host_victim(victim, input_shape, num_classes, gives, **normalisation)
     if host is not None:
         if gives not in (None, host.gives):
             raise InputError(f"{host.name} gives {host.gives}, not {gives}")

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import re
 import threading
 import time
 import uuid
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dfke_jax.core.errors import EndpointError, InputError, UnknownOutcomeError
+from dfke_jax.core.errors import EndpointError, InputError, RestartedError, UnknownOutcomeError
 from dfke_jax.nn.classifier import check_images
 from dfke_jax.oracle.codec import arrays_from_npy, from_npy, to_npy
 from dfke_jax.oracle.explanations import Explained, Explanation, check_explained
@@ -29,6 +30,7 @@ _RETRIED = (408, 425, 429, 500, 502, 503, 504)
 _NEVER_ANSWERED = (425, 429, 503)
 _NPY = "application/x-npy"
 _SLACK = 65_536
+_RESTARTS = 5
 _SHOWN = 300
 """Characters of what a stranger says that stand in a message."""
 
@@ -41,7 +43,9 @@ class RemoteVictim:
     U(0, min(`max_backoff`, `backoff`·2^n)) seconds after n failures, or what Retry-After asks for
     if that is longer. Where the endpoint names a rate, requests are spaced so as to keep it, if that
     takes no longer than `max_wait`. Every request carries an idempotency key made from its content, so that an endpoint that knows them (``"idempotency": true``) charges a
-    repeated one once; with one that does not, only requests that were certainly not answered are repeated.
+    repeated one once; with one that does not, only requests that were certainly not answered are
+    repeated. An endpoint that names its instance is asked for that one: started anew, it refuses
+    what it cannot know, and nothing is paid twice.
 
     The endpoint is taken for a stranger: answers are read as they are (none is unpacked), no further
     than an answer can be long, within one deadline from the connection to the last byte; cookies are
@@ -108,7 +112,7 @@ class RemoteVictim:
         self.backoff, self.max_backoff, self.max_wait = backoff, max_backoff, max_wait
         self.max_answer = max_answer
         self._session = uuid.uuid4().hex
-        self._lock = threading.Lock()
+        self._lock, self._renewing = threading.Lock(), threading.Lock()
         self._random = random.Random()
         self._free = 0.0  # when the next request may leave
         self._process = os.getpid()
@@ -146,14 +150,29 @@ class RemoteVictim:
             return np.concatenate(answers)
         return Explained(*(np.concatenate(kind) for kind in zip(*answers, strict=True)))  # type: ignore[arg-type]
 
-    def request(self, rows: Any, key: str) -> Any:
+    def request(self, rows: Any, key: str, instance: str | None = None) -> Any:
         """One request and its repetitions.
 
         Args:
           rows: at most `max_rows`. key: its idempotency key.
+          instance: of the endpoint that it is meant for; by default whichever runs. What another
+            one has answered it does not know, unless it says so.
 
-        Raises: as for a call.
+        Raises: as for a call, and
+          RestartedError: where another instance runs than `instance`, which has not answered it;
+            `self.instance` is that of the one that runs from then on.
         """
+        for restarts in range(_RESTARTS + 1):
+            meant = instance or self.instance
+            try:
+                return self._request(rows, key, meant)
+            except RestartedError:
+                self._renew()
+                if instance is not None or restarts == _RESTARTS:
+                    raise
+        raise AssertionError
+
+    def _request(self, rows: Any, key: str, instance: str | None) -> Any:
         rows = self.check(rows)
         body = to_npy(rows)
         if len(rows) > self.max_rows or len(body) > self.max_bytes:
@@ -162,6 +181,8 @@ class RemoteVictim:
                 f"{self.max_bytes} bytes; set a smaller batch"
             )
         headers = {"Content-Type": _NPY, "Idempotency-Key": key}
+        if instance is not None:
+            headers["Endpoint-Instance"] = instance
         explanation = self.explanation
         limit = _SLACK + len(rows) * self._answer_bytes
         self._pace(len(rows))
@@ -235,6 +256,9 @@ class RemoteVictim:
             self.max_bytes = _whole(_given(limits.get("max_bytes"), 2**62), most=2**62)
             self.rate = None if limits.get("rate") is None else _number(limits["rate"])
             self.repeatable = said.get("idempotency") is True
+            self.instance = None if said.get("instance") is None else str(said["instance"])
+            if self.instance is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", self.instance):
+                raise ValueError("an instance has up to 64 letters, digits, dots and dashes")
             if self.rate is not None and not self.rate > 0:
                 raise ValueError("a rate must be positive")
             if not self.input_shape or self.dtype not in ("float32", "float64"):
@@ -258,6 +282,15 @@ class RemoteVictim:
         ):
             if wanted is not None and wanted != found:
                 raise InputError(f"{what} {wanted} was expected and {self.endpoint} has {found}")
+
+    def _renew(self) -> None:
+        """Reads again what the endpoint is, which must be what it was but for its instance."""
+        with self._renewing:
+            before = (self.input_shape, self.num_classes, self.reveal, self.box, self.dtype, self.explanation)
+            self._describe(None, None, self.explanation is not None)
+            after = (self.input_shape, self.num_classes, self.reveal, self.box, self.dtype, self.explanation)
+        if before != after:
+            raise EndpointError(f"{self.endpoint} was started anew and is another one: {after}, after {before}")
 
     @property
     def _answer_bytes(self) -> int:
@@ -317,6 +350,8 @@ class RemoteVictim:
                 raise _Failed(str(error), again=not maybe or repeatable) from error
             if status == 200:
                 return said
+            if status == 412 and "Endpoint-Instance" in headers:
+                raise self._restarted(path, sent, said)
             sent = sent or status < 300 or status == 408 or (status >= 500 and status not in _NEVER_ANSWERED)
             raise _Failed(
                 f"status {status}: {_message(said)}",
@@ -353,6 +388,14 @@ class RemoteVictim:
         if sent and method == "POST":
             raise UnknownOutcomeError(f"rows were sent and it is not known whether they count: {tried}") from last
         raise EndpointError(f"nothing was answered and nothing counts: {tried}") from last
+
+    def _restarted(self, path: str, sent: bool, said: bytes | bytearray) -> EndpointError:
+        """Of an endpoint that says it is another instance: whether an earlier attempt may have been answered."""
+        forgotten = _code(said) != "not_answered"
+        reason = f"{self.endpoint}{path} was started anew: {_message(said)}"
+        if sent and forgotten:
+            return UnknownOutcomeError(f"rows were sent and it is not known whether they count: {reason}")
+        return RestartedError(f"nothing was answered: {reason}", forgotten)
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """The result of what is to be done in the event loop."""
@@ -518,6 +561,12 @@ def _seconds(header: str | None) -> float:
     with contextlib.suppress(Exception):  # dates of strangers: no list of what they raise is whole
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
     return 0.0
+
+
+def _code(body: bytes | bytearray) -> str:
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        return str(json.loads(body)["error"]["code"])
+    return ""
 
 
 def _message(body: bytes | bytearray) -> str:

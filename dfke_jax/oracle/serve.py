@@ -6,7 +6,10 @@
     GET  /v1/usage      what this key has been charged
 
 Keys are sent as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. A request with an ``Idempotency-Key`` that was answered
-before gets the same bytes again and is not charged. Charges and recorded answers live in this process.
+before gets the same bytes again and is not charged. Charges and recorded answers live in this
+process, and where it has a journal in a file as well. Every start is another instance, which
+`describe` names: a request that says by ``Endpoint-Instance`` which one it is meant for is answered
+by no other, unless it was answered before.
 """
 
 import asyncio
@@ -18,6 +21,7 @@ import logging
 import socket
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
@@ -27,6 +31,7 @@ import numpy as np
 from dfke_jax.core.errors import InputError
 from dfke_jax.oracle.codec import to_npy
 from dfke_jax.oracle.explanations import Explanation, check_explained
+from dfke_jax.oracle.journal import Journal
 from dfke_jax.oracle.limits import JSON, Accounts, Endpoint, Refusal
 from dfke_jax.oracle.reveal import Reveal, check_answers
 
@@ -54,6 +59,11 @@ class Service:
       predict: rows (B, H, W, C) in the endpoint's dtype -> answers as its `reveal` says; called in a thread.
       explain: rows -> like `Explained`, where the endpoint explains.
       endpoint, accounts: what is allowed.
+      journal: where charges and answers are kept for the next instance; None forgets them with the
+        process.
+
+    Attributes:
+      instance: name of this start of the endpoint.
     """
 
     def __init__(
@@ -62,7 +72,14 @@ class Service:
         endpoint: Endpoint,
         accounts: Accounts,
         explain: Callable[[np.ndarray], Any] | None = None,
+        journal: Journal | None = None,
     ):
+        self.instance, self.journal = uuid.uuid4().hex, journal
+        if journal is not None:
+            journal.start(self.instance)
+            for account, (rows, requests, explained) in journal.charges().items():
+                accounts.charged[account], accounts.requests[account] = rows, requests
+                accounts.explained[account] = explained
         self.predict, self.explain, self.endpoint, self.accounts = predict, explain, endpoint, accounts
         self._recorded: dict[tuple[str, str], _Recorded] = {}
         self._answered: deque[tuple[str, str]] = deque()  # records in the order of their answers
@@ -71,10 +88,20 @@ class Service:
         self._turn = threading.Lock()
 
     async def answer(
-        self, account: str, rows: np.ndarray, name: str | None, body: bytes, explained: bool = False
+        self,
+        account: str,
+        rows: np.ndarray,
+        name: str | None,
+        body: bytes,
+        explained: bool = False,
+        instance: str | None = None,
     ) -> tuple[Answers, bool]:
-        """Answers, and whether they were recorded before; charged once for every `name`."""
+        """Answers, and whether they were recorded before; charged once for every `name`.
+
+        One that was not is answered only if it is meant for this `instance` or for any (None).
+        """
         if name is None:
+            self._check_instance(instance)
             return await self._fresh(account, rows, explained), False
         place, mark = (account, name), hashlib.sha256(bytes([explained]) + body).digest()
         while (found := self._recorded.get(place)) is not None:
@@ -84,10 +111,16 @@ class Service:
                 await found.done.wait()
             if found.answers is not None:
                 return found.answers, True
+        kept = self.journal.find(account, name) if self.journal is not None else None
+        if kept is not None:
+            if kept[0] != mark:
+                raise Refusal(422, "idempotency_mismatch", "this Idempotency-Key was used with another body")
+            return kept[1], True
+        self._check_instance(instance)
         done = asyncio.Event()
         entry = self._recorded[place] = _Recorded(mark, done)
         try:
-            entry.answers = await self._fresh(account, rows, explained)
+            entry.answers = await self._fresh(account, rows, explained, name, mark)
         except BaseException:
             del self._recorded[place]
             raise
@@ -101,6 +134,16 @@ class Service:
             assert oldest.answers is not None
             self._bytes -= _size(oldest.answers)
         return answers, False
+
+    def _check_instance(self, instance: str | None) -> None:
+        """Refuses what is meant for another instance, and says whether that one can have answered it."""
+        if instance in (None, self.instance):
+            return
+        if self.journal is not None and self.journal.knows(instance):
+            raise Refusal(
+                412, "not_answered", "this request was not answered before; send it to the instance that runs now"
+            )
+        raise Refusal(412, "other_instance", "this endpoint was started anew, and does not know what was asked before")
 
     @contextlib.asynccontextmanager
     async def received(self, request: Any, content_type: str) -> AsyncIterator[bytes]:
@@ -130,10 +173,14 @@ class Service:
         finally:
             self._pending -= len(body)
 
-    async def _fresh(self, account: str, rows: np.ndarray, explained: bool) -> Answers:
+    async def _fresh(
+        self, account: str, rows: np.ndarray, explained: bool, name: str | None = None, mark: bytes = b""
+    ) -> Answers:
         self.accounts.admit(account, len(rows), explained=explained)
         try:
             answers = await asyncio.to_thread(self._explained if explained else self._predicted, rows)
+            if self.journal is not None:  # before the answer leaves: what is not in it was not answered
+                await asyncio.to_thread(self.journal.enter, account, len(rows), explained, name, mark, answers)
         except BaseException as error:
             self.accounts.refund(account, len(rows), explained=explained)
             if not isinstance(error, Exception):
@@ -177,6 +224,7 @@ def create_app(
     clock: Callable[[], float] = time.monotonic,
     explain: Callable[[np.ndarray], Any] | None = None,
     explanation: Explanation | None = None,
+    journal: Journal | None = None,
     **limits: Any,
 ):
     """A Starlette application that answers rows over HTTP; run it with `serve`, `background` or any ASGI server.
@@ -184,7 +232,8 @@ def create_app(
     Bodies are npy arrays (``numpy.save``; never pickled) or, as ``application/json``, ``{"rows": [...]}``; the answer has
     the form of the question; explanations follow the answers, as a second npy array or as
     ``"explanations"``. Refusals are ``{"error": {"code", "message"}}`` with status 401 (key), 403
-    (quota), 404 (no explanations), 408 (the body came too slowly), 413 (too many rows or bytes), 415
+    (quota), 404 (no explanations), 408 (the body came too slowly), 412 (meant for another
+    instance), 413 (too many rows or bytes), 415
     (another type or encoding), 422 (rows that cannot be right), 429 (rate, with Retry-After), 503
     (too much at a time, with Retry-After) or 500 (the victim failed; not charged).
 
@@ -195,6 +244,8 @@ def create_app(
       clock: seconds, for the rate.
       explain: rows -> like `Explained`, of the kind that `explanation` names: probabilities as revealed, and maps; both or
         neither. A row that is explained is charged as one row, and counted apart as well.
+      journal: remembers charges and answers for the next start; accounts go by their places in
+        `keys`.
       **limits: `box`, `dtype`, `burst`, `max_rows`, `max_bytes`, `max_pending`, `body_seconds`,
         `max_recorded`, `explanation_quota` of `Endpoint`.
 
@@ -219,7 +270,7 @@ def create_app(
     endpoint = Endpoint(
         tuple(input_shape), num_classes, reveal, quota=quota, rate=rate, explanation=explanation, **limits
     )
-    service = Service(predict, endpoint, Accounts(endpoint, keys, clock), explain)
+    service = Service(predict, endpoint, Accounts(endpoint, keys, clock), explain, journal)
 
     def account(request: Request) -> str:
         bearer = request.headers.get("authorization", "")
@@ -228,7 +279,7 @@ def create_app(
 
     async def describe(request: Request) -> Response:
         account(request)
-        return JSONResponse(endpoint.describe())
+        return JSONResponse({**endpoint.describe(), "instance": service.instance})
 
     async def usage(request: Request) -> Response:
         return JSONResponse(service.accounts.usage(account(request)))
@@ -257,7 +308,8 @@ def create_app(
                 rows = await asyncio.to_thread(endpoint.rows, body, kind, most)
             except InputError as error:
                 raise Refusal(422, "bad_input", str(error)) from error
-            answers, again = await service.answer(who, rows, name, body, explained)
+            instance = request.headers.get("endpoint-instance")
+            answers, again = await service.answer(who, rows, name, body, explained, instance)
             return await asyncio.to_thread(answered, kind, answers, again)
 
     def answered(kind: str, answers: Answers, again: bool) -> Response:

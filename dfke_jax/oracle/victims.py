@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -20,12 +21,17 @@ from dfke_jax.oracle.reveal import Reveal, check_answers
 Shape = tuple[int, int, int]
 
 
+class PrecisionWarning(UserWarning):
+    """A victim answers with fewer digits than float32 has."""
+
+
 @dataclasses.dataclass(frozen=True)
 class HostVictim:
     """A victim on the host.
 
     Attributes:
-      predict: NumPy rows (B, H, W, C), float32 (or float64) -> array (B, K), or (B,) integer labels.
+      predict: NumPy rows (B, H, W, C), float32 (or float64) -> array (B, K), or (B,) integer
+        labels. A PyTorch tensor will do, on any device and with or without a gradient.
       num_classes: K. input_shape: (H, W, C).
       gives: what `predict` returns: ``logits``, ``probabilities`` or ``label``.
       name: for messages and results.
@@ -68,24 +74,76 @@ def victim_values(victim: HostVictim, rows: Any) -> np.ndarray:
       (B, K) in the precision of the rows, or (B,) int32 labels.
 
     Raises:
-      InputError: rows of another shape; or another number of rows or classes, NaN, labels out of range, or
-        probabilities that are negative or do not sum to one.
+      InputError: rows of another shape; or another number of rows or classes, NaN, labels out of
+        range, what are no numbers (dtype object), probabilities that are negative or do not sum to
+        one, or logits that are probabilities: two or more rows, none with a negative number, that
+        all sum to one within 1e-5.
+
+    Warns:
+      PrecisionWarning: answers in half precision, whose rounding hides small differences: 1e-3 of a
+        float16.
     """
     rows = np.asarray(rows)
     rows = rows.astype(np.float64 if rows.dtype == np.float64 else np.float32, copy=False)
     if rows.ndim != 4 or rows.shape[1:] != tuple(victim.input_shape):
         raise InputError(f"rows must be (B, {', '.join(map(str, victim.input_shape))}), got shape {rows.shape}")
     size = victim.batch_size or max(len(rows), 1)
-    parts = [np.asarray(victim.predict(rows[start : start + size])) for start in range(0, len(rows), size)]
+    answered = [victim.predict(rows[start : start + size]) for start in range(0, len(rows), size)]
     try:
+        parts = [as_numbers(part, victim.name) for part in answered]
         for part in parts:
             if part.ndim != (1 if victim.gives == "label" else 2):
                 raise InputError(f"gives {victim.gives}, but answered shape {part.shape}")
         values = np.concatenate(parts)
         check_answers(values, len(rows), victim.num_classes, Reveal(victim.gives))
+        if victim.gives == "logits":
+            _check_logits(values)
     except (InputError, ValueError) as error:
         raise InputError(f"victim {victim.name!r}: {error}") from error
     return values.astype(np.int32 if victim.gives == "label" else rows.dtype)
+
+
+def as_numbers(answers: Any, name: str) -> np.ndarray:
+    """An array from what a victim called `name` returned: from a PyTorch tensor, its values.
+
+    Raises:
+      InputError: for what are no numbers.
+
+    Warns:
+      PrecisionWarning: for half precision.
+    """
+    torch = sys.modules.get("torch")
+    precision = None
+    if torch is not None and isinstance(answers, torch.Tensor):
+        answers = answers.detach().cpu()
+        if answers.dtype == torch.bfloat16:  # NumPy has no such type
+            precision, answers = answers.dtype, answers.float()
+        answers = answers.resolve_conj().resolve_neg().numpy()
+    answers = np.asarray(answers)
+    if answers.dtype.kind not in "biuf" and answers.dtype.name != "bfloat16":
+        raise InputError(
+            f"answered shape {answers.shape} of type {answers.dtype}, which is none of numbers; return float32, float64 "
+            "or integers"
+        )
+    if answers.dtype.itemsize == 2 and answers.dtype.kind not in "iu":
+        precision = answers.dtype
+    if precision is not None:
+        warnings.warn(
+            f"victim {name!r} answers in {precision}: differences that it rounds away cannot be seen, and logits recovered "
+            "from small probabilities are wrong; return float32 of a model that computes in it",
+            PrecisionWarning,
+            stacklevel=3,
+        )
+    return answers
+
+
+def _check_logits(values: np.ndarray) -> None:
+    """Whether logits can be such; nonnegative numbers that sum to one row by row are no coincidence in two rows."""
+    if len(values) < 2 or values.dtype.kind != "f":
+        return
+    slack = max(1e-5, values.shape[1] * float(jnp.finfo(values.dtype).eps))
+    if values.min() >= 0 and np.abs(values.sum(1, dtype=np.float64) - 1).max() <= slack:
+        raise InputError("answers probabilities where logits were declared; say gives='probabilities'")
 
 
 def from_jax(
@@ -232,12 +290,16 @@ def from_torch(
             answers = module(torch.from_numpy(np.array(prepared(rows, np), order="C")).to(device, precision))
         if not isinstance(answers, torch.Tensor):
             raise InputError(f"{name} returns {type(answers).__name__}; wrap it so that it returns one tensor (B, K)")
-        exact = answers.dtype if answers.dtype in (torch.float32, torch.float64) else torch.float32
-        return answers.detach().to("cpu", exact).numpy()
+        return answers
 
-    probe = predict(np.asarray(_probe(input_shape, 2)))
+    probe = as_numbers(predict(np.asarray(_probe(input_shape, 2))), name)
     if probe.ndim != 2 or len(probe) != 2 or (num_classes and probe.shape[1] != num_classes):
         raise InputError(f"{name} must answer 2 rows with shape (2, {num_classes or 'K'}), got {probe.shape}")
+    if gives == "logits":
+        try:
+            _check_logits(probe)
+        except InputError as error:
+            raise InputError(f"{name} {error}") from error
     return HostVictim(predict, probe.shape[1], input_shape, gives, name, None, batch_size, repeatable=True)
 
 
@@ -326,18 +388,30 @@ def _prepared(input_shape: Shape, layout: str, mean: tuple[float, ...], std: tup
     return _Prepared(as_shape(input_shape), layout, tuple(mean), tuple(std))
 
 
-def as_host_victim(victim: Any, input_shape: Shape | None, num_classes: int | None) -> HostVictim | None:
+def as_host_victim(
+    victim: Any, input_shape: Shape | None, num_classes: int | None, gives: str | None = None, **normalisation: Any
+) -> HostVictim | None:
     """A host victim from a `HostVictim`, a PyTorch module or a scikit-learn estimator; None for anything else.
 
+    Args:
+      gives: of a PyTorch module, as of `from_torch`.
+      **normalisation: `mean` and `std` of a PyTorch module, as of `from_torch`.
+
     Raises:
-      InputError: if shape or classes disagree with the victim's own, or a module comes without a shape.
+      InputError: if shape or classes disagree with the victim's own, a module comes without a
+        shape, or another victim with a normalisation.
     """
     torch = sys.modules.get("torch")  # a module cannot exist before torch was imported
     if torch is not None and isinstance(victim, torch.nn.Module):
         if input_shape is None:
             raise InputError("a PyTorch module needs input_shape=(H, W, C)")
-        return from_torch(victim, input_shape, num_classes)
-    if hasattr(victim, "get_params") and hasattr(victim, "predict") and not isinstance(victim, HostVictim):
+        return from_torch(victim, input_shape, num_classes, gives=gives or "logits", **normalisation)  # type: ignore[arg-type]
+    if normalisation:
+        raise InputError(
+            f"{' and '.join(normalisation)} belong to a PyTorch module; other victims normalise themselves"
+        )
+    base = sys.modules.get("sklearn.base")
+    if base is not None and isinstance(victim, base.BaseEstimator):
         return from_sklearn(victim, input_shape, num_classes)
     if not isinstance(victim, HostVictim):
         return None
@@ -360,5 +434,5 @@ def _probe(input_shape: Shape, rows: int) -> Array:
     return jax.random.uniform(jax.random.key(0), (rows, *input_shape))
 
 
-__all__ = ["HostVictim", "as_host_victim", "as_shape", "from_function", "from_jax", "from_sklearn", "from_torch", "traced_torch",
+__all__ = ["HostVictim", "PrecisionWarning", "as_host_victim", "as_numbers", "as_shape", "from_function", "from_jax", "from_sklearn", "from_torch", "traced_torch",
            "victim_values"]  # fmt: skip

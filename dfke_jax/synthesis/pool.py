@@ -48,7 +48,7 @@ def fill_pool(
 ) -> Method:
     """A method whose every step synthesises one batch into a pool; run it for ``count // batch_size`` steps.
 
-    Further steps leave a full pool as it is.
+    A step more makes a batch in vain: a full pool stays as it is.
 
     Args:
       synthesiser: makes one batch.
@@ -77,20 +77,22 @@ def _step(synthesiser: Synthesiser, carry: PyTree, static: Static, key: Key, poo
     batch_size = static.value[1]
     rows = pool.filled + jnp.arange(batch_size, dtype=jnp.int32)
     batch = synthesiser(key, rows, pool.carry)
-    return put(pool, batch), batch.metrics
+    return added(pool, batch), batch.metrics
 
 
-def put(pool: Pool, batch: Batch) -> Pool:
-    """The pool with one batch more; a full one stays as it is."""
-    size, full = batch.labels.shape[0], pool.filled >= pool.labels.shape[0]
+def added(pool: Pool, batch: Batch) -> Pool:
+    """The pool with a batch behind its samples; a pool without room for the whole batch stays as it is."""
+    count = batch.labels.shape[0]
+    full = pool.filled + count > pool.labels.shape[0]
 
-    def write(old: Array, new: Array) -> Array:  # of a full pool, the last rows are written again
-        kept = jax.lax.dynamic_slice_in_dim(old, pool.filled, size)
-        return jax.lax.dynamic_update_slice_in_dim(old, jnp.where(full, kept, new.astype(old.dtype)), pool.filled, 0)
+    def put(table: Array, new: Array) -> Array:
+        old = jax.lax.dynamic_slice_in_dim(table, pool.filled, count, 0)
+        new = jnp.where(full, old, new.astype(table.dtype))
+        return jax.lax.dynamic_update_slice_in_dim(table, new, pool.filled, 0)
 
-    carry = jax.tree.map(lambda new, old: jnp.where(full, old, new), batch.carry, pool.carry)
-    images, labels = write(pool.images, batch.images), write(pool.labels, batch.labels)
-    return Pool(images, labels, pool.filled + jnp.where(full, 0, size), carry)
+    carry = jax.tree.map(lambda old, new: jnp.where(full, old, new), pool.carry, batch.carry)
+    filled = jnp.where(full, pool.filled, pool.filled + count)
+    return Pool(put(pool.images, batch.images), put(pool.labels, batch.labels), filled, carry)
 
 
-__all__ = ["Batch", "Pool", "Synthesiser", "fill_pool", "put"]
+__all__ = ["Batch", "Pool", "Synthesiser", "added", "fill_pool"]

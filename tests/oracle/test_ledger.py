@@ -1,6 +1,7 @@
 """The ledger's accounts against a plain recount, and a cache that nothing but the same row finds."""
 
 import io
+import json
 import sqlite3
 import threading
 import time
@@ -27,6 +28,7 @@ from dfke_jax.oracle import (
     rows_per_step,
 )
 from dfke_jax.oracle.codec import decode_answers, encode_answers, from_npy, row_keys, to_npy
+from dfke_jax.oracle.ledger import LedgerWarning
 
 LABEL = Reveal("label")
 
@@ -604,6 +606,277 @@ def test_a_fused_run_that_is_resumed_is_charged_once(tmp_path):
         for so_far in (30, 40, 100):
             ledger.charge(so_far, block="seed0")
         assert (ledger.spent, ledger.remaining) == (100, 0)
+
+
+def test_explained_rows_of_a_fused_victim_are_counted_apart():
+    with Ledger(budget=100) as ledger:
+        ledger.reserve(100)
+        ledger.charge(20)
+        ledger.charge(30, explained=True)
+        ledger.charge(10, block="b", explained=True)
+        ledger.charge(15, block="b", explained=True)  # the block's total: five more
+        ledger.charge(35, block="b")
+        counts = ledger.counts()
+        assert (counts["rows"], counts["explanation_rows"], counts["unique_rows"]) == (85, 45, None)
+        assert (ledger.spent, ledger.remaining) == (85, 0)
+        ledger.release()
+        assert ledger.remaining == 15
+
+
+# ---- damage
+
+
+def some_ledger(path):
+    """A closed ledger with a bit of everything, its counts, the rows and what was answered to them."""
+    rows = np.random.default_rng(4).random((6, 2, 2, 1), np.float32)
+    ledger = Ledger(path, budget=50, config="c")
+    ask = metered(ledger, Counting(fail={3: UnknownOutcomeError("lost")}), batch=2, repeatable=True, samples=2)
+    ask(rows[:4])
+    with pytest.raises(UnknownOutcomeError):
+        ask(rows[4:])
+    ask.evaluate(rows[:3])
+    ledger.charge(7, block="fused")
+    counts = ledger.counts()
+    ledger.close()
+    return counts, rows, expected(rows)
+
+
+def read_back(path, rows):
+    """(counts on opening, answers, rows that the victim was asked, unknown rows left)."""
+    victim = Counting()
+    with Ledger(path, budget=50, config="c") as ledger:
+        counts = ledger.counts()
+        ask = metered(ledger, victim, batch=2, repeatable=True, samples=0)
+        answers = ask(rows)
+        return counts, answers, len(victim.asked), ledger.counts()["unknown_rows"]
+
+
+@pytest.mark.parametrize("flips", [120, pytest.param(5000, marks=pytest.mark.slow)])
+def test_a_flipped_bit_is_an_error_or_makes_no_difference(tmp_path, flips):
+    """Anywhere in the file: never another answer, another count, or a row paid again."""
+    counts, rows, answers = some_ledger(tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    assert not (tmp_path / "whole-wal").exists()
+    dice, refused = np.random.default_rng(0), 0
+    written = np.flatnonzero(np.frombuffer(whole, np.uint8))  # most of the file is empty
+    for number in range(flips):
+        damaged = bytearray(whole)
+        damaged[int(dice.choice(written))] ^= 1 << int(dice.integers(8))
+        path = tmp_path / f"{number}"
+        path.write_bytes(damaged)
+        try:
+            found = read_back(path, rows)
+        except LedgerError:
+            refused += 1
+        else:
+            assert found[0] == counts
+            np.testing.assert_array_equal(found[1], answers)
+            assert found[2:] == (2, 0)  # the two rows that were under way
+        path.unlink()
+    assert refused > flips / 2
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            "UPDATE answers SET data = CAST(x'00' || substr(data, 2) AS BLOB)",
+            "the stored answer to row [0-9a-f]{16} does not match",
+        ),
+        ("UPDATE layouts SET layout = replace(layout, '<f4', '<i4')", "the stored answer to row"),
+        (
+            "UPDATE requests SET keys = CAST(keys || x'00' AS BLOB) WHERE state = 'sent'",
+            "the open request 3 does not match",
+        ),
+        ("UPDATE meters SET value = 3 WHERE name = 'evaluation_rows'", None),
+        ("UPDATE meters SET value = 2 WHERE name = 'evaluation_rows'", "counts do not match their checksum"),
+        ("UPDATE blocks SET count = 6", "counts do not match their checksum"),
+        ("UPDATE requests SET state = 'answered'", "counts 11 rows, and its requests and answers make 13"),
+        ("DELETE FROM requests WHERE id = 1", "counts 11 rows, and its requests and answers make 9"),
+        ("DELETE FROM answers WHERE rowid = 1", "counts 4 unique_rows, and its requests and answers make 3"),
+    ],
+)
+def test_what_was_changed_is_found(tmp_path, change, match):
+    counts, rows, _ = some_ledger(tmp_path / "l")
+    database = sqlite3.connect(tmp_path / "l", isolation_level=None)
+    database.execute("DROP TRIGGER answers_stay")
+    database.execute("DROP TRIGGER answers_last")
+    database.execute(change)
+    database.close()
+    if match is None:  # what is written is what was there
+        assert read_back(tmp_path / "l", rows)[0] == counts
+    else:
+        with pytest.raises(LedgerError, match=f"damaged.*{match}"):
+            read_back(tmp_path / "l", rows)
+
+
+# ---- files of the version before
+
+VERSION_1 = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE meters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE layouts (id INTEGER PRIMARY KEY, layout TEXT UNIQUE NOT NULL);
+CREATE TABLE answers (key BLOB PRIMARY KEY, layout INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE TABLE requests (id INTEGER PRIMARY KEY, state TEXT NOT NULL, count INTEGER NOT NULL, explained INTEGER NOT NULL, keys BLOB NOT NULL);
+CREATE INDEX open_requests ON requests (id) WHERE state = 'sent';
+CREATE TABLE blocks (name TEXT PRIMARY KEY, count INTEGER NOT NULL);
+CREATE TRIGGER answers_stay BEFORE UPDATE ON answers BEGIN SELECT RAISE(ABORT, 'answers are only added'); END;
+CREATE TRIGGER answers_last BEFORE DELETE ON answers BEGIN SELECT RAISE(ABORT, 'answers are only added'); END;
+PRAGMA application_id = 1684433765;
+PRAGMA user_version = 1;
+PRAGMA journal_mode = WAL;
+"""
+
+
+def version_1(path, rows):
+    """A ledger as the first version wrote it: four rows answered by logits, two under way, seven fused."""
+    kind = json.dumps({"decimals": None, "k": None, "kind": "logits", "renormalise": False}, sort_keys=True)
+    keys = row_keys(rows, "test", kind)
+    database = sqlite3.connect(path, isolation_level=None)
+    database.executescript(VERSION_1)
+    facts = {"id": "0123456789abcdef" * 2, "config": "c", "endpoint": "test", "reveal": kind}
+    database.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
+    meters = {"rows": 11, "unique_rows": 4, "unknown_rows": 2, "fused_rows": 7, "requests": 3,
+              "explanation_rows": 0, "cache_hits": 5, "evaluation_rows": 3}  # fmt: skip
+    database.executemany("INSERT INTO meters VALUES (?, ?)", meters.items())
+    database.execute("INSERT INTO layouts VALUES (1, ?)", ('["array", [["<f4", [2]]]]',))
+    answered = [(key, row.tobytes()) for key, row in zip(keys, expected(rows[:4]), strict=False)]
+    database.executemany("INSERT INTO answers VALUES (?, 1, ?)", answered)
+    database.executemany("INSERT INTO requests VALUES (?, 'answered', 2, 0, x'')", [(1,), (2,)])
+    database.execute("INSERT INTO requests VALUES (3, 'sent', 2, 0, ?)", (b"".join(keys[4:]),))
+    database.execute("INSERT INTO requests VALUES (4, 'withdrawn', 2, 0, x'')")
+    database.execute("INSERT INTO blocks VALUES ('fused', 7)")
+    database.close()
+    return {"budget": 50, **{name: n for name, n in meters.items() if name != "fused_rows"}, "unique_rows": None}
+
+
+def test_a_file_of_the_version_before_is_taken_over(tmp_path):
+    rows = np.random.default_rng(4).random((6, 2, 2, 1), np.float32)
+    counts = version_1(tmp_path / "l", rows)
+    for _ in range(2):
+        with Ledger(tmp_path / "l", budget=50, config="c") as ledger:
+            assert ledger.counts() == counts
+            assert ledger.id == "0123456789abcdef" * 2
+            assert [number for number, _ in ledger.open_requests()] == [3]
+            assert ledger.instance_of(3) == ""
+    found = read_back(tmp_path / "l", rows)
+    assert found[0] == counts
+    np.testing.assert_array_equal(found[1], expected(rows))
+    assert found[2:] == (2, 0)
+    database = sqlite3.connect(tmp_path / "l")
+    assert database.execute("PRAGMA user_version").fetchone() == (2,)
+    with pytest.raises(sqlite3.DatabaseError, match="only added"):
+        database.execute("UPDATE answers SET data = x'00'")
+    columns = lambda name: database.execute(
+        f"SELECT name, type, dflt_value FROM pragma_table_info('{name}')"
+    ).fetchall()
+    with Ledger(tmp_path / "new") as ledger:
+        for table in ("facts", "meters", "layouts", "answers", "requests", "blocks", "samples"):
+            fresh = ledger._database.execute(f"SELECT name, type, dflt_value FROM pragma_table_info('{table}')")
+            assert columns(table) == fresh.fetchall()
+    database.execute("DROP TRIGGER answers_stay")
+    database.execute("UPDATE answers SET data = CAST(x'00' || substr(data, 2) AS BLOB)")
+    database.commit()
+    database.close()
+    with pytest.raises(LedgerError, match="does not match its checksum"):
+        read_back(tmp_path / "l", rows)
+
+
+def test_a_file_of_a_later_version_is_left_alone(tmp_path):
+    some_ledger(tmp_path / "l")
+    database = sqlite3.connect(tmp_path / "l")
+    database.execute("PRAGMA user_version = 3")
+    database.close()
+    with pytest.raises(LedgerError, match="no ledger of this version"):
+        Ledger(tmp_path / "l", config="c")
+
+
+# ---- another model behind the same name
+
+
+def test_a_model_that_changed_between_two_openings_is_noticed(tmp_path):
+    """In this process asking again costs nothing and is not counted; in another nothing new is taken from it."""
+    rows, weights = np.random.default_rng(1).random((9, 1, 1, 3), np.float32), np.eye(3)
+    shifted = lambda by: from_function(
+        lambda x: x.reshape(-1, 3) @ (weights + by), (1, 1, 3), 3, gives="logits", name="same", repeatable=True
+    )
+    with Ledger(tmp_path / "l", budget=9) as ledger:
+        Metered(oracle_for(shifted(0), Reveal("logits")), ledger)(rows[:5])
+    with Ledger(tmp_path / "l", budget=9) as ledger:
+        ask = Metered(oracle_for(shifted(0.01), Reveal("logits")), ledger)
+        np.testing.assert_array_equal(ask(rows[:5]), rows[:5].reshape(5, 3))  # what is stored is what was answered
+        with pytest.raises(LedgerError, match="answers 4 of 4 rows otherwise than it did"):
+            ask(rows)
+        assert ledger.spent == 5
+        np.testing.assert_allclose(  # on the caller's responsibility
+            Metered(oracle_for(shifted(0.01), Reveal("logits")), ledger, samples=0)(rows)[5:],
+            rows[5:].reshape(4, 3) @ (weights + 0.01),
+            rtol=1e-5,
+        )
+    with Ledger(tmp_path / "k", budget=9) as ledger:
+        Metered(oracle_for(shifted(0), Reveal("logits")), ledger)(rows[:5])
+    with Ledger(tmp_path / "k", budget=9) as ledger:  # sums in another order are the same model
+        Metered(oracle_for(shifted(1e-6), Reveal("logits")), ledger)(rows)
+        assert ledger.spent == ledger.counts()["rows"] == 9
+
+
+def test_labels_and_rounded_answers_are_compared_too(tmp_path):
+    rows = np.random.default_rng(1).random((9, 1, 1, 3), np.float32)
+    for reveal, by, changed in (
+        (Reveal("label"), 0.0, False),
+        (Reveal("label"), [2, 0, 0], True),
+        (Reveal("probabilities", decimals=2), 1e-3, False),
+        (Reveal("probabilities", decimals=2), [0.3, 0, 0], True),
+    ):
+        path = tmp_path / f"{reveal.kind}{changed}"
+        for shift, part in ((0.0, rows[:5]), (np.asarray(by), rows)):
+            logits = lambda x, shift=shift: x.reshape(-1, 3) + shift
+            victim = from_function(logits, (1, 1, 3), 3, gives="logits", repeatable=True)
+            with Ledger(path) as ledger:
+                ask = Metered(oracle_for(victim, reveal), ledger, "same")
+                if changed and len(part) > 5:
+                    with pytest.raises(LedgerError, match="rows otherwise"):
+                        ask(part)
+                else:
+                    ask(part)
+
+
+def test_a_comparison_counts_and_needs_room_in_the_budget(tmp_path):
+    """A victim that may charge: the rows that are asked again are rows, and are left out where they do not fit."""
+    rows = pixel_rows(range(12))
+
+    class Away(Counting):
+        def request(self, rows, key):
+            return self(rows)
+
+    def opened(budget, part):
+        victim = Away()
+        with Ledger(tmp_path / "l", budget=budget) as ledger:
+            answers = metered(ledger, victim, samples=3)(part)
+            np.testing.assert_array_equal(answers, expected(part))
+            return len(victim.asked), ledger.spent
+
+    assert opened(5, rows[:5]) == (5, 5)
+    assert opened(5, rows[:5]) == (0, 5)  # nothing new is asked, nothing can be mixed
+    assert opened(20, rows[:7]) == (5, 10)
+    with pytest.warns(LedgerWarning, match="4 rows of the budget are left and 2 are asked: 3 more") as said:
+        assert opened(14, rows[:9]) == (2, 12)
+    assert len(said) == 1
+    with Ledger(tmp_path / "l") as ledger:
+        counts = ledger.counts()
+        assert (counts["rows"], counts["unique_rows"], counts["requests"]) == (12, 9, 4)
+    with pytest.raises(InputError, match="samples"):
+        metered(Ledger(), samples=-1)
+
+
+def test_rows_kept_for_comparison_are_checked_themselves(tmp_path):
+    some_ledger(tmp_path / "l")
+    database = sqlite3.connect(tmp_path / "l")
+    database.execute("UPDATE samples SET data = CAST(x'3f' || substr(data, 2) AS BLOB)")
+    database.commit()
+    database.close()
+    with Ledger(tmp_path / "l", config="c") as ledger, pytest.raises(LedgerError, match="kept for comparison differ"):
+        metered(ledger, repeatable=True, samples=2)(pixel_rows([5]))
 
 
 # ---- formulas

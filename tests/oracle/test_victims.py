@@ -16,6 +16,8 @@ from sklearn.svm import SVC, LinearSVC
 from dfke_jax import core
 from dfke_jax.oracle import (
     HostOracle,
+    Ledger,
+    Metered,
     Oracle,
     Reveal,
     from_function,
@@ -25,6 +27,7 @@ from dfke_jax.oracle import (
     oracle_for,
     traced_torch,
 )
+from dfke_jax.oracle.victims import PrecisionWarning
 
 SHAPE = (5, 4, 2)
 RNG = np.random.default_rng(6)
@@ -206,7 +209,98 @@ def test_double_precision_inside_jax():
         oracle(x)
 
 
+def test_an_object_that_only_looks_like_an_estimator_is_not_taken_for_one():
+    class Wrapper:
+        classes_, n_features_in_ = np.arange(3), 40
+
+        def get_params(self):
+            return {}
+
+        def predict(self, rows):
+            return rows
+
+    with pytest.raises(core.InputError, match="cannot tell whether Wrapper runs inside JAX or on the host"):
+        oracle_for(Wrapper(), input_shape=SHAPE)
+
+
+# ---- types of answers
+
+
+def softmax(logits):
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return odds / odds.sum(1, keepdims=True)
+
+
+def test_answers_of_no_numbers_are_refused_in_words(rows):
+    answers = softmax(RNG.normal(size=(9, 3))).astype(object)
+    for ask in (from_function(lambda x: answers, SHAPE, 3), Metered(lambda x: answers, Ledger(), reveal=Reveal())):
+        with pytest.raises(core.InputError, match="type object, which is none of numbers"):
+            ask(rows)
+
+
+@pytest.mark.parametrize("kind", [np.float16, "bfloat16"])
+def test_answers_in_half_precision_are_taken_with_a_word(rows, kind):
+    answers = np.asarray(jnp.asarray(softmax(RNG.normal(size=(9, 3))), jnp.dtype(kind)))
+    victim = from_function(lambda x: answers, SHAPE, 3, name="halved")
+    with pytest.warns(PrecisionWarning, match="'halved' answers in b?float16"):
+        found = victim(rows)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, answers.astype(np.float32))
+
+
+def test_probabilities_are_not_taken_for_logits(rows):
+    logits = RNG.normal(size=(9, 3))
+    for answers, size in ((softmax(logits), 9), (softmax(logits).astype(np.float32), 4)):
+        victim = from_function(lambda x, a=answers: a[: len(x)], SHAPE, 3, gives="logits", batch_size=size, name="soft")
+        for ask in (victim, oracle_for(victim, Reveal("logits"))):
+            with pytest.raises(core.InputError, match=r"'soft'.*probabilities where logits were declared"):
+                ask(rows[:size])
+    for true in (logits, np.abs(logits), np.log(softmax(logits)), softmax(logits) + 1e-3):
+        given = from_function(lambda x, a=true: a, SHAPE, 3, gives="logits")(rows)
+        np.testing.assert_allclose(given, true, rtol=1e-6)
+
+
 torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_tensors_that_carry_gradients_are_answers(rows, kind):
+    weights = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    tensors = lambda x: (torch.from_numpy(x.sum((1, 2))).to(kind) @ weights.to(kind)).softmax(1)
+    expected = softmax(rows.sum((1, 2), dtype=np.float64) @ np.arange(6.0).reshape(2, 3))
+    for ask in (from_function(tensors, SHAPE, 3), Metered(tensors, Ledger(), reveal=Reveal(), num_classes=3)):
+        np.testing.assert_allclose(ask(rows), expected, atol=1e-6)
+    with pytest.warns(PrecisionWarning, match=r"torch\.bfloat16"):
+        from_function(lambda x: tensors(x).bfloat16(), SHAPE, 3)(rows)
+
+
+def test_a_module_that_ends_in_a_softmax_is_told_so(rows):
+    module = torch.nn.Sequential(network(), torch.nn.Softmax(1))
+    for make in (from_torch, lambda victim, shape: oracle_for(victim, input_shape=shape)):
+        with pytest.raises(core.InputError, match="Sequential answers probabilities where logits were declared"):
+            make(module, SHAPE)
+    found = oracle_for(module, input_shape=SHAPE, gives="probabilities")(rows)
+    np.testing.assert_allclose(found, softmax(by_hand(network(), rows)), atol=1e-6)
+
+
+def test_a_module_in_half_precision_says_so(rows):
+    with pytest.warns(PrecisionWarning, match="float16"):
+        victim = from_torch(network().bfloat16(), SHAPE)
+    with pytest.warns(PrecisionWarning, match="'Sequential' answers in"):
+        found = victim(rows)
+    assert found.dtype == np.float32
+
+
+def test_a_module_is_normalised_where_the_oracle_is_made(rows):
+    mean, std = (0.4, 0.6), (0.2, 0.5)
+    oracle = oracle_for(network(), Reveal("logits"), input_shape=SHAPE, mean=mean, std=std)
+    np.testing.assert_allclose(oracle(rows), by_hand(network(), rows, np.array(mean), np.array(std)), atol=1e-5)
+    assert np.abs(oracle(rows) - by_hand(network(), rows)).max() > 0.1
+    with pytest.raises(core.InputError, match="3 values for images of 2"):
+        oracle_for(network(), input_shape=SHAPE, mean=(0.1, 0.2, 0.3))
+    for victim in (from_function(on_the_host, SHAPE, 2), Partial(lambda x: x.sum((1, 2)))):
+        with pytest.raises(core.InputError, match="mean belong to a PyTorch module"):
+            oracle_for(victim, input_shape=SHAPE, mean=(0.5,))
 
 
 def network(channels=2):
