@@ -62,13 +62,3 @@ def test_a_pool_of_one():
     pool = core.run(fill_pool(SYNTHESISER, 1, 1, (2, 3, 1), CARRY), jax.random.key(0), 1).state
     assert pool.filled == 1
     assert pool.images.shape == (1, 2, 3, 1)
-
-
-def test_a_full_pool_stays_as_it_is():
-    """A step too many used to write over the last batch and to count samples that are not there."""
-    make = fill_pool(SYNTHESISER, 12, 4, (2, 3, 1), CARRY)
-    full = core.run(make, jax.random.key(0), 3).state
-    more = core.run(make, jax.random.key(0), 5).state
-    assert more.filled == full.filled == 12
-    for kept, wanted in zip(jax.tree.leaves(more), jax.tree.leaves(full), strict=True):
-        np.testing.assert_array_equal(kept, wanted)
