@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--others",
         type=Path,
         metavar="Z.npz",
-        help="more of the same kind, to train independent models on (advised): twice as many as --private or more",
+        help="more of the same kind, at least twice --private, to train independent models on (advised)",
     )
     add("--independents", type=int, default=21, metavar="N", help="how many, with --others (default: %(default)s)")
     add("--references", type=int, default=4, metavar="N", help="further ones, for calibration (default: %(default)s)")
@@ -62,7 +62,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="verdicts that you will look at in all (suspects, growing --revealed, seeds); each accuses below alpha / N",
+        help="verdicts that you will look at in all (suspects, growing --revealed, seeds); each accuses "
+        "below alpha / N (default: %(default)s)",
     )
     add(
         "--revealed",
@@ -118,7 +119,8 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     victim = load(options.victim, options.network, classes, shape)
     if victim.input_shape != shape:
         raise InputError(f"the victim takes images of {victim.input_shape} and the private ones are {shape}")
-    check_null(len(options.independent) + (options.independents if "others" in samples else 0), settings.level)
+    to_train = options.independents if "others" in samples else 0
+    check_null(len(options.independent) + to_train, settings.level)
     key = jax.random.key(options.seed)
     with contextlib.ExitStack() as stack:
         suspect: Any
@@ -266,8 +268,10 @@ def _endpoint(options: argparse.Namespace, stack: contextlib.ExitStack, shape: A
 def _trained(
     options: argparse.Namespace, victim: "Classifier", samples: dict[str, Any]
 ) -> "tuple[list[Classifier], tuple[str, ...]]":
-    """References and independent models of the victim's network, on images that are neither private nor public; and what is
-    to be said of them."""
+    """References and independent models of the victim's network, and what is to be said of them.
+
+    They are trained on images that are neither private nor public.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -302,9 +306,10 @@ def _trained(
     said = ()
     if count * size > len(images):
         said = (
-            f"--others has {len(images)} different images for {count} independent and reference models of {size} each: any two of them "
-            f"share {size / len(images):.0%} of their images, which makes them more alike than a suspect that shares none; "
-            f"{count * size} images would do for models that share none",
+            f"--others has {len(images)} different images for {count} independent and reference models "
+            f"of {size} each: any two of them share {size / len(images):.0%} of their images, which "
+            f"makes them more alike than a suspect that shares none; {count * size} images would do "
+            "for models that share none",
         )
     method = independent_models(
         victim, jnp.asarray(images[rows]), jnp.asarray(labels[rows]), steps=options.training_steps, batch_size=64, learning_rate=2e-3

@@ -28,9 +28,9 @@ class InferenceSettings:
       walk, descent: settings of the one and of the other.
       regressor: of the confidence regressor.
       alpha: p-values below it accuse.
-      looks: verdicts that will be looked at in all, fixed beforehand: suspects, splits, numbers of revealed samples, and
-        every look at a test that goes on. Each accuses below `level` = alpha / looks (Bonferroni), and all of them together
-        accuse anybody wrongly with probability alpha at most.
+      looks: verdicts that will be looked at in all, fixed beforehand: suspects, splits, numbers of
+        revealed samples, and every look at a test that goes on. Each accuses below `level` = alpha /
+        looks (Bonferroni), and all together accuse anybody wrongly with probability alpha at most.
       train: fraction of the samples that trains the regressor; these are not shown to the suspect.
       revealed: m, private and as many public samples that the suspect is asked about; all that `train` leaves by
         default.
@@ -89,7 +89,8 @@ class Embedded(NamedTuple):
       distances: (m, T, P) each.
       correct: (m,) each, which samples it classifies correctly.
       queries: label queries that an attacker who asks step by step would have spent.
-      rows_sent: rows that were sent in fact, which is what an endpoint charges; counted where the model answers on the host.
+      rows_sent: rows that were sent in fact, which is what an endpoint charges; counted where the
+        model answers on the host.
       gradients: that were taken.
       never: fraction of walks or descents that ended at the cap.
     """

@@ -37,8 +37,8 @@ class DensitySettings:
         in any direction. Contrastive training can also drive apart what it is trained on. Fix it before looking.
       fit: share of the private rows that fit the density; they are never tested.
       alpha: p-values below it accuse.
-      looks: verdicts that will be looked at in all, fixed beforehand; each accuses below `level` = alpha / looks (see
-        `InferenceSettings.looks`).
+      looks: verdicts that will be looked at in all, fixed beforehand; each accuses below `level` =
+        alpha / looks (see `InferenceSettings.looks`).
       minimum: fewest rows to fit with, and of each kind to test with.
       permutations: of the permutation test.
       seed: of the split, the fit and the permutations. Fix it before looking: a choice among splits is a choice among

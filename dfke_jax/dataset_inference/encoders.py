@@ -19,15 +19,15 @@ class EncoderVerdict:
     """What can be said about a suspected encoder.
 
     Attributes:
-      stolen: whether the deciding p-value is below alpha / looks and the test works on the victim itself. False means
-        inconclusive, never innocent.
+      stolen: whether the deciding p-value is below alpha / looks and the test works on the victim
+        itself. False means inconclusive, never innocent.
       p_value: the one that decides: ``conformal`` where there are independent encoders, else ``welch``.
       decided_by: which one that is.
       p_values: all of them by name: ``welch``, ``permutation``, and ``conformal`` if there are independent encoders.
       alpha: the level of all verdicts that are looked at.
       looks: how many these are, as fixed beforehand; this one accuses below alpha / looks.
-      false_alarm_rate: how often the deciding rule accuses an independent encoder in this one verdict: guaranteed for
-        ``conformal``, nominal (alpha / looks) for ``welch``.
+      false_alarm_rate: how often the deciding rule accuses an independent encoder in this one
+        verdict: guaranteed for ``conformal``, nominal (alpha / looks) for ``welch``.
       accused_independents: (how many, of how many) independent encoders have a Welch p-value below alpha, or None.
       test: Welch test of the suspect. Its effect is the mean log-likelihood of private minus public rows, nats a dimension.
       control: Welch p-value of the victim itself; where it is not small the test has no power here.

@@ -30,9 +30,9 @@ class MinGDSettings:
       l1_coordinates: k, how many coordinates an L1 step moves; on inputs with fewer, all of them move by
         l1_step / l1_coordinates.
       l1_gap: a coordinate within this distance of the box's edge is not pushed further towards it.
-      l1_rule: which coordinates an L1 step may move. ``inward``: a coordinate at an edge of the box may still move away from
-        it, and exactly k move. ``released``, as the released code: a coordinate on an edge (black and white pixels) never
-        moves, in no direction, and all that tie with the k-th move.
+      l1_rule: which coordinates an L1 step may move. ``inward``: a coordinate on an edge of the box
+        may still move away from it, and exactly k move. ``released``, as the released code: a
+        coordinate on an edge (a black or white pixel) never moves, and all that tie with the k-th do.
       l2_step: L2 length of one step.
       linf_step: L∞ length of one step.
       nearest: how many classes are targets: the most likely wrong ones in order, or every class (None) in the order of
@@ -106,9 +106,10 @@ def mingd(
       InputError: images without a sample axis, or more targets than there are wrong classes.
 
     Source: Maini, Yaghini, Papernot, ICLR 2021, section 4.2 (MinGD), as released.
-    Deviations: in an L1 step a coordinate on an edge of the box may move inwards (released: black and white pixels never
-    move), and exactly k coordinates move, ties in favour of the first (released: all that tie); ``l1_rule="released"`` is the
-    released step. A zero gradient moves nothing (released: division by zero in L2).
+    Deviations: in an L1 step a coordinate on an edge of the box may move inwards (released: black and
+    white pixels never move), and exactly k coordinates move, ties in favour of the first (released:
+    all that tie); ``l1_rule="released"`` is the released step. A zero gradient moves nothing
+    (released: division by zero in L2).
     """
     settings = settings or MinGDSettings()
     if images.ndim < 2 or images.shape[0] == 0:

@@ -26,7 +26,7 @@ def overlap(private: Any, public: Any, box: tuple[float, float] = (0.0, 1.0)) ->
 
 
 def distinct(images: Any, box: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
-    """Places of the images that are not, at 8 bits a pixel, a repetition of an earlier one, in order.
+    """Places of the images that do not repeat an earlier one at 8 bits a pixel, in order.
 
     Args:
       images: (N, ...) floats in the box, or uint8.

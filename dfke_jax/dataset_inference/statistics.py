@@ -61,7 +61,8 @@ def welch_test(private: Any, public: Any, confidence: float = 0.95) -> WelchTest
             "permutation_test"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # SciPy warns of nearly equal scores; `_flat` has looked
+        # SciPy warns of nearly equal scores, of which `_flat` has seen whether they are too near
+        warnings.simplefilter("ignore", RuntimeWarning)
         found = ttest_ind(public, private, equal_var=False, alternative="greater")
         both = ttest_ind(public, private, equal_var=False).confidence_interval(confidence)
     effect = float(public.mean() - private.mean())
@@ -78,7 +79,7 @@ def welch_test(private: Any, public: Any, confidence: float = 0.95) -> WelchTest
 
 
 def _flat(private: np.ndarray, public: np.ndarray) -> np.ndarray:
-    """(R, m), (R, n) -> (R,): whether the standard error of the difference of means is rounding and nothing else."""
+    """(R, m), (R, n) -> (R,): whether the standard error of Δμ is rounding and nothing else."""
     error = np.sqrt(sum(part.var(1, ddof=1) / part.shape[1] for part in (private, public)))
     size = np.maximum(np.abs(private).max(1), np.abs(public).max(1))
     return error <= 1e-12 * np.maximum(1.0, size)
@@ -94,13 +95,14 @@ def two_sided(test: WelchTest) -> float:
 def permutation_test(
     private: Any, public: Any, permutations: int = 9999, seed: int = 0, *, studentised: bool = False
 ) -> float:
-    """Compares Δμ with that of relabelled scores: p = (1 + #{Δμ of relabelled ≥ Δμ}) / (1 + permutations).
+    """p = (1 + #{Δμ of relabelled scores ≥ Δμ}) / (1 + permutations).
 
-    Exact under the null hypothesis that private and public scores have one *distribution*. It does not test equal means
-    alone: where the two sides differ in spread and in number it accuses too often (the larger spread on the smaller side)
-    or too seldom. With `studentised` the statistic is Welch's t: as exact for one distribution, and with equal means
-    and unequal spread right for large samples. Where there are no more different relabellings than `permutations`, all of
-    them are taken, and p is their share.
+    Exact under the null hypothesis that private and public scores have one *distribution*. It does
+    not test equal means alone: where the two sides differ in spread and in number it accuses too
+    often (the larger spread on the smaller side) or too seldom. With `studentised` the statistic is
+    Welch's t: as exact for one distribution, and right for large samples with equal means and unequal
+    spread. Where there are no more different relabellings than `permutations`, all of them are taken,
+    and p is the share of those that reach the observed statistic.
 
     Args:
       private, public: scores, one a sample.
@@ -109,10 +111,11 @@ def permutation_test(
       studentised: compare Welch's t instead of Δμ.
 
     Raises:
-      InputError: an empty side (with `studentised`, fewer than two scores on a side), NaN, fewer than 19 permutations
-        (with which p cannot fall to 0.05).
+      InputError: an empty side (with `studentised`, fewer than two scores on a side), NaN, fewer than
+        19 permutations (with which p cannot fall to 0.05).
 
-    Source: Janssen, Studentized permutation tests for non-i.i.d. hypotheses, Statistics and Probability Letters 1997.
+    Source: Janssen, Studentized permutation tests for non-i.i.d. hypotheses, Statistics and
+    Probability Letters 1997.
     """
     from scipy.stats import permutation_test as relabelled
 
@@ -120,9 +123,11 @@ def permutation_test(
     if permutations < 19:
         raise InputError(f"{permutations} permutations cannot give p <= 0.05; take at least 19")
     if studentised and min(len(private), len(public)) < 2:
-        raise InputError(f"Welch's t needs two scores on each side, got {len(private)} and {len(public)}")
-    # SciPy counts as equal what differs by 1e-14 of the observed statistic. Sums of scores that are not negative lose no more
-    # to another order of summation, and rounding does it for t, so that equal relabellings are ties
+        sizes = f"{len(private)} and {len(public)}"
+        raise InputError(f"Welch's t needs two scores on each side, got {sizes}")
+    # SciPy counts as equal what differs by 2e-14 of the observed statistic. Sums of scores that are
+    # not negative lose no more to another order of summation, and rounding does it for t: relabellings
+    # that are equal are ties
     least = min(private.min(), public.min())
     statistic = _rounded_t if studentised else _public_sum
     found = relabelled(
@@ -168,10 +173,11 @@ def conformal_p_value(observed: float, null: Any) -> float:
 
 
 def holm(p_values: Any) -> np.ndarray:
-    """Holm's adjusted p-values of several verdicts: those at most alpha accuse, and at most alpha of all such families accuse
-    anybody wrongly, whatever the dependence.
+    """Holm's adjusted p-values: the least level at which each of several verdicts accuses.
 
-    The i-th smallest of n becomes max_{j ≤ i} min(1, (n − j + 1)·p_(j)). All verdicts that were looked at belong to the family.
+    The i-th smallest of n becomes max_{j ≤ i} min(1, (n − j + 1)·p_(j)). Accusing where that is at most
+    alpha, the probability that anybody is accused wrongly is at most alpha, whatever the dependence of
+    the verdicts. All that were looked at belong to the family.
 
     Args:
       p_values: (n,), in [0, 1].
@@ -182,7 +188,8 @@ def holm(p_values: Any) -> np.ndarray:
     Raises:
       InputError: values outside [0, 1], NaN, or none.
 
-    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 1979.
+    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of
+    Statistics 1979.
     """
     values = _p_values(p_values)
     order = np.argsort(values, kind="stable")
@@ -282,11 +289,11 @@ def _choose(rng: np.random.Generator, values: np.ndarray, m: int, draws: int) ->
 
 
 def _welch_p_values(private: np.ndarray, public: np.ndarray) -> np.ndarray:
-    """Row by row: (R, m), (R, m) -> (R,). Rows without any variance give 1, whatever their means: no evidence."""
+    """Row by row: (R, m), (R, m) -> (R,). Rows without any variance give 1, whatever their means."""
     from scipy.stats import ttest_ind
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # rows without variance, which the next line answers
+        warnings.simplefilter("ignore", RuntimeWarning)  # of rows without variance, answered below
         p_values = ttest_ind(public, private, axis=1, equal_var=False, alternative="greater").pvalue
     return np.where(_flat(private, public), 1.0, p_values)
 

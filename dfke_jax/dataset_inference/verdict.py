@@ -34,15 +34,15 @@ class Verdict:
     """What can be said about a suspect.
 
     Attributes:
-      stolen: whether the deciding p-value is below alpha / looks and the test works on the victim itself. False means
-        inconclusive, never innocent.
+      stolen: whether the deciding p-value is below alpha / looks and the test works on the victim
+        itself. False means inconclusive, never innocent.
       p_value: the one that decides: ``conformal`` where there are independent models, else ``welch``.
       decided_by: which one that is.
       p_values: all of them by name: ``welch``, ``permutation``, and ``conformal`` if there are independent models.
       alpha: the level of all verdicts that are looked at.
       looks: how many these are, as fixed beforehand; this one accuses below alpha / looks.
-      false_alarm_rate: how often the deciding rule accuses an independent model in this one verdict: guaranteed for
-        ``conformal``, nominal (alpha / looks) for ``welch``.
+      false_alarm_rate: how often the deciding rule accuses an independent model in this one
+        verdict: guaranteed for ``conformal``, nominal (alpha / looks) for ``welch``.
       accused_independents: (how many, of how many) independent models have a Welch p-value below alpha; None without
         any. It shows what the Welch test is worth here.
       test: Welch test of the suspect: effect Δμ, its interval, degrees of freedom.
@@ -50,8 +50,10 @@ class Verdict:
       curve: p-value against the number of revealed samples.
       samples_revealed: private samples, and as many public ones, that the suspect saw.
       tested: (private, public) samples that entered the test; fewer than revealed with `both_correct`.
-      queries: label queries that an attacker who asks step by step would have spent, accuracy included.
-      rows_sent: rows that were sent to it in fact, which is what an endpoint charges (one that knows repeated rows again, less).
+      queries: label queries that an attacker who asks step by step would have spent, accuracy
+        included.
+      rows_sent: rows that were sent to it in fact, which is what an endpoint charges (one that knows
+        repeated rows again, less).
       gradients: gradients of the suspect that were taken (``mingd``).
       never: fraction of its walks, or of its descents, that ended at the cap.
       saturated: fraction of its scores at the edge of the regressor's range.
@@ -92,7 +94,8 @@ class Verdict:
             f"{'stolen' if self.stolen else 'inconclusive'}: p = {self.p_value:.3g} ({self.decided_by}), "
             f"false-alarm rate {self.false_alarm_rate:.3g}",
             f"effect {self.test.effect:.3f} [{low:.3f}, {high:.3f}], {self.samples_revealed} private and as many public "
-            f"samples revealed, {self.rows_sent} rows sent ({self.queries} step by step), {self.gradients} gradients",
+            f"samples revealed, {self.rows_sent} rows sent ({self.queries} step by step), "
+            f"{self.gradients} gradients",
             *(f"assumes: {text}" for text in self.assumptions),
             *(f"note: {text}" for text in self.notes),
         ]
@@ -197,7 +200,8 @@ def decide(
 ) -> Decision:
     """Tests the scores of private against public samples; where there are independent models, their ranks decide.
 
-    A p-value below `level` accuses. With `either`, a difference in any direction counts: twice the smaller one-sided p-value, and ranks of |t|.
+    A p-value below `level` accuses. With `either`, a difference in any direction counts: twice the
+    smaller one-sided p-value, and ranks of |t|.
     """
     test = compare(private, public)
     p_values = {
@@ -279,10 +283,13 @@ def looked_at(looks: int) -> str:
     """What a verdict assumes of the other verdicts that there are."""
     if looks == 1:
         return (
-            "this is the only verdict that is looked at: a second suspect, split or number of samples, and every look before "
-            "the end, is one more chance to accuse (looks=N allows for N of them)"
+            "this is the only verdict that is looked at: a second suspect, split or number of samples, "
+            "and every look before the end, is one more chance to accuse (looks=N allows for N)"
         )
-    return f"no more than {looks} verdicts are looked at, this one included, as fixed beforehand: each accuses below alpha / {looks}"
+    return (
+        f"no more than {looks} verdicts are looked at, this one included, as fixed beforehand: each "
+        f"accuses below alpha / {looks}"
+    )
 
 
 def _assumptions(conformal: bool, calibrated: bool, looks: int) -> tuple[str, ...]:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from dfke_jax.experiments.theft import TheftSettings
 
 SPARE = 2
-"""Times as many images as one independent model is trained on that all of them together need: with fewer, two of them share
-more than half of their images, and a suspect that shares none stands out among them though it is innocent."""
+"""Independent models together need so many times the images of one. With fewer, two of them share more
+than half of theirs, and a suspect that shares none stands out among them though it is innocent."""
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Images (N, H, W, C) and labels (N,)."""
@@ -59,7 +59,8 @@ def cut(images: np.ndarray, labels: np.ndarray, sizes: tuple[int, int, int], see
 
     Args:
       images, labels: (N, H, W, C) and (N,).
-      sizes: of private, public and others; the innocent get the rest, at least twice as many as private.
+      sizes: of private, public and others; the innocent get the rest, at least twice as many as
+        private.
       seed: of the cut.
 
     Returns:
@@ -96,9 +97,9 @@ def shares(pool: int, members: int, size: int, seed: int) -> np.ndarray:
     """
     if SPARE * size > pool:
         raise InputError(
-            f"independent models are trained on {size} images each, as many as the victim, and {pool} are left for them: any two "
-            f"would share {min(1.0, size / pool):.0%} of their images; at least {SPARE * size} are needed, and {members * size} for "
-            "models that share none"
+            f"independent models are trained on {size} images each, as many as the victim, and {pool} "
+            f"are left for them: any two would share {min(1.0, size / pool):.0%} of their images; at "
+            f"least {SPARE * size} are needed, and {members * size} for models that share none"
         )
     rng = np.random.default_rng(seed)
     if members * size <= pool:

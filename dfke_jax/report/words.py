@@ -9,8 +9,8 @@ from dfke_jax.report import threats
 
 TOLERANCE = 0.5
 RULE = (
-    f"A published figure counts as reproduced only if our mean is at most {TOLERANCE} points below it, and above that of the "
-    "matched control where there is one."
+    f"A published figure counts as reproduced only if our mean is at most {TOLERANCE} points below it, "
+    "and above that of the matched control where there is one."
 )
 PROVENANCE = {
     "code": "the authors' repository",
@@ -78,8 +78,9 @@ class Comparison(NamedTuple):
       arm: what we measured.
       difference: our mean minus the figure, in points.
       reproduced: whether the rule is met.
-      words: ``reproduced within 0.5 points (0.31 below)`` and the like; where the matched control comes as near to the figure
-        too, they say so, and where it is as high as the arm itself, that the figure is not the method's.
+      words: ``reproduced within 0.5 points (0.31 below)`` and the like; where the matched control
+        comes as near to the figure too, they give its mean, and where it is as high as the arm
+        itself, they say that the figure is not the method's.
     """
 
     figure: Published
