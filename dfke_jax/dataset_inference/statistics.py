@@ -48,6 +48,7 @@ def welch_test(private: Any, public: Any, confidence: float = 0.95) -> WelchTest
       InputError: fewer than two scores on a side, NaN, or no variance on either side (saturated scores: then a
         permutation test is what remains).
     """
+    from scipy.special import stdtr
     from scipy.stats import ttest_ind
 
     private, public = _scores(private, "private"), _scores(public, "public")
@@ -63,16 +64,16 @@ def welch_test(private: Any, public: Any, confidence: float = 0.95) -> WelchTest
     with warnings.catch_warnings():
         # SciPy warns of nearly equal scores, of which `_flat` has seen whether they are too near
         warnings.simplefilter("ignore", RuntimeWarning)
-        found = ttest_ind(public, private, equal_var=False, alternative="greater")
-        both = ttest_ind(public, private, equal_var=False).confidence_interval(confidence)
+        found: Any = ttest_ind(public, private, equal_var=False)
+    interval = found.confidence_interval(confidence)
     effect = float(public.mean() - private.mean())
     pooled = float(np.sqrt((private.var(ddof=1) + public.var(ddof=1)) / 2))
     return WelchTest(
-        float(found.pvalue),
+        float(stdtr(found.df, -found.statistic)),  # one side of the two that `found.pvalue` counts
         float(found.statistic),
         float(found.df),
         effect,
-        (float(both.low), float(both.high)),
+        (float(interval.low), float(interval.high)),
         effect / pooled,
         (len(private), len(public)),
     )
@@ -137,7 +138,7 @@ def permutation_test(
         n_resamples=permutations,
         batch=max(1, 2**21 // (len(private) + len(public))),
         alternative="greater",
-        random_state=np.random.default_rng(seed),
+        rng=np.random.default_rng(seed),
     )
     return float(found.pvalue)
 
@@ -294,8 +295,8 @@ def _welch_p_values(private: np.ndarray, public: np.ndarray) -> np.ndarray:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of rows without variance, answered below
-        p_values = ttest_ind(public, private, axis=1, equal_var=False, alternative="greater").pvalue
-    return np.where(_flat(private, public), 1.0, p_values)
+        found: Any = ttest_ind(public, private, axis=1, equal_var=False, alternative="greater")
+    return np.where(_flat(private, public), 1.0, found.pvalue)
 
 
 def twice_the_median(p_values: Any) -> float:

@@ -35,8 +35,8 @@ from dfke_jax.dataset_inference import (
     welch_test,
 )
 from dfke_jax.dataset_inference.case import Embedded, compare, scores
-from dfke_jax.dataset_inference.encoders import judge_likelihoods, likelihoods
-from dfke_jax.dataset_inference.verdict import judge_embedded
+from dfke_jax.dataset_inference.encoders import likelihoods
+from dfke_jax.dataset_inference.verdict import decide, judge_embedded
 
 SCENES, CASES = 400, 2000
 NULL = 100
@@ -119,12 +119,16 @@ def test_a_stack_is_embedded_as_each_model_alone():
         assert same.mean() > 0.97
         assert not np.isclose(together[0].distances[side], alone.distances[side], atol=1e-5).mean() > 0.9
         np.testing.assert_array_equal(together[1].correct[side], alone.correct[side])
+    null = tuple(compare(*scores(case, model)) for model in embedded(case, learned(many(rng, 21))))
+    verdict, found = judge_embedded(case._replace(null=null), alone), decide(*scores(case, alone), null, 0.05, 199, 0)
+    assert {name: verdict.p_values[name] for name in found.p_values} == found.p_values
 
 
 def verdict_p(case, suspect, null):
     """p-values of a verdict by the ranks of few and of all independent models, and by Welch's test."""
     tests = [compare(*scores(case, model)) for model in null]
-    few = judge_embedded(case._replace(null=tuple(tests[:21])), suspect)
+    rules = case.settings.level, case.settings.permutations, case.settings.seed
+    few = decide(*scores(case, suspect), tests[:21], *rules)  # what a verdict says, without its curve
     return {
         "welch": few.p_values["welch"],
         "conformal, 21": few.p_values["conformal"],
@@ -186,9 +190,16 @@ def encoder_scene(seed):
     tests = tuple(compare(one.private, one.public) for one in null)
     found = {}
     for alternative in ("likelier", "either"):
-        case = case._replace(settings=dataclasses.replace(DENSITY, alternative=alternative))
         for count in (21, NULL):
-            p_values = judge_likelihoods(case._replace(null=tests[:count]), suspect).p_values
+            p_values = decide(
+                suspect.private,
+                suspect.public,
+                tests[:count],
+                DENSITY.level,
+                DENSITY.permutations,
+                DENSITY.seed,
+                either=alternative == "either",
+            ).p_values
             found[f"encoder, {alternative}", f"conformal, {count}"] = p_values["conformal"]
             found[f"encoder, {alternative}", "welch"] = p_values["welch"]
     return found
