@@ -31,7 +31,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="Y.npz",
         help="as many of the same kind that nobody was trained on",
     )
-    add("--others", type=Path, metavar="Z.npz", help="more of the same kind, to train independent models on (advised)")
+    add(
+        "--others",
+        type=Path,
+        metavar="Z.npz",
+        help="more of the same kind, at least twice --private, to train independent models on (advised)",
+    )
     add("--independents", type=int, default=21, metavar="N", help="how many, with --others (default: %(default)s)")
     add("--references", type=int, default=4, metavar="N", help="further ones, for calibration (default: %(default)s)")
     add("--training-steps", type=int, default=1500, metavar="N", help="of each of them (default: %(default)s)")
@@ -52,6 +57,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--starts", type=int, default=10, metavar="N", help="walks of a kind and sample (default: %(default)s)")
     add("--max-steps", type=int, default=50, metavar="N", help="of a walk (default: %(default)s)")
     add("--alpha", type=float, default=0.05, help="p-values below it accuse (default: %(default)s)")
+    add(
+        "--looks",
+        type=int,
+        default=1,
+        metavar="N",
+        help="verdicts that you will look at in all (suspects, growing --revealed, seeds); each accuses "
+        "below alpha / N (default: %(default)s)",
+    )
     add(
         "--revealed",
         type=int,
@@ -86,6 +99,7 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
 
     from dfke_jax.core.errors import InputError
     from dfke_jax.dataset_inference import judge, prepare
+    from dfke_jax.dataset_inference.case import check_null
     from dfke_jax.experiments.result import environment
     from dfke_jax.serving import load
 
@@ -105,6 +119,8 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     victim = load(options.victim, options.network, classes, shape)
     if victim.input_shape != shape:
         raise InputError(f"the victim takes images of {victim.input_shape} and the private ones are {shape}")
+    to_train = options.independents if "others" in samples else 0
+    check_null(len(options.independent) + to_train, settings.level)
     key = jax.random.key(options.seed)
     with contextlib.ExitStack() as stack:
         suspect: Any
@@ -115,14 +131,16 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
             suspect = load(options.suspect, options.suspect_network or options.network, classes, shape)
         if options.noise is None and settings.embedding == "blind_walk":
             settings = _with_noise(settings, victim, private)
+        said: tuple[str, ...] = ()
         innocent, references = [load(model, options.network, classes, shape) for model in options.independent], []
         if "others" in samples:
-            trained = _trained(options, victim, samples)
+            trained, said = _trained(options, victim, samples)
             references, innocent = trained[: options.references], [*innocent, *trained[options.references :]]
         case = prepare(
             private, public, victim=victim, key=key, independents=innocent, references=references, settings=settings
         )
         verdict = judge(case, suspect, host=remote)
+        verdict = dataclasses.replace(verdict, notes=(*verdict.notes, *said))
         counts = metered.counts() if metered else None
     beside = {
         "victim": options.victim,
@@ -214,6 +232,7 @@ def _settings(options: argparse.Namespace, remote: bool) -> "InferenceSettings":
         embedding=options.embedding,
         walk=BlindWalkSettings(starts=options.starts, max_steps=options.max_steps, noise=noise, **speed),
         alpha=options.alpha,
+        looks=options.looks,
         revealed=options.revealed,
         both_correct=options.both_correct,
         seed=options.seed,
@@ -246,14 +265,20 @@ def _endpoint(options: argparse.Namespace, stack: contextlib.ExitStack, shape: A
     return Metered(endpoint, stack.enter_context(Ledger(options.ledger, budget=options.budget)))
 
 
-def _trained(options: argparse.Namespace, victim: "Classifier", samples: dict[str, Any]) -> "list[Classifier]":
-    """References and independent models of the victim's network, on images that are neither private nor public."""
+def _trained(
+    options: argparse.Namespace, victim: "Classifier", samples: dict[str, Any]
+) -> "tuple[list[Classifier], tuple[str, ...]]":
+    """References and independent models of the victim's network, and what is to be said of them.
+
+    They are trained on images that are neither private nor public.
+    """
     import jax
     import jax.numpy as jnp
 
     from dfke_jax.core.errors import InputError
     from dfke_jax.core.loop import run
     from dfke_jax.dataset_inference import overlap
+    from dfke_jax.dataset_inference.samples import distinct
     from dfke_jax.experiments.thieves import independent_models, member, shares
 
     images, labels = samples["others"]
@@ -270,15 +295,28 @@ def _trained(options: argparse.Namespace, victim: "Classifier", samples: dict[st
                 f"{len(common)} images of --others are {name} ones too (first: {name} {common[0][0]} = other {common[0][1]}); "
                 "independent models must not have seen them"
             )
+    kept = distinct(images)
+    images, labels = images[kept], labels[kept]
     count = options.references + options.independents
-    size = min(len(samples["private"][0]), len(images))
-    rows = shares(len(images), count, size, options.seed)
+    size = len(samples["private"][0])
+    try:
+        rows = shares(len(images), count, size, options.seed)
+    except InputError as error:
+        raise InputError(f"--others is too small: {error}") from error
+    said = ()
+    if count * size > len(images):
+        said = (
+            f"--others has {len(images)} different images for {count} independent and reference models "
+            f"of {size} each: any two of them share {size / len(images):.0%} of their images, which "
+            f"makes them more alike than a suspect that shares none; {count * size} images would do "
+            "for models that share none",
+        )
     method = independent_models(
         victim, jnp.asarray(images[rows]), jnp.asarray(labels[rows]), steps=options.training_steps, batch_size=64, learning_rate=2e-3
     )  # fmt: skip
     keys = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), 1), count)
     state = run(method, keys, options.training_steps, progress="independent models").state
-    return [member(victim, state, index) for index in range(count)]
+    return [member(victim, state, index) for index in range(count)], said
 
 
 def _sha256(path: Path) -> str:

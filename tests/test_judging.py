@@ -84,6 +84,7 @@ def test_a_copy_in_a_file_with_independent_models(files, tmp_path, capsys):
     assert content["files"]["private"]["sha256"] == hashlib.sha256((files / "private.npz").read_bytes()).hexdigest()
     assert content["settings"]["walk"]["noise"] in judging.NOISES
     assert verdict["never"] < 0.6
+    assert any("any two of them share 30% of their images" in note for note in verdict["notes"])
     for name in verdict:
         assert name.replace("_", " ") in said, name
     assert f"{verdict['p_value']:.3g}" in said
@@ -124,10 +125,18 @@ def test_an_endpoint_pays_once_and_keeps_to_its_budget(files, endpoint, tmp_path
         (["--independent", "{victim}"], "1 independent models cannot give a p-value below 0.05"),
         (["--public", "{private}"], "60 public images are private ones too"),
         (["--others", "{public}"], "60 images of --others are public ones too"),
+        (["--others", "{few}"], "any two would share 100% of their images; at least 120 are needed"),
+        (["--others", "{copies}"], "and 40 are left for them"),
+        (["--others", "{few}", "--looks", "2"], "21 independent models cannot give a p-value below 0.025: at least 40"),
+        (["--looks", "0"], "looks must be a whole number, at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_judged_is_said(files, tmp_path, capsys, arguments, message):
     places = {name: files / f"{name}.npz" for name in ("private", "public")} | {"victim": files / "victim"}
+    images, labels = draw(np.random.default_rng(2), 40)
+    for name, copies in (("few", 1), ("copies", 5)):
+        places[name] = tmp_path / f"{name}.npz"
+        np.savez(places[name], images=np.tile(images, (copies, 1, 1, 1)), labels=np.tile(labels, copies))
     arguments = [argument.format(**places) for argument in arguments]
     assert cli.main(command(files, tmp_path / "v.json", "--noise", "4", *arguments)) == 1
     assert message in " ".join(capsys.readouterr().err.split())

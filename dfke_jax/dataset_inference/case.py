@@ -28,6 +28,9 @@ class InferenceSettings:
       walk, descent: settings of the one and of the other.
       regressor: of the confidence regressor.
       alpha: p-values below it accuse.
+      looks: verdicts that will be looked at in all, fixed beforehand: suspects, splits, numbers of
+        revealed samples, and every look at a test that goes on. Each accuses below `level` = alpha /
+        looks (Bonferroni), and all together accuse anybody wrongly with probability alpha at most.
       train: fraction of the samples that trains the regressor; these are not shown to the suspect.
       revealed: m, private and as many public samples that the suspect is asked about; all that `train` leaves by
         default.
@@ -44,6 +47,7 @@ class InferenceSettings:
     descent: MinGDSettings = MinGDSettings()
     regressor: RegressorSettings = RegressorSettings()
     alpha: float = 0.05
+    looks: int = 1
     train: float = 0.5
     revealed: int | None = None
     minimum: int = 10
@@ -58,12 +62,24 @@ class InferenceSettings:
         for name in ("alpha", "train"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
+        check_looks(self.looks)
         if self.minimum < 2:
             raise InputError(f"minimum must be at least 2, got {self.minimum}")
         if self.revealed is not None and self.revealed < self.minimum:
             raise InputError(f"revealed must be at least {self.minimum}, got {self.revealed}")
         if not self.accuracy_margin >= 0:
             raise InputError(f"accuracy_margin must not be negative, got {self.accuracy_margin}")
+
+    @property
+    def level(self) -> float:
+        """alpha / looks."""
+        return self.alpha / self.looks
+
+
+def check_looks(looks: int) -> None:
+    """Raises `InputError` for a number of looks that is none."""
+    if looks < 1 or int(looks) != looks:
+        raise InputError(f"looks must be a whole number, at least 1, got {looks}")
 
 
 class Embedded(NamedTuple):
@@ -72,7 +88,10 @@ class Embedded(NamedTuple):
     Attributes:
       distances: (m, T, P) each.
       correct: (m,) each, which samples it classifies correctly.
-      queries, rows_sent, gradients: what that took.
+      queries: label queries that an attacker who asks step by step would have spent.
+      rows_sent: rows that were sent in fact, which is what an endpoint charges; counted where the
+        model answers on the host.
+      gradients: that were taken.
       never: fraction of walks or descents that ended at the cap.
     """
 
@@ -194,7 +213,7 @@ def _check(
             f"{len(private[0])} samples of each kind leave {train} to train on and {test} to test with; at least "
             f"{settings.minimum} and {needed} are needed"
         )
-    check_null(len(independents), settings.alpha)
+    check_null(len(independents), settings.level)
 
 
 def check_null(count: int, alpha: float) -> None:
@@ -237,6 +256,8 @@ def embed(
     images = np.concatenate([samples[0][0], samples[1][0]])
     labels = np.concatenate([samples[0][1], samples[1][1]])
     half = len(samples[0][0])
+    sent_to_host = _Counted(model) if host else None
+    model = sent_to_host or model
     answers = answered(model, images, host)
     if settings.embedding == "mingd":
         margins = mingd(model, images, settings.descent, box=box)
@@ -248,6 +269,8 @@ def embed(
         # one more query a sample for the accuracy
         queries, gradients = walks.queries + len(images), 0
         sent = walks.rows_sent(settings.walk) + len(images)
+    if sent_to_host is not None:
+        sent = sent_to_host.rows
     if answers.ndim == 2:
         answers = answers.argmax(1)
     correct = answers == labels
@@ -259,6 +282,17 @@ def embed(
         gradients,
         float(1 - ended.mean()),
     )
+
+
+class _Counted:
+    """A model on the host and the rows that it was sent."""
+
+    def __init__(self, model: Callable):
+        self.model, self.rows = model, 0
+
+    def __call__(self, rows: np.ndarray) -> Any:
+        self.rows += len(rows)
+        return self.model(rows)
 
 
 def answered(model: Callable, images: np.ndarray, host: bool, batch: int = 500) -> np.ndarray:
@@ -290,6 +324,7 @@ __all__ = [
     "InferenceSettings",
     "accuracies",
     "answered",
+    "check_looks",
     "check_null",
     "compare",
     "embed",

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.dataset_inference.case import answered
+from dfke_jax.dataset_inference.case import answered, check_looks
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.contrastive import representation
 
@@ -37,6 +37,8 @@ class DensitySettings:
         in any direction. Contrastive training can also drive apart what it is trained on. Fix it before looking.
       fit: share of the private rows that fit the density; they are never tested.
       alpha: p-values below it accuse.
+      looks: verdicts that will be looked at in all, fixed beforehand; each accuses below `level` =
+        alpha / looks (see `InferenceSettings.looks`).
       minimum: fewest rows to fit with, and of each kind to test with.
       permutations: of the permutation test.
       seed: of the split, the fit and the permutations. Fix it before looking: a choice among splits is a choice among
@@ -53,6 +55,7 @@ class DensitySettings:
     alternative: Alternative = "likelier"
     fit: float = 0.5
     alpha: float = 0.05
+    looks: int = 1
     minimum: int = 10
     permutations: int = 9999
     seed: int = 0
@@ -72,8 +75,14 @@ class DensitySettings:
         for name in ("alpha", "fit"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
+        check_looks(self.looks)
         if self.minimum < 2:
             raise InputError(f"minimum must be at least 2, got {self.minimum}")
+
+    @property
+    def level(self) -> float:
+        """alpha / looks."""
+        return self.alpha / self.looks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

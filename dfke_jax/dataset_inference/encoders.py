@@ -11,7 +11,7 @@ from dfke_jax.dataset_inference.case import check_null, compare
 from dfke_jax.dataset_inference.density import DensitySettings, fit_density, representations
 from dfke_jax.dataset_inference.samples import checked_images, overlap
 from dfke_jax.dataset_inference.statistics import SampleCurve, WelchTest, p_value_curve, two_sided
-from dfke_jax.dataset_inference.verdict import Decision, decide, plain
+from dfke_jax.dataset_inference.verdict import Decision, decide, looked_at, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +19,15 @@ class EncoderVerdict:
     """What can be said about a suspected encoder.
 
     Attributes:
-      stolen: whether the deciding p-value is below alpha and the test works on the victim itself. False means
-        inconclusive, never innocent.
+      stolen: whether the deciding p-value is below alpha / looks and the test works on the victim
+        itself. False means inconclusive, never innocent.
       p_value: the one that decides: ``conformal`` where there are independent encoders, else ``welch``.
       decided_by: which one that is.
       p_values: all of them by name: ``welch``, ``permutation``, and ``conformal`` if there are independent encoders.
-      alpha: the level.
-      false_alarm_rate: how often the deciding rule accuses an independent encoder: guaranteed for ``conformal``, nominal
-        (alpha) for ``welch``.
+      alpha: the level of all verdicts that are looked at.
+      looks: how many these are, as fixed beforehand; this one accuses below alpha / looks.
+      false_alarm_rate: how often the deciding rule accuses an independent encoder in this one
+        verdict: guaranteed for ``conformal``, nominal (alpha / looks) for ``welch``.
       accused_independents: (how many, of how many) independent encoders have a Welch p-value below alpha, or None.
       test: Welch test of the suspect. Its effect is the mean log-likelihood of private minus public rows, nats a dimension.
       control: Welch p-value of the victim itself; where it is not small the test has no power here.
@@ -46,6 +47,7 @@ class EncoderVerdict:
     decided_by: str
     p_values: dict[str, float]
     alpha: float
+    looks: int
     false_alarm_rate: float
     accused_independents: tuple[int, int] | None
     test: WelchTest
@@ -151,7 +153,7 @@ def prepare_encoders(
             f"{len(common)} private images occur more than once, and would both fit the density and be tested under it; give "
             "every image once"
         )
-    check_null(len(independents), settings.alpha)
+    check_null(len(independents), settings.level)
     images = EncoderImages(fitting, tested, public)
     control, *null = (compare(*likelihoods(images, encoder, settings)[:2]) for encoder in (victim, *independents))
     return EncoderCase(settings, images, control, tuple(null))
@@ -183,7 +185,7 @@ def judge_likelihoods(case: EncoderCase, found: Likelihoods) -> EncoderVerdict:
         found.private,
         found.public,
         case.null,
-        settings.alpha,
+        settings.level,
         settings.permutations,
         settings.seed,
         either=settings.alternative == "either",
@@ -191,17 +193,18 @@ def judge_likelihoods(case: EncoderCase, found: Likelihoods) -> EncoderVerdict:
     p_value = decision.p_values[decision.decided_by]
     control = two_sided(case.control) if settings.alternative == "either" else case.control.p_value
     return EncoderVerdict(
-        stolen=bool(p_value < settings.alpha and control < settings.alpha),
+        stolen=bool(p_value < settings.level and control < settings.alpha),
         p_value=p_value,
         alpha=settings.alpha,
+        looks=settings.looks,
         control=control,
-        curve=p_value_curve(found.private, found.public, alpha=settings.alpha, seed=settings.seed),
+        curve=p_value_curve(found.private, found.public, alpha=settings.level, seed=settings.seed),
         fitted=len(case.images.fitting),
         tested=(len(case.images.private), len(case.images.public)),
         queries=sum(map(len, case.images)),
         dimensions=found.dimensions,
         converged=found.converged,
-        assumptions=_assumptions(bool(case.null)),
+        assumptions=_assumptions(bool(case.null), settings.looks),
         notes=_notes(case, control, found.converged, decision),
         **decision._asdict(),
     )
@@ -261,11 +264,12 @@ def encoder_inference(
     return judge_encoder(case, suspect, host=host)
 
 
-def _assumptions(conformal: bool) -> tuple[str, ...]:
+def _assumptions(conformal: bool, looks: int) -> tuple[str, ...]:
     return (
         "private and public images come from one distribution; only the private ones reached the victim's training",
         "the suspect's maker did not have the public images, nor others that overlap with the private ones, by right",
         "the split and the seed were fixed before anybody looked at results",
+        looked_at(looks),
         "no tested image fitted the density; every image counts once",
         "the independent encoders are what an innocent suspect would be: same kind of data and recipe, none of these images"
         if conformal
@@ -289,7 +293,7 @@ def _notes(case: EncoderCase, control: float, converged: bool, decision: Decisio
         notes.append(f"the mixture's fit did not converge in {settings.iterations} iterations: allow it more")
     if accused is None:
         notes.append("no independent encoders: the false-alarm rate is nominal; at least 20 of them calibrate it")
-    elif accused[0] > 2 * alpha * accused[1] + 1:
+    elif accused[0] > 2 * settings.level * accused[1] + 1:
         notes.append(
             f"the Welch test accuses {accused[0]} of {accused[1]} independent encoders: only the conformal p-value counts"
         )

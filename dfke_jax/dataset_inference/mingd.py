@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,14 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
-from dfke_jax.core.errors import InputError
+from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.mesh import sample_devices
 from dfke_jax.core.types import Array, Predict
 
 NORMS = ("l1", "l2", "linf")
 """In the order of the last axis of `Margins.distances`."""
+
+L1_RULES = ("inward", "released")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,9 @@ class MinGDSettings:
       l1_coordinates: k, how many coordinates an L1 step moves; on inputs with fewer, all of them move by
         l1_step / l1_coordinates.
       l1_gap: a coordinate within this distance of the box's edge is not pushed further towards it.
+      l1_rule: which coordinates an L1 step may move. ``inward``: a coordinate on an edge of the box
+        may still move away from it, and exactly k move. ``released``, as the released code: a
+        coordinate on an edge (a black or white pixel) never moves, and all that tie with the k-th do.
       l2_step: L2 length of one step.
       linf_step: L∞ length of one step.
       nearest: how many classes are targets: the most likely wrong ones in order, or every class (None) in the order of
@@ -39,6 +44,7 @@ class MinGDSettings:
     l1_step: float = 1.0
     l1_coordinates: int = 100
     l1_gap: float = 0.001
+    l1_rule: Literal["inward", "released"] = "inward"
     l2_step: float = 0.01
     linf_step: float = 0.001
     nearest: int | None = None
@@ -51,6 +57,8 @@ class MinGDSettings:
         for name in ("l1_step", "l2_step", "linf_step"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.l1_rule not in L1_RULES:
+            raise UnknownNameError("rule for L1 steps", self.l1_rule, L1_RULES)
         if not self.l1_gap >= 0:
             raise InputError(f"l1_gap must not be negative, got {self.l1_gap}")
 
@@ -98,8 +106,10 @@ def mingd(
       InputError: images without a sample axis, or more targets than there are wrong classes.
 
     Source: Maini, Yaghini, Papernot, ICLR 2021, section 4.2 (MinGD), as released.
-    Deviations: exactly k coordinates move in an L1 step, ties in favour of the first (released: all that tie); a zero
-    gradient moves nothing (released: division by zero in L2).
+    Deviations: in an L1 step a coordinate on an edge of the box may move inwards (released: black and
+    white pixels never move), and exactly k coordinates move, ties in favour of the first (released:
+    all that tie); ``l1_rule="released"`` is the released step. A zero gradient moves nothing
+    (released: division by zero in L2).
     """
     settings = settings or MinGDSettings()
     if images.ndim < 2 or images.shape[0] == 0:
@@ -249,8 +259,13 @@ def _move(position: Array, gradient: Array, norms: Array, settings: MinGDSetting
     outward = ((gradient < 0) & (position <= low + settings.l1_gap)) | (
         (gradient > 0) & (position >= high - settings.l1_gap)
     )
-    free = jnp.where(outward, 0.0, jnp.abs(gradient))
-    chosen = largest(free, min(settings.l1_coordinates, gradient.shape[-1])) & ~outward
+    k = min(settings.l1_coordinates, gradient.shape[-1])
+    if settings.l1_rule == "released":
+        free = jnp.where(outward | (position <= low) | (position >= high), 0.0, jnp.abs(gradient))
+        chosen = (free > 0) & (free >= jax.lax.top_k(free, k)[0][:, -1:])
+    else:
+        free = jnp.where(outward, 0.0, jnp.abs(gradient))
+        chosen = largest(free, k) & ~outward
     by_l1 = jnp.where(chosen, (settings.l1_step / settings.l1_coordinates) * sign, 0.0)
     norms = norms[:, None]
     update = jnp.where(norms == 0, by_l1, jnp.where(norms == 1, by_l2, settings.linf_step * sign))
@@ -293,4 +308,4 @@ def gradient_evaluations(margins: Margins) -> int:
     return int(steps.sum()) + steps.size
 
 
-__all__ = ["NORMS", "Margins", "MinGDSettings", "gradient_evaluations", "mingd"]
+__all__ = ["L1_RULES", "NORMS", "Margins", "MinGDSettings", "gradient_evaluations", "mingd"]

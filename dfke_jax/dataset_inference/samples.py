@@ -25,6 +25,19 @@ def overlap(private: Any, public: Any, box: tuple[float, float] = (0.0, 1.0)) ->
     return [(where[mark], j) for j, image in enumerate(np.asarray(public)) if (mark := _digest(image, box)) in where]
 
 
+def distinct(images: Any, box: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
+    """Places of the images that do not repeat an earlier one at 8 bits a pixel, in order.
+
+    Args:
+      images: (N, ...) floats in the box, or uint8.
+      box: lowest and highest pixel value of floats.
+    """
+    first: dict[bytes, int] = {}
+    for i, image in enumerate(np.asarray(images)):
+        first.setdefault(_digest(image, box), i)
+    return np.fromiter(first.values(), int, len(first))
+
+
 def _digest(image: np.ndarray, box: tuple[float, float]) -> bytes:
     if image.dtype != np.uint8:
         image = np.round(255 * np.clip((image - box[0]) / (box[1] - box[0]), 0, 1)).astype(np.uint8)
@@ -67,4 +80,4 @@ def checked_images(images: Any, what: str, box: tuple[float, float]) -> np.ndarr
     return images
 
 
-__all__ = ["Pair", "checked_images", "checked_samples", "overlap"]
+__all__ = ["Pair", "checked_images", "checked_samples", "distinct", "overlap"]

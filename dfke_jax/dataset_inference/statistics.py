@@ -4,6 +4,7 @@ Throughout, scores are one number a sample, larger for what looks more public; t
 of public samples is not larger than that of private ones, and a small p-value speaks for theft.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -47,69 +48,110 @@ def welch_test(private: Any, public: Any, confidence: float = 0.95) -> WelchTest
       InputError: fewer than two scores on a side, NaN, or no variance on either side (saturated scores: then a
         permutation test is what remains).
     """
-    from scipy.special import stdtr, stdtrit
+    from scipy.special import stdtr
+    from scipy.stats import ttest_ind
 
     private, public = _scores(private, "private"), _scores(public, "public")
     if not 0 < confidence < 1:
         raise InputError(f"confidence must lie in (0, 1), got {confidence}")
     if min(len(private), len(public)) < 2:
         raise InputError(f"a t-test needs two scores on each side, got {len(private)} and {len(public)}")
-    effect = float(public.mean() - private.mean())
-    shares = [part.var(ddof=1) / len(part) for part in (private, public)]
-    error = float(np.sqrt(sum(shares)))
-    if error <= 1e-12 * max(1.0, np.abs(private).max(), np.abs(public).max()):
+    if _flat(private[None], public[None])[0]:
         raise InputError(
             "the scores have no variance on either side (the regressor is saturated); stop it earlier, or use "
             "permutation_test"
         )
-    freedom = float(sum(shares) ** 2 / sum(s**2 / (len(p) - 1) for s, p in zip(shares, (private, public), strict=True)))
-    statistic = effect / error
-    half = error * float(stdtrit(freedom, (1 + confidence) / 2))
+    with warnings.catch_warnings():
+        # SciPy warns of nearly equal scores, of which `_flat` has seen whether they are too near
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found: Any = ttest_ind(public, private, equal_var=False)
+    interval = found.confidence_interval(confidence)
+    effect = float(public.mean() - private.mean())
     pooled = float(np.sqrt((private.var(ddof=1) + public.var(ddof=1)) / 2))
     return WelchTest(
-        float(stdtr(freedom, -statistic)),
-        statistic,
-        freedom,
+        float(stdtr(found.df, -found.statistic)),  # one side of the two that `found.pvalue` counts
+        float(found.statistic),
+        float(found.df),
         effect,
-        (effect - half, effect + half),
+        (float(interval.low), float(interval.high)),
         effect / pooled,
         (len(private), len(public)),
     )
 
 
+def _flat(private: np.ndarray, public: np.ndarray) -> np.ndarray:
+    """(R, m), (R, n) -> (R,): whether the standard error of Δμ is rounding and nothing else."""
+    error = np.sqrt(sum(part.var(1, ddof=1) / part.shape[1] for part in (private, public)))
+    size = np.maximum(np.abs(private).max(1), np.abs(public).max(1))
+    return error <= 1e-12 * np.maximum(1.0, size)
+
+
 def two_sided(test: WelchTest) -> float:
     """P(|T| ≥ |t|): the p-value of the same test where a difference in any direction counts."""
-    from scipy.special import stdtr
+    from scipy.stats import t
 
-    return min(1.0, 2 * float(stdtr(test.freedom, -abs(test.statistic))))
+    return min(1.0, 2 * float(t.sf(abs(test.statistic), test.freedom)))
 
 
-def permutation_test(private: Any, public: Any, permutations: int = 9999, seed: int = 0) -> float:
-    """p = (1 + #{Δμ of relabelled scores ≥ Δμ}) / (1 + permutations); exact whatever the distribution.
+def permutation_test(
+    private: Any, public: Any, permutations: int = 9999, seed: int = 0, *, studentised: bool = False
+) -> float:
+    """p = (1 + #{Δμ of relabelled scores ≥ Δμ}) / (1 + permutations).
+
+    Exact under the null hypothesis that private and public scores have one *distribution*. It does
+    not test equal means alone: where the two sides differ in spread and in number it accuses too
+    often (the larger spread on the smaller side) or too seldom. With `studentised` the statistic is
+    Welch's t: as exact for one distribution, and right for large samples with equal means and unequal
+    spread. Where there are no more different relabellings than `permutations`, all of them are taken,
+    and p is the share of those that reach the observed statistic.
 
     Args:
       private, public: scores, one a sample.
       permutations: random relabellings.
       seed: of them.
+      studentised: compare Welch's t instead of Δμ.
 
     Raises:
-      InputError: an empty side, NaN, fewer than 19 permutations (with which p cannot fall to 0.05).
+      InputError: an empty side (with `studentised`, fewer than two scores on a side), NaN, fewer than
+        19 permutations (with which p cannot fall to 0.05).
+
+    Source: Janssen, Studentized permutation tests for non-i.i.d. hypotheses, Statistics and
+    Probability Letters 1997.
     """
+    from scipy.stats import permutation_test as relabelled
+
     private, public = _scores(private, "private"), _scores(public, "public")
     if permutations < 19:
         raise InputError(f"{permutations} permutations cannot give p <= 0.05; take at least 19")
-    rng = np.random.default_rng(seed)
-    together = np.concatenate([private, public])
-    together = together - together.mean()
-    observed = together[len(private) :].sum()  # equivalent to the difference of means, for given sizes
-    slack = 1e-12 * np.abs(together).sum()  # the same values summed in another order
-    exceeding, left = 0, permutations
-    while left:
-        now = min(left, max(1, 2**21 // len(together)))
-        shuffled = rng.permuted(np.broadcast_to(together, (now, len(together))), axis=1)
-        exceeding += int((shuffled[:, len(private) :].sum(1) >= observed - slack).sum())
-        left -= now
-    return (1 + exceeding) / (1 + permutations)
+    if studentised and min(len(private), len(public)) < 2:
+        sizes = f"{len(private)} and {len(public)}"
+        raise InputError(f"Welch's t needs two scores on each side, got {sizes}")
+    # SciPy counts as equal what differs by 2e-14 of the observed statistic. Sums of scores that are
+    # not negative lose no more to another order of summation, and rounding does it for t: relabellings
+    # that are equal are ties
+    least = min(private.min(), public.min())
+    statistic = _rounded_t if studentised else _public_sum
+    found = relabelled(
+        (private - least, public - least),
+        statistic,
+        vectorized=True,
+        n_resamples=permutations,
+        batch=max(1, 2**21 // (len(private) + len(public))),
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def _public_sum(private: np.ndarray, public: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Equivalent to Δμ for given sizes and a given total."""
+    return public.sum(axis)
+
+
+def _rounded_t(private: np.ndarray, public: np.ndarray, axis: int = -1) -> np.ndarray:
+    effect = public.mean(axis) - private.mean(axis)
+    error = np.sqrt(sum(part.var(axis, ddof=1) / part.shape[axis] for part in (private, public)))
+    return np.round(np.clip(effect / np.maximum(error, 1e-12), -1e12, 1e12), 9)
 
 
 def conformal_p_value(observed: float, null: Any) -> float:
@@ -129,6 +171,33 @@ def conformal_p_value(observed: float, null: Any) -> float:
     if not np.isfinite(observed):
         raise InputError(f"the observed statistic must be finite, got {observed}")
     return float((1 + (null >= observed).sum()) / (len(null) + 1))
+
+
+def holm(p_values: Any) -> np.ndarray:
+    """Holm's adjusted p-values: the least level at which each of several verdicts accuses.
+
+    The i-th smallest of n becomes max_{j ≤ i} min(1, (n − j + 1)·p_(j)). Accusing where that is at most
+    alpha, the probability that anybody is accused wrongly is at most alpha, whatever the dependence of
+    the verdicts. All that were looked at belong to the family.
+
+    Args:
+      p_values: (n,), in [0, 1].
+
+    Returns:
+      (n,), in the order given.
+
+    Raises:
+      InputError: values outside [0, 1], NaN, or none.
+
+    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of
+    Statistics 1979.
+    """
+    values = _p_values(p_values)
+    order = np.argsort(values, kind="stable")
+    steps = np.minimum(1.0, np.arange(len(values), 0, -1) * values[order])
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.maximum.accumulate(steps)
+    return adjusted
 
 
 def calibrate(distances: Any, references: Any) -> np.ndarray:
@@ -221,17 +290,13 @@ def _choose(rng: np.random.Generator, values: np.ndarray, m: int, draws: int) ->
 
 
 def _welch_p_values(private: np.ndarray, public: np.ndarray) -> np.ndarray:
-    """Row by row: (R, m), (R, m) -> (R,). Rows without any variance give 1, or 0.5 for equal means: no evidence."""
-    from scipy.special import stdtr
+    """Row by row: (R, m), (R, m) -> (R,). Rows without any variance give 1, whatever their means."""
+    from scipy.stats import ttest_ind
 
-    m = private.shape[1]
-    shares = np.stack([private.var(1, ddof=1), public.var(1, ddof=1)]) / m
-    total = shares.sum(0)
-    flat = total <= 1e-24
-    safe = np.where(flat, 1.0, total)
-    freedom = np.where(flat, 1.0, safe**2 / np.where(flat, 1.0, (shares**2).sum(0) / (m - 1)))
-    statistic = (public.mean(1) - private.mean(1)) / np.sqrt(safe)
-    return np.where(flat, 1.0, stdtr(freedom, -statistic))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of rows without variance, answered below
+        found: Any = ttest_ind(public, private, axis=1, equal_var=False, alternative="greater")
+    return np.where(_flat(private, public), 1.0, found.pvalue)
 
 
 def twice_the_median(p_values: Any) -> float:
@@ -272,6 +337,7 @@ __all__ = [
     "WelchTest",
     "calibrate",
     "conformal_p_value",
+    "holm",
     "p_value_curve",
     "permutation_test",
     "released_harmonic_mean",

@@ -34,14 +34,15 @@ class Verdict:
     """What can be said about a suspect.
 
     Attributes:
-      stolen: whether the deciding p-value is below alpha and the test works on the victim itself. False means
-        inconclusive, never innocent.
+      stolen: whether the deciding p-value is below alpha / looks and the test works on the victim
+        itself. False means inconclusive, never innocent.
       p_value: the one that decides: ``conformal`` where there are independent models, else ``welch``.
       decided_by: which one that is.
       p_values: all of them by name: ``welch``, ``permutation``, and ``conformal`` if there are independent models.
-      alpha: the level.
-      false_alarm_rate: how often the deciding rule accuses an independent model: guaranteed for ``conformal``, nominal
-        (alpha) for ``welch``.
+      alpha: the level of all verdicts that are looked at.
+      looks: how many these are, as fixed beforehand; this one accuses below alpha / looks.
+      false_alarm_rate: how often the deciding rule accuses an independent model in this one
+        verdict: guaranteed for ``conformal``, nominal (alpha / looks) for ``welch``.
       accused_independents: (how many, of how many) independent models have a Welch p-value below alpha; None without
         any. It shows what the Welch test is worth here.
       test: Welch test of the suspect: effect Δμ, its interval, degrees of freedom.
@@ -49,8 +50,10 @@ class Verdict:
       curve: p-value against the number of revealed samples.
       samples_revealed: private samples, and as many public ones, that the suspect saw.
       tested: (private, public) samples that entered the test; fewer than revealed with `both_correct`.
-      queries: label queries that the suspect was charged, a step-by-step attacker's count, accuracy included.
-      rows_sent: rows that were sent to it in fact.
+      queries: label queries that an attacker who asks step by step would have spent, accuracy
+        included.
+      rows_sent: rows that were sent to it in fact, which is what an endpoint charges (one that knows
+        repeated rows again, less).
       gradients: gradients of the suspect that were taken (``mingd``).
       never: fraction of its walks, or of its descents, that ended at the cap.
       saturated: fraction of its scores at the edge of the regressor's range.
@@ -64,6 +67,7 @@ class Verdict:
     decided_by: str
     p_values: dict[str, float]
     alpha: float
+    looks: int
     false_alarm_rate: float
     accused_independents: tuple[int, int] | None
     test: WelchTest
@@ -90,7 +94,8 @@ class Verdict:
             f"{'stolen' if self.stolen else 'inconclusive'}: p = {self.p_value:.3g} ({self.decided_by}), "
             f"false-alarm rate {self.false_alarm_rate:.3g}",
             f"effect {self.test.effect:.3f} [{low:.3f}, {high:.3f}], {self.samples_revealed} private and as many public "
-            f"samples revealed, {self.queries} queries, {self.gradients} gradients",
+            f"samples revealed, {self.rows_sent} rows sent ({self.queries} step by step), "
+            f"{self.gradients} gradients",
             *(f"assumes: {text}" for text in self.assumptions),
             *(f"note: {text}" for text in self.notes),
         ]
@@ -143,22 +148,23 @@ def judge_embedded(case: Case, found: Embedded) -> Verdict:
             f"the test needs {settings.minimum} of each"
         )
     test, p_values, decided_by, rate, accused = decide(
-        private, public, case.null, settings.alpha, settings.permutations, settings.seed
+        private, public, case.null, settings.level, settings.permutations, settings.seed
     )
     accuracy = {"victim": case.victim_accuracy, "suspect": accuracies(found)}
     saturated = saturation(np.concatenate([private, public]))
     p_value, calibrated = p_values[decided_by], bool(case.references)
     return Verdict(
-        stolen=bool(p_value < settings.alpha and case.control < settings.alpha),
+        stolen=bool(p_value < settings.level and case.control < settings.alpha),
         p_value=p_value,
         decided_by=decided_by,
         p_values=p_values,
         alpha=settings.alpha,
+        looks=settings.looks,
         false_alarm_rate=rate,
         accused_independents=accused,
         test=test,
         control=case.control,
-        curve=p_value_curve(private, public, alpha=settings.alpha, seed=settings.seed),
+        curve=p_value_curve(private, public, alpha=settings.level, seed=settings.seed),
         samples_revealed=len(case.samples[0][0]),
         tested=(len(private), len(public)),
         queries=found.queries,
@@ -167,7 +173,7 @@ def judge_embedded(case: Case, found: Embedded) -> Verdict:
         never=found.never,
         saturated=saturated,
         accuracy=accuracy,
-        assumptions=_assumptions(bool(case.null), calibrated),
+        assumptions=_assumptions(bool(case.null), calibrated, settings.looks),
         notes=_notes(settings, accuracy, found.never, saturated, case.control, accused, calibrated),
     )
 
@@ -186,7 +192,7 @@ def decide(
     private: np.ndarray,
     public: np.ndarray,
     null: Sequence[WelchTest],
-    alpha: float,
+    level: float,
     permutations: int,
     seed: int,
     *,
@@ -194,7 +200,8 @@ def decide(
 ) -> Decision:
     """Tests the scores of private against public samples; where there are independent models, their ranks decide.
 
-    With `either`, a difference in any direction counts: twice the smaller one-sided p-value, and ranks of |t|.
+    A p-value below `level` accuses. With `either`, a difference in any direction counts: twice the
+    smaller one-sided p-value, and ranks of |t|.
     """
     test = compare(private, public)
     p_values = {
@@ -206,13 +213,13 @@ def decide(
             1.0, 2 * min(p_values["permutation"], permutation_test(public, private, permutations, seed))
         )
     if not null:
-        return Decision(test, p_values, "welch", alpha, None)
+        return Decision(test, p_values, "welch", level, None)
     size = abs if either else float
     p_values["conformal"] = conformal_p_value(size(test.statistic), [size(result.statistic) for result in null])
     ranks = len(null) + 1
-    rate = int(np.sum(np.arange(1, ranks + 1) / ranks < alpha)) / ranks
+    rate = int(np.sum(np.arange(1, ranks + 1) / ranks < level)) / ranks
     found = [two_sided(result) if either else result.p_value for result in null]
-    return Decision(test, p_values, "conformal", rate, (sum(p < alpha for p in found), len(null)))
+    return Decision(test, p_values, "conformal", rate, (sum(p < level for p in found), len(null)))
 
 
 def dataset_inference(
@@ -272,11 +279,25 @@ def dataset_inference(
     return judge(case, suspect, host=host)
 
 
-def _assumptions(conformal: bool, calibrated: bool) -> tuple[str, ...]:
+def looked_at(looks: int) -> str:
+    """What a verdict assumes of the other verdicts that there are."""
+    if looks == 1:
+        return (
+            "this is the only verdict that is looked at: a second suspect, split or number of samples, "
+            "and every look before the end, is one more chance to accuse (looks=N allows for N)"
+        )
+    return (
+        f"no more than {looks} verdicts are looked at, this one included, as fixed beforehand: each "
+        f"accuses below alpha / {looks}"
+    )
+
+
+def _assumptions(conformal: bool, calibrated: bool, looks: int) -> tuple[str, ...]:
     found = [
         "private and public samples come from one distribution; only the private ones reached the victim's training",
         "the suspect's maker did not have the public samples, nor others that overlap with the private ones, by right",
         "the split and the seed were fixed before anybody looked at results",
+        looked_at(looks),
         "the test is on samples that the regressor has not seen; every image counts once",
     ]
     if conformal:
@@ -324,11 +345,11 @@ def _notes(
             "no independent models: the false-alarm rate is nominal, and the literature measures more"
             + ("" if calibrated else "; references or at least 20 independent models calibrate it")
         )
-    elif accused[0] > 2 * settings.alpha * accused[1] + 1:
+    elif accused[0] > 2 * settings.level * accused[1] + 1:
         notes.append(
             f"the Welch test accuses {accused[0]} of {accused[1]} independent models: only the conformal p-value counts"
         )
     return tuple(notes)
 
 
-__all__ = ["Decision", "Verdict", "dataset_inference", "decide", "judge", "judge_embedded", "plain"]
+__all__ = ["Decision", "Verdict", "dataset_inference", "decide", "judge", "judge_embedded", "looked_at", "plain"]

@@ -46,19 +46,14 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
     Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
     """
-    from scipy.special import ndtri
+    from scipy.stats import binomtest
 
     if n < 1 or not 0 <= successes <= n or int(n) != n or int(successes) != successes:
         raise InputError(f"successes must be whole and lie in [0, n] with n ≥ 1, got {successes} of {n}")
     if not 0 < confidence < 1:
         raise InputError(f"confidence must lie in (0, 1), got {confidence}")
-    squared = float(ndtri((1 + confidence) / 2)) ** 2
-    rate = successes / n
-    centre = rate + squared / (2 * n)
-    half = math.sqrt(squared * (rate * (1 - rate) / n + squared / (4 * n * n)))
-    low, high = ((centre + side * half) / (1 + squared / n) for side in (-1, 1))
-    # At the ends the formula gives exactly 0 and 1; rounding does not.
-    return (0.0 if successes == 0 else low, 1.0 if successes == n else high)
+    found = binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
 
 
 __all__ = ["summarise", "wilson_interval"]

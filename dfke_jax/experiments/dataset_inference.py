@@ -49,10 +49,10 @@ class DatasetInferenceSettings(TheftSettings):
         for name in self.threats:
             if name not in THREATS:
                 raise UnknownNameError("threat model", name, THREATS)
-        least = max(MINIMUM_NULL + 1, int(np.floor(1 / self.inference.alpha)) + 1)
+        least = max(MINIMUM_NULL + 1, int(np.floor(1 / self.inference.level)) + 1)
         if self.independents < least:
             raise InputError(
-                f"independents must be at least {least} for alpha {self.inference.alpha}, got {self.independents}"
+                f"independents must be at least {least} for alpha {self.inference.level}, got {self.independents}"
             )
         if self.references < 0:
             raise InputError(f"references must not be negative, got {self.references}")
@@ -138,7 +138,7 @@ def _controls(arm: Arm, case: Case, victim: Embedded, theft: Theft, models: Sequ
     verdicts = [judge_embedded(case._replace(null=null[:i] + null[i + 1 :]), one) for i, one in enumerate(found)]
     figures = [figures_of(verdict) for verdict in verdicts]
     middle = {name: float(np.median([one[name] for one in figures])) for name in figures[0] if name != "stolen"}
-    alpha = case.settings.alpha
+    alpha = case.settings.level
     accused = {
         "welch": [verdict.p_values["welch"] < alpha for verdict in verdicts],
         "conformal": [verdict.p_values["conformal"] < alpha for verdict in verdicts],

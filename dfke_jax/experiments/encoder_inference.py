@@ -96,10 +96,10 @@ class EncoderInferenceSettings(Settings):
         for name in self.thefts:
             if name not in THEFTS:
                 raise UnknownNameError("theft of an encoder", name, THEFTS)
-        least = max(MINIMUM_NULL + 1, int(np.floor(1 / self.inference.alpha)) + 1)
+        least = max(MINIMUM_NULL + 1, int(np.floor(1 / self.inference.level)) + 1)
         if self.independents < least:
             raise InputError(
-                f"independents must be at least {least} for alpha {self.inference.alpha}, got {self.independents}"
+                f"independents must be at least {least} for alpha {self.inference.level}, got {self.independents}"
             )
 
 
@@ -282,7 +282,7 @@ def _controls(arm: Arm, case: EncoderCase, encoders: list[Classifier], scene: Sc
     found = [likelihoods(case.images, encoder, case.settings) for encoder in encoders]
     null = tuple(compare(one.private, one.public) for one in found)
     figures = [_figures(case._replace(null=null[:i] + null[i + 1 :]), one) for i, one in enumerate(found)]
-    alpha = case.settings.alpha
+    alpha = case.settings.level
     for name in figures[0]:
         middle = np.mean if name.startswith("stolen") else np.median
         arm.metrics.setdefault(name, []).append(float(middle([one[name] for one in figures])))
@@ -299,7 +299,7 @@ def _controls(arm: Arm, case: EncoderCase, encoders: list[Classifier], scene: Sc
 def _figures(case: EncoderCase, found: Likelihoods) -> dict[str, float]:
     """The verdict in the settings' direction, and what a difference in either direction says."""
     verdict, settings = judge_likelihoods(case, found), case.settings
-    rules = settings.alpha, settings.permutations, settings.seed
+    rules = settings.level, settings.permutations, settings.seed
     both = decide(found.private, found.public, case.null, *rules, either=True)
     recognised = two_sided(case.control) < settings.alpha
     figures = {
@@ -311,7 +311,7 @@ def _figures(case: EncoderCase, found: Likelihoods) -> dict[str, float]:
         **verdict.p_values,
         "stolen": 100.0 * verdict.stolen,
         **{f"{name}_either": value for name, value in both.p_values.items()},
-        "stolen_either": 100.0 * (recognised and both.p_values["conformal"] < settings.alpha),
+        "stolen_either": 100.0 * (recognised and both.p_values["conformal"] < settings.level),
         "queries": verdict.queries,
         "dimensions": verdict.dimensions,
         "converged": verdict.converged,

@@ -30,6 +30,10 @@ from dfke_jax.oracle import GaussianNoise, Ledger, Reveal, oracle_for
 if TYPE_CHECKING:
     from dfke_jax.experiments.theft import TheftSettings
 
+SPARE = 2
+"""Independent models together need so many times the images of one. With fewer, two of them share more
+than half of theirs, and a suspect that shares none stands out among them though it is innocent."""
+
 Pair = tuple[np.ndarray, np.ndarray]
 """Images (N, H, W, C) and labels (N,)."""
 
@@ -55,7 +59,8 @@ def cut(images: np.ndarray, labels: np.ndarray, sizes: tuple[int, int, int], see
 
     Args:
       images, labels: (N, H, W, C) and (N,).
-      sizes: of private, public and others; the innocent get the rest, at least as many as private.
+      sizes: of private, public and others; the innocent get the rest, at least twice as many as
+        private.
       seed: of the cut.
 
     Returns:
@@ -68,11 +73,11 @@ def cut(images: np.ndarray, labels: np.ndarray, sizes: tuple[int, int, int], see
     kept = np.sort(
         np.unique(flat.view(np.dtype((np.void, flat.itemsize * flat.shape[1]))).ravel(), return_index=True)[1]
     )
-    needed = sum(sizes) + sizes[0]
+    needed = sum(sizes) + SPARE * sizes[0]
     if len(kept) < needed:
         raise InputError(
             f"{len(kept)} different training images cannot be cut into {sizes[0]} private, {sizes[1]} public and {sizes[2]} "
-            f"other ones with {sizes[0]} left for independent models; ask for fewer"
+            f"other ones with {SPARE * sizes[0]} left for independent models; ask for fewer"
         )
     order = np.random.default_rng(seed).permutation(kept)
     places = np.split(order, np.cumsum(sizes))
@@ -85,11 +90,17 @@ def cut(images: np.ndarray, labels: np.ndarray, sizes: tuple[int, int, int], see
 def shares(pool: int, members: int, size: int, seed: int) -> np.ndarray:
     """(M, size) rows of a pool, one set a model: disjoint where the pool suffices, else drawn anew for each.
 
+    Two sets that are drawn anew share size / pool of their rows on average, at most half.
+
     Raises:
-      InputError: a set larger than the pool.
+      InputError: sets larger than half of the pool.
     """
-    if size > pool:
-        raise InputError(f"an independent model needs {size} images, as many as the victim's, and {pool} are left")
+    if SPARE * size > pool:
+        raise InputError(
+            f"independent models are trained on {size} images each, as many as the victim, and {pool} "
+            f"are left for them: any two would share {min(1.0, size / pool):.0%} of their images; at "
+            f"least {SPARE * size} are needed, and {members * size} for models that share none"
+        )
     rng = np.random.default_rng(seed)
     if members * size <= pool:
         return rng.permutation(pool)[: members * size].reshape(members, size)
@@ -295,6 +306,7 @@ THREATS: dict[str, Threat] = {
 the victim itself behind noise."""
 
 __all__ = [
+    "SPARE",
     "THREATS",
     "Parts",
     "Suspect",

@@ -22,8 +22,8 @@ _NARROW = ("model", "acc. %", "effect", "Welch p", "perm. p", "conf. p", "stolen
 ABOUT = (
     "Effect: mean score of public minus private samples, regressor's range −1 to 1; of encoders, log-likelihood of private minus "
     "public samples in nats a dimension. p-values: median over seeds. Found stolen: seeds (of independent models: models, each "
-    "held against the others) on which the rule accused. Queries: labels, of encoders representations, that the test asks of one "
-    "suspect. Accuracy of an encoder is a linear probe's."
+    "held against the others) on which the rule accused. Queries: labels, asked step by step (of encoders: representations), that "
+    "the test needs of one suspect. Accuracy of an encoder is a linear probe's."
 )
 
 

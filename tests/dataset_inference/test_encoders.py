@@ -112,13 +112,23 @@ def test_two_sided_is_scipys():
 
 
 def test_without_independent_encoders_and_on_the_host():
-    endpoint = lambda rows: np.asarray(THIEF(rows))
+    charged = []
+
+    def endpoint(rows):
+        charged.append(len(rows))
+        return np.asarray(THIEF(rows))
+
     verdict = encoder_inference(PRIVATE, PUBLIC, endpoint, victim=VICTIM, settings=SETTINGS, host=True)
+    assert verdict.queries == sum(charged)
     assert verdict.decided_by == "welch"
     assert verdict.false_alarm_rate == 0.05
     assert verdict.accused_independents is None
     assert any("no independent encoders" in note for note in verdict.notes)
     fused = encoder_inference(PRIVATE, PUBLIC, THIEF, victim=VICTIM, settings=SETTINGS)
+    looks = dataclasses.replace(SETTINGS, looks=4)
+    several = encoder_inference(PRIVATE, PUBLIC, THIEF, victim=VICTIM, settings=looks)
+    assert (several.p_value, several.false_alarm_rate, several.looks) == (fused.p_value, 0.0125, 4)
+    assert any("no more than 4 verdicts" in text for text in several.assumptions)
     assert verdict.test.statistic == pytest.approx(fused.test.statistic, rel=1e-3)
 
 

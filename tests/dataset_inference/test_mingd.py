@@ -1,5 +1,6 @@
 """MinGD against a loop over samples, against closed forms of a linear model, and its bookkeeping."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from dfke_jax.core import InputError, device_mesh
+from dfke_jax.core import InputError, UnknownNameError, device_mesh
 from dfke_jax.dataset_inference import NORMS, MinGDSettings, gradient_evaluations, mingd
 
 module = importlib.import_module("dfke_jax.dataset_inference.mingd")
@@ -31,6 +32,8 @@ def naive(forward, gradient, image, target, norm, settings):
         else:
             now = x + delta
             movable = ~(((g < 0) & (now <= settings.l1_gap)) | ((g > 0) & (now >= 1 - settings.l1_gap)))
+            if settings.l1_rule == "released":
+                movable &= (now > 0) & (now < 1)
             order = [
                 i for i in np.argsort(-np.abs(g) * movable, kind="stable")[: settings.l1_coordinates] if movable[i]
             ]
@@ -52,6 +55,29 @@ def test_equals_a_loop_over_samples(network, by_hand, images):
     np.testing.assert_allclose(found.distances, expected[..., 0], atol=2e-5)
     assert 0.2 < np.mean(found.reached) < 1, "both ways to end occur"
     assert gradient_evaluations(found) == expected[..., 1].sum() + expected[..., 1].size
+
+
+def test_the_released_l1_step_never_moves_black_and_white_pixels(network, by_hand, images):
+    """The rule of the released code, a step at a time; ours moves such pixels inwards, and distances differ."""
+    images = np.where(np.random.default_rng(5).uniform(size=images.shape) < 0.5, np.round(images), images)
+    released = dataclasses.replace(FAST, l1_rule="released")
+    found, ours = mingd(network, images, released), mingd(network, images, FAST)
+    expected = np.array([[naive(*by_hand, image, target, "l1", released) for target in range(4)] for image in images])
+    np.testing.assert_array_equal(found.steps[..., 0], expected[..., 1])
+    np.testing.assert_allclose(found.distances[..., 0], expected[..., 0], atol=2e-5)
+    assert np.abs(np.asarray(found.distances - ours.distances))[..., 0].max() > 0.1
+    np.testing.assert_array_equal(found.distances[..., 1:], ours.distances[..., 1:])
+
+
+def test_all_that_tie_move_in_a_released_l1_step():
+    position = jnp.asarray([[0.0, 0.5, 0.5, 0.5, 1.0, 0.5]])
+    gradient = jnp.asarray([[9.0, 2.0, -2.0, 1.0, -9.0, 0.0]])
+    moved = {}
+    for rule in ("inward", "released"):
+        settings = MinGDSettings(l1_step=0.1, l1_coordinates=1, l1_rule=rule)
+        moved[rule] = np.asarray(module._move(position, gradient, jnp.zeros(1, jnp.int32), settings, (0.0, 1.0)))[0]
+    np.testing.assert_allclose(moved["inward"], [0.1, 0.5, 0.5, 0.5, 1.0, 0.5])
+    np.testing.assert_allclose(moved["released"], [0.0, 0.6, 0.4, 0.5, 1.0, 0.5])
 
 
 def test_the_class_that_is_given_already_is_at_distance_zero(network, images):
@@ -162,6 +188,8 @@ def flat(x):
 def test_settings_are_checked(message, changes):
     with pytest.raises(InputError, match=message):
         MinGDSettings(**changes)
+    with pytest.raises(UnknownNameError, match="nearest: released"):
+        MinGDSettings(l1_rule="release")  # type: ignore[arg-type]
 
 
 def test_inputs_are_checked(network, images):

@@ -4,12 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, special, stats
 
 from dfke_jax.core import InputError
 from dfke_jax.dataset_inference import (
     calibrate,
     conformal_p_value,
+    holm,
     p_value_curve,
     permutation_test,
     released_harmonic_mean,
@@ -21,15 +22,23 @@ RNG = np.random.default_rng(9)
 PRIVATE, PUBLIC = RNG.normal(0, 1, 30), RNG.normal(0.5, 2, 40)
 
 
-def test_welch_equals_scipy():
+def student_tail(t, freedom):
+    """P(T ≥ t), by integrating the density."""
+    scale = np.exp(special.gammaln((freedom + 1) / 2) - special.gammaln(freedom / 2)) / np.sqrt(freedom * np.pi)
+    return scale * integrate.quad(lambda x: (1 + x * x / freedom) ** (-(freedom + 1) / 2), t, np.inf, epsabs=1e-14)[0]
+
+
+def test_welch_in_closed_form():
     found = welch_test(PRIVATE, PUBLIC, 0.9)
-    expected = stats.ttest_ind(PUBLIC, PRIVATE, equal_var=False, alternative="greater")
-    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-9)
-    assert found.statistic == pytest.approx(expected.statistic)
-    assert found.freedom == pytest.approx(expected.df)
-    both = stats.ttest_ind(PUBLIC, PRIVATE, equal_var=False).confidence_interval(0.9)
-    assert found.interval == pytest.approx((both.low, both.high))
-    assert found.effect == pytest.approx(PUBLIC.mean() - PRIVATE.mean())
+    effect, shares = PUBLIC.mean() - PRIVATE.mean(), np.array([PRIVATE.var(ddof=1) / 30, PUBLIC.var(ddof=1) / 40])
+    error = np.sqrt(shares.sum())
+    assert found.effect == pytest.approx(effect)
+    assert found.statistic == pytest.approx(effect / error)
+    assert found.freedom == pytest.approx(shares.sum() ** 2 / (shares**2 / [29, 39]).sum())
+    assert found.p_value == pytest.approx(student_tail(found.statistic, found.freedom), rel=1e-9)
+    half = (found.interval[1] - found.interval[0]) / 2
+    assert student_tail(half / error, found.freedom) == pytest.approx(0.05)
+    assert sum(found.interval) / 2 == pytest.approx(effect)
     assert found.standardised == pytest.approx(found.effect / np.sqrt((PRIVATE.var(ddof=1) + PUBLIC.var(ddof=1)) / 2))
     assert found.samples == (30, 40)
 
@@ -47,7 +56,42 @@ def test_permutation_equals_an_enumeration():
     values = np.concatenate([private, public])
     sums = [values[list(chosen)].sum() for chosen in itertools.combinations(range(8), 4)]
     exact = np.mean(np.array(sums) >= public.sum() - 1e-12)
-    assert permutation_test(private, public, 40_000) == pytest.approx(exact, abs=4 * np.sqrt(exact / 40_000))
+    # 70 relabellings are all there are: all are taken
+    assert permutation_test(private, public, 40_000) == pytest.approx(exact)
+    assert permutation_test(private, public, 60) == pytest.approx(exact, abs=4 * np.sqrt(exact / 60))
+    assert permutation_test(private, public, 60) * 61 == pytest.approx(
+        round(permutation_test(private, public, 60) * 61)
+    )
+
+
+def test_equal_relabellings_are_ties():
+    """Scores of two values: every relabelling has the value of many others, whatever the order of their sums."""
+    private, public = np.repeat([0.1, 0.3], [12, 8]), np.repeat([0.1, 0.3], [10, 10])
+    exact = stats.hypergeom.sf(9, 40, 18, 20)
+    for studentised in (False, True):
+        found = permutation_test(private - 0.7, public - 0.7, 20_000, studentised=studentised)
+        assert found == pytest.approx(exact, abs=4 * np.sqrt(exact / 20_000))
+        assert permutation_test(np.full(20, 0.3), np.full(30, 0.3), studentised=studentised) == 1
+        assert permutation_test(np.full(20, -1.0), np.full(30, 1.0), 999, studentised=studentised) == 1 / 1000
+
+
+def test_the_permutation_test_is_of_equal_distributions_not_of_equal_means():
+    """Equal means, a spread ten times as large on the smaller side: Δμ accuses a quarter, t comes near its level."""
+    rng, found = np.random.default_rng(10), []
+    for _ in range(300):
+        private, public = rng.normal(0, 0.3, 200), rng.normal(0, 3, 40)
+        found.append([permutation_test(private, public, 99, studentised=on) <= 0.05 for on in (False, True)])
+    plain, studentised = np.mean(found, 0)
+    assert plain > 0.15
+    assert studentised < 0.1
+
+
+def test_holm_is_closed_testing_by_bonferroni():
+    p = np.array([0.01, 0.04, 0.02, 0.5, 0.02])
+    subsets = [s for size in range(1, 6) for s in itertools.combinations(range(5), size)]
+    expected = [max(min(1, len(s) * p[list(s)].min()) for s in subsets if i in s) for i in range(5)]
+    np.testing.assert_allclose(holm(p), expected)
+    np.testing.assert_allclose(holm([0.03]), [0.03])
 
 
 @pytest.mark.parametrize("test", ["welch", "permutation"])
@@ -109,8 +153,17 @@ def test_curve():
     assert p_value_curve(private, public).samples[-1] == 200
 
 
-def test_curve_of_saturated_scores_shows_no_evidence():
-    assert (p_value_curve(-np.ones(10), np.ones(10), [2, 10]).median == 1).all()
+@pytest.mark.parametrize("size", [1.0, 1e6])
+@pytest.mark.parametrize("gap", [2.0, 0.0, -2.0])
+def test_curve_of_scores_without_variance_shows_no_evidence(size, gap):
+    """Equal means or not, and where what varies is the last bit of large scores: as the test of all of them says."""
+    rounding = size * 1e-15 * np.random.default_rng(0).integers(0, 2, (2, 10))
+    private, public = size + rounding[0], size * (1 + gap) + rounding[1]
+    with pytest.raises(InputError, match="no variance on either side"):
+        welch_test(private, public)
+    curve = p_value_curve(private, public, [2, 10])
+    assert (curve.median == 1).all()
+    assert (curve.low == 1).all()
 
 
 def test_combinations():
@@ -147,6 +200,8 @@ def test_inputs_are_checked():
         welch_test(PRIVATE, PUBLIC, 1.0)
     with pytest.raises(InputError, match="10 permutations cannot give"):
         permutation_test(PRIVATE, PUBLIC, 10)
+    with pytest.raises(InputError, match="two scores on each side, got 1 and 40"):
+        permutation_test(PRIVATE[:1], PUBLIC, studentised=True)
     with pytest.raises(InputError, match=r"references must be \(M, \*\(30,\)\)"):
         calibrate(PRIVATE, PRIVATE)
     with pytest.raises(InputError, match=r"sizes must lie in \[2, 30\]"):

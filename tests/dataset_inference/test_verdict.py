@@ -110,6 +110,39 @@ def test_one_call_says_the_same_on_the_host_and_counts_what_was_sent(case):
     assert any("no independent models" in note for note in verdict.notes)
 
 
+def test_what_an_endpoint_is_charged_is_what_the_verdict_prints():
+    """Steps asked in blocks are rows that nobody needed and the endpoint charges all the same."""
+    charged = 0
+
+    def endpoint(rows):
+        nonlocal charged
+        charged += len(rows)
+        return np.asarray(FINE_TUNED(rows)).argmax(1)
+
+    settings = dataclasses.replace(SETTINGS, walk=dataclasses.replace(SETTINGS.walk, block=7))
+    verdict = dataset_inference(PRIVATE, PUBLIC, endpoint, victim=VICTIM, key=KEY, settings=settings, host=True)
+    assert verdict.rows_sent == charged > verdict.queries
+    assert f"{charged} rows sent ({verdict.queries} step by step)" in str(verdict)
+
+
+def test_several_looks_share_the_level(case):
+    settings = dataclasses.replace(SETTINGS, looks=10)
+    assert settings.level == 0.005
+    with pytest.raises(InputError, match=r"20 independent models cannot .* below 0.005: at least 200"):
+        prepare(PRIVATE, PUBLIC, victim=VICTIM, key=KEY, independents=INDEPENDENTS, settings=settings)
+    found = embed(FINE_TUNED, case.samples, case.key, case.settings, case.box)
+    once = judge_embedded(case._replace(null=()), found)
+    p = once.p_value
+    assert once.stolen
+    assert any("this is the only verdict that is looked at" in text for text in once.assumptions)
+    for looks, stolen in ((int(0.05 / p) - 1, True), (int(0.05 / p) + 1, False)):
+        shared = dataclasses.replace(SETTINGS, looks=looks)
+        verdict = judge_embedded(case._replace(null=(), settings=shared), found)
+        assert (verdict.p_value, verdict.looks, verdict.stolen) == (p, looks, stolen)
+        assert verdict.false_alarm_rate == 0.05 / looks
+        assert any(f"no more than {looks} verdicts are looked at" in text for text in verdict.assumptions)
+
+
 def test_mingd_embeds_too():
     settings = InferenceSettings(embedding="mingd", descent=MinGDSettings(max_steps=60, linf_step=0.005), revealed=40)
     verdict = dataset_inference(PRIVATE, PUBLIC, FINE_TUNED, victim=VICTIM, key=KEY, settings=settings)
@@ -213,6 +246,8 @@ def test_refusals(private, public, options, message):
         (r"alpha must lie in \(0, 1\), got 0", {"alpha": 0}),
         (r"train must lie in \(0, 1\), got 1", {"train": 1}),
         ("minimum must be at least 2, got 1", {"minimum": 1}),
+        ("looks must be a whole number, at least 1, got 0", {"looks": 0}),
+        ("looks must be a whole number, at least 1, got 1.5", {"looks": 1.5}),
         ("revealed must be at least 10, got 9", {"revealed": 9}),
         ("accuracy_margin must not be negative", {"accuracy_margin": -0.1}),
     ],

@@ -90,9 +90,15 @@ def test_summarise():
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (0, 20), (1, 20), (13, 20), (20, 20), (9_871, 10_000)])
-def test_wilson_interval_is_scipys(successes, n, confidence):
-    expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(successes, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+def test_wilson_interval_solves_the_score_equation(successes, n, confidence):
+    """Its ends are the rates p at which |p̂ − p| = z √(p(1 − p)/n), or the ends of [0, 1]."""
+    z, (low, high) = stats.norm.ppf((1 + confidence) / 2), wilson_interval(successes, n, confidence)
+    assert 0 <= low <= successes / n <= high <= 1
+    for end, given in ((low, successes == 0), (high, successes == n)):
+        if given:
+            assert end == successes / n
+        else:
+            assert abs(successes / n - end) == pytest.approx(z * math.sqrt(end * (1 - end) / n), abs=1e-12)
 
 
 def test_wilson_interval_covers_the_rate_as_often_as_it_says():

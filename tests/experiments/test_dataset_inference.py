@@ -1,6 +1,7 @@
 """Dataset inference as a recipe: how data are cut, who is trained on what, what is entered, and what the report makes of it."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -167,6 +168,8 @@ def test_parts_share_no_image_and_repetitions_are_left_out():
     assert not np.array_equal(parts.private[1], other.private[1])
     with pytest.raises(InputError, match="90 different training images cannot be cut into 40 private"):
         cut(images, labels, (40, 15, 10), 3)
+    with pytest.raises(InputError, match="with 44 left for independent models"):  # 90 − 47 = 43: they would share most
+        cut(images, labels, (22, 15, 10), 3)
 
 
 def test_shares_are_disjoint_where_they_can_be():
@@ -175,8 +178,11 @@ def test_shares_are_disjoint_where_they_can_be():
     rows = shares(100, 11, 10, 0)
     assert rows.shape == (11, 10)
     assert all(len(np.unique(row)) == 10 for row in rows)
-    with pytest.raises(InputError, match="needs 101 images"):
-        shares(100, 2, 101, 0)
+    shared = [len(np.intersect1d(*pair)) / 50 for pair in itertools.combinations(shares(100, 8, 50, 0), 2)]
+    assert np.mean(shared) == pytest.approx(0.5, abs=0.05)
+    for size, share in ((51, "51%"), (100, "100%"), (101, "100%")):
+        with pytest.raises(InputError, match=f"any two would share {share} of their images; at least {2 * size}"):
+            shares(100, 2, size, 0)
 
 
 def test_independent_models_are_what_each_would_be_alone():

@@ -82,7 +82,7 @@ def test_report_of_encoders(made):
 
 def test_images_of_different_purposes_are_different_images():
     images = np.arange(400, dtype=np.float32).reshape(100, 2, 2, 1) / 400
-    parts, _ = cut(images, np.arange(100), (30, 10, 20), 0)
+    parts, _ = cut(images, np.arange(100), (20, 10, 20), 0)
     together = np.concatenate([part[0].reshape(-1, 4) for part in parts])
     assert len(np.unique(together, axis=0)) == 100
 

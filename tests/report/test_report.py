@@ -157,9 +157,31 @@ def test_reproduced_only_within_the_rule(result):
         return comparison.reproduced, comparison.words
 
     result.arms[-1].accuracy = [97.0, 98.0]  # mean 97.5
+    assert result.arms[-1].role != "method"
     assert found(97.0) == (True, "reproduced (0.50 above)")
     assert found(98.0) == (True, "reproduced within 0.5 points (0.50 below)")
     assert found(98.01) == (False, "not reproduced (0.51 below)")
+
+
+def test_a_figure_that_the_control_reaches_too_is_not_put_down_to_the_method(result):
+    """Means 93.15 and, of the control, 60.10 to begin with."""
+    result.published = [Published("data_impressions", "digits:1.0", 90.0, "A", "code")]
+    control = result.arms[2]
+
+    def found(values):
+        control.accuracy = values
+        (comparison,) = words.comparisons(result)
+        return comparison.reproduced, comparison.words
+
+    assert found(control.accuracy) == (True, "exceeded (3.15 above)")
+    assert found([89.0, 89.6, 89.6]) == (True, "exceeded (3.15 above)")
+    assert found([90.5, 91.0, 90.6]) == (True, "exceeded (3.15 above; its control has 90.70)")
+    assert found([93.5, 94.0, 93.6]) == (False, "not the method's (3.15 above, but its control has 93.70)")
+    assert "exceeded" not in words.verdict(result)[0]
+    result.published = [Published("data_impressions", "digits:1.0", 93.3, "A", "code")]
+    assert found([93.5, 94.0, 93.6]) == (False, "not the method's (0.15 below, but its control has 93.70)")
+    result.published = [Published("data_impressions", "digits:1.0", 95.0, "A", "code")]
+    assert found([93.5, 94.0, 93.6]) == (False, "not reproduced (1.85 below)")
 
 
 def test_verdict_counts_signs_seed_by_seed(result):
