@@ -540,7 +540,7 @@ def test_documented_experiments_have_valid_configurations():
 
 def test_published_figures_name_arms_that_exist():
     known = {"teacher", "scratch", "real_data", "uniform_noise", "gaussian_noise", "unrelated_balanced_control",
-             "data_impressions", "top_layer", "all_layers",
+             "data_impressions", "top_layer", "all_layers", "dafl", "dfad",
              "dfme_10000", "dfme_20000", "dfme_50000", "dfme_100000", "dfme_20000000", "dfms_8000000",
              *(f"{attack}_{budget}" for budget in (10_000, 20_000)
                for attack in ("knockoff", "active_thief", "copycat", "dissector")),
