@@ -100,7 +100,7 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     from dfke_jax.core.errors import InputError
     from dfke_jax.dataset_inference import judge, prepare
     from dfke_jax.dataset_inference.case import check_null
-    from dfke_jax.experiments.result import environment
+    from dfke_jax.experiments.bench.result import environment
     from dfke_jax.serving import load
 
     out: Path = options.out
@@ -279,7 +279,7 @@ def _trained(
     from dfke_jax.core.loop import run
     from dfke_jax.dataset_inference import overlap
     from dfke_jax.dataset_inference.samples import distinct
-    from dfke_jax.experiments.thieves import independent_models, member, shares
+    from dfke_jax.experiments.ownership.thieves import independent_models, member, shares
 
     images, labels = samples["others"]
     if options.references < 0 or options.independents < 1 or options.training_steps < 1:

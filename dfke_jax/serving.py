@@ -129,7 +129,7 @@ def load(model: str, name: str, num_classes: int, shape: tuple[int, int, int]) -
       name, num_classes, shape: of a saved network; `digits` takes the name alone.
     """
     from dfke_jax.core.checkpoint import restore
-    from dfke_jax.experiments.settings import network
+    from dfke_jax.experiments.bench.settings import network
 
     height, width, channels = shape
     if model == "digits":
@@ -144,7 +144,7 @@ def trained_on_digits(name: str, steps: int = 600) -> "Classifier":
     from dfke_jax import data
     from dfke_jax.core.loop import run
     from dfke_jax.distillation.response import cross_entropy_training
-    from dfke_jax.experiments.settings import network
+    from dfke_jax.experiments.bench.settings import network
     from dfke_jax.nn.training import trained
 
     digits = data.load("digits")

@@ -12,8 +12,8 @@ import pytest
 from dfke_jax import cli, doctor
 from dfke_jax.commands import running
 from dfke_jax.core.errors import InputError, Interrupted, MissingDataError
-from dfke_jax.experiments import registry
-from dfke_jax.experiments.result import Arm, Published, Result
+from dfke_jax.experiments.bench import registry
+from dfke_jax.experiments.bench.result import Arm, Published, Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def result_of(config):
 def calls(monkeypatch, tmp_path):
     """The fake recipe alone in the registry, and what it was called with."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_FAMILIES", ())
+    monkeypatch.setattr(registry, "_FAMILIES", {})
     monkeypatch.setattr(registry, "_recipes", {"fake": RECIPE})
     seen = []
 
@@ -84,7 +84,7 @@ def calls(monkeypatch, tmp_path):
         result.write(out)
         return result
 
-    monkeypatch.setattr("dfke_jax.experiments.run.run_recipe", run_recipe)
+    monkeypatch.setattr("dfke_jax.experiments.bench.run.run_recipe", run_recipe)
     return seen
 
 
@@ -92,7 +92,7 @@ def failing(monkeypatch, error):
     def run_recipe(*_, **__):
         raise error
 
-    monkeypatch.setattr("dfke_jax.experiments.run.run_recipe", run_recipe)
+    monkeypatch.setattr("dfke_jax.experiments.bench.run.run_recipe", run_recipe)
 
 
 def said(capsys):

@@ -11,7 +11,7 @@ import pytest
 from dfke_jax import cli, core, judging
 from dfke_jax.core.errors import InputError, MissingDataError
 from dfke_jax.distillation import cross_entropy_training
-from dfke_jax.experiments.settings import network
+from dfke_jax.experiments.bench.settings import network
 from dfke_jax.nn.training import trained
 from dfke_jax.oracle import Reveal
 from dfke_jax.oracle.serve import background, create_app

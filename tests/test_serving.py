@@ -12,7 +12,7 @@ import pytest
 from dfke_jax import cli, data, serving
 from dfke_jax.core import save
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.settings import network
+from dfke_jax.experiments.bench.settings import network
 from dfke_jax.oracle import Reveal
 from dfke_jax.oracle.journal import Journal
 from dfke_jax.oracle.remote import RemoteVictim

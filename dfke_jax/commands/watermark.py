@@ -210,7 +210,7 @@ def mark(options: argparse.Namespace) -> None:
     from dfke_jax.core.checkpoint import restore, save
     from dfke_jax.core.errors import InputError
     from dfke_jax.core.loop import run
-    from dfke_jax.experiments.settings import network
+    from dfke_jax.experiments.bench.settings import network
     from dfke_jax.nn.training import trained
     from dfke_jax.watermarking import backdoor
     from dfke_jax.watermarking.keys import MarkingKey
@@ -333,7 +333,7 @@ def _null_models(
 
     from dfke_jax import data
     from dfke_jax.core.errors import InputError
-    from dfke_jax.experiments.settings import network
+    from dfke_jax.experiments.bench.settings import network
     from dfke_jax.watermarking.null_models import null_population
 
     dataset = data.load(options.dataset, data_dir=options.data_dir)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from dfke_jax import data, nn
-from dfke_jax.experiments import budgets, recipe, recipes, run_recipe, workbench
-from dfke_jax.experiments.result import Published
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments import recipe, recipes, run_recipe
+from dfke_jax.experiments.bench import budgets, workbench
+from dfke_jax.experiments.bench.result import Published
+from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier, Preprocessing
 from dfke_jax.watermarking.removal import REMOVALS
 

@@ -14,9 +14,10 @@ from dfke_jax import report
 from dfke_jax.core import run
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.dataset_inference import BlindWalkSettings, InferenceSettings, RegressorSettings
-from dfke_jax.experiments import inference_limits, recipe, run_recipe, theft
-from dfke_jax.experiments.settings import network
-from dfke_jax.experiments.thieves import THREATS, Parts, Theft, cut, independent_models, member, shares
+from dfke_jax.experiments import recipe, run_recipe
+from dfke_jax.experiments.bench.settings import network
+from dfke_jax.experiments.ownership import inference_limits, theft
+from dfke_jax.experiments.ownership.thieves import THREATS, Parts, Theft, cut, independent_models, member, shares
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import optimiser, trained, training
 from dfke_jax.report import threats

@@ -8,9 +8,9 @@ import pytest
 from dfke_jax import report
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.dataset_inference import DensitySettings
-from dfke_jax.experiments import encoder_inference as module
 from dfke_jax.experiments import recipe, run_recipe
-from dfke_jax.experiments.thieves import cut
+from dfke_jax.experiments.ownership import encoder_inference as module
+from dfke_jax.experiments.ownership.thieves import cut
 from dfke_jax.report import threats
 
 TINY = {

@@ -11,9 +11,9 @@ from dfke_jax import data
 from dfke_jax.core.errors import InputError, LedgerError, UnknownNameError
 from dfke_jax.evaluation import accuracy
 from dfke_jax.experiments import Workbench, recipe
-from dfke_jax.experiments.attacks import Site, paid, progress, rows_asked
-from dfke_jax.experiments.defences import DefenceSettings, misinformed, utility
-from dfke_jax.experiments.pool_extraction import KNOCKOFF, PoolExtractionSettings, image_pool
+from dfke_jax.experiments.extraction.attacks import Site, paid, progress, rows_asked
+from dfke_jax.experiments.extraction.defences import DefenceSettings, misinformed, utility
+from dfke_jax.experiments.extraction.pool import KNOCKOFF, PoolExtractionSettings, image_pool
 from dfke_jax.extraction import CloneTraining, DFMESettings, PoolSettings, dfme, knockoff
 from dfke_jax.oracle import Reveal, defence, oracle_for
 

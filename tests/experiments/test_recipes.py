@@ -14,12 +14,13 @@ import pytest
 from dfke_jax import data
 from dfke_jax.core.errors import CheckpointError, InputError, UnknownNameError
 from dfke_jax.distillation import DAFLSettings, DFADSettings, ZSKTSettings
-from dfke_jax.experiments import Arm, Published, Result, recipe, recipes, removal, run_recipe
-from dfke_jax.experiments.attacks import ExtractionSettings
+from dfke_jax.experiments import Arm, Published, Result, recipe, recipes, run_recipe
+from dfke_jax.experiments.bench.settings import augmentation, network
+from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.documented import EXPERIMENTS
-from dfke_jax.experiments.removal_extractions import EXTRACTIONS, Extractions
-from dfke_jax.experiments.settings import augmentation, network
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.extraction.attacks import ExtractionSettings
+from dfke_jax.experiments.watermarks import removal
+from dfke_jax.experiments.watermarks.removal_extractions import EXTRACTIONS, Extractions
 from dfke_jax.extraction import (
     ActiveThiefSettings,
     BanditSettings,

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from dfke_jax.experiments import recipe, run_recipe, timing
-from dfke_jax.experiments.merge import merge
-from dfke_jax.experiments.result import Result
-from dfke_jax.experiments.timing import CACHED, Account
+from dfke_jax.experiments import recipe, run_recipe
+from dfke_jax.experiments.bench import timing
+from dfke_jax.experiments.bench.merge import merge
+from dfke_jax.experiments.bench.result import Result
+from dfke_jax.experiments.bench.timing import CACHED, Account
 from dfke_jax.report.words import taken
 
 TINY = {"dataset": "digits", "seeds": 1, "teacher": "mlp_small", "student": "mlp_small", "teacher_steps": 10,

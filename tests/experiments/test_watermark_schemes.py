@@ -7,8 +7,8 @@ import pytest
 
 from dfke_jax.core import InputError, UnknownNameError
 from dfke_jax.experiments import recipe, run_recipe
-from dfke_jax.experiments.entangled import _false_claims, _figures
-from dfke_jax.experiments.marking import SCHEMES
+from dfke_jax.experiments.watermarks.entangled import _false_claims, _figures
+from dfke_jax.experiments.watermarks.marking import SCHEMES
 from dfke_jax.watermarking import TriggerSet
 
 

@@ -10,10 +10,10 @@ import pytest
 from dfke_jax import core, data
 from dfke_jax.core.checkpoint import alone
 from dfke_jax.experiments import recipe, run_recipe
-from dfke_jax.experiments.pool_extraction import PoolExtractionSettings
-from dfke_jax.experiments.run import as_written
-from dfke_jax.experiments.settings import Settings
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.bench.run import as_written
+from dfke_jax.experiments.bench.settings import Settings
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.extraction.pool import PoolExtractionSettings
 
 TINY = {"seeds": 1, "teacher": "mlp_small", "student": "mlp_small", "teacher_steps": 40, "teacher_batch": 32}
 COUNT = core.method(lambda key: jnp.zeros(()), lambda key, n: (n + 1, {"n": n}))

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dfke_jax.distillation import class_impressions, data_impressions
 from dfke_jax.distillation.class_impressions import ClassImpressionSettings
 from dfke_jax.distillation.data_impressions import ImpressionSettings
-from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm, Published, Role
-from dfke_jax.experiments.settings import PoolSettings, augmentation
-from dfke_jax.experiments.workbench import Workbench, opening_arms, synthesis_arms
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm, Published, Role
+from dfke_jax.experiments.bench.settings import DIGITS, PoolSettings, augmentation
+from dfke_jax.experiments.bench.workbench import Workbench, opening_arms, synthesis_arms
+from dfke_jax.experiments.distillation.anchors import REAL_DATA
 
 _PRIOR = ImpressionSettings(
     steps=200, start="smooth", start_mean=(0.0, 1.0), start_sd=(0.0, 1.0), total_variation=(0.002, 0.032)

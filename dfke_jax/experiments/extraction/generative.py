@@ -11,12 +11,12 @@ import jax
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array
-from dfke_jax.experiments.anchors import DIGITS
-from dfke_jax.experiments.attacks import RERUN, ExtractionSettings, Kind, Site, execute, paid, plain_oracle
-from dfke_jax.experiments.pool_extraction import KNOCKOFF
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Published
-from dfke_jax.experiments.workbench import Answers
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Published
+from dfke_jax.experiments.bench.settings import DIGITS
+from dfke_jax.experiments.bench.workbench import Answers
+from dfke_jax.experiments.extraction.attacks import RERUN, ExtractionSettings, Kind, Site, execute, paid, plain_oracle
+from dfke_jax.experiments.extraction.pool import KNOCKOFF
 from dfke_jax.extraction import (
     FIRST_CLONE,
     SMALL_CLONE,

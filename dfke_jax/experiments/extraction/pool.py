@@ -13,11 +13,11 @@ from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array
 from dfke_jax.data.augment import affine
 from dfke_jax.distillation.transfer_sets import fitted
-from dfke_jax.experiments.anchors import DIGITS
-from dfke_jax.experiments.attacks import RERUN, ExtractionSettings, Kind, Site, execute
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm, Published
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.settings import DIGITS
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.extraction.attacks import RERUN, ExtractionSettings, Kind, Site, execute
 from dfke_jax.extraction import (
     SMALL_CLONE,
     ActiveThiefSettings,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dfke_jax.core.errors import UnknownNameError
-from dfke_jax.experiments.result import Published
+from dfke_jax.experiments.bench.result import Published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +45,25 @@ class Recipe:
         return self.config(**{"dataset": dataset, **self.presets.get(dataset, {}), **changes})
 
 
-# The families register themselves when imported; the modules are imported when the registry is first asked.
-_FAMILIES = (
-    "dfke_jax.experiments.anchors",
-    "dfke_jax.experiments.transfer_sets",
-    "dfke_jax.experiments.impressions",
-    "dfke_jax.experiments.activation_records",
-    "dfke_jax.experiments.inversion",
-    "dfke_jax.experiments.duels",
-    "dfke_jax.experiments.extraction",
-    "dfke_jax.experiments.pool_extraction",
-    "dfke_jax.experiments.defences",
-    "dfke_jax.experiments.removal",
-    "dfke_jax.experiments.watermark_schemes",
-    "dfke_jax.experiments.entangled",
-    "dfke_jax.experiments.dataset_inference",
-    "dfke_jax.experiments.inference_limits",
-    "dfke_jax.experiments.encoder_inference",
-)
+# Where each recipe is: modules of the families, and the names that they register when imported. A
+# recipe that is asked for loads its own module and what that one builds on, and nothing else.
+_FAMILIES: dict[str, tuple[str, ...]] = {
+    "distillation.anchors": ("anchors",),
+    "distillation.transfer_sets": ("transfer-sets",),
+    "distillation.impressions": ("zskd", "data-impressions", "class-impressions"),
+    "distillation.activation_records": ("activation-records",),
+    "distillation.inversion": ("deep-inversion", "deep-dream", "adaptive-deep-inversion"),
+    "distillation.duels": ("dafl", "dfad", "zskt"),
+    "extraction.generative": ("dfme", "maze", "megex", "disguide", "dual-students", "dfms"),
+    "extraction.pool": ("knockoff", "knockoff-bandit", "active-thief", "copycat", "dissector", "jbda"),
+    "extraction.defences": ("defences",),
+    "watermarks.removal": ("watermark-removal",),
+    "watermarks.schemes": ("watermark-schemes",),
+    "watermarks.entangled": ("ewe",),
+    "ownership.dataset_inference": ("dataset-inference",),
+    "ownership.inference_limits": ("dataset-inference-limits",),
+    "ownership.encoder_inference": ("encoder-inference",),
+}
 _recipes: dict[str, Recipe] = {}
 
 
@@ -75,22 +76,31 @@ def register(recipe: Recipe) -> Recipe:
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes, by name, in the order of the families."""
-    for family in _FAMILIES:
-        importlib.import_module(family)
-    return dict(_recipes)
+    """All recipes, by name: those of the families in their order, then what was registered from elsewhere."""
+    for module in _FAMILIES:
+        _load(module)
+    listed = [name for names in _FAMILIES.values() for name in names]
+    return {name: _recipes[name] for name in [*listed, *(name for name in _recipes if name not in listed)]}
 
 
 def recipe(name: str) -> Recipe:
-    """One recipe.
+    """One recipe; of the families only its own is imported.
 
     Raises:
       UnknownNameError: with the nearest names.
     """
-    known = recipes()
-    if name not in known:
-        raise UnknownNameError("recipe", name, known)
-    return known[name]
+    for module, names in _FAMILIES.items():
+        if name in names:
+            _load(module)
+    if name not in _recipes:
+        raise UnknownNameError(
+            "recipe", name, dict.fromkeys([*(n for ns in _FAMILIES.values() for n in ns), *_recipes])
+        )
+    return _recipes[name]
+
+
+def _load(module: str) -> None:
+    importlib.import_module(f"dfke_jax.experiments.{module}")
 
 
 __all__ = ["Recipe", "recipe", "recipes", "register"]

@@ -5,9 +5,9 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from dfke_jax.experiments.entangled import marked_network, source_images
-from dfke_jax.experiments.settings import augmentation
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.bench.settings import augmentation
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.watermarks.entangled import marked_network, source_images
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import optimiser, trained, training
 from dfke_jax.watermarking import entangled_watermark
@@ -16,7 +16,7 @@ from dfke_jax.watermarking.removal.common import LOSS
 from dfke_jax.watermarking.triggers import TriggerSet
 
 if TYPE_CHECKING:
-    from dfke_jax.experiments.removal import RemovalSettings
+    from dfke_jax.experiments.watermarks.removal import RemovalSettings
 
 
 class Scheme(NamedTuple):

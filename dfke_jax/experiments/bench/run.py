@@ -9,10 +9,10 @@ from typing import Any
 
 from dfke_jax.core.checkpoint import alone, writable_directory, write_whole
 from dfke_jax.core.errors import CheckpointError, InputError
-from dfke_jax.experiments.registry import Recipe
-from dfke_jax.experiments.result import Result, environment
-from dfke_jax.experiments.settings import Settings
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.bench.registry import Recipe
+from dfke_jax.experiments.bench.result import Result, environment
+from dfke_jax.experiments.bench.settings import Settings
+from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.nn.precision import compute_precision
 
 

@@ -23,10 +23,10 @@ from dfke_jax.core.tracking import JsonLines
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.distillation.response import cross_entropy_training, knowledge_distillation
 from dfke_jax.evaluation import accuracy, agreement, class_histogram, histogram_entropy
-from dfke_jax.experiments import budgets
-from dfke_jax.experiments.result import Arm
-from dfke_jax.experiments.settings import PoolSettings, Settings, augmentation, network
-from dfke_jax.experiments.timing import Account
+from dfke_jax.experiments.bench import budgets
+from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.settings import PoolSettings, Settings, augmentation, network
+from dfke_jax.experiments.bench.timing import Account
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.training import trained
 from dfke_jax.synthesis.pool import Pool
@@ -360,7 +360,7 @@ class Workbench:
     def distilled_budget(
         self, synthetic: int = 0, synthesis_steps: int = 0, real: int = 0, **further: Any
     ) -> dict[str, int]:
-        """What an arm used, for its row: see `Arm.budget` and `dfke_jax.experiments.budgets.distilled`."""
+        """What an arm used, for its row: see `Arm.budget` and `dfke_jax.experiments.bench.budgets.distilled`."""
         return budgets.distilled(self.config, synthetic, synthesis_steps, real, **further)
 
     def anchors(self, teacher: bool = True, real: bool = True, scratch: bool = False) -> list[Arm]:
@@ -449,7 +449,7 @@ def synthesis_arms(
       control: name of the control's arm, ``NAME_control`` by default; None where another arm's control serves.
       draws_as: name whose keys method and control draw from; `name` by default. Methods that share it share their start
         images, and one control serves them all.
-      further: what else the method used, its control not: see `dfke_jax.experiments.budgets.distilled`.
+      further: what else the method used, its control not: see `dfke_jax.experiments.bench.budgets.distilled`.
     """
     arms = [Arm(name, label, "method", budget=bench.distilled_budget(count, steps, **further))]
     if control is not None:

@@ -9,11 +9,11 @@ import numpy as np
 from dfke_jax import data
 from dfke_jax.core.errors import InputError
 from dfke_jax.distillation import transfer_sets
-from dfke_jax.experiments.anchors import DAFL_STUDENT, DIGITS, REAL_DATA
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm, Published
-from dfke_jax.experiments.settings import Settings
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.settings import DIGITS, Settings
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.distillation.anchors import DAFL_STUDENT, REAL_DATA
 from dfke_jax.synthesis.starts import gaussian_noise, smooth_noise, uniform_noise
 
 

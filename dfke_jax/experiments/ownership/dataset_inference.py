@@ -13,9 +13,10 @@ from dfke_jax.dataset_inference.regressor import Layout
 from dfke_jax.dataset_inference.statistics import MINIMUM_NULL
 from dfke_jax.dataset_inference.verdict import judge_embedded
 from dfke_jax.evaluation import accuracy, agreement
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm
-from dfke_jax.experiments.theft import (
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.ownership.theft import (
     PAPER,
     PRESETS,
     TheftSettings,
@@ -25,8 +26,7 @@ from dfke_jax.experiments.theft import (
     figures_of,
     new_theft,
 )
-from dfke_jax.experiments.thieves import THREATS, Parts, Theft, independent_models, member, shares
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.ownership.thieves import THREATS, Parts, Theft, independent_models, member, shares
 from dfke_jax.nn.classifier import Classifier
 
 _SMALL_GAP = 10.0

@@ -22,12 +22,12 @@ from dfke_jax.dataset_inference.statistics import MINIMUM_NULL, two_sided
 from dfke_jax.dataset_inference.verdict import decide
 from dfke_jax.distillation.representations import Match, representation_distillation
 from dfke_jax.evaluation import linear_probe
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm
-from dfke_jax.experiments.settings import Settings
-from dfke_jax.experiments.theft import enter
-from dfke_jax.experiments.thieves import Parts, cut, member, shares
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.settings import Settings
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.ownership.theft import enter
+from dfke_jax.experiments.ownership.thieves import Parts, cut, member, shares
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.contrastive import contrastive_training, feature_width
 from dfke_jax.nn.training import optimiser, trained

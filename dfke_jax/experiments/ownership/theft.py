@@ -15,10 +15,10 @@ from dfke_jax.dataset_inference import BlindWalkSettings, InferenceSettings, Ver
 from dfke_jax.dataset_inference.case import Case, Embedded, embed
 from dfke_jax.distillation.data_impressions import ImpressionSettings
 from dfke_jax.distillation.response import cross_entropy_training
-from dfke_jax.experiments.result import Arm
-from dfke_jax.experiments.settings import Settings, augmentation
-from dfke_jax.experiments.thieves import Theft, cut
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.settings import Settings, augmentation
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.ownership.thieves import Theft, cut
 from dfke_jax.nn import registry
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import trained

@@ -12,9 +12,10 @@ from dfke_jax.core.types import Array
 from dfke_jax.dataset_inference.case import Case
 from dfke_jax.dataset_inference.verdict import judge_embedded
 from dfke_jax.evaluation import accuracy
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm
-from dfke_jax.experiments.theft import (
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.workbench import Answers, Workbench
+from dfke_jax.experiments.ownership.theft import (
     PAPER,
     PRESETS,
     TheftSettings,
@@ -24,8 +25,7 @@ from dfke_jax.experiments.theft import (
     figures_of,
     new_theft,
 )
-from dfke_jax.experiments.thieves import THREATS, Theft, fine_tuning
-from dfke_jax.experiments.workbench import Answers, Workbench
+from dfke_jax.experiments.ownership.thieves import THREATS, Theft, fine_tuning
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import trained
 

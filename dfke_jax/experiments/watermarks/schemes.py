@@ -11,12 +11,11 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array
 from dfke_jax.evaluation import accuracy
-from dfke_jax.experiments.anchors import DIGITS
-from dfke_jax.experiments.marking import SCHEMES, Marked, Work, as_pixels
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm
-from dfke_jax.experiments.settings import Settings
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.settings import DIGITS, Settings
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.watermarks.marking import SCHEMES, Marked, Work, as_pixels
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import optimiser, trained, training

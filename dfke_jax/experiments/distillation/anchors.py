@@ -2,19 +2,10 @@
 
 import dataclasses
 
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm, Published
-from dfke_jax.experiments.settings import Settings
-from dfke_jax.experiments.workbench import Workbench
-
-DIGITS = {
-    "teacher_steps": 800,
-    "distillation_steps": 1000,
-    "fit": "bilinear",
-    "real_augmentation": "affine",
-    "teacher_augmentation": "none",
-}
-"""Budgets that suit 1,437 small images."""
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.settings import DIGITS, Settings
+from dfke_jax.experiments.bench.workbench import Workbench
 
 DAFL_STUDENT = "their student has 15,738 parameters, lenet5_half 35,820"
 
@@ -58,4 +49,4 @@ register(
     )
 )
 
-__all__ = ["DAFL_STUDENT", "DIGITS", "REAL_DATA", "AnchorSettings"]
+__all__ = ["DAFL_STUDENT", "REAL_DATA", "AnchorSettings"]

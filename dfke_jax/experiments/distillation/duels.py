@@ -16,11 +16,11 @@ from dfke_jax.distillation.dafl import dafl_cost
 from dfke_jax.distillation.dfad import dfad_cost
 from dfke_jax.distillation.duel import DuelState
 from dfke_jax.distillation.zskt import zskt_cost
-from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm, Published
-from dfke_jax.experiments.settings import Settings
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.settings import DIGITS, Settings
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.distillation.anchors import REAL_DATA
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.players import Maker

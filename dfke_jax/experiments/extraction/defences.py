@@ -12,13 +12,13 @@ from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.evaluation import accuracy
-from dfke_jax.experiments.anchors import DIGITS
-from dfke_jax.experiments.attacks import EndpointSettings, Kind, Site, closeness, paid, victims
-from dfke_jax.experiments.extraction import DFME, DISGUIDE
-from dfke_jax.experiments.pool_extraction import KNOCKOFF, SHAPES, image_pool
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import BEHIND, Arm
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import BEHIND, Arm
+from dfke_jax.experiments.bench.settings import DIGITS
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.extraction.attacks import EndpointSettings, Kind, Site, closeness, paid, victims
+from dfke_jax.experiments.extraction.generative import DFME, DISGUIDE
+from dfke_jax.experiments.extraction.pool import KNOCKOFF, SHAPES, image_pool
 from dfke_jax.extraction import (
     SMALL_CLONE,
     SMALL_DFME,

@@ -8,11 +8,10 @@ from jax.tree_util import Partial
 
 from dfke_jax import data
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.anchors import DIGITS
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm, Published
-from dfke_jax.experiments.settings import Settings
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.settings import DIGITS, Settings
+from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import optimiser, trained, training

@@ -14,22 +14,26 @@ from dfke_jax.core.checkpoint import fingerprint, write_whole
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key
 from dfke_jax.evaluation import accuracy, agreement
-from dfke_jax.experiments import budgets
-from dfke_jax.experiments.anchors import DIGITS
-from dfke_jax.experiments.entangled import (
+from dfke_jax.experiments.bench import budgets
+from dfke_jax.experiments.bench.merge import joined
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.settings import DIGITS, Settings
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.watermarks.entangled import (
     FASHION_ENTANGLED,
     ROTATED,
     SMALL_ENTANGLED,
     EntangledRecipeSettings,
     check_entangled,
 )
-from dfke_jax.experiments.merge import joined
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.removal_extractions import EXTRACTIONS, Extractions, extraction_settings, taken_settings
-from dfke_jax.experiments.removal_marks import SCHEMES
-from dfke_jax.experiments.result import Arm
-from dfke_jax.experiments.settings import Settings
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.watermarks.removal_extractions import (
+    EXTRACTIONS,
+    Extractions,
+    extraction_settings,
+    taken_settings,
+)
+from dfke_jax.experiments.watermarks.removal_marks import SCHEMES
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.watermarking import EntangledSettings
 from dfke_jax.watermarking.removal import (

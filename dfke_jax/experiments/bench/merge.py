@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.result import Arm, Result
-from dfke_jax.experiments.timing import CACHED
+from dfke_jax.experiments.bench.result import Arm, Result
+from dfke_jax.experiments.bench.timing import CACHED
 
 
 def merge(parts: Sequence[Result]) -> Result:

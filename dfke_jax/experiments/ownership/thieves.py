@@ -21,14 +21,14 @@ from dfke_jax.distillation.response import (
     table_of_answers,
 )
 from dfke_jax.evaluation import pgd
-from dfke_jax.experiments.workbench import Answers, Workbench
+from dfke_jax.experiments.bench.workbench import Answers, Workbench
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import optimiser, trained, training
 from dfke_jax.oracle import GaussianNoise, Ledger, Reveal, oracle_for
 
 if TYPE_CHECKING:
-    from dfke_jax.experiments.theft import TheftSettings
+    from dfke_jax.experiments.ownership.theft import TheftSettings
 
 SPARE = 2
 """Independent models together need so many times the images of one. With fewer, two of them share more

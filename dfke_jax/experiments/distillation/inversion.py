@@ -4,12 +4,12 @@ import dataclasses
 
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.distillation.deep_inversion import InversionSettings, adaptive_deep_inversion, deep_inversion
-from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
-from dfke_jax.experiments.budgets import opponent_rows
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm
-from dfke_jax.experiments.settings import PoolSettings, augmentation
-from dfke_jax.experiments.workbench import Workbench, opening_arms, synthesis_arms
+from dfke_jax.experiments.bench.budgets import opponent_rows
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.settings import DIGITS, PoolSettings, augmentation
+from dfke_jax.experiments.bench.workbench import Workbench, opening_arms, synthesis_arms
+from dfke_jax.experiments.distillation.anchors import REAL_DATA
 from dfke_jax.nn.registry import describe
 
 ARMS = ("deep_dream", "deep_inversion", "adaptive_deep_inversion")

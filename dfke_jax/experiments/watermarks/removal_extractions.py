@@ -3,9 +3,11 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from dfke_jax.experiments.attacks import ExtractionSettings, Kind, Site, extracted
-from dfke_jax.experiments.extraction import DFME, DFMS, DISGUIDE, DUAL_STUDENTS, MAZE, MEGEX
-from dfke_jax.experiments.pool_extraction import (
+from dfke_jax.experiments.bench.registry import recipe
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.extraction.attacks import ExtractionSettings, Kind, Site, extracted
+from dfke_jax.experiments.extraction.generative import DFME, DFMS, DISGUIDE, DUAL_STUDENTS, MAZE, MEGEX
+from dfke_jax.experiments.extraction.pool import (
     ACTIVE_THIEF,
     BANDIT,
     COPYCAT,
@@ -16,13 +18,11 @@ from dfke_jax.experiments.pool_extraction import (
     PoolExtractionSettings,
     image_pool,
 )
-from dfke_jax.experiments.registry import recipe
-from dfke_jax.experiments.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.watermarking.removal import Removed
 
 if TYPE_CHECKING:
-    from dfke_jax.experiments.removal import RemovalSettings
+    from dfke_jax.experiments.watermarks.removal import RemovalSettings
 
 EXTRACTIONS: dict[str, Kind] = {
     kind.name: kind

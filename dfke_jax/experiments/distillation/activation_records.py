@@ -6,12 +6,12 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.distillation.activation_records import RecordSettings, from_records, record_activations
-from dfke_jax.experiments.anchors import DIGITS, REAL_DATA
-from dfke_jax.experiments.budgets import recorded_rows
-from dfke_jax.experiments.registry import Recipe, register
-from dfke_jax.experiments.result import Arm, Published
-from dfke_jax.experiments.settings import PoolSettings
-from dfke_jax.experiments.workbench import Workbench, opening_arms, synthesis_arms
+from dfke_jax.experiments.bench.budgets import recorded_rows
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.settings import DIGITS, PoolSettings
+from dfke_jax.experiments.bench.workbench import Workbench, opening_arms, synthesis_arms
+from dfke_jax.experiments.distillation.anchors import REAL_DATA
 
 
 @dataclasses.dataclass(frozen=True)

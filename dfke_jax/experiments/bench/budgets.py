@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dfke_jax.experiments.settings import augmentation
+from dfke_jax.experiments.bench.settings import augmentation
 
 
 def distillation_rows(config: Any, images: int, augment: str) -> int:
@@ -15,7 +15,7 @@ def distillation_rows(config: Any, images: int, augment: str) -> int:
     Args:
       config: has ``distillation_steps`` T and ``distillation_batch`` B.
       images: of the transfer set.
-      augment: name of the augmentation, as in `dfke_jax.experiments.settings.augmentation`.
+      augment: name of the augmentation, as in `dfke_jax.experiments.bench.settings.augmentation`.
     """
     if augmentation(augment) is None:
         return images
@@ -51,7 +51,7 @@ def distilled(
     recorded: int = 0,
     other_rows: int = 0,
 ) -> dict[str, int]:
-    """The budget of an arm that ends in distillation: see `dfke_jax.experiments.result.Arm`.
+    """The budget of an arm that ends in distillation: see `dfke_jax.experiments.bench.result.Arm`.
 
     Args:
       config: the recipe's.

@@ -14,9 +14,9 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Method, against
 from dfke_jax.core.types import Array
 from dfke_jax.evaluation import accuracy, fgsm, total_variation, transfer_rate
-from dfke_jax.experiments.result import Arm
-from dfke_jax.experiments.settings import Settings
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.settings import Settings
+from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.extraction import clone_of
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.oracle import ExplanationOracle, HostOracle, Ledger, Oracle, Reveal, check_spent, oracle_for
