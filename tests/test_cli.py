@@ -9,8 +9,9 @@ import types
 import jax
 import pytest
 
-from dfke_jax import cli, doctor
+from dfke_jax import cli
 from dfke_jax.commands import running
+from dfke_jax.commands.common import enable_compilation_cache
 from dfke_jax.core.errors import InputError, Interrupted, MissingDataError
 from dfke_jax.experiments.bench import registry
 from dfke_jax.experiments.bench.result import Arm, Published, Result
@@ -290,50 +291,14 @@ def test_reproduce(monkeypatch, capsys, tmp_path):
     assert "unknown experiment 'table_two'; nearest: table_one" in said(capsys)[1]
 
 
-def test_doctor(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["doctor", "--data-dir", str(tmp_path)]) == 0
-    out, _ = said(capsys)
-    for piece in (
-        "jaxlib",
-        jax.__version__,
-        "4 × cpu",
-        "compilation cache",
-        "bundled with scikit-learn",
-        "wandb",
-        "writable",
-    ):
-        assert piece in out
-    assert "--data-dir" in out
-    assert "The main job can run." in out
-
-
-def test_doctor_tells_when_the_main_job_cannot_run(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "_REQUIRED", {"not-a-package": "not_a_package"})
-    assert cli.main(["doctor"]) == 1
-    out, _ = said(capsys)
-    assert "pip install not-a-package" in out
-    assert "cannot run" in out
-
-
-def test_doctor_in_a_directory_that_cannot_be_written_to(monkeypatch):
-    def refuse(**_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
-    finding = doctor._current_directory()
-    assert finding.state == "broken"
-    assert "Permission denied" in finding.detail
-
-
 def test_compilation_cache(monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir
     seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    assert str(cli.enable_compilation_cache()) == before  # what is set already stays
+    assert str(enable_compilation_cache()) == before  # what is set already stays
     monkeypatch.setenv("DFKE_CACHE_DIR", str(tmp_path / "cache"))
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        directory = cli.enable_compilation_cache()
+        directory = enable_compilation_cache()
         assert directory.parent == tmp_path / "cache"
         assert directory.name.startswith("programs-")
         assert jax.config.jax_compilation_cache_dir == str(directory)
@@ -341,7 +306,7 @@ def test_compilation_cache(monkeypatch, tmp_path):
         jax.config.update("jax_compilation_cache_dir", None)
         (tmp_path / "file").touch()
         monkeypatch.setenv("DFKE_CACHE_DIR", str(tmp_path / "file"))
-        assert cli.enable_compilation_cache() is None
+        assert enable_compilation_cache() is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfke_jax.commands.common import add_data_dir
+from dfke_jax.commands.common import OK, add_data_dir, enable_compilation_cache
 
 if TYPE_CHECKING:
     from dfke_jax.nn.classifier import Classifier
@@ -127,9 +127,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     judge.add_argument("--json", type=Path, metavar="FILE", help="write the verdict there as well")
 
 
-def execute(options: argparse.Namespace) -> None:
+def execute(options: argparse.Namespace) -> int:
     """Runs the sub-command that was asked for."""
+    enable_compilation_cache()
     options.work(options)
+    return OK
 
 
 def keygen(options: argparse.Namespace) -> None:
@@ -292,7 +294,7 @@ def load_suspect(options: argparse.Namespace, num_classes: int, shape: tuple[int
     Raises:
       InputError: a PyTorch file that is none, or needs what is not installed.
     """
-    from dfke_jax import serving
+    from dfke_jax.commands.models import load
     from dfke_jax.oracle.remote import RemoteVictim
 
     height, width, channels = shape
@@ -300,7 +302,7 @@ def load_suspect(options: argparse.Namespace, num_classes: int, shape: tuple[int
         return RemoteVictim(options.suspect, key=options.key, input_shape=shape, num_classes=num_classes)
     if options.suspect.endswith((".pt2", ".pt", ".pth")):
         return torch_suspect(options.suspect, num_classes, (height, width, channels), options.layout)
-    return serving.load(options.suspect, options.network, num_classes, (height, width, channels))
+    return load(options.suspect, options.network, num_classes, (height, width, channels))
 
 
 def torch_suspect(path: str, num_classes: int, shape: tuple[int, int, int], layout: Any = "NCHW") -> Any:

@@ -9,11 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from dfke_jax import cli, data, serving
+from dfke_jax import cli, data
+from dfke_jax.commands import serving
+from dfke_jax.commands.models import load
 from dfke_jax.core import save
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.bench.settings import network
 from dfke_jax.oracle import Reveal
+from dfke_jax.oracle.answering import answering
 from dfke_jax.oracle.journal import Journal
 from dfke_jax.oracle.remote import RemoteVictim
 
@@ -23,7 +26,7 @@ from dfke_jax.oracle.remote import RemoteVictim
 def test_it_answers_what_is_revealed(getkey, count, reveal):
     classifier = network("mlp_small", 10, (8, 8, 1))
     rows = np.asarray(jax.random.uniform(getkey(), (count, 8, 8, 1)))
-    answers, wanted = serving.answering(classifier, reveal)(rows), reveal.of_logits(classifier(rows))
+    answers, wanted = answering(classifier, reveal)(rows), reveal.of_logits(classifier(rows))
     assert answers.shape == wanted.shape
     np.testing.assert_allclose(answers, wanted, atol=1e-6)
 
@@ -32,7 +35,7 @@ def test_a_saved_classifier_is_served(tmp_path, getkey):
     classifier = network("lenet5_half", 5, (28, 28, 1))
     classifier = classifier.replace(variables=jax.tree.map(lambda leaf: leaf + 0.01, classifier.variables))
     save(tmp_path / "saved", classifier)
-    found = serving.load(str(tmp_path / "saved"), "lenet5_half", 5, (28, 28, 1))
+    found = load(str(tmp_path / "saved"), "lenet5_half", 5, (28, 28, 1))
     rows = jax.random.uniform(getkey(), (2, 28, 28, 1))
     np.testing.assert_array_equal(found(rows), classifier(rows))
 

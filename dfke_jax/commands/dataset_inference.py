@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfke_jax.commands.common import OK, console, enable_compilation_cache, table
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -84,6 +86,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("verdict.json"), metavar="FILE", help="result (default: %(default)s)")
 
 
+def execute(options: argparse.Namespace) -> int:
+    """Tests the suspect and prints the verdict."""
+    from rich.markup import escape
+
+    enable_compilation_cache()
+    verdict, beside = judge_files(options)
+    view = table(show_header=False)
+    view.add_column(no_wrap=True, style="bold")
+    view.add_column(overflow="fold")
+    for name, text in fields(verdict):
+        view.add_row(name.replace("_", " "), escape(text))
+    screen = console()
+    screen.print(view)
+    if beside["ledger"]:
+        rows = beside["ledger"]
+        print(
+            f"endpoint  {rows['rows']:,} rows asked in {rows['requests']:,} requests, {rows['cache_hits']:,} known before"
+        )
+    print(f"result    {options.out}")
+    return OK
+
+
 def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]":
     """Reads what the options name, tests the suspect, and writes the verdict.
 
@@ -97,11 +121,11 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     import jax
     import numpy as np
 
+    from dfke_jax.commands.models import load
     from dfke_jax.core.errors import InputError
     from dfke_jax.dataset_inference import judge, prepare
     from dfke_jax.dataset_inference.case import check_null
     from dfke_jax.experiments.bench.result import environment
-    from dfke_jax.serving import load
 
     out: Path = options.out
     if out.exists():
@@ -323,4 +347,4 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-__all__ = ["add_options", "fields", "judge_files", "read_samples"]
+__all__ = ["add_options", "execute", "fields", "judge_files", "read_samples"]

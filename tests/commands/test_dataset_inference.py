@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfke_jax import cli, core, judging
+from dfke_jax import cli, core
+from dfke_jax.commands import dataset_inference
 from dfke_jax.core.errors import InputError, MissingDataError
 from dfke_jax.distillation import cross_entropy_training
 from dfke_jax.experiments.bench.settings import network
 from dfke_jax.nn.training import trained
 from dfke_jax.oracle import Reveal
+from dfke_jax.oracle.answering import answering
 from dfke_jax.oracle.serve import background, create_app
-from dfke_jax.serving import answering
 
 SHAPE = (3, 4, 1)
 WALK = ["--starts", "2", "--max-steps", "20"]
@@ -82,7 +83,7 @@ def test_a_copy_in_a_file_with_independent_models(files, tmp_path, capsys):
     assert verdict["accuracy"]["victim"] == verdict["accuracy"]["suspect"]
     assert content["independents"] == 21
     assert content["files"]["private"]["sha256"] == hashlib.sha256((files / "private.npz").read_bytes()).hexdigest()
-    assert content["settings"]["walk"]["noise"] in judging.NOISES
+    assert content["settings"]["walk"]["noise"] in dataset_inference.NOISES
     assert verdict["never"] < 0.6
     assert any("any two of them share 30% of their images" in note for note in verdict["notes"])
     for name in verdict:
@@ -106,7 +107,9 @@ def test_an_endpoint_pays_once_and_keeps_to_its_budget(files, endpoint, tmp_path
     assert first["verdict"] == second["verdict"]
     assert first["verdict"]["queries"] == first["verdict"]["rows_sent"]
     assert first["ledger"]["rows"] == second["ledger"]["rows"] <= first["verdict"]["rows_sent"]
-    local, _ = judging.judge_files(cli._parser().parse_args(command(files, tmp_path / "c.json", "--noise", "4")))
+    local, _ = dataset_inference.judge_files(
+        cli._parser().parse_args(command(files, tmp_path / "c.json", "--noise", "4"))
+    )
     assert first["verdict"]["p_values"]["welch"] == pytest.approx(local.p_values["welch"], rel=1e-3)
     assert first["verdict"]["queries"] == pytest.approx(local.queries, rel=1e-3)
 
@@ -146,17 +149,17 @@ def test_what_cannot_be_judged_is_said(files, tmp_path, capsys, arguments, messa
 def test_samples_are_read_by_either_names(tmp_path):
     images, labels = np.zeros((4, 3, 4), np.uint8), np.arange(4)
     np.savez(tmp_path / "a.npz", x=images, y=labels)
-    found = judging.read_samples(tmp_path / "a.npz")
+    found = dataset_inference.read_samples(tmp_path / "a.npz")
     assert found[0].shape == (4, *SHAPE)
     np.testing.assert_array_equal(found[1], labels)
     np.savez(tmp_path / "b.npz", x=images)
     with pytest.raises(InputError, match=r"needs the arrays images and labels \(or x and y\); it has x"):
-        judging.read_samples(tmp_path / "b.npz")
+        dataset_inference.read_samples(tmp_path / "b.npz")
     np.savez(tmp_path / "c.npz", x=images + 2.5, y=labels)
     with pytest.raises(InputError, match=r"c.npz: images must lie in"):
-        judging.read_samples(tmp_path / "c.npz")
+        dataset_inference.read_samples(tmp_path / "c.npz")
     (tmp_path / "d.npz").write_text("no archive")
     with pytest.raises(InputError, match="cannot be read as an"):
-        judging.read_samples(tmp_path / "d.npz")
+        dataset_inference.read_samples(tmp_path / "d.npz")
     with pytest.raises(MissingDataError, match="there is no file"):
-        judging.read_samples(tmp_path / "e.npz")
+        dataset_inference.read_samples(tmp_path / "e.npz")

@@ -1,5 +1,6 @@
-"""What this machine can and cannot do with the package, and what would help."""
+"""``dfke doctor``: what this machine can and cannot do with the package, and what would help."""
 
+import argparse
 import contextlib
 import importlib
 import importlib.util
@@ -12,6 +13,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from dfke_jax.commands.common import FAILED, OK, add_data_dir, console, enable_compilation_cache, table
 
 _REQUIRED = {
     "jax": "jax",
@@ -52,6 +55,39 @@ class Finding(NamedTuple):
     name: str
     state: Literal["ok", "missing", "broken"]
     detail: str
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Where data are looked for."""
+    add_data_dir(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Prints what was found, by group."""
+    from rich.markup import escape
+
+    with contextlib.suppress(ImportError):
+        enable_compilation_cache()
+    findings = examine(options.data_dir)
+    signs = {"ok": "[green]ok[/]", "missing": "[yellow]–[/]", "broken": "[bold red]broken[/]"}
+    screen = console()
+    for group in dict.fromkeys(finding.group for finding in findings):
+        view = table(title=group, title_justify="left", title_style="bold", show_header=False)
+        view.add_column(no_wrap=True, min_width=20)
+        view.add_column(no_wrap=True, min_width=6)
+        view.add_column(overflow="fold")
+        absent: dict[str, list[str]] = {}
+        for finding in (finding for finding in findings if finding.group == group):
+            if finding.group == "data" and finding.state == "missing":
+                absent.setdefault(finding.detail.replace(repr(finding.name), "NAME"), []).append(finding.name)
+            else:
+                view.add_row(escape(finding.name), signs[finding.state], escape(finding.detail))
+        for remedy, names in absent.items():
+            view.add_row("not found", signs["missing"], escape(f"{', '.join(names)}\n{remedy}"))
+        screen.print(view)
+    able = sound(findings)
+    screen.print("The main job can run." if able else "[bold red]The main job cannot run:[/] see what is broken above.")
+    return OK if able else FAILED
 
 
 def examine(data_dir: str | os.PathLike | None = None) -> list[Finding]:
@@ -164,4 +200,4 @@ def _present(module: str) -> bool:
         return False
 
 
-__all__ = ["Finding", "examine", "sound"]
+__all__ = ["Finding", "add_options", "examine", "execute", "sound"]

@@ -2,17 +2,9 @@
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from dfke_jax.nn.classifier import Classifier
-    from dfke_jax.oracle.explanations import Explanation
-    from dfke_jax.oracle.reveal import Reveal
-
+from dfke_jax.commands.common import OK, enable_compilation_cache
 
 KEYS = "DFKE_SERVE_KEYS"
 """The variable of API keys: a command line can be read by every user of the machine."""
@@ -57,18 +49,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 for any (default: %(default)s)")
 
 
-def serve_model(options: argparse.Namespace) -> None:
+def execute(options: argparse.Namespace) -> int:
     """Loads or trains what is asked for and serves it until interrupted.
 
     Raises:
       InputError, UnknownNameError, CheckpointError: for options that do not fit together, or no such model.
     """
+    from dfke_jax.commands.models import load
     from dfke_jax.core.errors import InputError
+    from dfke_jax.oracle.answering import answering, explaining
     from dfke_jax.oracle.journal import Journal
     from dfke_jax.oracle.registry import explanation
     from dfke_jax.oracle.reveal import Reveal
     from dfke_jax.oracle.serve import create_app, serve
 
+    enable_compilation_cache()
     reveal = Reveal(options.reveal, k=options.top, decimals=options.round)
     setting = explanation(options.explain) if options.explain else None
     if setting and reveal.kind in ("label", "logits"):
@@ -94,6 +89,7 @@ def serve_model(options: argparse.Namespace) -> None:
     shown = f"{options.reveal}, explained by {setting.kind}" if setting else options.reveal
     said = f"serving {options.model} ({shown}) until interrupted at"
     serve(app, options.host, options.port, ready=lambda url: print(said, url, flush=True))
+    return OK
 
 
 def keys(file: Path | None) -> list[str] | None:
@@ -120,73 +116,4 @@ def keys(file: Path | None) -> list[str] | None:
     return found
 
 
-def load(model: str, name: str, num_classes: int, shape: tuple[int, int, int]) -> "Classifier":
-    """The classifier to serve.
-
-    Args:
-      model: ``digits``, or a directory that `dfke_jax.core.save` wrote of a `Classifier`. Such a directory holds
-        variables only, so the rest must be said; preprocessing is what `experiments.settings.network` gives.
-      name, num_classes, shape: of a saved network; `digits` takes the name alone.
-    """
-    from dfke_jax.core.checkpoint import restore
-    from dfke_jax.experiments.bench.settings import network
-
-    height, width, channels = shape
-    if model == "digits":
-        return trained_on_digits(name)
-    return restore(model, network(name, num_classes, (height, width, channels)))
-
-
-def trained_on_digits(name: str, steps: int = 600) -> "Classifier":
-    """A network trained on the bundled digits; the same one every time."""
-    import jax
-
-    from dfke_jax import data
-    from dfke_jax.core.loop import run
-    from dfke_jax.distillation.response import cross_entropy_training
-    from dfke_jax.experiments.bench.settings import network
-    from dfke_jax.nn.training import trained
-
-    digits = data.load("digits")
-    images, labels = digits.train.on_device()
-    classifier = network(name, digits.num_classes, digits.shape)
-    return trained(
-        classifier, run(cross_entropy_training(classifier, images, labels, steps=steps), jax.random.key(0), steps).state
-    )
-
-
-def answering(classifier: "Classifier", reveal: "Reveal") -> "Callable[[np.ndarray], np.ndarray]":
-    """Rows (B, H, W, C) on the host -> what `reveal` leaves of the classifier's answers.
-
-    Batches are padded to powers of two, so that few programs are compiled.
-    """
-    import jax
-
-    compiled = jax.jit(lambda classifier, rows: reveal.of_logits(classifier(rows)))
-    return _padded(lambda rows: compiled(classifier, rows))
-
-
-def explaining(classifier: "Classifier", reveal: "Reveal", setting: "Explanation") -> "Callable[[np.ndarray], Any]":
-    """Rows (B, H, W, C) on the host -> `Explained`; padded as `answering` pads."""
-    import jax
-
-    from dfke_jax.oracle.explanations import explanation_oracle
-
-    oracle = explanation_oracle(classifier, setting, reveal)
-    compiled = jax.jit(lambda oracle, rows: oracle(rows))
-    return _padded(lambda rows: compiled(oracle, rows))
-
-
-def _padded(answer: "Callable[[np.ndarray], Any]") -> "Callable[[np.ndarray], Any]":
-    import jax
-    import numpy as np
-
-    def predict(rows: "np.ndarray") -> Any:
-        size = 1 << (len(rows) - 1).bit_length()
-        padded = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), 0)])
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(rows)], answer(padded))
-
-    return predict
-
-
-__all__ = ["add_options", "answering", "explaining", "load", "serve_model", "trained_on_digits"]
+__all__ = ["KEYS", "add_options", "execute", "keys"]
