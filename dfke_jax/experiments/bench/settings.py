@@ -16,7 +16,11 @@ from dfke_jax.nn.precision import Precision, compute_precision
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Data, networks and budgets; every recipe's configuration begins with these."""
+    """Data and the network that everything is about, the teacher; every recipe's settings begin with these.
+
+    What further groups below add belongs to what a recipe does, and a recipe's settings are made of
+    those groups whose fields it reads: an option that changes nothing would be taken for one that does.
+    """
 
     dataset: str = "digits"
     """Data set: digits, a TFDS name (mnist, fashion_mnist, ...) or a path ending in .npz."""
@@ -26,51 +30,106 @@ class Settings:
     """The first seed."""
     teacher: str = "lenet5"
     """Network of the teacher."""
-    student: str = "lenet5_half"
-    """Network of the student."""
     teacher_steps: int = 4000
     """Training steps of the teacher, and of the from-scratch student."""
     teacher_batch: int = 128
     """Batch size of that training."""
     teacher_learning_rate: float = 2e-3
     """Adam's learning rate at its beginning; it falls to zero along a cosine."""
-    teacher_augmentation: Literal["none", "shift", "affine", "crop_flip"] = "none"
-    """Augmentation of that training."""
-    distillation_steps: int = 6000
-    """Training steps of every distilled student."""
-    distillation_batch: int = 64
-    """Batch size of distillation."""
-    distillation_learning_rate: float = 3e-3
-    """Adam's learning rate at the beginning of distillation; it falls to zero along a cosine."""
-    temperature: float = 20.0
-    """Temperature of distillation."""
-    augmentation: Literal["none", "shift", "affine", "affine_noise", "published"] = "affine_noise"
-    """Augmentation of transfer sets; the teacher answers the augmented images."""
-    real_augmentation: Literal["none", "shift", "affine", "affine_noise"] = "shift"
-    """Augmentation of the real images in the anchor that distils with them."""
     fit: Literal["pad", "bilinear"] = "pad"
     """How images reach the size that the networks take."""
     precision: Precision = "float32"
     """What networks compute in; bfloat16 is for GPUs and TPUs. Parameters and losses are float32 either way."""
 
     def __post_init__(self):
-        for name in ("seeds", "teacher_steps", "teacher_batch", "distillation_steps", "distillation_batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise InputError(f"temperature must be positive, got {self.temperature}")
-        if self.teacher_learning_rate <= 0 or self.distillation_learning_rate <= 0:
+        _at_least_one(self, "seeds", "teacher_steps", "teacher_batch")
+        if self.teacher_learning_rate <= 0:
             raise InputError("learning rates must be positive")
         compute_precision(self.precision)
         registry.describe(self.teacher)
-        registry.describe(self.student)
-        augmentation(self.augmentation)
-        augmentation(self.real_augmentation)
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedSettings(Settings):
+    """The teacher is trained by cross-entropy on labelled images."""
+
+    teacher_augmentation: Literal["none", "shift", "affine", "crop_flip"] = "none"
+    """Augmentation of the teacher's training, and of the from-scratch student's."""
+
+    def __post_init__(self):
+        super().__post_init__()
         augmentation(self.teacher_augmentation)
 
 
 @dataclasses.dataclass(frozen=True)
-class PoolSettings(Settings):
+class StudentSettings(Settings):
+    """A second network: a student, a clone or a copy."""
+
+    student: str = "lenet5_half"
+    """Network of the student."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        registry.describe(self.student)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningSettings(StudentSettings):
+    """How a student learns what the teacher answers."""
+
+    distillation_steps: int = 6000
+    """Training steps of every distilled student."""
+    distillation_batch: int = 64
+    """Batch size of distillation."""
+    distillation_learning_rate: float = 3e-3
+    """Adam's learning rate at the beginning of distillation; it falls to zero along a cosine."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least_one(self, "distillation_steps", "distillation_batch")
+        if self.distillation_learning_rate <= 0:
+            raise InputError("learning rates must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationSettings(LearningSettings, SupervisedSettings):
+    """Distillation at a temperature, from a teacher that was trained by cross-entropy."""
+
+    temperature: float = 20.0
+    """Temperature of distillation."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise InputError(f"temperature must be positive, got {self.temperature}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchoredSettings(DistillationSettings):
+    """Recipes with the anchor that distils on the real images."""
+
+    real_augmentation: Literal["none", "shift", "affine", "affine_noise"] = "shift"
+    """Augmentation of the real images in the anchor that distils with them."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        augmentation(self.real_augmentation)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferSettings(DistillationSettings):
+    """Recipes that distil on a transfer set: images that are not the real ones."""
+
+    augmentation: Literal["none", "shift", "affine", "affine_noise", "published"] = "affine_noise"
+    """Augmentation of transfer sets; the teacher answers the augmented images."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        augmentation(self.augmentation)
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolSettings(TransferSettings, AnchoredSettings):
     """Settings of recipes that synthesise a pool of samples."""
 
     samples: int = 3000
@@ -88,14 +147,16 @@ class PoolSettings(Settings):
             )
 
 
-DIGITS = {
-    "teacher_steps": 800,
-    "distillation_steps": 1000,
-    "fit": "bilinear",
-    "real_augmentation": "affine",
-    "teacher_augmentation": "none",
-}
+def _at_least_one(settings: Settings, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise InputError(f"{name} must be at least 1, got {getattr(settings, name)}")
+
+
+DIGITS = {"teacher_steps": 800, "fit": "bilinear", "teacher_augmentation": "none"}
 """Budgets that suit 1,437 small images."""
+DISTILLED_DIGITS = {**DIGITS, "distillation_steps": 1000, "real_augmentation": "affine"}
+"""The same, with those of distillation."""
 
 
 @functools.cache
@@ -139,4 +200,17 @@ def network(name: str, num_classes: int, shape: tuple[int, int, int], fit: str =
     return Classifier.create(registry.build(name, num_classes), jax.random.key(0), shape, preprocessing)
 
 
-__all__ = ["DIGITS", "PoolSettings", "Settings", "augmentation", "network"]
+__all__ = [
+    "DIGITS",
+    "DISTILLED_DIGITS",
+    "AnchoredSettings",
+    "DistillationSettings",
+    "LearningSettings",
+    "PoolSettings",
+    "Settings",
+    "StudentSettings",
+    "SupervisedSettings",
+    "TransferSettings",
+    "augmentation",
+    "network",
+]

@@ -8,7 +8,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,12 +25,24 @@ from dfke_jax.distillation.response import cross_entropy_training, knowledge_dis
 from dfke_jax.evaluation import accuracy, agreement, class_histogram, histogram_entropy
 from dfke_jax.experiments.bench import budgets
 from dfke_jax.experiments.bench.result import Arm
-from dfke_jax.experiments.bench.settings import PoolSettings, Settings, augmentation, network
+from dfke_jax.experiments.bench.settings import (
+    AnchoredSettings,
+    DistillationSettings,
+    PoolSettings,
+    Settings,
+    StudentSettings,
+    SupervisedSettings,
+    TransferSettings,
+    augmentation,
+    network,
+)
 from dfke_jax.experiments.bench.timing import Account
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.training import trained
 from dfke_jax.synthesis.pool import Pool
 from dfke_jax.synthesis.targets import class_similarity
+
+S = TypeVar("S", bound=Settings)
 
 
 class Answers:
@@ -104,6 +116,12 @@ class Workbench:
         self._train = None
         self._anchors: dict[tuple, Classifier] = {}
         self._samples: dict[str, np.ndarray] = {}
+
+    def _settings(self, kind: type[S]) -> S:
+        """The recipe's settings, which must be of a kind that has what is read."""
+        if not isinstance(self.config, kind):
+            raise TypeError(f"{type(self.config).__name__} is no {kind.__name__}, whose fields this needs")
+        return self.config
 
     # ---- data and networks
 
@@ -253,7 +271,7 @@ class Workbench:
             raise CheckpointError(f"{error} (remove {place} to train that network again)") from error
 
     def _supervised(self, what: str, name: str, seed: int) -> Classifier:
-        c = self.config
+        c = self._settings(SupervisedSettings)
         images, labels = self.train
         budget = {"steps": c.teacher_steps, "batch_size": c.teacher_batch, "learning_rate": c.teacher_learning_rate}
         classifier = self.network(name)
@@ -270,11 +288,11 @@ class Workbench:
 
     def student_from_scratch(self, seed: int) -> Classifier:
         """The student's network trained on the real training set, without the teacher."""
-        return self._supervised("scratch", self.config.student, seed)
+        return self._supervised("scratch", self._settings(StudentSettings).student, seed)
 
     def student_from_real_data(self, seed: int) -> Classifier:
         """The student distilled from the teacher on the real training images: the ceiling of data-free methods."""
-        c = self.config
+        c = self._settings(AnchoredSettings)
         teacher = self.teacher(seed)
         student = self.network(c.student)
         method = knowledge_distillation(
@@ -287,7 +305,7 @@ class Workbench:
         return self._anchor("real_data", seed, student, method, c.distillation_steps, description)
 
     def _distillation_budget(self) -> dict[str, Any]:
-        c = self.config
+        c = self._settings(DistillationSettings)
         return {
             "steps": c.distillation_steps,
             "batch_size": c.distillation_batch,
@@ -332,16 +350,14 @@ class Workbench:
           name: of the arm. seed: the seed. teacher, images: what it learns from.
           augment: name of the augmentation; the configuration's by default.
         """
-        student = self.network(self.config.student)
+        c = self._settings(DistillationSettings)
+        augment = augment or self._settings(TransferSettings).augmentation
+        student = self.network(c.student)
         method = knowledge_distillation(
-            student,
-            teacher,
-            images,
-            **self._distillation_budget(),
-            augment=augmentation(augment or self.config.augmentation),
+            student, teacher, images, **self._distillation_budget(), augment=augmentation(augment)
         )
-        rows = self.config.distillation_batch
-        state = self.stage("distillation", f"{name}/student", seed, method, self.config.distillation_steps, rows=rows)
+        rows, steps = c.distillation_batch, c.distillation_steps
+        state = self.stage("distillation", f"{name}/student", seed, method, steps, rows=rows)
         return trained(student, state)
 
     def record(
@@ -365,8 +381,7 @@ class Workbench:
 
     def anchors(self, teacher: bool = True, real: bool = True, scratch: bool = False) -> list[Arm]:
         """The arms that real data gives: the teacher, the student from scratch, the student distilled with real data."""
-        c = self.config
-        count = len(self.dataset.train)
+        c, count = self.config, len(self.dataset.train)
         arms = []
         training = {"real_samples": count, "training_steps": c.teacher_steps}
         if teacher:
@@ -375,7 +390,8 @@ class Workbench:
                 self.record(arm, self.teacher(seed))
             arms.append(arm)
         if scratch:
-            arm = Arm("scratch", f"Student from scratch ({c.student})", "anchor", budget=training)
+            student = self._settings(StudentSettings).student
+            arm = Arm("scratch", f"Student from scratch ({student})", "anchor", budget=training)
             for seed in self.seeds:
                 self.record(arm, self.student_from_scratch(seed), self.teacher(seed))
             arms.append(arm)

@@ -9,7 +9,7 @@ from dfke_jax.distillation.activation_records import RecordSettings, from_record
 from dfke_jax.experiments.bench.budgets import recorded_rows
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
-from dfke_jax.experiments.bench.settings import DIGITS, PoolSettings
+from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings
 from dfke_jax.experiments.bench.workbench import Workbench, opening_arms, synthesis_arms
 from dfke_jax.experiments.distillation.anchors import REAL_DATA
 
@@ -81,7 +81,7 @@ register(
             *REAL_DATA,
         ),
         time="17 min on one of two shared CPU cores (mnist, 3 seeds)",
-        presets={"digits": {**DIGITS, "samples": 1000}},
+        presets={"digits": {**DISTILLED_DIGITS, "samples": 1000}},
     )
 )
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
-from dfke_jax.experiments.bench.settings import DIGITS, Settings
+from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 
 DAFL_STUDENT = "their student has 15,738 parameters, lenet5_half 35,820"
@@ -17,7 +17,7 @@ REAL_DATA = (
 
 
 @dataclasses.dataclass(frozen=True)
-class AnchorSettings(Settings):
+class AnchorSettings(AnchoredSettings):
     """Settings of the anchors."""
 
 
@@ -45,7 +45,7 @@ register(
             *REAL_DATA,
         ),
         time="5 min on 2 CPU cores (mnist, 3 seeds)",
-        presets={"digits": DIGITS},
+        presets={"digits": DISTILLED_DIGITS},
     )
 )
 

@@ -18,7 +18,7 @@ from dfke_jax.distillation.duel import DuelState
 from dfke_jax.distillation.zskt import zskt_cost
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
-from dfke_jax.experiments.bench.settings import DIGITS, Settings
+from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.distillation.anchors import REAL_DATA
 from dfke_jax.nn.classifier import Classifier
@@ -28,7 +28,7 @@ from dfke_jax.synthesis.pool import Pool
 
 
 @dataclasses.dataclass(frozen=True)
-class DuelRecipeSettings(Settings):
+class DuelRecipeSettings(AnchoredSettings):
     """What recipes with a generator and a student have in common."""
 
     iterations: int = 2000
@@ -139,7 +139,7 @@ def _register(
             config=config,
             execute=lambda config, bench: execute(name, name.upper(), make, cost, config, bench),
             published=(*published, *REAL_DATA),
-            presets={"digits": {**DIGITS, "iterations": 1000}},
+            presets={"digits": {**DISTILLED_DIGITS, "iterations": 1000}},
         )
     )
 

@@ -8,7 +8,7 @@ from dfke_jax.distillation.class_impressions import ClassImpressionSettings
 from dfke_jax.distillation.data_impressions import ImpressionSettings
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published, Role
-from dfke_jax.experiments.bench.settings import DIGITS, PoolSettings, augmentation
+from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings, augmentation
 from dfke_jax.experiments.bench.workbench import Workbench, opening_arms, synthesis_arms
 from dfke_jax.experiments.distillation.anchors import REAL_DATA
 
@@ -104,7 +104,7 @@ def execute_class(config: ClassImpressionRecipeSettings, bench: Workbench) -> li
     return _execute(config, bench, "class_impressions", "Class impressions", make)
 
 
-_DIGITS = {**DIGITS, "samples": 1000}
+_DIGITS = {**DISTILLED_DIGITS, "samples": 1000}
 _ZSKD = (
     Published("data_impressions", "mnist", 98.77, "Nayak et al., ICML 2019 (ZSKD)", "recalled", "24,000 impressions"),
     Published(

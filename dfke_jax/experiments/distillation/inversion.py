@@ -7,7 +7,7 @@ from dfke_jax.distillation.deep_inversion import InversionSettings, adaptive_dee
 from dfke_jax.experiments.bench.budgets import opponent_rows
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
-from dfke_jax.experiments.bench.settings import DIGITS, PoolSettings, augmentation
+from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings, augmentation
 from dfke_jax.experiments.bench.workbench import Workbench, opening_arms, synthesis_arms
 from dfke_jax.experiments.distillation.anchors import REAL_DATA
 from dfke_jax.nn.registry import describe
@@ -95,7 +95,7 @@ def _recipe(name: str, title: str, summary: str, arms: tuple[str, ...], time: st
         published=REAL_DATA,
         time=time,
         presets={
-            "digits": {**DIGITS, "samples": 1024, "synthesis": small},
+            "digits": {**DISTILLED_DIGITS, "samples": 1024, "synthesis": small},
             # chosen on training images that were held back: see docs/distillation.md
             "fashion_mnist": {
                 "synthesis": InversionSettings(

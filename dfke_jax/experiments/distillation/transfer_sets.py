@@ -11,14 +11,14 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.distillation import transfer_sets
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
-from dfke_jax.experiments.bench.settings import DIGITS, Settings
+from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings, TransferSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.distillation.anchors import DAFL_STUDENT, REAL_DATA
 from dfke_jax.synthesis.starts import gaussian_noise, smooth_noise, uniform_noise
 
 
 @dataclasses.dataclass(frozen=True)
-class TransferSetSettings(Settings):
+class TransferSetSettings(TransferSettings, AnchoredSettings):
     """Settings of arbitrary transfer sets."""
 
     samples: int = 3000
@@ -88,7 +88,7 @@ register(
             Published("unrelated_balanced_control", "mnist", 95.7, "Fang et al., 2019 (DFAD), repository's table", "readme", "unrelated data"),
             *REAL_DATA,
         ),
-        presets={"digits": {**DIGITS, "unrelated": "", "samples": 1000}, "mnist": {"unrelated": "fashion_mnist"},
+        presets={"digits": {**DISTILLED_DIGITS, "unrelated": "", "samples": 1000}, "mnist": {"unrelated": "fashion_mnist"},
                  "fashion_mnist": {"unrelated": "mnist"}},
     )
 )  # fmt: skip

@@ -15,7 +15,7 @@ from dfke_jax.core.method import Attack, Method, against
 from dfke_jax.core.types import Array
 from dfke_jax.evaluation import accuracy, fgsm, total_variation, transfer_rate
 from dfke_jax.experiments.bench.result import Arm
-from dfke_jax.experiments.bench.settings import Settings
+from dfke_jax.experiments.bench.settings import StudentSettings, SupervisedSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.extraction import clone_of
 from dfke_jax.nn.classifier import Classifier, as_float
@@ -26,30 +26,17 @@ PROGRESS = "progress.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
-class EndpointSettings(Settings):
-    """What is asked of an endpoint, and how a clone of it is measured."""
+class CloneSettings(StudentSettings, SupervisedSettings):
+    """A clone of a victim, and how it is measured. The teacher is the victim, the student the clone."""
 
     student: str = "lenet5"
     """Network of the clone."""
-    reveal: Literal["logits", "probabilities", "label"] = "probabilities"
-    """What the victim's endpoint answers."""
-    decimals: int | None = None
-    """To how many decimals answers are rounded; None for none."""
     transfer_epsilon: float = 0.2
     """FGSM step of the adversarial examples that are crafted on the clone and tried on the victim, in pixel units."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        _ = self.answers
-
-    @property
-    def answers(self) -> Reveal:
-        """What is revealed."""
-        return Reveal(self.reveal, decimals=self.decimals)
-
 
 @dataclasses.dataclass(frozen=True)
-class ExtractionSettings(EndpointSettings):
+class ExtractionSettings(CloneSettings):
     """What recipes of one attack at several budgets have in common."""
 
     budgets: tuple[int, ...] = (10_000, 20_000, 50_000, 100_000)
@@ -61,6 +48,11 @@ class ExtractionSettings(EndpointSettings):
     attack: Any = None
     """How the attack runs; every recipe has settings of its own."""
 
+    @property
+    def answers(self) -> Reveal:
+        """What the endpoint reveals: probabilities."""
+        return Reveal()
+
     def __post_init__(self):
         super().__post_init__()
         if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
@@ -69,6 +61,25 @@ class ExtractionSettings(EndpointSettings):
             raise InputError(f"points must not be negative, got {self.points}")
         for budget in self.budgets:
             self.attack.with_budget(budget)
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointSettings(ExtractionSettings):
+    """The same of attacks that can do with several kinds of answers."""
+
+    reveal: Literal["logits", "probabilities", "label"] = "probabilities"
+    """What the victim's endpoint answers."""
+    decimals: int | None = None
+    """To how many decimals answers are rounded; None for none."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ = self.answers
+
+    @property
+    def answers(self) -> Reveal:
+        """What is revealed."""
+        return Reveal(self.reveal, decimals=self.decimals)
 
 
 class Site(NamedTuple):
@@ -139,7 +150,7 @@ def execute(kind: Kind, config: ExtractionSettings, bench: Workbench, material: 
     return arms
 
 
-def victims(config: EndpointSettings, bench: Workbench) -> list[Arm]:
+def victims(config: CloneSettings, bench: Workbench) -> list[Arm]:
     """The victim, and another one that was trained independently: the fidelity that a perfect learner of the task has."""
     arms = bench.anchors(real=False)
     arms[0].label = f"Victim ({config.teacher})"
@@ -288,7 +299,7 @@ def keep_pictures(bench: Workbench, images: Array, clone: Any, name: str, seed: 
     bench.keep(name, Pool(images, labels, jnp.int32(len(images)), ()), seed)
 
 
-def closeness(config: EndpointSettings, bench: Workbench, clone: Any, victim: Classifier) -> dict[str, float]:
+def closeness(config: CloneSettings, bench: Workbench, clone: Any, victim: Classifier) -> dict[str, float]:
     """Total variation on the test set, and how often FGSM on the clone deceives the victim (1,000 test images)."""
     test = bench.dataset.test
     images, labels = as_float(jnp.asarray(test.images[:1000])), test.labels[:1000]
@@ -303,6 +314,7 @@ RERUN = "independent re-run of the attack on MNIST with LeNet (caumin/model-extr
 
 __all__ = [
     "RERUN",
+    "CloneSettings",
     "EndpointSettings",
     "ExtractionSettings",
     "Kind",

@@ -16,7 +16,7 @@ from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import BEHIND, Arm
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.extraction.attacks import EndpointSettings, Kind, Site, closeness, paid, victims
+from dfke_jax.experiments.extraction.attacks import CloneSettings, Kind, Site, closeness, paid, victims
 from dfke_jax.experiments.extraction.generative import DFME, DISGUIDE
 from dfke_jax.experiments.extraction.pool import KNOCKOFF, SHAPES, image_pool
 from dfke_jax.extraction import (
@@ -44,7 +44,7 @@ KINDS: dict[str, Kind] = {"knockoff": KNOCKOFF, "dfme": DFME, "disguide": DISGUI
 
 
 @dataclasses.dataclass(frozen=True)
-class DefenceSettings(EndpointSettings):
+class DefenceSettings(CloneSettings):
     """Settings of the table of defences."""
 
     budget: int = 10_000
@@ -75,8 +75,6 @@ class DefenceSettings(EndpointSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.answers != Reveal():
-            raise InputError("the table's own rows say what is revealed; leave reveal and decimals alone")
         if self.misinformation_steps < 1:
             raise InputError(f"misinformation_steps must be at least 1, got {self.misinformation_steps}")
         if NONE not in self.defences or len(set(map(_slug, self.defences))) < len(self.defences):

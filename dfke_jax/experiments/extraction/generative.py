@@ -15,7 +15,16 @@ from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Published
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Answers
-from dfke_jax.experiments.extraction.attacks import RERUN, ExtractionSettings, Kind, Site, execute, paid, plain_oracle
+from dfke_jax.experiments.extraction.attacks import (
+    RERUN,
+    EndpointSettings,
+    ExtractionSettings,
+    Kind,
+    Site,
+    execute,
+    paid,
+    plain_oracle,
+)
 from dfke_jax.experiments.extraction.pool import KNOCKOFF
 from dfke_jax.extraction import (
     FIRST_CLONE,
@@ -49,14 +58,14 @@ from dfke_jax.extraction.dfme import check_differences
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents
 from dfke_jax.nn.training import Training, trained
-from dfke_jax.oracle import Explanation, Reveal, explanation_oracle, rows_per_step
+from dfke_jax.oracle import Explanation, explanation_oracle, rows_per_step
 from dfke_jax.oracle import explanation as explanation_named
 from dfke_jax.synthesis import precise
 from dfke_jax.synthesis.shapes import synthetic_shapes
 
 
 @dataclasses.dataclass(frozen=True)
-class DFMERecipeSettings(ExtractionSettings):
+class DFMERecipeSettings(EndpointSettings):
     """Settings of data-free model extraction."""
 
     attack: DFMESettings = SMALL_DFME
@@ -93,14 +102,10 @@ class MEGEXRecipeSettings(ExtractionSettings):
         super().__post_init__()
         if self.explained.kind == "abs":
             raise InputError("MEGEX needs the direction of a gradient and 'abs' explanations have lost it")
-        if self.answers != Reveal():
-            raise InputError(
-                "MEGEX reads probabilities, unrounded, and their explanations; leave reveal and decimals alone"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
-class DisagreementRecipeSettings(ExtractionSettings):
+class DisagreementRecipeSettings(EndpointSettings):
     """Settings of attacks by disagreeing clones."""
 
     attack: DisagreementSettings = SMALL_DISGUIDE
@@ -108,7 +113,7 @@ class DisagreementRecipeSettings(ExtractionSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class DFMSRecipeSettings(ExtractionSettings):
+class DFMSRecipeSettings(EndpointSettings):
     """Settings of DFMS."""
 
     reveal: Literal["logits", "probabilities", "label"] = "label"

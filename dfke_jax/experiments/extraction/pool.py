@@ -17,7 +17,7 @@ from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.extraction.attacks import RERUN, ExtractionSettings, Kind, Site, execute
+from dfke_jax.experiments.extraction.attacks import RERUN, EndpointSettings, Kind, Site, execute
 from dfke_jax.extraction import (
     SMALL_CLONE,
     ActiveThiefSettings,
@@ -43,7 +43,7 @@ GROUPS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class PoolExtractionSettings(ExtractionSettings):
+class PoolExtractionSettings(EndpointSettings):
     """What recipes of attacks with a pool have in common."""
 
     budgets: tuple[int, ...] = (10_000, 20_000)
@@ -51,10 +51,16 @@ class PoolExtractionSettings(ExtractionSettings):
     pool_dataset: str = SHAPES
     """Data set whose training images are the pool, or shapes for pictures of random shapes. It holds at least twice the largest
     budget: a smaller one is completed by rotated, scaled and shifted copies."""
-    noise: Literal["uniform", "smooth"] = "smooth"
-    """Noise that stands for the pool in the control of attacks that do not choose."""
     attack: PoolSettings = PoolSettings(rows_per_step=1000, clone=SMALL_CLONE)
     """How the attack runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoisePoolSettings(PoolExtractionSettings):
+    """The same of attacks that do not choose, whose control asks noise."""
+
+    noise: Literal["uniform", "smooth"] = "smooth"
+    """Noise that stands for the pool in the control."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +82,7 @@ class ActiveThiefRecipeSettings(PoolExtractionSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class JacobianRecipeSettings(PoolExtractionSettings):
+class JacobianRecipeSettings(NoisePoolSettings):
     """Settings of Jacobian-based augmentation; the seeds are drawn from the pool."""
 
     attack: JacobianSettings = JacobianSettings(clone=dataclasses.replace(SMALL_CLONE, steps=1000, learning_rate=1e-3))
@@ -286,7 +292,7 @@ _register(
     "Knockoff Nets on a pool of unrelated images",
     "Asks a public pool in random order and trains the clone on the probabilities answered. The control asks noise.",
     "Orekondy, Schiele, Fritz: Knockoff Nets, CVPR 2019",
-    PoolExtractionSettings,
+    NoisePoolSettings,
     {"rows_per_step": 100},
     ((10_000, 91.5), (20_000, 95.9)),
 )
@@ -318,7 +324,7 @@ _register(
     "Learns the largest class alone, with rotation, scaling, shifts and noise that are not asked again. The control asks "
     "noise.",
     "Correia-Silva, Berriel, Badue, de Souza, Oliveira-Santos: Copycat CNN, IJCNN 2018",
-    PoolExtractionSettings,
+    NoisePoolSettings,
     {"rows_per_step": 100},
     ((10_000, 90.1), (20_000, 95.7)),
 )
@@ -357,6 +363,7 @@ __all__ = [
     "DissectorRecipeSettings",
     "ImagePool",
     "JacobianRecipeSettings",
+    "NoisePoolSettings",
     "PoolExtractionSettings",
     "image_pool",
 ]

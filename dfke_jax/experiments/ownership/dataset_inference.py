@@ -16,16 +16,8 @@ from dfke_jax.evaluation import accuracy, agreement
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.ownership.theft import (
-    PAPER,
-    PRESETS,
-    TheftSettings,
-    case_of,
-    distances_of,
-    enter,
-    figures_of,
-    new_theft,
-)
+from dfke_jax.experiments.ownership.settings import PAPER, PRESETS, ThreatSettings
+from dfke_jax.experiments.ownership.theft import case_of, distances_of, enter, figures_of, new_theft
 from dfke_jax.experiments.ownership.thieves import THREATS, Parts, Theft, independent_models, member, shares
 from dfke_jax.nn.classifier import Classifier
 
@@ -34,7 +26,7 @@ _SMALL_GAP = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetInferenceSettings(TheftSettings):
+class DatasetInferenceSettings(ThreatSettings):
     """Settings of the table of threat models."""
 
     threats: tuple[str, ...] = tuple(THREATS)

@@ -24,7 +24,7 @@ from dfke_jax.distillation.representations import Match, representation_distilla
 from dfke_jax.evaluation import linear_probe
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
-from dfke_jax.experiments.bench.settings import Settings
+from dfke_jax.experiments.bench.settings import LearningSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.ownership.theft import enter
 from dfke_jax.experiments.ownership.thieves import Parts, cut, member, shares
@@ -51,7 +51,7 @@ def views(name: str, shape: tuple[int, int, int]) -> Augmentation:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderInferenceSettings(Settings):
+class EncoderInferenceSettings(LearningSettings):
     """Settings of the table of encoders. The teacher is the victim's network; its budget is that of contrastive training."""
 
     private: int = 600

@@ -15,16 +15,8 @@ from dfke_jax.evaluation import accuracy
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.workbench import Answers, Workbench
-from dfke_jax.experiments.ownership.theft import (
-    PAPER,
-    PRESETS,
-    TheftSettings,
-    case_of,
-    distances_of,
-    enter,
-    figures_of,
-    new_theft,
-)
+from dfke_jax.experiments.ownership.settings import PAPER, PRESETS, TheftSettings
+from dfke_jax.experiments.ownership.theft import case_of, distances_of, enter, figures_of, new_theft
 from dfke_jax.experiments.ownership.thieves import THREATS, Theft, fine_tuning
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import trained
@@ -146,8 +138,8 @@ _LIMITS = {
 
 
 def _limits_preset(name: str) -> dict[str, Any]:
-    shared = {key: value for key, value in PRESETS[name].items() if key not in ("independents", "references")}
-    return {**shared, **_LIMITS[name]}
+    read = {field.name for field in dataclasses.fields(LimitsSettings)}
+    return {**{key: value for key, value in PRESETS[name].items() if key in read}, **_LIMITS[name]}
 
 
 register(

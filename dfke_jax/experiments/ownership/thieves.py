@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,11 @@ from dfke_jax.distillation.response import (
 )
 from dfke_jax.evaluation import pgd
 from dfke_jax.experiments.bench.workbench import Answers, Workbench
+from dfke_jax.experiments.ownership.settings import TheftSettings, ThreatSettings
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import optimiser, trained, training
 from dfke_jax.oracle import GaussianNoise, Ledger, Reveal, oracle_for
-
-if TYPE_CHECKING:
-    from dfke_jax.experiments.ownership.theft import TheftSettings
 
 SPARE = 2
 """Independent models together need so many times the images of one. With fewer, two of them share more
@@ -141,7 +139,7 @@ class Theft(NamedTuple):
     """What a thief works with: the workbench and its settings, the seed, the data and the victim."""
 
     bench: Workbench
-    config: "TheftSettings"
+    config: TheftSettings
     seed: int
     parts: Parts
     victim: Classifier
@@ -150,6 +148,12 @@ class Theft(NamedTuple):
         """Runs a training as a stage of its own."""
         rows = self.config.distillation_batch
         return trained(network, self.bench.stage("theft", f"{name}/model", self.seed, method, steps, rows=rows))
+
+    @property
+    def means(self) -> ThreatSettings:
+        """The settings, where they say what all thieves need."""
+        assert isinstance(self.config, ThreatSettings)
+        return self.config
 
     @property
     def student(self) -> Classifier:
@@ -209,19 +213,19 @@ def _distillation(theft: Theft) -> Suspect:
 
 
 def _early_stopping(theft: Theft) -> Suspect:
-    return _distilled(theft, "early_stopping", max(1, round(theft.config.early * theft.config.distillation_steps)))
+    return _distilled(theft, "early_stopping", max(1, round(theft.means.early * theft.means.distillation_steps)))
 
 
 def _different_architecture(theft: Theft) -> Suspect:
     images, labels = map(jnp.asarray, theft.parts.private)
-    network = theft.bench.network(theft.config.other_network)
+    network = theft.bench.network(theft.means.other_network)
     method = cross_entropy_training(network, images, labels, **_learning(theft))  # type: ignore[arg-type]
     model = theft.train("different_architecture", method, theft.config.distillation_steps, network)
     return Suspect(model, {"private_samples": len(images), "steps": theft.config.distillation_steps})
 
 
 def _zero_shot(theft: Theft) -> Suspect:
-    c = theft.config
+    c = theft.means
     synthesis = data_impressions(theft.victim, c.synthesis, c.impressions, c.impressions)
     pool = theft.bench.pool("zero_shot", theft.seed, synthesis, c.impressions, c.impressions)
     model = theft.bench.distil("zero_shot", theft.seed, theft.victim, pool.images)
@@ -249,7 +253,7 @@ def _logit_query(theft: Theft) -> Suspect:
 
 def _fine_tuning(theft: Theft) -> Suspect:
     labels, asked = theft.ask(Reveal("label"))
-    c = theft.config
+    c = theft.means
     method = fine_tuning(
         theft.victim, jnp.asarray(theft.parts.others[0]), labels, c.fine_tuning_rate, c.distillation_batch
     )
@@ -266,7 +270,7 @@ def fine_tuning(classifier: Classifier, images: Array, labels: Array, rate: floa
 
 
 def _adversarial_training(theft: Theft) -> Suspect:
-    c, images = theft.config, jnp.asarray(theft.parts.private[0])
+    c, images = theft.means, jnp.asarray(theft.parts.private[0])
     method = training(
         theft.student,
         images,
@@ -287,7 +291,7 @@ def _worst(static: Static, key: Key, network: Callable, images: Array, logits: A
 
 
 def _noisy_answers(theft: Theft) -> Suspect:
-    noise = GaussianNoise(theft.config.answer_noise, seed=theft.seed)
+    noise = GaussianNoise(theft.means.answer_noise, seed=theft.seed)
     return Suspect(Answers(oracle_for(theft.victim, Reveal("probabilities"), [noise])), {"steps": 0})
 
 

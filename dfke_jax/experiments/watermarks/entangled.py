@@ -10,7 +10,7 @@ from dfke_jax import data
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
-from dfke_jax.experiments.bench.settings import DIGITS, Settings
+from dfke_jax.experiments.bench.settings import DIGITS, StudentSettings, SupervisedSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
@@ -44,7 +44,7 @@ _SMALL_IMAGES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class EntangledRecipeSettings(Settings):
+class EntangledRecipeSettings(StudentSettings, SupervisedSettings):
     """Settings of the entangled-watermark recipe."""
 
     teacher: str = "two_conv"

@@ -18,24 +18,22 @@ from dfke_jax.experiments.bench import budgets
 from dfke_jax.experiments.bench.merge import joined
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
-from dfke_jax.experiments.bench.settings import DIGITS, Settings
+from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.watermarks.entangled import (
     FASHION_ENTANGLED,
-    ROTATED,
     SMALL_ENTANGLED,
-    EntangledRecipeSettings,
     check_entangled,
 )
 from dfke_jax.experiments.watermarks.removal_extractions import (
     EXTRACTIONS,
     Extractions,
+    TakenSettings,
     extraction_settings,
     taken_settings,
 )
-from dfke_jax.experiments.watermarks.removal_marks import SCHEMES
+from dfke_jax.experiments.watermarks.removal_marks import SCHEMES, MarkSettings
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.watermarking import EntangledSettings
 from dfke_jax.watermarking.removal import (
     REFIT,
     REMOVALS,
@@ -56,23 +54,13 @@ from dfke_jax.watermarking.triggers import TriggerSet
 
 
 @dataclasses.dataclass(frozen=True)
-class RemovalSettings(Settings):
+class RemovalSettings(MarkSettings, TakenSettings):
     """Settings of watermark removal."""
 
     schemes: tuple[str, ...] = ("from_scratch", "pretrained")
     """Marks that are attacked."""
     attacks: tuple[str, ...] = tuple(REMOVALS)
     """Attacks that are made. Those by extraction (knockoff, dfme, dfms, ...) are named besides."""
-    extraction_rows: int = 20_000
-    """Rows that each of those may ask the marked network."""
-    triggers: int = 100
-    """Trigger images of a mark."""
-    companions_per_batch: int = 2
-    """Triggers beside every batch while a mark is embedded; 2 in the paper, whose training is many times as long."""
-    mark_steps: int = 2000
-    """Training steps of marking a network that is trained already."""
-    mark_learning_rate: float = 1e-3
-    """Adam's learning rate at the beginning of that."""
     attack_steps: int = 1200
     """Training steps of attacks that fine-tune."""
     attack_batch: int = 100
@@ -91,20 +79,10 @@ class RemovalSettings(Settings):
     """The share that stands in the matrix."""
     bits: tuple[int, ...] = (8, 6, 4, 3, 2)
     """Bits of quantised weights; in the matrix stand 4."""
-    entangled: EntangledSettings = EntangledRecipeSettings().watermark
-    """How the schemes ``entangled`` and ``entangled_plain`` mark a trained network, whose layers it names."""
-    unrelated: str = ROTATED
-    """Data set of their triggers, as in the recipe ewe."""
-    entangled_triggers: int = 512
-    """How many of them, at most."""
-    entangled_steps: int = 400
-    """Watermark batches; the learning rate falls to zero along a cosine over them."""
     other: str = ""
     """Another data set, of images of the same shape, for transfer learning; empty leaves that attack out."""
     cleanse: CleanseSettings = CleanseSettings()
     """How Neural Cleanse searches for triggers."""
-    extractions: dict[str, Any] = dataclasses.field(init=False, default_factory=dict, hash=False)
-    """What attacks by extraction take from the presets of their own recipes; follows from the other settings."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -120,15 +98,13 @@ class RemovalSettings(Settings):
                 raise UnknownNameError("removal attack", attack, [*REMOVALS, *EXTRACTIONS])
         if not self.schemes or not self.attacks:
             raise InputError("removal needs at least one scheme and at least one attack")
-        if not 1 <= self.companions_per_batch <= self.triggers:
-            raise InputError(f"companions_per_batch must lie in 1 to {self.triggers}, got {self.companions_per_batch}")
-        for name in ("mark_steps", "retraining_steps", "points", "entangled_triggers", "entangled_steps"):
+        for name in ("retraining_steps", "points"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not all(0 <= fraction <= 1 for fraction in (*self.fractions, self.fraction)):
             raise InputError(f"fractions must lie in [0, 1], got {self.fractions} and {self.fraction}")
         _ = self.training
-        object.__setattr__(self, "extractions", taken_settings(self))
+        object.__setattr__(self, "extractions", taken_settings(self, self.attacks))
 
     @property
     def training(self) -> TrainingSettings:

@@ -1,9 +1,11 @@
 """Extraction as removal: the thief never touches the marked network and keeps a clone made from its answers."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from dfke_jax.experiments.bench.registry import recipe
+from dfke_jax.experiments.bench.settings import Settings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.extraction.attacks import ExtractionSettings, Kind, Site, extracted
 from dfke_jax.experiments.extraction.generative import DFME, DFMS, DISGUIDE, DUAL_STUDENTS, MAZE, MEGEX
@@ -21,9 +23,6 @@ from dfke_jax.experiments.extraction.pool import (
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.watermarking.removal import Removed
 
-if TYPE_CHECKING:
-    from dfke_jax.experiments.watermarks.removal import RemovalSettings
-
 EXTRACTIONS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -33,7 +32,17 @@ EXTRACTIONS: dict[str, Kind] = {
 """Attacks by name. Each runs as its recipe of that name (with hyphens) does on the same data set."""
 
 
-def extraction_settings(config: "RemovalSettings", name: str) -> ExtractionSettings:
+@dataclasses.dataclass(frozen=True)
+class TakenSettings(Settings):
+    """What attacks by extraction are given by the removal recipe."""
+
+    extraction_rows: int = 20_000
+    """Rows that each attack by extraction may ask the marked network."""
+    extractions: dict[str, Any] = dataclasses.field(init=False, default_factory=dict, hash=False)
+    """What attacks by extraction take from the presets of their own recipes; follows from the other settings."""
+
+
+def extraction_settings(config: TakenSettings, name: str) -> ExtractionSettings:
     """The recipe's settings of an attack.
 
     Args:
@@ -47,14 +56,19 @@ def extraction_settings(config: "RemovalSettings", name: str) -> ExtractionSetti
     return own
 
 
-def taken_settings(config: "RemovalSettings") -> dict[str, Any]:
+def taken_settings(config: TakenSettings, attacks: Sequence[str]) -> dict[str, Any]:
     """What the attacks of a removal run by extraction take from their recipes' presets, by attack.
 
-    A JSON-able dictionary of those settings alone that an attack reads; data, networks and seeds are the removal's own.
+    Args:
+      config: of the removal recipe. attacks: names; those that are not of `EXTRACTIONS` take nothing.
+
+    Returns:
+      A JSON-able dictionary of those settings alone that an attack reads; data, networks and seeds are
+      the removal's own.
     """
-    common = {field.name for field in dataclasses.fields(ExtractionSettings)} - {"reveal", "decimals", "attack"}
+    common = {field.name for field in dataclasses.fields(ExtractionSettings)} - {"attack"}
     found = {}
-    for name in dict.fromkeys(name for name in config.attacks if name in EXTRACTIONS):
+    for name in dict.fromkeys(name for name in attacks if name in EXTRACTIONS):
         own = extraction_settings(config, name)
         attack = own.attack.with_budget(config.extraction_rows - EXTRACTIONS[name].opening_rows(own))
         settings = dataclasses.asdict(dataclasses.replace(own, attack=attack))
@@ -69,7 +83,7 @@ class Extractions:
       config: of the recipe. bench: of the run.
     """
 
-    def __init__(self, config: "RemovalSettings", bench: Workbench):
+    def __init__(self, config: TakenSettings, bench: Workbench):
         self.config, self.bench = config, bench
         self._pools: dict[str, ImagePool] = {}
 
@@ -100,4 +114,4 @@ class Extractions:
         )
 
 
-__all__ = ["EXTRACTIONS", "Extractions", "extraction_settings", "taken_settings"]
+__all__ = ["EXTRACTIONS", "Extractions", "TakenSettings", "extraction_settings", "taken_settings"]

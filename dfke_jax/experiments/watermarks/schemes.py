@@ -13,7 +13,7 @@ from dfke_jax.core.types import Array
 from dfke_jax.evaluation import accuracy
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
-from dfke_jax.experiments.bench.settings import DIGITS, Settings
+from dfke_jax.experiments.bench.settings import DIGITS, StudentSettings, SupervisedSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.watermarks.marking import SCHEMES, Marked, Work, as_pixels
 from dfke_jax.nn.classifier import Classifier
@@ -24,7 +24,7 @@ from dfke_jax.watermarking import MarginSettings, RadioactiveSettings
 
 
 @dataclasses.dataclass(frozen=True)
-class WatermarkSchemeSettings(Settings):
+class WatermarkSchemeSettings(StudentSettings, SupervisedSettings):
     """Settings of the comparison of watermarking schemes."""
 
     student: str = "lenet5"

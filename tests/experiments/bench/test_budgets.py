@@ -38,7 +38,7 @@ RECIPES = {
     "activation-records": {**POOL, "per_class": 7},
     "deep-inversion": {**POOL, "student_steps": 3},
 }
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+RESULTS = Path(__file__).resolve().parents[3] / "docs" / "results"
 
 
 class Counter:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from dfke_jax import core, data
 from dfke_jax.core.checkpoint import alone
 from dfke_jax.experiments import recipe, run_recipe
 from dfke_jax.experiments.bench.run import as_written
-from dfke_jax.experiments.bench.settings import Settings
+from dfke_jax.experiments.bench.settings import SupervisedSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.extraction.pool import PoolExtractionSettings
 
-TINY = {"seeds": 1, "teacher": "mlp_small", "student": "mlp_small", "teacher_steps": 40, "teacher_batch": 32}
+TINY = {"seeds": 1, "teacher": "mlp_small", "teacher_steps": 40, "teacher_batch": 32}
 COUNT = core.method(lambda key: jnp.zeros(()), lambda key, n: (n + 1, {"n": n}))
 
 
@@ -37,7 +38,7 @@ def written(path, turn=0, last=9):
 
 
 def bench(dataset, out, **changes):
-    return Workbench(Settings(dataset=dataset, **{**TINY, **changes}), out, progress=False, devices=1)
+    return Workbench(SupervisedSettings(dataset=dataset, **{**TINY, **changes}), out, progress=False, devices=1)
 
 
 def test_networks_of_files_of_one_name_are_told_apart_by_their_labels(tmp_path, cache):
@@ -115,3 +116,9 @@ def test_the_second_process_in_a_run_directory_is_told_at_once(tmp_path):
     with alone(tmp_path / "run"), pytest.raises(core.CheckpointError, match=rf"process \d+ .* at work in {tmp_path}"):
         run_recipe(recipe("zskd"), recipe("zskd").settings("digits"), out=tmp_path, data_dir="nowhere", resume=True)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_stages_of_different_seeds_and_names_draw_differently(tmp_path):
+    made = bench("digits", tmp_path)
+    keys = [made.key(seed, name) for seed in (0, 1) for name in ("a", "b")]
+    assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 4

@@ -126,7 +126,6 @@ def test_the_misinformed_network_avoids_the_right_class(bench, tmp_path):
         ({"defences": ("none", "rounding:decimals=x")}, InputError, "whole number"),
         ({"attacks": ("knockof",)}, UnknownNameError, "knockoff"),
         ({"attacks": ()}, InputError, "at least one"),
-        ({"reveal": "label"}, InputError, "rows say what is revealed"),
         ({"budget": 50}, InputError, "does not pay for one iteration"),
         ({"misinformation_steps": 0}, InputError, "misinformation_steps"),
     ],

@@ -13,6 +13,7 @@ from dfke_jax.experiments.ownership import encoder_inference as module
 from dfke_jax.experiments.ownership.thieves import cut
 from dfke_jax.report import threats
 
+RECIPES = ("encoder-inference",)
 TINY = {
     "seeds": 1,
     "private": 80,

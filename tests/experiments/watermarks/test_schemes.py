@@ -1,15 +1,44 @@
-"""What the comparison of watermarking schemes refuses before any work."""
+"""The comparison of watermarking schemes, end to end on a few images of digits, and what it refuses before any work."""
 
 import types
 
 import numpy as np
 import pytest
+from small_runs import complete, run_small, tiny
 
 from dfke_jax.core import InputError, UnknownNameError
-from dfke_jax.experiments import recipe, run_recipe
+from dfke_jax.experiments import Result, recipe, run_recipe
 from dfke_jax.experiments.watermarks.entangled import _false_claims, _figures
 from dfke_jax.experiments.watermarks.marking import SCHEMES
 from dfke_jax.watermarking import TriggerSet
+
+RECIPES = ("watermark-schemes",)
+UNREAD = ()
+CHANGES = {
+    "triggers": 10,
+    "bits": 8,
+    "independents": 2,
+    "dawn_rate": 0.05,
+    "frontier_steps": 10,
+    "fine_tune_steps": 10,
+    "extraction_steps": 30,
+}
+
+
+def test_a_scheme_leaves_a_complete_result(tmp_path):
+    settings = tiny("watermark-schemes", CHANGES, schemes=("uchida",), seeds=1)
+    found = run_small("watermark-schemes", settings, tmp_path, unread=None)
+    assert Result.read(tmp_path).metrics == found.metrics
+    assert [arm.name for arm in found.arms] == ["teacher", "independent", "control", "uchida"]
+    ((method, control),) = found.pairs()
+    assert (method.name, control.name) == ("uchida", "control")
+    assert {"success", "fine_tuned_success", "extracted_success", "false_alarm_rate"} <= set(method.metrics)
+    assert all(len(values) == 1 and 0 <= values[0] <= 100 for values in (method.accuracy, method.agreement))
+
+
+@pytest.mark.slow
+def test_recipe_runs_and_leaves_a_complete_result(tmp_path):
+    complete("watermark-schemes", tiny("watermark-schemes", CHANGES), tmp_path, UNREAD)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import optimiser, trained, training
 from dfke_jax.report import threats
 
+RECIPES = ("dataset-inference", "dataset-inference-limits")
 TINY = {
     "teacher_steps": 60,
     "distillation_steps": 40,
