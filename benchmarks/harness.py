@@ -163,7 +163,7 @@ class Prepared:
         began = time.perf_counter()
         metrics = None
         for _ in range(calls):
-            self.state, metrics = self._compiled(*self._fixed, self.state, np.uint32(self._count))
+            self.state, metrics, *_ = self._compiled(*self._fixed, self.state, np.uint32(self._count))
             self._count += 1
         jax.block_until_ready((self.state, metrics))
         return time.perf_counter() - began

@@ -318,7 +318,7 @@ class DFMEGenerator(nn.Module):
     def __init__(self, width: int, latent: int, size: int = 28, channels: int = 1):
         super().__init__()
         self.base = size // 4
-        self.dense = nn.Linear(latent, 2 * width * self.base**2, bias=False)
+        self.dense = nn.Linear(latent, 2 * width * self.base**2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(maps) for maps in (2 * width, 2 * width, width))
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, 3, padding=1, bias=False)
@@ -343,6 +343,7 @@ def dfme_generator_from(variables: Mapping) -> DFMEGenerator:
     with torch.no_grad():
         kernel = _tensor(params["dense"]["kernel"]).reshape(latent, 7, 7, -1).permute(3, 1, 2, 0)
         network.dense.weight.copy_(kernel.reshape(-1, latent))
+        network.dense.bias.copy_(_tensor(params["dense"]["bias"]).reshape(7, 7, -1).permute(2, 0, 1).reshape(-1))
     for i, name in enumerate(("dense_norm", "conv1_norm", "conv2_norm")):
         _set_norm(network.norms[i], params[name], stats[name])
     for i in range(3):

@@ -41,6 +41,10 @@ BAR = 0.95
 # The tests of a file are `tests/PART/test_NAME.py` and what is named here.
 TESTS: dict[str, tuple[str, ...]] = {
     "dataset_inference/case": ("dataset_inference/test_verdict.py",),
+    "distillation/cost": ("distillation/test_duel.py",),
+    "distillation/dafl": ("distillation/test_duel.py",),
+    "distillation/dfad": ("distillation/test_duel.py",),
+    "distillation/zskt": ("distillation/test_duel.py",),
     "distillation/transfer_sets": ("distillation/test_response.py",),
     "extraction/maze": ("extraction/test_maze_pd.py", "extraction/test_dfme.py"),
     "extraction/random_queries": ("extraction/test_pool.py",),

@@ -61,7 +61,7 @@ class Split:
         found = hashlib.sha256()
         for array in (self.images, self.labels):
             found.update(f"{array.dtype.str}{array.shape}".encode())
-            found.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+            found.update(np.ascontiguousarray(array).view(np.uint8).data)
         return found.hexdigest()[:16]
 
     def on_device(self, sharding: Any = None) -> tuple[Array, Array]:

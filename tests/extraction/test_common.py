@@ -271,7 +271,7 @@ def test_classes_are_compared_where_they_are_known(classifier):
 
 def test_batches_are_normalised_by_themselves_and_statistics_move(classifier):
     played = game(classifier(1))
-    made = played.new_generator(KEY).variables
+    made = played.maker.new(KEY).variables
     z = jax.random.normal(KEY, (2, 5, 4))
     rows = played.maker.batches(made, z)
     for batch in range(2):

@@ -109,9 +109,9 @@ def test_runs_keep_their_times(tmp_path, monkeypatch):
     second = run_recipe(recipe("anchors"), config, out=tmp_path / "two", progress=False)
     spent = sum(json.loads(path.read_text())["seconds"] for path in (tmp_path / "cache").rglob("seconds.json"))
     assert first.seconds[CACHED] == 0.0
-    assert second.seconds[CACHED] == pytest.approx(spent, abs=0.1) != 0.0  # but for taking locks
-    assert second.seconds["anchors"] >= spent
-    assert second.seconds["total"] > spent
+    assert 0.0 < second.seconds[CACHED] <= spent  # less what it waited for locks, which its total has
+    assert second.seconds["anchors"] >= second.seconds[CACHED]
+    assert second.seconds["total"] > second.seconds[CACHED]
     resumed = run_recipe(recipe("anchors"), config, out=tmp_path / "two", progress=False, resume=True)
     assert resumed.seconds[CACHED] == second.seconds[CACHED]
     assert resumed.seconds["total"] > second.seconds["total"]
