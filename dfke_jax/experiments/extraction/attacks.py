@@ -82,13 +82,13 @@ class EndpointSettings(ExtractionSettings):
         return Reveal(self.reveal, decimals=self.decimals)
 
 
-class Site(NamedTuple):
+class AttackRun(NamedTuple):
     """Where an attack is made.
 
     Attributes:
       config: of the recipe. settings: of the attack, for its budget. answers: what the endpoint reveals. clone: gives the
       network. bench: the workbench. seed: of this run. material: what the recipe prepared for all its runs, such as a pool.
-      opened: what `Kind.opening` returned.
+      opened: what `AttackRecipe.opening` returned.
       where: goes before the names of stages that depend on the victim, where a run has several victims of one seed.
     """
 
@@ -109,19 +109,19 @@ def plain_oracle(victim: Classifier, config: "ExtractionSettings") -> Oracle | H
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class AttackRecipe:
     """What one attack is made of.
 
     Attributes:
       name: of its arms. label: in figures.
       rows: settings -> rows that it asks in all, by its published formula. steps: settings -> its iterations.
       updates: settings -> updates of the clone in all, as far as they are fixed.
-      attack: site -> `Attack`. control_label: what the control is: everything but the attack's own idea.
-      without: site -> the control's site. control: site -> `Attack` of the control, where it is another one.
-      pictures: (site, state, what answers for the clone) -> images that the attack asked, or would ask in the end.
+      attack: run -> `Attack`. control_label: what the control is: everything but the attack's own idea.
+      without: run -> the control's run. control: run -> `Attack` of the control, where it is another one.
+      pictures: (run, state, what answers for the clone) -> images that the attack asked, or would ask in the end.
       oracle: (victim, configuration) -> endpoint. explains: whether its rows count as explained.
       read: (clone, state) -> what answers for the clone.
-      opening: (site, oracle) -> what is there before the attack begins, and updates of a clone that it took.
+      opening: (run, oracle) -> what is there before the attack begins, and updates of a clone that it took.
       opening_rows: configuration -> rows that `opening` asks, of the budget.
     """
 
@@ -130,23 +130,23 @@ class Kind:
     rows: Callable[[Any], int]
     steps: Callable[[Any], int]
     updates: Callable[[Any], int]
-    attack: Callable[[Site], Attack]
+    attack: Callable[[AttackRun], Attack]
     control_label: str
-    pictures: Callable[[Site, Any, Any], Array]
-    without: Callable[[Site], Site] = lambda site: site
-    control: Callable[[Site], Attack] | None = None
+    pictures: Callable[[AttackRun, Any, Any], Array]
+    without: Callable[[AttackRun], AttackRun] = lambda run: run
+    control: Callable[[AttackRun], Attack] | None = None
     oracle: Callable[[Classifier, Any], Any] = plain_oracle
     explains: bool = False
     read: Callable[[Classifier, Any], Any] = clone_of
-    opening: Callable[[Site, Any], tuple[Any, int]] | None = None
+    opening: Callable[[AttackRun, Any], tuple[Any, int]] | None = None
     opening_rows: Callable[[Any], int] = lambda config: 0
 
 
-def execute(kind: Kind, config: ExtractionSettings, bench: Workbench, material: Any = None) -> list[Arm]:
+def execute(recipe: AttackRecipe, config: ExtractionSettings, bench: Workbench, material: Any = None) -> list[Arm]:
     """The victim, an independent one, and per budget the attack and its control."""
     arms = victims(config, bench)
     for budget in config.budgets:
-        arms += _at_budget(kind, config, bench, budget, material)
+        arms += _at_budget(recipe, config, bench, budget, material)
     return arms
 
 
@@ -160,64 +160,66 @@ def victims(config: CloneSettings, bench: Workbench) -> list[Arm]:
     return [*arms, other]
 
 
-def _at_budget(kind: Kind, config: ExtractionSettings, bench: Workbench, budget: int, material: Any) -> list[Arm]:
-    opening_rows = kind.opening_rows(config)
+def _at_budget(
+    recipe: AttackRecipe, config: ExtractionSettings, bench: Workbench, budget: int, material: Any
+) -> list[Arm]:
+    opening_rows = recipe.opening_rows(config)
     settings = config.attack.with_budget(budget - opening_rows)
-    name = f"{kind.name}_{budget}"
-    made = [Arm(name, f"{kind.label}, {budget:,} queries", "method")]
+    name = f"{recipe.name}_{budget}"
+    made = [Arm(name, f"{recipe.label}, {budget:,} queries", "method")]
     if config.control:
-        made.append(Arm(f"{name}_control", f"{kind.control_label}, {budget:,}", "control"))
+        made.append(Arm(f"{name}_control", f"{recipe.control_label}, {budget:,}", "control"))
     for seed in bench.seeds:
         victim = bench.teacher(seed)
-        site = Site(config, settings, config.answers, bench.network(config.student), bench, seed, material)
+        run = AttackRun(config, settings, config.answers, bench.network(config.student), bench, seed, material)
         for arm in made:
-            here, make = site, kind.attack
+            here, make = run, recipe.attack
             if arm.role == "control":
-                here, make = kind.without(site), kind.control or kind.attack
+                here, make = recipe.without(run), recipe.control or recipe.attack
             here, state, counts, updates = extracted(
-                kind, here, make, victim, budget, arm.name, f"{name}/attack", config.points
+                recipe, here, make, victim, budget, arm.name, f"{name}/attack", config.points
             )
-            arm.budget = {**counts, "steps": kind.steps(settings), "clone_updates": updates}
-            learnt = kind.read(site.clone, state)
+            arm.budget = {**counts, "steps": recipe.steps(settings), "clone_updates": updates}
+            learnt = recipe.read(run.clone, state)
             way = progress(bench, arm.name, seed)
             way = {f"accuracy_at_{rows + opening_rows}": value for rows, value in way.items()}
             bench.record(arm, learnt, victim, **closeness(config, bench, learnt, victim), **way)
-            keep_pictures(bench, kind.pictures(here, state, learnt), learnt, arm.name, seed)
+            keep_pictures(bench, recipe.pictures(here, state, learnt), learnt, arm.name, seed)
     return made
 
 
 def extracted(
-    kind: Kind,
-    site: Site,
-    make: Callable[[Site], Attack],
+    recipe: AttackRecipe,
+    run: AttackRun,
+    make: Callable[[AttackRun], Attack],
     victim: Classifier,
     budget: int,
     name: str,
     draws_as: str,
     points: int = 0,
-) -> tuple[Site, Any, dict[str, int], int]:
+) -> tuple[AttackRun, Any, dict[str, int], int]:
     """What comes before an attack, and the attack itself, `paid` from one budget.
 
     Args:
-      site: with settings for the rows that the opening leaves. make: ``kind.attack``, or the control's. victim: is asked as the
-      kind asks. budget: rows of both. name, draws_as, points: as for `paid`.
+      run: with settings for the rows that the opening leaves. make: ``recipe.attack``, or the control's. victim: is asked as the
+      recipe asks. budget: rows of both. name, draws_as, points: as for `paid`.
 
     Returns:
-      The site as it was opened, the attack's last state, its counts and the updates of the clone, the opening's included.
+      The run as it was opened, the attack's last state, its counts and the updates of the clone, the opening's included.
     """
-    oracle, updates = kind.oracle(victim, site.config), kind.updates(site.settings)
-    opening_rows = kind.opening_rows(site.config)
-    if kind.opening:
-        opened, more = kind.opening(site, oracle)
-        site, updates = site._replace(opened=opened), updates + more
-    state, counts = paid(kind, site, make(site), oracle, budget - opening_rows, name, draws_as, points=points)
+    oracle, updates = recipe.oracle(victim, run.config), recipe.updates(run.settings)
+    opening_rows = recipe.opening_rows(run.config)
+    if recipe.opening:
+        opened, more = recipe.opening(run, oracle)
+        run, updates = run._replace(opened=opened), updates + more
+    state, counts = paid(recipe, run, make(run), oracle, budget - opening_rows, name, draws_as, points=points)
     counts["victim_rows"] += opening_rows
-    return site, state, counts, updates
+    return run, state, counts, updates
 
 
 def paid(
-    kind: Kind,
-    site: Site,
+    recipe: AttackRecipe,
+    run: AttackRun,
     attack: Attack,
     oracle: Any,
     budget: int,
@@ -241,7 +243,7 @@ def paid(
     """
     fused = against(attack, oracle)
     assert isinstance(fused, Method)
-    steps = kind.steps(site.settings)
+    steps = recipe.steps(run.settings)
     per_step = rows_asked(attack)
     with Ledger(budget=budget) as ledger:
         ledger.reserve(steps * per_step)
@@ -250,25 +252,34 @@ def paid(
             every = max(1, steps // points)
             chunk = every // -(-every // (chunk or 500))
             every -= every % chunk
-            watch = functools.partial(_measure, kind, site, name, per_step, every)
-        state = site.bench.stage(
-            "extraction", f"{name}/attack", site.seed, fused, steps, rows=per_step, chunk=chunk, draws_as=draws_as,
+            watch = functools.partial(_measure, recipe, run, name, per_step, every)
+        state = run.bench.stage(
+            "extraction", f"{name}/attack", run.seed, fused, steps, rows=per_step, chunk=chunk, draws_as=draws_as,
             callback=watch,
         )  # fmt: skip
-        ledger.charge(steps * per_step, explained=kind.explains)
-        check_spent(ledger, kind.rows(site.settings))
+        ledger.charge(steps * per_step, explained=recipe.explains)
+        check_spent(ledger, recipe.rows(run.settings))
         asked = ledger.counts()["rows"] or 0
-    return state, {"victim_rows": asked, **({"explanation_rows": asked} if kind.explains else {})}
+    return state, {"victim_rows": asked, **({"explanation_rows": asked} if recipe.explains else {})}
 
 
-def _measure(kind: Kind, site: Site, name: str, per_step: int, every: int, done: int, state: Any, metrics: Any) -> None:
+def _measure(
+    recipe: AttackRecipe,
+    run: AttackRun,
+    name: str,
+    per_step: int,
+    every: int,
+    done: int,
+    state: Any,
+    metrics: Any,
+) -> None:
     """Writes down what the clone reaches after every so many steps; a point that is measured again replaces the first."""
     if done % every:
         return
-    test = site.bench.dataset.test
-    found = accuracy(kind.read(site.clone, state).predict(test.images), test.labels)
-    line = {"stage": name, "seed": site.seed, "rows": done * per_step, "accuracy": round(100 * found, 4)}
-    path = site.bench.out / PROGRESS
+    test = run.bench.dataset.test
+    found = accuracy(recipe.read(run.clone, state).predict(test.images), test.labels)
+    line = {"stage": name, "seed": run.seed, "rows": done * per_step, "accuracy": round(100 * found, 4)}
+    path = run.bench.out / PROGRESS
     cut = path.exists() and not path.read_text().endswith("\n")  # a run was killed while it wrote
     with path.open("a") as file:
         file.write("\n" * cut + json.dumps(line) + "\n")
@@ -314,11 +325,11 @@ RERUN = "independent re-run of the attack on MNIST with LeNet (caumin/model-extr
 
 __all__ = [
     "RERUN",
+    "AttackRecipe",
+    "AttackRun",
     "CloneSettings",
     "EndpointSettings",
     "ExtractionSettings",
-    "Kind",
-    "Site",
     "closeness",
     "execute",
     "extracted",

@@ -16,7 +16,7 @@ from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import BEHIND, Arm
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.extraction.attacks import CloneSettings, Kind, Site, closeness, paid, victims
+from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, CloneSettings, closeness, paid, victims
 from dfke_jax.experiments.extraction.generative import DFME, DISGUIDE
 from dfke_jax.experiments.extraction.pool import KNOCKOFF, SHAPES, image_pool
 from dfke_jax.extraction import (
@@ -40,7 +40,7 @@ from dfke_jax.oracle import (
 )
 
 NONE, LABEL = "none", "label"
-KINDS: dict[str, Kind] = {"knockoff": KNOCKOFF, "dfme": DFME, "disguide": DISGUIDE}
+ATTACKS: dict[str, AttackRecipe] = {"knockoff": KNOCKOFF, "dfme": DFME, "disguide": DISGUIDE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,8 @@ class DefenceSettings(CloneSettings):
             if text not in (NONE, LABEL):
                 defence(text, {"misinformation": Partial(_slug), "proxy": Partial(_slug)})
         for name in self.attacks:
-            if name not in KINDS:
-                raise UnknownNameError("attack", name, KINDS)
+            if name not in ATTACKS:
+                raise UnknownNameError("attack", name, ATTACKS)
             getattr(self, name).with_budget(self.budget)
         if not self.attacks:
             raise InputError("attacks must be at least one")
@@ -108,23 +108,30 @@ def execute(config: DefenceSettings, bench: Workbench) -> list[Arm]:
             for attack in config.attacks:
                 if (attack, text) not in made:
                     continue
-                kind, arm = KINDS[attack], made[attack, text]
+                recipe, arm = ATTACKS[attack], made[attack, text]
                 if attack == "dfme" and seed == config.seed:
                     _note_lost_differences(bench, oracle, config.dfme, text)
                 settings = getattr(config, attack).with_budget(config.budget)
-                site = Site(config, settings, oracle.reveal, bench.network(config.student), bench, seed, pool)
-                steps = kind.steps(settings)
+                run = AttackRun(config, settings, oracle.reveal, bench.network(config.student), bench, seed, pool)
+                steps = recipe.steps(settings)
                 state, counts = paid(
-                    kind, site, kind.attack(site), oracle, config.budget, arm.name, f"{attack}/attack", chunk=steps
+                    recipe,
+                    run,
+                    recipe.attack(run),
+                    oracle,
+                    config.budget,
+                    arm.name,
+                    f"{attack}/attack",
+                    chunk=steps,
                 )
-                arm.budget = {**counts, "steps": steps, "clone_updates": kind.updates(settings)}
-                learnt = kind.read(site.clone, state)
+                arm.budget = {**counts, "steps": steps, "clone_updates": recipe.updates(settings)}
+                learnt = recipe.read(run.clone, state)
                 bench.record(arm, learnt, victim, **costs, **closeness(config, bench, learnt, victim))
     return [*arms, *made.values()]
 
 
 def _arm(attack: str, text: str) -> Arm:
-    label = f"{KINDS[attack].label} behind {text.replace(':', ', ')}"
+    label = f"{ATTACKS[attack].label} behind {text.replace(':', ', ')}"
     if text == NONE:
         return Arm(attack + BEHIND + NONE, label, "control")
     return Arm(attack + BEHIND + _slug(text), label, "method", control=attack + BEHIND + NONE)

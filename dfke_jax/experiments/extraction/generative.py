@@ -17,10 +17,10 @@ from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Answers
 from dfke_jax.experiments.extraction.attacks import (
     RERUN,
+    AttackRecipe,
+    AttackRun,
     EndpointSettings,
     ExtractionSettings,
-    Kind,
-    Site,
     execute,
     paid,
     plain_oracle,
@@ -152,30 +152,30 @@ class DFMSRecipeSettings(EndpointSettings):
         return PoolSettings(self.first_rows, rows_per_step=step, clone=self.first_clone)
 
 
-def _pictures(generator: type[DFMEGenerator] | type[DCGANGenerator], site: Site, state: Any, learnt: Any) -> Array:
+def _pictures(generator: type[DFMEGenerator] | type[DCGANGenerator], run: AttackRun, state: Any, learnt: Any) -> Array:
     """What the generator makes in the end."""
-    made = generator(site.bench.dataset.shape, site.settings.width, site.settings.latent)
-    z = draw_latents(site.bench.key(site.seed, "pictures"), (500,), made)
+    made = generator(run.bench.dataset.shape, run.settings.width, run.settings.latent)
+    z = draw_latents(run.bench.key(run.seed, "pictures"), (500,), made)
     return jax.jit(made.apply)(state.generator.variables, z)  # pyright: ignore[reportReturnType]
 
 
-def _dfme(site: Site) -> Attack:
-    return dfme(site.clone, site.settings, site.answers, site.bench.dataset.num_classes)
+def _dfme(run: AttackRun) -> Attack:
+    return dfme(run.clone, run.settings, run.answers, run.bench.dataset.num_classes)
 
 
-def _maze(site: Site) -> Attack:
-    return maze(site.clone, site.settings, site.answers, site.bench.dataset.num_classes)
+def _maze(run: AttackRun) -> Attack:
+    return maze(run.clone, run.settings, run.answers, run.bench.dataset.num_classes)
 
 
-def _megex(site: Site) -> Attack:
-    return megex(site.clone, site.settings, site.bench.dataset.num_classes, site.config.explained)
+def _megex(run: AttackRun) -> Attack:
+    return megex(run.clone, run.settings, run.bench.dataset.num_classes, run.config.explained)
 
 
-def _disagreement(site: Site) -> Attack:
-    return disagreement(site.clone, site.settings, site.answers, site.bench.dataset.num_classes)
+def _disagreement(run: AttackRun) -> Attack:
+    return disagreement(run.clone, run.settings, run.answers, run.bench.dataset.num_classes)
 
 
-class Opened(NamedTuple):
+class DFMSStart(NamedTuple):
     """What DFMS begins with: proxy images, generator and discriminator, and the clone of stage 1."""
 
     images: Array
@@ -183,49 +183,49 @@ class Opened(NamedTuple):
     clone: Training | None
 
 
-def _open_dfms(site: Site, oracle: Any) -> tuple[Opened, int]:
+def _open_dfms(run: AttackRun, oracle: Any) -> tuple[DFMSStart, int]:
     """Stage 0, and stages 1 and 1b where they are wanted; the control's generator goes no further than stage 0."""
-    config, bench, batch = site.config, site.bench, site.settings.batch_size
-    images = synthetic_shapes(bench.key(site.seed, "shapes"), config.shapes, bench.dataset.shape)
+    config, bench, batch = run.config, run.bench, run.settings.batch_size
+    images = synthetic_shapes(bench.key(run.seed, "shapes"), config.shapes, bench.dataset.shape)
     pretraining = adversarial_pretraining(images, config.attack)
-    begun = bench.stage("synthesis", "pretraining", site.seed, pretraining, config.pretraining_steps, rows=batch)
+    begun = bench.stage("synthesis", "pretraining", run.seed, pretraining, config.pretraining_steps, rows=batch)
     if not config.first_rows:
-        return Opened(images, begun, None), 0
-    pool = first_samples(bench.key(site.seed, "first"), begun, images, config.first_rows, config.attack)
-    attack = knockoff(site.clone, pool, site.answers, config.first)
-    here, name = site._replace(settings=config.first), f"{site.where}dfms_first"
+        return DFMSStart(images, begun, None), 0
+    pool = first_samples(bench.key(run.seed, "first"), begun, images, config.first_rows, config.attack)
+    attack = knockoff(run.clone, pool, run.answers, config.first)
+    here, name = run._replace(settings=config.first), f"{run.where}dfms_first"
     first, _ = paid(KNOCKOFF, here, attack, oracle, config.first_rows, name, "dfms_first/attack", chunk=1)
-    if config.tuning_steps and site.settings.generator_rate:
-        clone = trained(site.clone, first.clone)
+    if config.tuning_steps and run.settings.generator_rate:
+        clone = trained(run.clone, first.clone)
         tuning = diversity_tuning(clone, images, config.attack, begun)
-        name, steps = f"{site.where}tuning", config.tuning_steps
-        begun = bench.stage("synthesis", name, site.seed, tuning, steps, rows=batch, draws_as="tuning")
-    return Opened(images, begun, first.clone), config.first_clone.steps
+        name, steps = f"{run.where}tuning", config.tuning_steps
+        begun = bench.stage("synthesis", name, run.seed, tuning, steps, rows=batch, draws_as="tuning")
+    return DFMSStart(images, begun, first.clone), config.first_clone.steps
 
 
-def _dfms(site: Site) -> Attack:
-    images, adversaries, first = site.opened
-    classes = site.bench.dataset.num_classes
-    return dfms(site.clone, images, site.settings, site.answers, classes, start=adversaries, first=first)
+def _dfms(run: AttackRun) -> Attack:
+    images, adversaries, first = run.opened
+    classes = run.bench.dataset.num_classes
+    return dfms(run.clone, images, run.settings, run.answers, classes, start=adversaries, first=first)
 
 
-def _kind(
+def _recipe(
     name: str,
     label: str,
-    attack: Callable[[Site], Attack],
+    attack: Callable[[AttackRun], Attack],
     formula: str,
     sizes: Callable[[Any], dict[str, int]] = lambda settings: {},
     generator: type[DFMEGenerator] | type[DCGANGenerator] = DFMEGenerator,
     **options: Any,
-) -> Kind:
+) -> AttackRecipe:
     def rows(settings: GenerativeSettings) -> int:
         named = {"batch": settings.batch_size, "clone_steps": settings.clone_batches, **sizes(settings)}
         return settings.steps * rows_per_step(formula, **named)
 
-    def without(site: Site) -> Site:
-        return site._replace(settings=dataclasses.replace(site.settings, generator_rate=0.0))
+    def without(run: AttackRun) -> AttackRun:
+        return run._replace(settings=dataclasses.replace(run.settings, generator_rate=0.0))
 
-    return Kind(
+    return AttackRecipe(
         name,
         label,
         rows=rows,
@@ -252,9 +252,9 @@ def _precise(victim: Classifier, config: ExtractionSettings) -> Any:
     return precise(plain_oracle(victim, config))
 
 
-DFME = _kind("dfme", "DFME", _dfme, "dfme", _directions, oracle=_precise)
-MAZE = _kind("maze", "MAZE", _maze, "maze", _directions, oracle=_precise)
-MEGEX = _kind(
+DFME = _recipe("dfme", "DFME", _dfme, "dfme", _directions, oracle=_precise)
+MAZE = _recipe("maze", "MAZE", _maze, "maze", _directions, oracle=_precise)
+MEGEX = _recipe(
     "megex",
     "MEGEX",
     _megex,
@@ -263,9 +263,9 @@ MEGEX = _kind(
     oracle=lambda victim, config: explanation_oracle(victim, config.explained, config.answers),
     explains=True,
 )
-DISGUIDE = _kind("disguide", "DisGUIDE", _disagreement, "disguide", read=_voting)
+DISGUIDE = _recipe("disguide", "DisGUIDE", _disagreement, "disguide", read=_voting)
 DUAL_STUDENTS = dataclasses.replace(DISGUIDE, name="dual_students", label="Dual Students")
-DFMS = _kind(
+DFMS = _recipe(
     "dfms",
     "DFMS",
     _dfms,
@@ -294,7 +294,7 @@ CIFAR10 = {
 
 
 def _register(
-    kind: Kind,
+    recipe: AttackRecipe,
     name: str,
     title: str,
     summary: str,
@@ -312,7 +312,7 @@ def _register(
             summary=summary,
             paper=paper,
             config=config,
-            execute=lambda config, bench: execute(kind, config, bench),
+            execute=lambda config, bench: execute(recipe, config, bench),
             presets=presets,
             **known,
             **options,

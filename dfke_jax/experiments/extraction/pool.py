@@ -17,7 +17,7 @@ from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.extraction.attacks import RERUN, EndpointSettings, Kind, Site, execute
+from dfke_jax.experiments.extraction.attacks import RERUN, AttackRecipe, AttackRun, EndpointSettings, execute
 from dfke_jax.extraction import (
     SMALL_CLONE,
     ActiveThiefSettings,
@@ -144,71 +144,71 @@ def image_pool(config: Any, bench: Workbench, count: int) -> ImagePool:
     return ImagePool(images, groups, found.num_classes)
 
 
-def _execute(kind: Kind, config: PoolExtractionSettings, bench: Workbench) -> list[Arm]:
-    return execute(kind, config, bench, image_pool(config, bench, 2 * max(config.budgets)))
+def _execute(recipe: AttackRecipe, config: PoolExtractionSettings, bench: Workbench) -> list[Arm]:
+    return execute(recipe, config, bench, image_pool(config, bench, 2 * max(config.budgets)))
 
 
 # ---- attacks
 
 
-def _knockoff(site: Site) -> Attack:
-    return knockoff(site.clone, site.material.images, site.answers, site.settings)
+def _knockoff(run: AttackRun) -> Attack:
+    return knockoff(run.clone, run.material.images, run.answers, run.settings)
 
 
-def _bandit(site: Site) -> Attack:
-    pool = site.material
-    return adaptive_knockoff(site.clone, pool.images, pool.groups, pool.num_groups, site.answers, site.settings)
+def _bandit(run: AttackRun) -> Attack:
+    pool = run.material
+    return adaptive_knockoff(run.clone, pool.images, pool.groups, pool.num_groups, run.answers, run.settings)
 
 
-def _active_thief(site: Site) -> Attack:
-    return active_thief(site.clone, site.material.images, site.answers, site.settings)
+def _active_thief(run: AttackRun) -> Attack:
+    return active_thief(run.clone, run.material.images, run.answers, run.settings)
 
 
-def _copycat(site: Site) -> Attack:
-    return copycat(site.clone, site.material.images, site.answers, site.settings)
+def _copycat(run: AttackRun) -> Attack:
+    return copycat(run.clone, run.material.images, run.answers, run.settings)
 
 
-def _dissector(site: Site) -> Attack:
-    return dissector(site.clone, site.material.images, site.answers, site.settings)
+def _dissector(run: AttackRun) -> Attack:
+    return dissector(run.clone, run.material.images, run.answers, run.settings)
 
 
-def _jacobian(site: Site) -> Attack:
-    images, count = site.material.images, site.settings.rows_per_step
-    chosen = jax.random.permutation(site.bench.key(site.seed, "seeds"), len(images))[:count]
-    return jacobian_augmentation(site.clone, images[chosen], site.answers, site.settings)
+def _jacobian(run: AttackRun) -> Attack:
+    images, count = run.material.images, run.settings.rows_per_step
+    chosen = jax.random.permutation(run.bench.key(run.seed, "seeds"), len(images))[:count]
+    return jacobian_augmentation(run.clone, images[chosen], run.answers, run.settings)
 
 
 # ---- controls
 
 
-def _on_noise(site: Site) -> Site:
+def _on_noise(run: AttackRun) -> AttackRun:
     """Noise in the place of the pool."""
-    shape = (site.settings.budget, *site.bench.dataset.shape)
-    images = start_images(site.config.noise, site.bench.key(site.seed, "noise"), shape)
-    return site._replace(material=site.material._replace(images=images))
+    shape = (run.settings.budget, *run.bench.dataset.shape)
+    images = start_images(run.config.noise, run.bench.key(run.seed, "noise"), shape)
+    return run._replace(material=run.material._replace(images=images))
 
 
-def _at_random(site: Site) -> Attack:
+def _at_random(run: AttackRun) -> Attack:
     """The same pool, budget, answers and training, asked in random order."""
-    return random_attack(site.clone, site.material.images, site.answers, site.settings)
+    return random_attack(run.clone, run.material.images, run.answers, run.settings)
 
 
-def _labels_at_random(site: Site) -> Attack:
-    return random_attack(site.clone, site.material.images, site.answers, site.settings, hard=True)
+def _labels_at_random(run: AttackRun) -> Attack:
+    return random_attack(run.clone, run.material.images, run.answers, run.settings, hard=True)
 
 
 # ---- what is asked, to look at
 
 
-def _rows_of_pool(site: Site, state: Any, learnt: Any) -> Array:
-    return site.material.images[state.labelled.learnt.indices[:500]]
+def _rows_of_pool(run: AttackRun, state: Any, learnt: Any) -> Array:
+    return run.material.images[state.labelled.learnt.indices[:500]]
 
 
-def _rows_made(site: Site, state: Any, learnt: Any) -> Array:
-    return state.images[-500:] if hasattr(state, "images") else _rows_of_pool(site, state, learnt)
+def _rows_made(run: AttackRun, state: Any, learnt: Any) -> Array:
+    return state.images[-500:] if hasattr(state, "images") else _rows_of_pool(run, state, learnt)
 
 
-def _kind(name: str, label: str, attack: Callable[[Site], Attack], **options: Any) -> Kind:
+def _recipe(name: str, label: str, attack: Callable[[AttackRun], Attack], **options: Any) -> AttackRecipe:
     def rows(settings: Any) -> int:
         return settings.rounds * rows_per_step(name, batch=settings.rows_per_step)
 
@@ -219,17 +219,17 @@ def _kind(name: str, label: str, attack: Callable[[Site], Attack], **options: An
         "pictures": _rows_of_pool,
         "control_label": "Random selection",
     }
-    return Kind(name, label, attack=attack, **{**of_pool, **options})
+    return AttackRecipe(name, label, attack=attack, **{**of_pool, **options})
 
 
 _NOISE: dict[str, Any] = {"control_label": "Noise for a pool", "without": _on_noise}
-KNOCKOFF = _kind("knockoff", "Knockoff", _knockoff, **_NOISE)
+KNOCKOFF = _recipe("knockoff", "Knockoff", _knockoff, **_NOISE)
 BANDIT = dataclasses.replace(
-    _kind("knockoff", "Knockoff, bandit", _bandit, control=_at_random),
+    _recipe("knockoff", "Knockoff, bandit", _bandit, control=_at_random),
     name="knockoff_bandit",
     updates=lambda settings: settings.clone.steps + settings.rounds * settings.learner_steps,
 )
-ACTIVE_THIEF = _kind(
+ACTIVE_THIEF = _recipe(
     "active_thief",
     "ActiveThief",
     _active_thief,
@@ -238,8 +238,8 @@ ACTIVE_THIEF = _kind(
         settings.clone.steps + (settings.rounds - 1) * (settings.round_steps or settings.clone.steps)
     ),
 )
-COPYCAT = _kind("copycat", "Copycat", _copycat, **_NOISE)
-DISSECTOR = _kind(
+COPYCAT = _recipe("copycat", "Copycat", _copycat, **_NOISE)
+DISSECTOR = _recipe(
     "dissector",
     "Dissector",
     _dissector,
@@ -247,7 +247,7 @@ DISSECTOR = _kind(
     pictures=_rows_made,
     updates=lambda settings: settings.clone.steps * settings.rounds,
 )
-JBDA = _kind(
+JBDA = _recipe(
     "jbda",
     "Jacobian augmentation",
     _jacobian,
@@ -266,7 +266,7 @@ _NOTE = "which pool was asked there is not known to us"
 
 
 def _register(
-    kind: Kind, name: str, title: str, summary: str, paper: str, config: type, small: dict, figures=()
+    recipe: AttackRecipe, name: str, title: str, summary: str, paper: str, config: type, small: dict, figures=()
 ) -> None:
     digits = config().attack
     presets = {**_PRESETS, "digits": {**_PRESETS["digits"], "attack": dataclasses.replace(digits, **small)}}
@@ -277,10 +277,10 @@ def _register(
             summary=summary,
             paper=paper,
             config=config,
-            execute=lambda config, bench: _execute(kind, config, bench),
+            execute=lambda config, bench: _execute(recipe, config, bench),
             presets=presets,
             published=tuple(
-                Published(f"{kind.name}_{budget}", "mnist", value, RERUN, "table", _NOTE) for budget, value in figures
+                Published(f"{recipe.name}_{budget}", "mnist", value, RERUN, "table", _NOTE) for budget, value in figures
             ),
         )
     )

@@ -106,7 +106,7 @@ class EncoderInferenceSettings(LearningSettings):
 # ---- encoders
 
 
-class Scene(NamedTuple):
+class EncoderRun(NamedTuple):
     """One seed: where the work is done, the data, and the victim."""
 
     bench: Workbench
@@ -155,16 +155,16 @@ def _trained(
     return trained(network, bench.stage(kind, name, seed, method, config.teacher_steps, rows=config.teacher_batch))
 
 
-def _innocent(scene: Scene) -> tuple[list[Classifier], bool]:
+def _innocent(run: EncoderRun) -> tuple[list[Classifier], bool]:
     """Independent encoders, trained as one program, and whether no two of them share an image."""
-    config, images = scene.config, scene.parts.innocent[0]
-    rows = shares(len(images), config.independents, config.private, scene.seed)
-    network = scene.bench.network(config.teacher)
+    config, images = run.config, run.parts.innocent[0]
+    rows = shares(len(images), config.independents, config.private, run.seed)
+    network = run.bench.network(config.teacher)
     factory = Partial(_one_of_many, Static(config), network)
-    state = scene.bench.stage(
+    state = run.bench.stage(
         "independents",
         "independents",
-        scene.seed,
+        run.seed,
         population(factory, jnp.asarray(images[rows])),
         config.teacher_steps,
         rows=config.independents * config.teacher_batch,
@@ -177,27 +177,27 @@ def _innocent(scene: Scene) -> tuple[list[Classifier], bool]:
 # ---- thieves
 
 
-def _retraining(scene: Scene) -> tuple[Classifier, dict[str, int]]:
-    images = scene.parts.private[0]
-    model = _trained(scene.bench, scene.config, scene.seed, "retraining", images)
-    return model, {"private_samples": len(images), "steps": scene.config.teacher_steps}
+def _retraining(run: EncoderRun) -> tuple[Classifier, dict[str, int]]:
+    images = run.parts.private[0]
+    model = _trained(run.bench, run.config, run.seed, "retraining", images)
+    return model, {"private_samples": len(images), "steps": run.config.teacher_steps}
 
 
-def _fine_tuning(scene: Scene) -> tuple[Classifier, dict[str, int]]:
-    config, images = scene.config, scene.parts.others[0]
-    method = _contrastive(config, scene.victim, jnp.asarray(images), fine_tune=True)
+def _fine_tuning(run: EncoderRun) -> tuple[Classifier, dict[str, int]]:
+    config, images = run.config, run.parts.others[0]
+    method = _contrastive(config, run.victim, jnp.asarray(images), fine_tune=True)
     steps = config.fine_tuning_steps
-    state = scene.bench.stage("theft", "fine_tuning", scene.seed, method, steps, rows=config.teacher_batch)
-    return trained(scene.victim, state), {"other_samples": len(images), "steps": steps}
+    state = run.bench.stage("theft", "fine_tuning", run.seed, method, steps, rows=config.teacher_batch)
+    return trained(run.victim, state), {"other_samples": len(images), "steps": steps}
 
 
-def _stealing(loss: Match, scene: Scene) -> tuple[Classifier, dict[str, int]]:
-    config, bench = scene.config, scene.bench
-    answers, asked = scene.answers()
+def _stealing(loss: Match, run: EncoderRun) -> tuple[Classifier, dict[str, int]]:
+    config, bench = run.config, run.bench
+    answers, asked = run.answers()
     student = bench.network(config.student)
     method = representation_distillation(
         student,
-        jnp.asarray(scene.parts.others[0]),
+        jnp.asarray(run.parts.others[0]),
         answers,
         loss=loss,
         temperature=config.contrast,
@@ -206,15 +206,15 @@ def _stealing(loss: Match, scene: Scene) -> tuple[Classifier, dict[str, int]]:
         learning_rate=config.distillation_learning_rate,
     )
     steps, rows = config.distillation_steps, config.distillation_batch
-    state = bench.stage("theft", f"stealing_{loss}", scene.seed, method, steps, rows=rows)
+    state = bench.stage("theft", f"stealing_{loss}", run.seed, method, steps, rows=rows)
     return trained(student, state), {"victim_rows": asked, "steps": steps}
 
 
 class Theft(NamedTuple):
-    """One way to come by an encoder: its label in tables, and ``make(scene) -> (encoder, budget)``."""
+    """One way to come by an encoder: its label in tables, and ``make(run) -> (encoder, budget)``."""
 
     label: str
-    make: Callable[[Scene], tuple[Classifier, dict[str, int]]]
+    make: Callable[[EncoderRun], tuple[Classifier, dict[str, int]]]
 
 
 THEFTS: dict[str, Theft] = {
@@ -247,37 +247,37 @@ def execute(config: EncoderInferenceSettings, bench: Workbench) -> list[Arm]:
         train = bench.dataset.train
         parts, repeated = cut(train.images, train.labels, (config.private, config.public, config.others), seed)
         victim = _trained(bench, config, seed, "victim", parts.private[0])
-        scene = Scene(bench, config, seed, parts, victim)
-        innocent, disjoint = _innocent(scene)
+        run = EncoderRun(bench, config, seed, parts, victim)
+        innocent, disjoint = _innocent(run)
         with bench.clock("inference"):
             case = prepare_encoders(parts.private[0], parts.public[0], victim=victim, settings=config.inference)
-            case = _controls(control, case, innocent, scene)
+            case = _controls(control, case, innocent, run)
         if seed == config.seed:
             bench.notes += _layout(config, case, parts, repeated, disjoint)
-        _try(source, case, victim, scene)
-        _try(untrained, case, _untrained(scene), scene)
+        _try(source, case, victim, run)
+        _try(untrained, case, _untrained(run), run)
         if not source.metrics["stolen"][-1]:
             bench.notes.append(_powerless(source, seed, config))
         for name, arm in thieves.items():
-            model, arm.budget = THEFTS[name].make(scene)
-            _try(arm, case, model, scene)
+            model, arm.budget = THEFTS[name].make(run)
+            _try(arm, case, model, run)
     return [source, control, untrained, *thieves.values()]
 
 
-def _untrained(scene: Scene) -> Classifier:
-    network = scene.bench.network(scene.config.teacher)
-    key = scene.bench.key(scene.seed, "untrained")
+def _untrained(run: EncoderRun) -> Classifier:
+    network = run.bench.network(run.config.teacher)
+    key = run.bench.key(run.seed, "untrained")
     return Classifier.create(network.module, key, network.input_shape, network.preprocessing)
 
 
-def _try(arm: Arm, case: EncoderCase, encoder: Classifier, scene: Scene) -> None:
-    with scene.bench.clock("inference"):
+def _try(arm: Arm, case: EncoderCase, encoder: Classifier, run: EncoderRun) -> None:
+    with run.bench.clock("inference"):
         figures = _figures(case, likelihoods(case.images, encoder, case.settings))
     enter(arm, figures)
-    arm.accuracy.append(_probe(encoder, scene))
+    arm.accuracy.append(_probe(encoder, run))
 
 
-def _controls(arm: Arm, case: EncoderCase, encoders: list[Classifier], scene: Scene) -> EncoderCase:
+def _controls(arm: Arm, case: EncoderCase, encoders: list[Classifier], run: EncoderRun) -> EncoderCase:
     """Tests every independent encoder against the others; returns the case with all of them as its null."""
     found = [likelihoods(case.images, encoder, case.settings) for encoder in encoders]
     null = tuple(compare(one.private, one.public) for one in found)
@@ -292,7 +292,7 @@ def _controls(arm: Arm, case: EncoderCase, encoders: list[Classifier], scene: Sc
     statistics = [one["statistic"] for one in figures]
     for name, value in (("statistic_low", min(statistics)), ("statistic_high", max(statistics))):
         arm.metrics.setdefault(name, []).append(value)
-    arm.accuracy.append(round(float(np.mean([_probe(encoder, scene) for encoder in encoders])), 4))
+    arm.accuracy.append(round(float(np.mean([_probe(encoder, run) for encoder in encoders])), 4))
     return case._replace(null=null)
 
 
@@ -324,10 +324,10 @@ def _curve(verdict: EncoderVerdict) -> dict[str, float]:
     return {f"p_at_{m}": p for m, p in zip(verdict.curve.samples.tolist(), verdict.curve.median, strict=True)}
 
 
-def _probe(encoder: Classifier, scene: Scene) -> float:
+def _probe(encoder: Classifier, run: EncoderRun) -> float:
     """Linear-probe accuracy in per cent: learnt from the others' images and labels, measured on the test set."""
-    (images, labels), test = scene.parts.others, scene.bench.dataset.test
-    with scene.bench.clock("evaluation"):
+    (images, labels), test = run.parts.others, run.bench.dataset.test
+    with run.bench.clock("evaluation"):
         right = linear_probe(
             representations(encoder, images), labels, representations(encoder, test.images), test.labels
         )

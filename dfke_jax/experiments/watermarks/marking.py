@@ -68,7 +68,7 @@ class Marked:
     afresh: Callable[[int, int], float] | None = None
 
 
-class Work:
+class SchemeRun:
     """One scheme at one seed: its keys and stages.
 
     Attributes:
@@ -123,69 +123,74 @@ class Work:
         )
 
 
-def _zhang(kind: str, work: Work) -> Marked:
-    c = work.config
-    of_class = {"source": c.source, "target": c.target, "num_classes": work.classes, "count": c.triggers}
+def _zhang(kind: str, run: SchemeRun) -> Marked:
+    c = run.config
+    of_class = {"source": c.source, "target": c.target, "num_classes": run.classes, "count": c.triggers}
     if kind == "content":
-        triggers = content_triggers(work.key, work.images, work.labels, **of_class)
+        triggers = content_triggers(run.key, run.images, run.labels, **of_class)
     elif kind == "noise":
-        triggers = noise_triggers(work.key, work.images, work.labels, **of_class)
+        triggers = noise_triggers(run.key, run.images, run.labels, **of_class)
     else:
-        other = data.load(c.unrelated, data_dir=work.bench.data_dir).train.images[:5000]
-        other = jnp.asarray(fitted(other, work.bench.dataset.shape))
-        triggers = unrelated_triggers(work.key, other, target=c.target, num_classes=work.classes, count=c.triggers)
+        other = data.load(c.unrelated, data_dir=run.bench.data_dir).train.images[:5000]
+        other = jnp.asarray(fitted(other, run.bench.dataset.shape))
+        triggers = unrelated_triggers(run.key, other, target=c.target, num_classes=run.classes, count=c.triggers)
 
     def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
         found = verify_triggers(suspect, triggers, independents)
         return 100 * found.rate, found.p_value
 
-    return Marked(work.with_triggers(triggers), judge, pictures=triggers)
+    return Marked(run.with_triggers(triggers), judge, pictures=triggers)
 
 
-def _uchida(work: Work) -> Marked:
-    c = work.config
-    mark = uchida_mark(work.key, work.network, c.bits)
-    network = work.marking(work.plain(work.images, work.labels, uchida_penalty(mark, c.bits_weight)))
+def _uchida(run: SchemeRun) -> Marked:
+    c = run.config
+    mark = uchida_mark(run.key, run.network, c.bits)
+    network = run.marking(run.plain(run.images, run.labels, uchida_penalty(mark, c.bits_weight)))
 
     def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
         found = verify_uchida(suspect, mark)
         return 100 * found.rate, found.p_value
 
     def afresh(draw: int, place: int) -> float:
-        other = uchida_mark(jax.random.fold_in(work.key, 1 + draw), work.network, c.bits)
-        return verify_uchida(work.independents[place], other).p_value
+        other = uchida_mark(jax.random.fold_in(run.key, 1 + draw), run.network, c.bits)
+        return verify_uchida(run.independents[place], other).p_value
 
     return Marked(network, judge, afresh=afresh)
 
 
-def _dawn(work: Work) -> Marked:
-    c = work.config
-    victim = work.teachers[work.seed]
-    inner = oracle_for(from_function(victim.predict, victim.input_shape, work.classes, gives="logits"), Reveal("label"))
-    secret = np.asarray(jax.random.bits(work.key, (32,), jnp.uint8)).tobytes()  # repeatable; in earnest: dawn_key()
+def _dawn(run: SchemeRun) -> Marked:
+    c = run.config
+    victim = run.teachers[run.seed]
+    inner = oracle_for(from_function(victim.predict, victim.input_shape, run.classes, gives="logits"), Reveal("label"))
+    secret = np.asarray(jax.random.bits(run.key, (32,), jnp.uint8)).tobytes()  # repeatable; in earnest: dawn_key()
     served = DawnOracle(inner, secret, rate=c.dawn_rate)
-    served(as_pixels(work.images[: c.extraction_rows]))  # the thief's queries
+    served(as_pixels(run.images[: c.extraction_rows]))  # the thief's queries
     marks = served.registry.marks()
 
     def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
-        found = verify_dawn(suspect, marks, work.classes, dawn=served)
+        found = verify_dawn(suspect, marks, run.classes, dawn=served)
         return 100 * (1 - found.mismatch_rate), found.evidence.p_value
 
     pictures = TriggerSet(jnp.asarray(marks.images), jnp.asarray(marks.labels, jnp.int32))
     return Marked(victim, judge, served=served, pictures=pictures)
 
 
-def _frontier(work: Work) -> Marked:
-    c = work.config
-    start = work.teachers[work.seed]
+def _frontier(run: SchemeRun) -> Marked:
+    c = run.config
+    start = run.teachers[run.seed]
     some = slice(0, 5000)
     keys = frontier_keys(
-        work.key, start, work.images[some], work.labels[some], count=c.triggers, epsilon=c.frontier_epsilon
+        run.key,
+        start,
+        run.images[some],
+        run.labels[some],
+        count=c.triggers,
+        epsilon=c.frontier_epsilon,
     )
     method = trigger_training(
         start,
-        work.images,
-        work.labels,
+        run.images,
+        run.labels,
         keys.triggers,
         steps=c.frontier_steps,
         batch_size=c.teacher_batch,
@@ -198,17 +203,17 @@ def _frontier(work: Work) -> Marked:
         found = verify_frontier(suspect, keys, alpha=c.alpha)
         return 100 * (1 - found.mismatches / found.size), found.p_value
 
-    return Marked(work.marking(method, c.frontier_steps), judge, pictures=keys.triggers)
+    return Marked(run.marking(method, c.frontier_steps), judge, pictures=keys.triggers)
 
 
-def _margin(work: Work) -> Marked:
-    c = work.config
-    order = jax.random.permutation(jax.random.fold_in(work.key, 1), len(work.images))
+def _margin(run: SchemeRun) -> Marked:
+    c = run.config
+    order = jax.random.permutation(jax.random.fold_in(run.key, 1), len(run.images))
     held, rest = order[: c.triggers], jnp.sort(order[c.triggers :])
-    mark = margin_mark(work.key, work.images[held], work.labels[held], work.classes, c.triggers)
-    images, labels = work.images[rest], work.labels[rest]
+    mark = margin_mark(run.key, run.images[held], run.labels[held], run.classes, c.triggers)
+    images, labels = run.images[rest], run.labels[rest]
     method = margin_training(
-        work.network,
+        run.network,
         images,
         labels,
         mark,
@@ -220,21 +225,21 @@ def _margin(work: Work) -> Marked:
     )
 
     def judge(suspect: Classifier, independents: Sequence[Classifier]) -> tuple[float, float]:
-        found = verify_margin(suspect, mark, work.classes)
+        found = verify_margin(suspect, mark, run.classes)
         return 100 * found.successes / c.triggers, found.p_value
 
     pictures = TriggerSet(mark.images, mark.labels)
-    return Marked(work.marking(method), judge, pool=(images, labels), pictures=pictures)
+    return Marked(run.marking(method), judge, pool=(images, labels), pictures=pictures)
 
 
-def _radioactive(work: Work) -> Marked:
-    c, bench = work.config, work.bench
-    mark = radioactive_mark(work.key, work.teachers[c.seed + c.seeds + c.independents])
-    count = max(1, round(c.radioactive_share * len(work.images)))
-    chosen = np.sort(np.asarray(jax.random.permutation(jax.random.fold_in(work.key, 1), len(work.images))[:count]))
-    pixels = np.asarray(work.images)
+def _radioactive(run: SchemeRun) -> Marked:
+    c, bench = run.config, run.bench
+    mark = radioactive_mark(run.key, run.teachers[c.seed + c.seeds + c.independents])
+    count = max(1, round(c.radioactive_share * len(run.images)))
+    chosen = np.sort(np.asarray(jax.random.permutation(jax.random.fold_in(run.key, 1), len(run.images))[:count]))
+    pixels = np.asarray(run.images)
     with bench.clock("marking"):
-        moved = radioactive_images(mark, jnp.asarray(pixels[chosen]), work.labels[chosen], c.radioactive)
+        moved = radioactive_images(mark, jnp.asarray(pixels[chosen]), run.labels[chosen], c.radioactive)
     images = pixels.copy() if pixels.dtype == np.uint8 else np.rint(255 * pixels).astype(np.uint8)
     images[chosen] = moved
     test = bench.dataset.test.images
@@ -243,21 +248,21 @@ def _radioactive(work: Work) -> Marked:
         found = verify_radioactive(suspect, mark, test)
         return 100 * float(found.cosines.mean()), found.p_value
 
-    rows = functools.cache(lambda place: aligned_rows(mark.marker, work.independents[place], test))
+    rows = functools.cache(lambda place: aligned_rows(mark.marker, run.independents[place], test))
 
     def afresh(draw: int, place: int) -> float:
-        other = radioactive_mark(jax.random.fold_in(work.key, 2 + draw), mark.marker)
+        other = radioactive_mark(jax.random.fold_in(run.key, 2 + draw), mark.marker)
         return leaning(rows(place), other.directions).p_value
 
-    network = work.marking(work.plain(jnp.asarray(images), work.labels))
-    pictures = TriggerSet(jnp.asarray(moved[:500]) / 255, work.labels[chosen[:500]])
+    network = run.marking(run.plain(jnp.asarray(images), run.labels))
+    pictures = TriggerSet(jnp.asarray(moved[:500]) / 255, run.labels[chosen[:500]])
     return Marked(network, judge, pictures=pictures, afresh=afresh)
 
 
-SCHEMES: dict[str, tuple[str, Callable[[Work], Marked]]] = {
-    "zhang_content": ("Zhang, overlay", lambda work: _zhang("content", work)),
-    "zhang_noise": ("Zhang, noise", lambda work: _zhang("noise", work)),
-    "zhang_unrelated": ("Zhang, unrelated", lambda work: _zhang("unrelated", work)),
+SCHEMES: dict[str, tuple[str, Callable[[SchemeRun], Marked]]] = {
+    "zhang_content": ("Zhang, overlay", lambda run: _zhang("content", run)),
+    "zhang_noise": ("Zhang, noise", lambda run: _zhang("noise", run)),
+    "zhang_unrelated": ("Zhang, unrelated", lambda run: _zhang("unrelated", run)),
     "uchida": ("Uchida, bits in the weights", _uchida),
     "dawn": ("DAWN, keyed answers", _dawn),
     "frontier_stitching": ("Frontier stitching", _frontier),
@@ -272,4 +277,4 @@ def as_pixels(images: Any) -> np.ndarray:
     return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
 
 
-__all__ = ["SCHEMES", "Judge", "Marked", "Work", "as_pixels"]
+__all__ = ["SCHEMES", "Judge", "Marked", "SchemeRun", "as_pixels"]

@@ -7,7 +7,7 @@ from typing import Any
 from dfke_jax.experiments.bench.registry import recipe
 from dfke_jax.experiments.bench.settings import Settings
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.extraction.attacks import ExtractionSettings, Kind, Site, extracted
+from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, ExtractionSettings, extracted
 from dfke_jax.experiments.extraction.generative import DFME, DFMS, DISGUIDE, DUAL_STUDENTS, MAZE, MEGEX
 from dfke_jax.experiments.extraction.pool import (
     ACTIVE_THIEF,
@@ -23,9 +23,9 @@ from dfke_jax.experiments.extraction.pool import (
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.watermarking.removal import Removed
 
-EXTRACTIONS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
+EXTRACTIONS: dict[str, AttackRecipe] = {
+    attack_recipe.name: attack_recipe
+    for attack_recipe in (
         KNOCKOFF, BANDIT, ACTIVE_THIEF, COPYCAT, DISSECTOR, JBDA, DFME, MAZE, MEGEX, DISGUIDE, DUAL_STUDENTS, DFMS,
     )
 }  # fmt: skip
@@ -96,21 +96,23 @@ class Extractions:
         Returns:
           The clone, with its ``budget`` among the settings.
         """
-        kind, bench, rows = EXTRACTIONS[name], self.bench, self.config.extraction_rows
+        attack_recipe, bench, rows = EXTRACTIONS[name], self.bench, self.config.extraction_rows
         own = extraction_settings(self.config, name)
-        settings = own.attack.with_budget(rows - kind.opening_rows(own))
+        settings = own.attack.with_budget(rows - attack_recipe.opening_rows(own))
         pool = None
         if isinstance(own, PoolExtractionSettings):
             if own.pool_dataset not in self._pools:
                 self._pools[own.pool_dataset] = image_pool(own, bench, 2 * rows)
             pool = self._pools[own.pool_dataset]
         clone = bench.network(self.config.teacher)
-        site = Site(own, settings, own.answers, clone, bench, seed, pool, where=f"{stage}/")
+        run = AttackRun(own, settings, own.answers, clone, bench, seed, pool, where=f"{stage}/")
         # the draws of the attack's own recipe at this budget, whatever the mark
-        _, state, counts, updates = extracted(kind, site, kind.attack, victim, rows, stage, f"{name}_{rows}/attack")
-        learnt = kind.read(clone, state)
+        _, state, counts, updates = extracted(
+            attack_recipe, run, attack_recipe.attack, victim, rows, stage, f"{name}_{rows}/attack"
+        )
+        learnt = attack_recipe.read(clone, state)
         return Removed(
-            learnt, learnt, name, f"a clone by {kind.label}", {"budget": {**counts, "clone_updates": updates}}
+            learnt, learnt, name, f"a clone by {attack_recipe.label}", {"budget": {**counts, "clone_updates": updates}}
         )
 
 

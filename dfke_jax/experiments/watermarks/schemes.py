@@ -15,7 +15,7 @@ from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.settings import DIGITS, StudentSettings, SupervisedSettings
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.watermarks.marking import SCHEMES, Marked, Work, as_pixels
+from dfke_jax.experiments.watermarks.marking import SCHEMES, Marked, SchemeRun, as_pixels
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import optimiser, trained, training
@@ -122,8 +122,8 @@ def execute(config: WatermarkSchemeSettings, bench: Workbench) -> list[Arm]:
     independents = [teachers[seed] for seed in seeds[len(bench.seeds) :]]
     network = bench.network(config.teacher)
 
-    def at(name: str, seed: int) -> Work:
-        return Work(config, bench, name, seed, network, teachers)
+    def at(name: str, seed: int) -> SchemeRun:
+        return SchemeRun(config, bench, name, seed, network, teachers)
 
     budget = {"real_samples": len(bench.dataset.train), "training_steps": config.teacher_steps}
     unmarked = Arm("teacher", f"Unmarked ({config.teacher})", "teacher", budget=budget)
@@ -160,21 +160,21 @@ def _first(bench: Workbench) -> tuple[Array, Array]:
     return jnp.asarray(as_pixels(images[:500])), labels[:500]
 
 
-def _arm(works: Sequence[Work], independents: Sequence[Classifier]) -> Arm:
+def _arm(runs: Sequence[SchemeRun], independents: Sequence[Classifier]) -> Arm:
     """A scheme over its seeds."""
-    name, config, bench = works[0].name, works[0].config, works[0].bench
+    name, config, bench = runs[0].name, runs[0].config, runs[0].bench
     label, make = SCHEMES[name]
     count = len(bench.dataset.train)
     budget = {"real_samples": count, "training_steps": config.teacher_steps}
     arm = Arm(name, label, "method", budget={**budget, "extraction_steps": config.extraction_steps})
     arm.budget["victim_rows"] = min(count, config.extraction_rows)
-    for work in works:
-        marked = make(work)
+    for run in runs:
+        marked = make(run)
         if marked.pictures is not None:
-            bench.keep(name, Pool(*marked.pictures, jnp.int32(len(marked.pictures.labels)), ()), work.seed)
+            bench.keep(name, Pool(*marked.pictures, jnp.int32(len(marked.pictures.labels)), ()), run.seed)
         pool = marked.pool or bench.train
-        clone = _extracted(work, marked, pool[0])
-        tune = lambda network, work=work, pool=pool: _fine_tuned(work, network, pool, config.fine_tune_steps)
+        clone = _extracted(run, marked, pool[0])
+        tune = lambda network, run=run, pool=pool: _fine_tuned(run, network, pool, config.fine_tune_steps)
         # behind DAWN the victim carries no mark: the clone is the first to have one
         suspects = {"": marked.network, "fine_tuned_": tune(marked.network)} if marked.served is None else {}
         suspects["extracted_"] = clone
@@ -182,7 +182,7 @@ def _arm(works: Sequence[Work], independents: Sequence[Classifier]) -> Arm:
             suspects["extracted_fine_tuned_"] = tune(clone)
         metrics = {}
         for what, suspect in suspects.items():
-            metrics |= _judged(work, marked, what, suspect, independents)
+            metrics |= _judged(run, marked, what, suspect, independents)
         found = [marked.judge(one, [*independents[:i], *independents[i + 1 :]]) for i, one in enumerate(independents)]
         metrics["independent_success"] = float(np.mean([success for success, _ in found]))
         accused = [p < config.alpha for _, p in found]
@@ -191,47 +191,47 @@ def _arm(works: Sequence[Work], independents: Sequence[Classifier]) -> Arm:
                 marked.afresh(draw, i) < config.alpha for draw in range(_DRAWS) for i in range(len(independents))
             ]
         metrics["false_alarm_rate"] = 100 * float(np.mean(accused))
-        shown: Any = marked.network if marked.served is None else _Answering(marked.served, work.classes)
-        bench.record(arm, shown, work.teachers[work.seed], **metrics)
+        shown: Any = marked.network if marked.served is None else _Answering(marked.served, run.classes)
+        bench.record(arm, shown, run.teachers[run.seed], **metrics)
     return arm
 
 
 def _judged(
-    work: Work, marked: Marked, what: str, suspect: Classifier, independents: Sequence[Classifier]
+    run: SchemeRun, marked: Marked, what: str, suspect: Classifier, independents: Sequence[Classifier]
 ) -> dict[str, float]:
     """Success and log₁₀ p of a suspect, and its accuracy where the arm does not show it."""
     found = {}
-    config, test = work.config, work.bench.dataset.test
+    config, test = run.config, run.bench.dataset.test
     if what:
         found[f"{what}accuracy"] = 100 * accuracy(suspect.predict(test.images), test.labels)
-    if work.name == "uchida" and what == "extracted_" and config.student != config.teacher:
+    if run.name == "uchida" and what == "extracted_" and config.student != config.teacher:
         return found  # another network has no such layer to read
     success, p_value = marked.judge(suspect, independents)
     return {**found, f"{what}success": success, f"{what}log10_p": float(np.log10(max(p_value, 1e-300)))}
 
 
-def _fine_tuned(work: Work, network: Classifier, pool: tuple[Array, Array], steps: int) -> Classifier:
+def _fine_tuned(run: SchemeRun, network: Classifier, pool: tuple[Array, Array], steps: int) -> Classifier:
     """All layers, trained on with clean data."""
     method = training(
         network,
         *pool,
         loss=Partial(cross_entropy),
-        optimizer=optimiser("adam", work.config.fine_tune_learning_rate, steps),
-        batch_size=work.config.teacher_batch,
+        optimizer=optimiser("adam", run.config.fine_tune_learning_rate, steps),
+        batch_size=run.config.teacher_batch,
         fine_tune=True,
     )
-    return trained(network, work.bench.stage("fine_tuning", f"{work.name}/fine_tuning", work.seed, method, steps))
+    return trained(network, run.bench.stage("fine_tuning", f"{run.name}/fine_tuning", run.seed, method, steps))
 
 
-def _extracted(work: Work, marked: Marked, images: Array) -> Classifier:
+def _extracted(run: SchemeRun, marked: Marked, images: Array) -> Classifier:
     """A clone from the labels that the marked network, or its endpoint, answers for the first training images."""
-    config, bench = work.config, work.bench
+    config, bench = run.config, run.bench
     images = images[: config.extraction_rows]
     if marked.served is None:
         answers = marked.network.predict(np.asarray(images)).argmax(1)
     else:
         answers = marked.served(as_pixels(images))
-    clone = work.network if config.student == config.teacher else bench.network(config.student)
+    clone = run.network if config.student == config.teacher else bench.network(config.student)
     method = training(
         clone,
         images,
@@ -240,7 +240,7 @@ def _extracted(work: Work, marked: Marked, images: Array) -> Classifier:
         optimizer=optimiser("adam", config.teacher_learning_rate, config.extraction_steps),
         batch_size=config.teacher_batch,
     )
-    state = bench.stage("extraction", f"{work.name}/extraction", work.seed, method, config.extraction_steps)
+    state = bench.stage("extraction", f"{run.name}/extraction", run.seed, method, config.extraction_steps)
     return trained(clone, state)
 
 

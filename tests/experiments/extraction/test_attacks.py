@@ -11,7 +11,7 @@ from dfke_jax import data
 from dfke_jax.core.errors import InputError, LedgerError, UnknownNameError
 from dfke_jax.evaluation import accuracy
 from dfke_jax.experiments import Workbench, recipe
-from dfke_jax.experiments.extraction.attacks import Site, paid, progress, rows_asked
+from dfke_jax.experiments.extraction.attacks import AttackRun, paid, progress, rows_asked
 from dfke_jax.experiments.extraction.defences import DefenceSettings, misinformed, utility
 from dfke_jax.experiments.extraction.pool import KNOCKOFF, PoolExtractionSettings, image_pool
 from dfke_jax.extraction import CloneTraining, DFMESettings, PoolSettings, dfme, knockoff
@@ -60,22 +60,22 @@ def test_the_victims_own_data_as_a_pool_is_noted(bench):
 def test_the_clone_is_measured_on_the_way(bench):
     """At even distances, the last point being the end; a line that is there twice counts once."""
     settings = bench.config.attack.with_budget(40)
-    site = Site(bench.config, settings, Reveal(), bench.network("mlp_small"), bench, 0)
+    run = AttackRun(bench.config, settings, Reveal(), bench.network("mlp_small"), bench, 0)
     pool = image_pool(bench.config, bench, 40)
-    attack = knockoff(site.clone, pool.images, Reveal(), settings)
+    attack = knockoff(run.clone, pool.images, Reveal(), settings)
     victim = bench.network("mlp_small")
-    state, _ = paid(KNOCKOFF, site, attack, oracle_for(victim, Reveal()), 40, "way", points=2)
+    state, _ = paid(KNOCKOFF, run, attack, oracle_for(victim, Reveal()), 40, "way", points=2)
     found = progress(bench, "way", 0)
     assert list(found) == [20, 40]
     test = bench.dataset.test
-    assert found[40] == round(100 * accuracy(KNOCKOFF.read(site.clone, state).predict(test.images), test.labels), 4)
+    assert found[40] == round(100 * accuracy(KNOCKOFF.read(run.clone, state).predict(test.images), test.labels), 4)
     path = bench.out / "progress.jsonl"
     path.write_text(path.read_text() + path.read_text().splitlines()[0].replace(str(found[20]), "1.5") + "\n")
     assert progress(bench, "way", 0) == {20: 1.5, 40: found[40]}
     assert progress(bench, "way", 1) == {}
     path.write_text(path.read_text() + '{"stage": "wa')  # killed while it wrote
     assert progress(bench, "way", 0) == {20: 1.5, 40: found[40]}
-    paid(KNOCKOFF, site, attack, oracle_for(victim, Reveal()), 40, "again", points=2)
+    paid(KNOCKOFF, run, attack, oracle_for(victim, Reveal()), 40, "again", points=2)
     assert list(progress(bench, "again", 0)) == [20, 40]
 
 
@@ -87,9 +87,9 @@ def test_what_an_attack_asks_is_held_against_its_formula(bench):
     assert rows_asked(attack) == 10
     assert rows_asked(dfme(clone, DFMESettings(batch_size=3, clone_batches=2, width=2, steps=1))) == 12
     wrong = dataclasses.replace(KNOCKOFF, rows=lambda settings: settings.budget - 1)
-    site = Site(bench.config, settings, Reveal(), clone, bench, 0)
+    run = AttackRun(bench.config, settings, Reveal(), clone, bench, 0)
     with pytest.raises(LedgerError, match="formula says 19 rows, and it asked 20"):
-        paid(wrong, site, attack, oracle_for(clone), 20, "wrong")
+        paid(wrong, run, attack, oracle_for(clone), 20, "wrong")
 
 
 def constant(logits, rows):

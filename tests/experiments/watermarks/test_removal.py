@@ -17,7 +17,7 @@ from dfke_jax.watermarking import EntangledSettings
 from dfke_jax.watermarking.removal import CleanseSettings, removal_matrix
 
 RECIPES = ("watermark-removal",)
-UNREAD = ()
+UNREAD = ("extraction_rows",)  # no attack by extraction is made
 CHANGES = {
     "schemes": ("pretrained", "entangled"),
     "entangled": EntangledSettings(
