@@ -1,4 +1,4 @@
-"""The command line: ``dfke list``, ``run``, ``reproduce``, ``report``, ``serve``, ``watermark``, ``dataset-inference``, ``doctor``.
+"""The command line: a table of the commands in `dfke_jax.commands`, and what becomes of their errors.
 
 Two levels: argparse picks the command; what follows ``dfke run RECIPE`` is parsed by tyro from the recipe's
 own configuration, so that every field is an option. JAX is imported only by the commands that need it.
@@ -11,22 +11,25 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from types import ModuleType
 
-from dfke_jax import judging, serving
 from dfke_jax._version import __version__
-from dfke_jax.commands import listing, reproducing, running, watermark
+from dfke_jax.commands import (
+    dataset_inference,
+    doctor,
+    listing,
+    reporting,
+    reproducing,
+    running,
+    serving,
+    watermark,
+)
 from dfke_jax.commands.common import (
     FAILED,
     INTERRUPTED,
     OK,
     USAGE,
-    add_data_dir,
     complain,
-    console,
-    enable_compilation_cache,
-    table,
 )
 
 _EXAMPLES = """\
@@ -40,6 +43,20 @@ examples:
   dfke watermark verify SECRET PUBLIC SUSPECT     is this network mine?
   dfke dataset-inference --help                   was a model made from your data?
 """
+
+
+_COMMANDS: dict[str, tuple[str, ModuleType | None]] = {
+    "list": ("List recipes, data sets and networks.", listing),
+    # parsed apart, see `main`; it stands here for the overview
+    "run": ("Run a recipe; dfke run RECIPE --help shows its options.", None),
+    "reproduce": ("Repeat the experiments that the documentation reports.", reproducing),
+    "report": ("Draw the report of a finished run, or of every run in a directory.", reporting),
+    "serve": ("Serve a classifier over HTTP, to be attacked.", serving),
+    "dataset-inference": ("Test whether a model was made from your data.", dataset_inference),
+    "watermark": ("Mark a network by a backdoor, and verify such a mark.", watermark),
+    "doctor": ("Say what this machine can do, what is missing and what would help.", doctor),
+}
+"""What each command is called, says of itself, and is: a module with ``add_options`` and ``execute``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, summary: str, action: Callable[[argparse.Namespace], int], **more: Any):
+    for name, (summary, module) in _COMMANDS.items():
         made = commands.add_parser(
             name,
             help=summary,
@@ -87,30 +104,10 @@ def _parser() -> argparse.ArgumentParser:
             parents=[shared],
             formatter_class=formatter,
             allow_abbrev=False,
-            **more,
         )
-        made.set_defaults(action=action)
-        return made
-
-    listing.add_options(command("list", "List recipes, data sets and networks.", listing.execute))
-
-    # `run` is parsed apart (see `main`); it stands here for the overview.
-    command("run", "Run a recipe; dfke run RECIPE --help shows its options.", lambda _: USAGE)
-
-    reproducing.add_options(
-        command("reproduce", "Repeat the experiments that the documentation reports.", reproducing.execute)
-    )
-
-    page = command("report", "Draw the report of a finished run, or of every run in a directory.", _report)
-    page.add_argument("directory", type=Path, metavar="DIR", help="directory of a run, or of several")
-
-    serving.add_options(command("serve", "Serve a classifier over HTTP, to be attacked.", _serve))
-
-    judging.add_options(command("dataset-inference", "Test whether a model was made from your data.", _judge))
-    watermark.add_options(command("watermark", "Mark a network by a backdoor, and verify such a mark.", _watermark))
-
-    doctor = command("doctor", "Say what this machine can do, what is missing and what would help.", _doctor)
-    add_data_dir(doctor)
+        if module is not None:
+            module.add_options(made)
+        made.set_defaults(action=module.execute if module is not None else lambda _: USAGE)
     return parser
 
 
@@ -154,82 +151,7 @@ def _code(stop: SystemExit) -> int:
     return FAILED
 
 
-def _report(options: argparse.Namespace) -> int:
-    from dfke_jax import report
-
-    page, results = report.render_all(options.directory)
-    screen = console()
-    for result in results:
-        screen.print(report.table(result))
-        for sentence in report.verdict(result):
-            screen.print(sentence, markup=False)
-    print(f"\nreport  {page}")
-    return OK
-
-
-def _serve(options: argparse.Namespace) -> int:
-    enable_compilation_cache()
-    serving.serve_model(options)
-    return OK
-
-
-def _judge(options: argparse.Namespace) -> int:
-    from rich.markup import escape
-
-    enable_compilation_cache()
-    verdict, beside = judging.judge_files(options)
-    view = table(show_header=False)
-    view.add_column(no_wrap=True, style="bold")
-    view.add_column(overflow="fold")
-    for name, text in judging.fields(verdict):
-        view.add_row(name.replace("_", " "), escape(text))
-    screen = console()
-    screen.print(view)
-    if beside["ledger"]:
-        rows = beside["ledger"]
-        print(
-            f"endpoint  {rows['rows']:,} rows asked in {rows['requests']:,} requests, {rows['cache_hits']:,} known before"
-        )
-    print(f"result    {options.out}")
-    return OK
-
-
-def _watermark(options: argparse.Namespace) -> int:
-    enable_compilation_cache()
-    watermark.execute(options)
-    return OK
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from rich.markup import escape
-
-    from dfke_jax.doctor import examine, sound
-
-    with contextlib.suppress(ImportError):
-        enable_compilation_cache()
-    findings = examine(options.data_dir)
-    signs = {"ok": "[green]ok[/]", "missing": "[yellow]–[/]", "broken": "[bold red]broken[/]"}
-    screen = console()
-    for group in dict.fromkeys(finding.group for finding in findings):
-        view = table(title=group, title_justify="left", title_style="bold", show_header=False)
-        view.add_column(no_wrap=True, min_width=20)
-        view.add_column(no_wrap=True, min_width=6)
-        view.add_column(overflow="fold")
-        absent: dict[str, list[str]] = {}
-        for finding in (finding for finding in findings if finding.group == group):
-            if finding.group == "data" and finding.state == "missing":
-                absent.setdefault(finding.detail.replace(repr(finding.name), "NAME"), []).append(finding.name)
-            else:
-                view.add_row(escape(finding.name), signs[finding.state], escape(finding.detail))
-        for remedy, names in absent.items():
-            view.add_row("not found", signs["missing"], escape(f"{', '.join(names)}\n{remedy}"))
-        screen.print(view)
-    able = sound(findings)
-    screen.print("The main job can run." if able else "[bold red]The main job cannot run:[/] see what is broken above.")
-    return OK if able else FAILED
-
-
 if __name__ == "__main__":
     sys.exit(main())
 
-__all__ = ["enable_compilation_cache", "main"]
+__all__ = ["main"]

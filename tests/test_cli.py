@@ -9,11 +9,12 @@ import types
 import jax
 import pytest
 
-from dfke_jax import cli, doctor
+from dfke_jax import cli
 from dfke_jax.commands import running
+from dfke_jax.commands.common import enable_compilation_cache
 from dfke_jax.core.errors import InputError, Interrupted, MissingDataError
-from dfke_jax.experiments import registry
-from dfke_jax.experiments.result import Arm, Published, Result
+from dfke_jax.experiments.bench import registry
+from dfke_jax.experiments.bench.result import Arm, Published, Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def result_of(config):
 def calls(monkeypatch, tmp_path):
     """The fake recipe alone in the registry, and what it was called with."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_FAMILIES", ())
+    monkeypatch.setattr(registry, "_FAMILIES", {})
     monkeypatch.setattr(registry, "_recipes", {"fake": RECIPE})
     seen = []
 
@@ -84,7 +85,7 @@ def calls(monkeypatch, tmp_path):
         result.write(out)
         return result
 
-    monkeypatch.setattr("dfke_jax.experiments.run.run_recipe", run_recipe)
+    monkeypatch.setattr("dfke_jax.experiments.bench.run.run_recipe", run_recipe)
     return seen
 
 
@@ -92,7 +93,7 @@ def failing(monkeypatch, error):
     def run_recipe(*_, **__):
         raise error
 
-    monkeypatch.setattr("dfke_jax.experiments.run.run_recipe", run_recipe)
+    monkeypatch.setattr("dfke_jax.experiments.bench.run.run_recipe", run_recipe)
 
 
 def said(capsys):
@@ -290,50 +291,14 @@ def test_reproduce(monkeypatch, capsys, tmp_path):
     assert "unknown experiment 'table_two'; nearest: table_one" in said(capsys)[1]
 
 
-def test_doctor(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["doctor", "--data-dir", str(tmp_path)]) == 0
-    out, _ = said(capsys)
-    for piece in (
-        "jaxlib",
-        jax.__version__,
-        "4 × cpu",
-        "compilation cache",
-        "bundled with scikit-learn",
-        "wandb",
-        "writable",
-    ):
-        assert piece in out
-    assert "--data-dir" in out
-    assert "The main job can run." in out
-
-
-def test_doctor_tells_when_the_main_job_cannot_run(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "_REQUIRED", {"not-a-package": "not_a_package"})
-    assert cli.main(["doctor"]) == 1
-    out, _ = said(capsys)
-    assert "pip install not-a-package" in out
-    assert "cannot run" in out
-
-
-def test_doctor_in_a_directory_that_cannot_be_written_to(monkeypatch):
-    def refuse(**_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
-    finding = doctor._current_directory()
-    assert finding.state == "broken"
-    assert "Permission denied" in finding.detail
-
-
 def test_compilation_cache(monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir
     seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    assert str(cli.enable_compilation_cache()) == before  # what is set already stays
+    assert str(enable_compilation_cache()) == before  # what is set already stays
     monkeypatch.setenv("DFKE_CACHE_DIR", str(tmp_path / "cache"))
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        directory = cli.enable_compilation_cache()
+        directory = enable_compilation_cache()
         assert directory.parent == tmp_path / "cache"
         assert directory.name.startswith("programs-")
         assert jax.config.jax_compilation_cache_dir == str(directory)
@@ -341,7 +306,7 @@ def test_compilation_cache(monkeypatch, tmp_path):
         jax.config.update("jax_compilation_cache_dir", None)
         (tmp_path / "file").touch()
         monkeypatch.setenv("DFKE_CACHE_DIR", str(tmp_path / "file"))
-        assert cli.enable_compilation_cache() is None
+        assert enable_compilation_cache() is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)

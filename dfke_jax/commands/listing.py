@@ -30,7 +30,7 @@ def execute(options: argparse.Namespace) -> int:
 def _recipe_table():
     from rich.markup import escape
 
-    from dfke_jax.experiments.registry import recipes
+    from dfke_jax.experiments.bench.registry import recipes
 
     view = table(show_lines=False)
     view.add_column("recipe", no_wrap=True, style="bold")

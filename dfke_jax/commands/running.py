@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from dfke_jax.commands.common import OK, USAGE, complain, console, enable_compilation_cache
 
 if TYPE_CHECKING:
-    from dfke_jax.experiments.registry import Recipe
+    from dfke_jax.experiments.bench.registry import Recipe
 
 
 def split(rest: list[str]) -> tuple[str, list[str], bool]:
@@ -35,7 +35,7 @@ def split(rest: list[str]) -> tuple[str, list[str], bool]:
 def execute(name: str, rest: list[str]) -> int:
     """Runs a recipe, prints its table and draws its report."""
     from dfke_jax.core.mesh import split_cpu
-    from dfke_jax.experiments.registry import recipe as find
+    from dfke_jax.experiments.bench.registry import recipe as find
 
     recipe = find(name)
     try:
@@ -49,7 +49,7 @@ def execute(name: str, rest: list[str]) -> int:
     split_cpu(options.devices)
     enable_compilation_cache()
 
-    from dfke_jax.experiments.run import run_recipe
+    from dfke_jax.experiments.bench.run import run_recipe
 
     result = run_recipe(
         recipe, config, out=out, data_dir=options.data_dir, resume=options.resume, progress=not options.quiet

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfke_jax.commands.common import add_data_dir
+from dfke_jax.commands.common import OK, add_data_dir, enable_compilation_cache
 
 if TYPE_CHECKING:
     from dfke_jax.nn.classifier import Classifier
@@ -127,9 +127,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     judge.add_argument("--json", type=Path, metavar="FILE", help="write the verdict there as well")
 
 
-def execute(options: argparse.Namespace) -> None:
+def execute(options: argparse.Namespace) -> int:
     """Runs the sub-command that was asked for."""
+    enable_compilation_cache()
     options.work(options)
+    return OK
 
 
 def keygen(options: argparse.Namespace) -> None:
@@ -210,7 +212,7 @@ def mark(options: argparse.Namespace) -> None:
     from dfke_jax.core.checkpoint import restore, save
     from dfke_jax.core.errors import InputError
     from dfke_jax.core.loop import run
-    from dfke_jax.experiments.settings import network
+    from dfke_jax.experiments.bench.settings import network
     from dfke_jax.nn.training import trained
     from dfke_jax.watermarking import backdoor
     from dfke_jax.watermarking.keys import MarkingKey
@@ -292,7 +294,7 @@ def load_suspect(options: argparse.Namespace, num_classes: int, shape: tuple[int
     Raises:
       InputError: a PyTorch file that is none, or needs what is not installed.
     """
-    from dfke_jax import serving
+    from dfke_jax.commands.models import load
     from dfke_jax.oracle.remote import RemoteVictim
 
     height, width, channels = shape
@@ -300,7 +302,7 @@ def load_suspect(options: argparse.Namespace, num_classes: int, shape: tuple[int
         return RemoteVictim(options.suspect, key=options.key, input_shape=shape, num_classes=num_classes)
     if options.suspect.endswith((".pt2", ".pt", ".pth")):
         return torch_suspect(options.suspect, num_classes, (height, width, channels), options.layout)
-    return serving.load(options.suspect, options.network, num_classes, (height, width, channels))
+    return load(options.suspect, options.network, num_classes, (height, width, channels))
 
 
 def torch_suspect(path: str, num_classes: int, shape: tuple[int, int, int], layout: Any = "NCHW") -> Any:
@@ -333,7 +335,7 @@ def _null_models(
 
     from dfke_jax import data
     from dfke_jax.core.errors import InputError
-    from dfke_jax.experiments.settings import network
+    from dfke_jax.experiments.bench.settings import network
     from dfke_jax.watermarking.null_models import null_population
 
     dataset = data.load(options.dataset, data_dir=options.data_dir)

@@ -1,11 +1,11 @@
 """Published experiments by name. The command line and the reproduction tables read this registry."""
 
-from dfke_jax.experiments.merge import merge
-from dfke_jax.experiments.registry import Recipe, recipe, recipes, register
-from dfke_jax.experiments.result import Arm, Published, Result
-from dfke_jax.experiments.run import run_recipe
-from dfke_jax.experiments.settings import Settings
-from dfke_jax.experiments.workbench import Workbench
+from dfke_jax.experiments.bench.merge import merge
+from dfke_jax.experiments.bench.registry import Recipe, recipe, recipes, register
+from dfke_jax.experiments.bench.result import Arm, Published, Result
+from dfke_jax.experiments.bench.run import run_recipe
+from dfke_jax.experiments.bench.settings import Settings
+from dfke_jax.experiments.bench.workbench import Workbench
 
 __all__ = [
     "Arm",

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from dfke_jax.experiments.registry import recipe
+from dfke_jax.experiments.bench.registry import recipe
 from dfke_jax.watermarking.removal import REMOVALS
 
 

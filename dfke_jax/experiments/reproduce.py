@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dfke_jax.core.errors import InputError, ReproductionError, UnknownNameError
+from dfke_jax.experiments.bench.merge import merge
+from dfke_jax.experiments.bench.registry import recipe
+from dfke_jax.experiments.bench.result import Result
+from dfke_jax.experiments.bench.run import as_written, run_recipe
+from dfke_jax.experiments.bench.settings import Settings
 from dfke_jax.experiments.documented import EXPERIMENTS
-from dfke_jax.experiments.merge import merge
-from dfke_jax.experiments.registry import recipe
-from dfke_jax.experiments.result import Result
-from dfke_jax.experiments.run import as_written, run_recipe
-from dfke_jax.experiments.settings import Settings
 
 
 def main(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.result import BEHIND, Arm, Result
+from dfke_jax.experiments.bench.result import BEHIND, Arm, Result
 from dfke_jax.report.drawing import (
     COLOURS,
     GRID,
@@ -140,7 +140,7 @@ class Cell(NamedTuple):
 
     Attributes:
       fidelity: of the clone to the victim, in per cent. accuracy: of the clone. answers_accuracy, answers_l1: of the
-        defended answers; see `dfke_jax.experiments.defences.utility`.
+        defended answers; see `dfke_jax.experiments.extraction.defences.utility`.
     """
 
     fidelity: list[float]

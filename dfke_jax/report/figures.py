@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.result import Result
+from dfke_jax.experiments.bench.result import Result
 from dfke_jax.report.drawing import (
     COLOURS,
     GRID,

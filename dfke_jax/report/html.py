@@ -12,7 +12,7 @@ from typing import Any
 
 from dfke_jax.core.checkpoint import write_whole
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.result import Result
+from dfke_jax.experiments.bench.result import Result
 from dfke_jax.report import threats, words
 from dfke_jax.report.extraction import QUERY_COLUMNS, defence_table, query_cells, query_lines
 

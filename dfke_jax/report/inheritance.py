@@ -4,7 +4,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.experiments.bench.result import Arm, Result
 from dfke_jax.report.drawing import COLOURS, GRID, INK, MUTED, new_figure, tidy
 from dfke_jax.report.markdown import github_table
 from dfke_jax.report.words import mean_sd, published_here, spread

@@ -48,7 +48,7 @@ from scipy.stats import binom
 
 from dfke_jax.core.checkpoint import write_whole
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.experiments.bench.result import Arm, Result
 from dfke_jax.report.words import decimal, mean_sd, signed, spread
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.experiments.bench.result import Arm, Result
 from dfke_jax.report import inheritance, removal, threats
 from dfke_jax.report.extraction import defence_table, defences, defences_table, queries, queries_table, query_lines
 from dfke_jax.report.figures import arms

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.experiments.bench.result import Arm, Result
 from dfke_jax.report.drawing import COLOURS, GRID, INK, MARKS, MUTED, SEEDS, new_figure, short, tidy
 from dfke_jax.report.markdown import github_table
 

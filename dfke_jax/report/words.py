@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dfke_jax.evaluation.summary import summarise
-from dfke_jax.experiments.result import Arm, Published, Result
-from dfke_jax.experiments.timing import CACHED
+from dfke_jax.experiments.bench.result import Arm, Published, Result
+from dfke_jax.experiments.bench.timing import CACHED
 from dfke_jax.report import threats
 
 TOLERANCE = 0.5

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from dfke_jax import cli
+from dfke_jax.commands.models import load
 from dfke_jax.oracle import Reveal, background, create_app
-from dfke_jax.serving import answering, load
+from dfke_jax.oracle.answering import answering
 from dfke_jax.watermarking import MarkingKey, VerificationKey
 
 MARK = "--network mlp_small --steps 400 --triggers-per-batch 10 --decay-every 300 --quiet"

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.tree_util import Partial
 
 from dfke_jax import core
-from dfke_jax.experiments.settings import network
+from dfke_jax.experiments.bench.settings import network
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.conv import convolution
 from dfke_jax.nn.layers import Conv, flatten, head

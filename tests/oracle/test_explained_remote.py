@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dfke_jax import core, serving
+from dfke_jax import core
 from dfke_jax.core.errors import EndpointError, InputError, LedgerError
 from dfke_jax.extraction import MEGEXSettings, megex
 from dfke_jax.nn.classifier import Classifier
@@ -24,6 +24,7 @@ from dfke_jax.oracle import (
     create_app,
     explanation_oracle,
 )
+from dfke_jax.oracle.answering import answering, explaining
 from dfke_jax.oracle.codec import arrays_from_npy, to_npy
 
 SHAPE = (8, 8, 1)
@@ -40,11 +41,11 @@ def victim():
 def application(victim, setting=None, **limits):
     setting = setting or Explanation()
     return create_app(
-        serving.answering(victim, Reveal()),
+        answering(victim, Reveal()),
         input_shape=SHAPE,
         reveal=Reveal(),
         num_classes=3,
-        explain=serving.explaining(victim, Reveal(), setting),
+        explain=explaining(victim, Reveal(), setting),
         explanation=setting,
         **limits,
     )
@@ -145,7 +146,7 @@ def test_requests_are_as_small_as_their_answers_demand(victim):
 
 
 def test_an_endpoint_without_explanations(victim):
-    app = create_app(serving.answering(victim, Reveal()), input_shape=SHAPE, reveal=Reveal(), num_classes=3)
+    app = create_app(answering(victim, Reveal()), input_shape=SHAPE, reveal=Reveal(), num_classes=3)
     with background(app) as url:
         answer = httpx.post(f"{url}/v1/explain", content=to_npy(ROWS), headers=NPY)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_explanations")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dfke_jax.experiments.result import Arm, Published, Result
+from dfke_jax.experiments.bench.result import Arm, Published, Result
 
 
 @pytest.fixture

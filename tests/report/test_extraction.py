@@ -8,7 +8,7 @@ import pytest
 
 from dfke_jax import report
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.result import Arm, Published, Result
+from dfke_jax.experiments.bench.result import Arm, Published, Result
 from dfke_jax.report import extraction
 from dfke_jax.report.extraction import defence_table, defences_table, queries_table, query_lines
 

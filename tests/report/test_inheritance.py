@@ -3,7 +3,7 @@
 import pytest
 
 from dfke_jax.core import InputError
-from dfke_jax.experiments.result import Arm, Published, Result
+from dfke_jax.experiments.bench.result import Arm, Published, Result
 from dfke_jax.report.inheritance import inheritance_table, marked, success
 
 

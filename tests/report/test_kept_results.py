@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from dfke_jax.experiments.result import Published
+from dfke_jax.experiments.bench.result import Published
 from dfke_jax.report import words
 from dfke_jax.report.tables import results_texts
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dfke_jax.core import InputError
-from dfke_jax.experiments.result import Arm, Result
+from dfke_jax.experiments.bench.result import Arm, Result
 from dfke_jax.report import results_page
 from dfke_jax.report.markdown import github_table
 from dfke_jax.report.removal import attacked, curve, removal_curves, removal_matrix, removal_table, unmarked

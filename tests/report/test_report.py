@@ -10,7 +10,7 @@ import pytest
 from dfke_jax import report
 from dfke_jax.core import tracking
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.result import Published, Result
+from dfke_jax.experiments.bench.result import Published, Result
 from dfke_jax.report import figures, words
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -1,0 +1,1 @@
+"""What all recipes share: registry, settings, workbench, runs, results and how results are put together."""

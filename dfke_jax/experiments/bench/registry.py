@@ -1,0 +1,106 @@
+"""Recipes by name: a published experiment, its configuration, its figure and what it costs."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from dfke_jax.core.errors import UnknownNameError
+from dfke_jax.experiments.bench.result import Published
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A published experiment that can be run by name.
+
+    Attributes:
+      name: as on the command line.
+      title: one line.
+      summary: what it does, in two or three sentences.
+      paper: citation.
+      config: a frozen dataclass whose fields all have defaults and docstrings.
+      execute: ``execute(config, bench) -> list of arms``; see `dfke_jax.experiments.bench`.
+      published: figures from the literature.
+      time: what it takes, and where, e.g. ``"1 min, 2 CPU cores (digits)"``.
+      datasets: the sets it has presets and figures for; others work too.
+      presets: data set -> fields whose defaults differ for it.
+      by_seed: whether a seed's figures depend on that seed alone, so that seeds can run in processes of their own.
+    """
+
+    name: str
+    title: str
+    summary: str
+    paper: str
+    config: type
+    execute: Callable[..., Any]
+    published: tuple[Published, ...] = ()
+    time: str = ""
+    datasets: tuple[str, ...] = ("digits", "mnist", "fashion_mnist")
+    presets: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    by_seed: bool = True
+
+    def settings(self, dataset: str | None = None, **changes: Any) -> Any:
+        """The configuration for a data set: defaults, then its preset, then `changes`."""
+        dataset = str(dataset or self.config().dataset)
+        return self.config(**{"dataset": dataset, **self.presets.get(dataset, {}), **changes})
+
+
+# Where each recipe is: modules of the families, and the names that they register when imported. A
+# recipe that is asked for loads its own module and what that one builds on, and nothing else.
+_FAMILIES: dict[str, tuple[str, ...]] = {
+    "distillation.anchors": ("anchors",),
+    "distillation.transfer_sets": ("transfer-sets",),
+    "distillation.impressions": ("zskd", "data-impressions", "class-impressions"),
+    "distillation.activation_records": ("activation-records",),
+    "distillation.inversion": ("deep-inversion", "deep-dream", "adaptive-deep-inversion"),
+    "distillation.duels": ("dafl", "dfad", "zskt"),
+    "extraction.generative": ("dfme", "maze", "megex", "disguide", "dual-students", "dfms"),
+    "extraction.pool": ("knockoff", "knockoff-bandit", "active-thief", "copycat", "dissector", "jbda"),
+    "extraction.defences": ("defences",),
+    "watermarks.removal": ("watermark-removal",),
+    "watermarks.schemes": ("watermark-schemes",),
+    "watermarks.entangled": ("ewe",),
+    "ownership.dataset_inference": ("dataset-inference",),
+    "ownership.inference_limits": ("dataset-inference-limits",),
+    "ownership.encoder_inference": ("encoder-inference",),
+}
+_recipes: dict[str, Recipe] = {}
+
+
+def register(recipe: Recipe) -> Recipe:
+    """Adds a recipe; names are unique."""
+    if recipe.name in _recipes:
+        raise ValueError(f"the recipe {recipe.name!r} is registered twice")
+    _recipes[recipe.name] = recipe
+    return recipe
+
+
+def recipes() -> dict[str, Recipe]:
+    """All recipes, by name: those of the families in their order, then what was registered from elsewhere."""
+    for module in _FAMILIES:
+        _load(module)
+    listed = [name for names in _FAMILIES.values() for name in names]
+    return {name: _recipes[name] for name in [*listed, *(name for name in _recipes if name not in listed)]}
+
+
+def recipe(name: str) -> Recipe:
+    """One recipe; of the families only its own is imported.
+
+    Raises:
+      UnknownNameError: with the nearest names.
+    """
+    for module, names in _FAMILIES.items():
+        if name in names:
+            _load(module)
+    if name not in _recipes:
+        raise UnknownNameError(
+            "recipe", name, dict.fromkeys([*(n for ns in _FAMILIES.values() for n in ns), *_recipes])
+        )
+    return _recipes[name]
+
+
+def _load(module: str) -> None:
+    importlib.import_module(f"dfke_jax.experiments.{module}")
+
+
+__all__ = ["Recipe", "recipe", "recipes", "register"]

@@ -1,0 +1,496 @@
+"""Where recipes do their work: data, teachers, stages that resume, students, and the arms they end up in."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from dfke_jax import data
+from dfke_jax.core.checkpoint import Checkpoints, alone, cache_directory, fingerprint, writable_directory
+from dfke_jax.core.errors import CheckpointError, InputError
+from dfke_jax.core.loop import run
+from dfke_jax.core.mesh import device_mesh, replicate
+from dfke_jax.core.method import Method
+from dfke_jax.core.tracking import JsonLines
+from dfke_jax.core.types import Array, Key, PyTree
+from dfke_jax.distillation.response import cross_entropy_training, knowledge_distillation
+from dfke_jax.evaluation import accuracy, agreement, class_histogram, histogram_entropy
+from dfke_jax.experiments.bench import budgets
+from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.settings import (
+    AnchoredSettings,
+    DistillationSettings,
+    PoolSettings,
+    Settings,
+    StudentSettings,
+    SupervisedSettings,
+    TransferSettings,
+    augmentation,
+    network,
+)
+from dfke_jax.experiments.bench.timing import Account
+from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.nn.training import trained
+from dfke_jax.synthesis.pool import Pool
+from dfke_jax.synthesis.targets import class_similarity
+
+S = TypeVar("S", bound=Settings)
+
+
+class Answers:
+    """What only answers (clones that vote, a model behind a defence), with the one method that measuring needs.
+
+    Attributes:
+      answer: images (B, H, W, C) -> (B, K); a pytree.
+    """
+
+    def __init__(self, answer: Any):
+        self.answer = answer
+
+    def __call__(self, images: Any) -> Any:
+        return self.answer(images)
+
+    def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+        """Answers (N, K) of any number of images, on the host."""
+        parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+        return np.concatenate([np.asarray(_answers(self.answer, part)) for part in parts])
+
+
+@jax.jit
+def _answers(answer: Callable, images: Any) -> Any:
+    return answer(as_float(images))
+
+
+class Workbench:
+    """One run of one recipe.
+
+    Every stage (a training, a synthesis) is saved under its name as it goes and when it is done, so that a run that
+    was stopped at any moment goes on from the last saved chunk and ends in the same bits. Networks trained on real data
+    (teachers and anchors) depend on data and budgets alone and are kept in the user's cache, where other recipes find them.
+
+    Attributes:
+      config: the recipe's settings. seeds: of this run.
+      dataset: the data. data_dir: where it, and any other, is looked for.
+      data_fingerprint: a hash of the images and labels of both splits and of the number of classes.
+      out: the run's directory.
+      mesh: the devices that samples and batches are split over; None for a single one.
+      account: of the time it took; seconds: the same, by kind of stage, and ``compile``.
+      notes: sentences that belong beside the figures.
+    """
+
+    def __init__(
+        self,
+        config: Settings,
+        out: str | os.PathLike,
+        *,
+        data_dir: str | os.PathLike | None = None,
+        progress: bool = True,
+        devices: int | None = None,
+        only: Sequence[int] | None = None,
+    ):
+        self.config = config
+        whole = list(range(config.seed, config.seed + config.seeds))
+        self.seeds = whole if only is None else [seed for seed in whole if seed in only]
+        if not self.seeds or (only is not None and len(self.seeds) != len(set(only))):
+            raise InputError(f"seeds {list(only or ())} are not all among the run's, {whole[0]} to {whole[-1]}")
+        self.out = writable_directory(out)
+        self.progress = progress
+        self.mesh = device_mesh(devices=jax.devices()[:devices]) if len(jax.devices()[:devices]) > 1 else None
+        self.account = Account(self.out)
+        self.seconds = self.account.seconds
+        self.notes: list[str] = []
+        self.data_dir = data_dir
+        self.dataset = data.load(config.dataset, data_dir=data_dir)
+        train, test, classes = self.dataset.train.fingerprint, self.dataset.test.fingerprint, self.dataset.num_classes
+        self.data_fingerprint = fingerprint([train, test, classes])
+        self._train_fingerprint = fingerprint([train, classes])
+        self._files = _hashes(dataclasses.asdict(config), data.tfds_directory(data_dir))
+        self._train = None
+        self._anchors: dict[tuple, Classifier] = {}
+        self._samples: dict[str, np.ndarray] = {}
+
+    def _settings(self, kind: type[S]) -> S:
+        """The recipe's settings, which must be of a kind that has what is read."""
+        if not isinstance(self.config, kind):
+            raise TypeError(f"{type(self.config).__name__} is no {kind.__name__}, whose fields this needs")
+        return self.config
+
+    # ---- data and networks
+
+    @property
+    def train(self) -> tuple[Array, Array]:
+        """Training images and labels, on the device."""
+        if self._train is None:
+            self._train = self.dataset.train.on_device()
+        return self._train
+
+    def network(self, name: str) -> Classifier:
+        """A network by name for this data set, untrained."""
+        return network(name, self.dataset.num_classes, self.dataset.shape, self.config.fit)
+
+    def key(self, seed: int, name: str) -> Key:
+        """The key of a stage: the seed's, folded with the stage's name."""
+        return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+    # ---- stages
+
+    def stage(
+        self,
+        kind: str,
+        name: str,
+        seed: int,
+        method: Method,
+        steps: int,
+        *,
+        rows: int = 0,
+        chunk: int | None = None,
+        draws_as: str | None = None,
+        members: int | None = None,
+        callback: Callable[[int, PyTree, Any], None] | None = None,
+    ) -> Any:
+        """Runs a method to its end, or takes up where it was left; returns its last state.
+
+        Args:
+          kind: ``synthesis``, ``distillation``, ...: what the time is booked on.
+          name: of the stage within its seed; checkpoints and metrics follow it.
+          seed: the seed.
+          method, steps, chunk: as for `run`.
+          rows: samples per step, for the progress bar.
+          draws_as: the stage whose key is used; this one's own by default.
+          members: the method is a population of so many; its metrics are not tracked.
+          callback: see `run`.
+        """
+        decides = [dataclasses.asdict(self.config), self.data_fingerprint, self._files, name, seed, steps]
+        checkpoints = Checkpoints(
+            self.out / "checkpoints" / f"seed{seed}" / name,
+            config=fingerprint([*decides, draws_as, members]),
+            keep=1,
+        )
+        key = self.key(seed, draws_as or name)
+        if members is not None:
+            key = jax.random.split(key, members)
+        track = members is None
+        return self._run(
+            kind, f"seed{seed}/{name}", key, method, steps, checkpoints, rows, chunk, track=track, callback=callback
+        )
+
+    def _run(
+        self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track, callback=None, spent=lambda _: None
+    ) -> PyTree:
+        done = checkpoints.latest == steps
+        began = last = time.perf_counter()
+
+        def beat(step: int, state: PyTree, metrics: Any) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            spent(now - last)
+            last = now
+            self.account.write(**{kind: now - began})
+            if callback is not None:
+                callback(step, state, metrics)
+
+        chunk = min(steps, chunk or max(1, min(500, steps // 10)))
+        # On CPU a batch of 64 is not worth splitting: training a classifier is faster on one device with all its threads.
+        mesh = self.mesh if kind == "synthesis" or jax.default_backend() != "cpu" else None
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            if mesh:
+                method, key = replicate((method, key), mesh)
+            result = run(
+                method,
+                key,
+                steps,
+                chunk=chunk,
+                checkpoints=checkpoints,
+                every=1 if kind == "synthesis" else max(1, -(-steps // chunk) // 5),
+                resume=True,
+                trackers=[JsonLines(self.out / "metrics.jsonl", prefix=f"{title}/")] if track and not done else (),
+                callback=beat,
+                progress=title if self.progress and not done else None,
+                rows_per_step=rows,
+                unit="images" if rows else "steps",
+            )
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + result.seconds
+        self.seconds["compile"] += result.compile_seconds
+        self.account.write()
+        return jax.device_put(result.state, jax.devices()[0]) if mesh else result.state
+
+    @contextlib.contextmanager
+    def clock(self, kind: str) -> Iterator[None]:
+        """Books the time of a block on a kind of work."""
+        began = time.perf_counter()
+        yield
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - began
+        self.account.write()
+
+    # ---- networks trained on real data
+
+    def _anchor(
+        self, what: str, seed: int, classifier: Classifier, method: Method, steps: int, description: list
+    ) -> Classifier:
+        """A network trained on real data: from the user's cache, or trained and put there."""
+        mark = fingerprint(
+            [what, seed, self._train_fingerprint, description, jax.__version__]
+            + [c for c in (self.config.precision,) if c != "float32"]
+        )
+        if (what, mark) not in self._anchors:
+            place = writable_directory(cache_directory() / "networks" / f"{what}-{mark}")
+            asked = time.perf_counter()
+            with alone(place), self._blaming(place), contextlib.ExitStack() as stack:
+                waited = time.perf_counter() - asked
+                checkpoints = Checkpoints(place, config=mark, keep=1)
+                had = checkpoints.latest is not None
+                spent = stack.enter_context(self.account.network(place, had=had, waited=waited))
+                state = self._run(
+                    "anchors",
+                    f"seed{seed}/{what}",
+                    self.key(seed, what),
+                    method,
+                    steps,
+                    checkpoints,
+                    0,
+                    None,
+                    track=False,
+                    spent=spent,
+                )
+            self._anchors[what, mark] = trained(classifier, state)
+        return self._anchors[what, mark]
+
+    @contextlib.contextmanager
+    def _blaming(self, place: os.PathLike) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} (remove {place} to train that network again)") from error
+
+    def _supervised(self, what: str, name: str, seed: int) -> Classifier:
+        c = self._settings(SupervisedSettings)
+        images, labels = self.train
+        budget = {"steps": c.teacher_steps, "batch_size": c.teacher_batch, "learning_rate": c.teacher_learning_rate}
+        classifier = self.network(name)
+        method = cross_entropy_training(
+            classifier, images, labels, **budget, augment=augmentation(c.teacher_augmentation)
+        )
+        return self._anchor(
+            what, seed, classifier, method, c.teacher_steps, [name, budget, c.teacher_augmentation, c.fit]
+        )
+
+    def teacher(self, seed: int) -> Classifier:
+        """The seed's teacher: cross-entropy on the real training set."""
+        return self._supervised("teacher", self.config.teacher, seed)
+
+    def student_from_scratch(self, seed: int) -> Classifier:
+        """The student's network trained on the real training set, without the teacher."""
+        return self._supervised("scratch", self._settings(StudentSettings).student, seed)
+
+    def student_from_real_data(self, seed: int) -> Classifier:
+        """The student distilled from the teacher on the real training images: the ceiling of data-free methods."""
+        c = self._settings(AnchoredSettings)
+        teacher = self.teacher(seed)
+        student = self.network(c.student)
+        method = knowledge_distillation(
+            student, teacher, self.train[0], **self._distillation_budget(), augment=augmentation(c.real_augmentation)
+        )
+        description = [
+            c.teacher, c.student, c.teacher_steps, c.teacher_batch, c.teacher_learning_rate, c.teacher_augmentation,
+            self._distillation_budget(), c.real_augmentation, c.fit,
+        ]  # fmt: skip
+        return self._anchor("real_data", seed, student, method, c.distillation_steps, description)
+
+    def _distillation_budget(self) -> dict[str, Any]:
+        c = self._settings(DistillationSettings)
+        return {
+            "steps": c.distillation_steps,
+            "batch_size": c.distillation_batch,
+            "learning_rate": c.distillation_learning_rate,
+            "temperature": c.temperature,
+        }
+
+    # ---- transfer sets and students
+
+    def pool(
+        self, name: str, seed: int, method: Method, count: int, batch_size: int, *, draws_as: str | None = None
+    ) -> Pool:
+        """Fills a pool (see `dfke_jax.synthesis.fill_pool`), one batch per chunk, and keeps a look at it.
+
+        Args:
+          name: of the arm. seed, method, count, batch_size: of the pool.
+          draws_as: the arm whose keys are used; a control uses its method's, and so gets its start images.
+        """
+        steps = count // batch_size
+        stage, key = f"{name}/synthesis", f"{draws_as or name}/synthesis"
+        state = self.stage("synthesis", stage, seed, method, steps, rows=batch_size, chunk=1, draws_as=key)
+        pool = getattr(state, "pool", state)
+        self.keep(name, pool, seed)
+        return pool
+
+    def keep(self, name: str, pool: Pool, seed: int) -> None:
+        """Keeps up to ten samples of each class of the first seed, for the report."""
+        if seed != self.config.seed:
+            return
+        labels = np.asarray(pool.labels)
+        rows = np.concatenate([np.flatnonzero(labels == k)[:10] for k in range(self.dataset.num_classes)])
+        self._samples[name] = np.round(np.clip(np.asarray(pool.images[rows]), 0, 1) * 255).astype(np.uint8)
+        self._samples[f"{name}_labels"] = labels[rows]
+        np.savez_compressed(self.out / "samples.npz", **self._samples)  # pyright: ignore[reportArgumentType]
+
+    def distil(
+        self, name: str, seed: int, teacher: Classifier, images: Array, augment: str | None = None
+    ) -> Classifier:
+        """A student distilled from the teacher on a transfer set (N, H, W, C), with the recipe's budget.
+
+        Args:
+          name: of the arm. seed: the seed. teacher, images: what it learns from.
+          augment: name of the augmentation; the configuration's by default.
+        """
+        c = self._settings(DistillationSettings)
+        augment = augment or self._settings(TransferSettings).augmentation
+        student = self.network(c.student)
+        method = knowledge_distillation(
+            student, teacher, images, **self._distillation_budget(), augment=augmentation(augment)
+        )
+        rows, steps = c.distillation_batch, c.distillation_steps
+        state = self.stage("distillation", f"{name}/student", seed, method, steps, rows=rows)
+        return trained(student, state)
+
+    def record(
+        self, arm: Arm, classifier: Classifier | Answers, teacher: Classifier | None = None, **metrics: float
+    ) -> None:
+        """Measures a network on the test set and enters it into an arm."""
+        test = self.dataset.test
+        with self.clock("evaluation"):
+            logits = classifier.predict(test.images)
+            arm.accuracy.append(round(100 * accuracy(logits, test.labels), 4))
+            if teacher is not None:
+                arm.agreement.append(round(100 * agreement(logits, teacher.predict(test.images)), 4))
+        for name, value in metrics.items():
+            arm.metrics.setdefault(name, []).append(round(float(value), 6))
+
+    def distilled_budget(
+        self, synthetic: int = 0, synthesis_steps: int = 0, real: int = 0, **further: Any
+    ) -> dict[str, int]:
+        """What an arm used, for its row: see `Arm.budget` and `dfke_jax.experiments.bench.budgets.distilled`."""
+        return budgets.distilled(self.config, synthetic, synthesis_steps, real, **further)
+
+    def anchors(self, teacher: bool = True, real: bool = True, scratch: bool = False) -> list[Arm]:
+        """The arms that real data gives: the teacher, the student from scratch, the student distilled with real data."""
+        c, count = self.config, len(self.dataset.train)
+        arms = []
+        training = {"real_samples": count, "training_steps": c.teacher_steps}
+        if teacher:
+            arm = Arm("teacher", f"Teacher ({c.teacher})", "teacher", budget=training)
+            for seed in self.seeds:
+                self.record(arm, self.teacher(seed))
+            arms.append(arm)
+        if scratch:
+            student = self._settings(StudentSettings).student
+            arm = Arm("scratch", f"Student from scratch ({student})", "anchor", budget=training)
+            for seed in self.seeds:
+                self.record(arm, self.student_from_scratch(seed), self.teacher(seed))
+            arms.append(arm)
+        if real:
+            arm = Arm("real_data", "Distilled with real data", "anchor", budget=self.distilled_budget(real=count))
+            for seed in self.seeds:
+                self.record(arm, self.student_from_real_data(seed), self.teacher(seed))
+            arms.append(arm)
+        return arms
+
+    def similarity(self) -> None:
+        """Keeps the first seed's class-similarity matrix, for the report."""
+        if self.config.seed not in self.seeds:
+            return
+        matrix = class_similarity(self.teacher(self.config.seed).head_kernel)
+        np.savez(
+            self.out / "similarity.npz",
+            class_similarity=np.asarray(matrix),
+            class_names=np.asarray(self.dataset.class_names),
+        )
+
+
+def _hashes(settings: Any, root: Path) -> list[str]:
+    """Of the files of data sets that settings name: a path says nothing of what it holds."""
+    if isinstance(settings, dict):
+        settings = list(settings.values())
+    if isinstance(settings, (list, tuple)):
+        return sorted({found for value in settings for found in _hashes(value, root)})
+    if not isinstance(settings, str) or not settings:
+        return []
+    path = Path(settings).expanduser() if settings.endswith(".npz") else root / f"{settings}.npz"
+    return [hashlib.sha256(path.read_bytes()).hexdigest()[:16]] if path.is_file() else []
+
+
+def noise_arm(bench: Workbench, count: int) -> Arm:
+    """The baseline without any idea: independent uniform pixels, answered by the teacher."""
+    arm = Arm("noise", "Uniform noise", "baseline", budget=bench.distilled_budget(count))
+    for seed in bench.seeds:
+        teacher = bench.teacher(seed)
+        images = jax.random.uniform(bench.key(seed, "noise"), (count, *bench.dataset.shape))
+        bench.record(arm, bench.distil("noise", seed, teacher, images), teacher)
+    return arm
+
+
+def opening_arms(config: PoolSettings, bench: Workbench) -> list[Arm]:
+    """What every synthesis recipe begins with: teacher, distillation with real data and, if wanted, uniform noise."""
+    return bench.anchors() + ([noise_arm(bench, config.samples)] if config.baselines else [])
+
+
+def synthesis_arms(
+    bench: Workbench,
+    name: str,
+    label: str,
+    make: Any,
+    count: int,
+    batch_size: int,
+    steps: int,
+    *,
+    control: str | None = "",
+    draws_as: str | None = None,
+    **further: Any,
+) -> Sequence[Arm]:
+    """A method and its matched control: the same start images, labelling, augmentation and distillation, no synthesis.
+
+    Args:
+      bench: the workbench.
+      name, label: of the method's arm.
+      make: ``(teacher, seed, control) -> Method`` that fills a pool.
+      count, batch_size: of the pool.
+      steps: updates per sample, for the budget.
+      control: name of the control's arm, ``NAME_control`` by default; None where another arm's control serves.
+      draws_as: name whose keys method and control draw from; `name` by default. Methods that share it share their start
+        images, and one control serves them all.
+      further: what else the method used, its control not: see `dfke_jax.experiments.bench.budgets.distilled`.
+    """
+    arms = [Arm(name, label, "method", budget=bench.distilled_budget(count, steps, **further))]
+    if control is not None:
+        title = "Start images, no synthesis"
+        arms.append(Arm(control or f"{name}_control", title, "control", budget=bench.distilled_budget(count)))
+    for seed in bench.seeds:
+        teacher = bench.teacher(seed)
+        for arm in arms:
+            method = make(teacher, seed, arm.role == "control")
+            pool = bench.pool(arm.name, seed, method, count, batch_size, draws_as=draws_as or name)
+            student = bench.distil(arm.name, seed, teacher, pool.images)
+            bench.record(arm, student, teacher, **pool_metrics(pool, teacher))
+    return arms
+
+
+def pool_metrics(pool: Pool, teacher: Classifier) -> dict[str, float]:
+    """What a pool looks like to the teacher.
+
+    Returns:
+      ``class_entropy``: of the teacher's answers over the pool, as a share of its maximum; ``label_agreement``: per
+      cent of samples that the teacher puts into the class they were made for.
+    """
+    predicted = np.argmax(teacher.predict(np.asarray(pool.images)), 1)
+    entropy = histogram_entropy(class_histogram(predicted, teacher.num_classes), normalised=True)
+    return {"class_entropy": entropy, "label_agreement": 100 * float((predicted == np.asarray(pool.labels)).mean())}
+
+
+__all__ = ["Answers", "Workbench", "noise_arm", "opening_arms", "pool_metrics", "synthesis_arms"]

@@ -1,0 +1,183 @@
+"""Data impressions (ZSKD) and class impressions."""
+
+import dataclasses
+from collections.abc import Callable
+
+from dfke_jax.distillation import class_impressions, data_impressions
+from dfke_jax.distillation.class_impressions import ClassImpressionSettings
+from dfke_jax.distillation.data_impressions import ImpressionSettings
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm, Published, Role
+from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings, augmentation
+from dfke_jax.experiments.bench.workbench import Workbench, opening_arms, synthesis_arms
+from dfke_jax.experiments.distillation.anchors import REAL_DATA
+
+_PRIOR = ImpressionSettings(
+    steps=200, start="smooth", start_mean=(0.0, 1.0), start_sd=(0.0, 1.0), total_variation=(0.002, 0.032)
+)
+"""Blind to the data: level and contrast of the start images are uniform over the box."""
+_DARK = dataclasses.replace(_PRIOR, start_mean=(0.0, 0.0), start_sd=(0.5, 0.5))
+"""Smooth strokes on a black ground: knows that much of MNIST."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataImpressionSettings(PoolSettings):
+    """Settings of data impressions."""
+
+    other_augmentations: tuple[str, ...] = ()
+    """Augmentations to distil the same samples, and the same controls, with as well."""
+    synthesis: ImpressionSettings = ImpressionSettings()
+    """How the impressions are made."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in self.other_augmentations:
+            augmentation(name)
+
+
+def _execute(config: PoolSettings, bench: Workbench, name: str, label: str, make: Callable) -> list[Arm]:
+    """Anchors, noise, a method and its matched control."""
+    arms = opening_arms(config, bench)
+    steps = config.synthesis.steps  # pyright: ignore[reportAttributeAccessIssue]
+    arms += synthesis_arms(bench, name, label, make, config.samples, config.synthesis_batch, steps)
+    bench.similarity()
+    return arms
+
+
+def execute_data(config: DataImpressionSettings, bench: Workbench) -> list[Arm]:
+    """Anchors, noise, data impressions and their control; the same samples under other augmentations."""
+
+    def make(teacher, seed, control):
+        return data_impressions(teacher, config.synthesis, config.samples, config.synthesis_batch, control=control)
+
+    arms = _execute(config, bench, "data_impressions", "Data impressions", make)
+    for other in config.other_augmentations:
+        arms += _other_augmentation(config, bench, make, other)
+    return arms
+
+
+def _other_augmentation(config: DataImpressionSettings, bench: Workbench, make, other: str) -> list[Arm]:
+    """The pools of `execute_data` (restored, not made again), distilled with another augmentation."""
+    made = []
+    variants: tuple[tuple[str, str, Role], ...] = (
+        ("data_impressions", "Data impressions", "method"),
+        ("data_impressions_control", "Start images, no synthesis", "control"),
+    )
+    for source, label, role in variants:
+        name = f"data_impressions_{other}" + ("_control" if role == "control" else "")
+        steps = 0 if role == "control" else config.synthesis.steps
+        arm = Arm(
+            name,
+            f"{label}, {other} augmentation",
+            role,
+            budget=bench.distilled_budget(config.samples, steps, augment=other),
+        )
+        for seed in bench.seeds:
+            teacher = bench.teacher(seed)
+            pool = bench.pool(
+                source,
+                seed,
+                make(teacher, seed, role == "control"),
+                config.samples,
+                config.synthesis_batch,
+                draws_as="data_impressions",
+            )
+            bench.record(arm, bench.distil(name, seed, teacher, pool.images, other), teacher)
+        made.append(arm)
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassImpressionRecipeSettings(PoolSettings):
+    """Settings of class impressions."""
+
+    synthesis: ClassImpressionSettings = ClassImpressionSettings()
+    """How the impressions are made."""
+
+
+def execute_class(config: ClassImpressionRecipeSettings, bench: Workbench) -> list[Arm]:
+    """Anchors, noise, class impressions and their control."""
+
+    def make(teacher, seed, control):
+        return class_impressions(teacher, config.synthesis, config.samples, config.synthesis_batch, control=control)
+
+    return _execute(config, bench, "class_impressions", "Class impressions", make)
+
+
+_DIGITS = {**DISTILLED_DIGITS, "samples": 1000}
+_ZSKD = (
+    Published("data_impressions", "mnist", 98.77, "Nayak et al., ICML 2019 (ZSKD)", "recalled", "24,000 impressions"),
+    Published(
+        "data_impressions",
+        "fashion_mnist",
+        79.62,
+        "Nayak et al., ICML 2019 (ZSKD)",
+        "recalled",
+        "48,000 impressions",
+    ),
+    *REAL_DATA,
+)
+_WITH_PRIOR = tuple(
+    dataclasses.replace(figure, differs="ZSKD has no image prior and starts from noise")
+    if figure.arm == "data_impressions"
+    else figure
+    for figure in _ZSKD
+)
+"""Data impressions out of smooth images under total variation are another method than the one those figures are of."""
+_ZSKD_PAPER = "Nayak, Mopuri, Shaj, Babu, Chakraborty: Zero-Shot Knowledge Distillation in Deep Networks, ICML 2019"
+
+register(
+    Recipe(
+        name="zskd",
+        title="Zero-shot knowledge distillation, as published",
+        summary="Data impressions whose softmax targets come from a Dirichlet over the teacher's last-layer class "
+        "similarities, with both published scalings applied for real and no prior on the image.",
+        paper=_ZSKD_PAPER,
+        config=DataImpressionSettings,
+        execute=execute_data,
+        published=_ZSKD,
+        time="12 min on one of two shared CPU cores (mnist, 3 seeds, 3,000 impressions of 200 steps)",
+        presets={
+            "digits": {**_DIGITS, "synthesis": ImpressionSettings(steps=200)},
+            "mnist": {"synthesis": ImpressionSettings(steps=200)},
+            "fashion_mnist": {"synthesis": ImpressionSettings(steps=200)},
+        },
+    )
+)
+
+register(
+    Recipe(
+        name="data-impressions",
+        title="Data impressions with an image prior",
+        summary="Data impressions that start from smooth noise and pay for total variation. Level and contrast of the start "
+        "are random, blind to the data, but on MNIST, where its ground is black. The control is distilled from the same start "
+        "images without any synthesis.",
+        paper=_ZSKD_PAPER,
+        config=DataImpressionSettings,
+        execute=execute_data,
+        published=_WITH_PRIOR,
+        time="2 min on 2 CPU cores (digits, 3 seeds); 14 min on one of two shared CPU cores (mnist, 3 seeds)",
+        presets={
+            "digits": {**_DIGITS, "synthesis": dataclasses.replace(_PRIOR, steps=100)},
+            "mnist": {"synthesis": _DARK},
+            "fashion_mnist": {"synthesis": _PRIOR},
+        },
+    )
+)
+
+register(
+    Recipe(
+        name="class-impressions",
+        title="Class impressions",
+        summary="Images that a class's logit rises on, by gradient ascent with random transformations between the steps, "
+        "each stopped at a confidence threshold of its own.",
+        paper="Mopuri, Uppala, Babu: Ask, Acquire, and Attack: Data-free UAP Generation using Class Impressions, ECCV 2018",
+        config=ClassImpressionRecipeSettings,
+        execute=execute_class,
+        published=REAL_DATA,
+        time="29 min on one of two shared CPU cores (fashion_mnist, 3 seeds)",
+        presets={"digits": _DIGITS},
+    )
+)
+
+__all__ = ["ClassImpressionRecipeSettings", "DataImpressionSettings"]

@@ -1,0 +1,1 @@
+"""Recipes of extraction through an endpoint, and of defences against it."""

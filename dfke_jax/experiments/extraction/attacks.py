@@ -1,0 +1,342 @@
+"""What all extraction recipes share: their settings, and an attack with its control at every budget, counted to the row."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.core.method import Attack, Method, against
+from dfke_jax.core.types import Array
+from dfke_jax.evaluation import accuracy, fgsm, total_variation, transfer_rate
+from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.settings import StudentSettings, SupervisedSettings
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.extraction import clone_of
+from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.oracle import ExplanationOracle, HostOracle, Ledger, Oracle, Reveal, check_spent, oracle_for
+from dfke_jax.synthesis.pool import Pool
+
+PROGRESS = "progress.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class CloneSettings(StudentSettings, SupervisedSettings):
+    """A clone of a victim, and how it is measured. The teacher is the victim, the student the clone."""
+
+    student: str = "lenet5"
+    """Network of the clone."""
+    transfer_epsilon: float = 0.2
+    """FGSM step of the adversarial examples that are crafted on the clone and tried on the victim, in pixel units."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractionSettings(CloneSettings):
+    """What recipes of one attack at several budgets have in common."""
+
+    budgets: tuple[int, ...] = (10_000, 20_000, 50_000, 100_000)
+    """Rows that may be asked; one attack is run from the beginning for each."""
+    control: bool = True
+    """Whether the attack's control is run as well."""
+    points: int = 0
+    """Points on the way at which the clone is measured on the test set, for a curve; nothing is chosen by them."""
+    attack: Any = None
+    """How the attack runs; every recipe has settings of its own."""
+
+    @property
+    def answers(self) -> Reveal:
+        """What the endpoint reveals: probabilities."""
+        return Reveal()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
+            raise InputError(f"budgets must be increasing and at least one, got {self.budgets}")
+        if self.points < 0:
+            raise InputError(f"points must not be negative, got {self.points}")
+        for budget in self.budgets:
+            self.attack.with_budget(budget)
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointSettings(ExtractionSettings):
+    """The same of attacks that can do with several kinds of answers."""
+
+    reveal: Literal["logits", "probabilities", "label"] = "probabilities"
+    """What the victim's endpoint answers."""
+    decimals: int | None = None
+    """To how many decimals answers are rounded; None for none."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ = self.answers
+
+    @property
+    def answers(self) -> Reveal:
+        """What is revealed."""
+        return Reveal(self.reveal, decimals=self.decimals)
+
+
+class AttackRun(NamedTuple):
+    """Where an attack is made.
+
+    Attributes:
+      config: of the recipe. settings: of the attack, for its budget. answers: what the endpoint reveals. clone: gives the
+      network. bench: the workbench. seed: of this run. material: what the recipe prepared for all its runs, such as a pool.
+      opened: what `AttackRecipe.opening` returned.
+      where: goes before the names of stages that depend on the victim, where a run has several victims of one seed.
+    """
+
+    config: Any
+    settings: Any
+    answers: Reveal
+    clone: Classifier
+    bench: Workbench
+    seed: int
+    material: Any = None
+    opened: Any = None
+    where: str = ""
+
+
+def plain_oracle(victim: Classifier, config: "ExtractionSettings") -> Oracle | HostOracle | ExplanationOracle:
+    """The endpoint without defences."""
+    return oracle_for(victim, config.answers)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackRecipe:
+    """What one attack is made of.
+
+    Attributes:
+      name: of its arms. label: in figures.
+      rows: settings -> rows that it asks in all, by its published formula. steps: settings -> its iterations.
+      updates: settings -> updates of the clone in all, as far as they are fixed.
+      attack: run -> `Attack`. control_label: what the control is: everything but the attack's own idea.
+      without: run -> the control's run. control: run -> `Attack` of the control, where it is another one.
+      pictures: (run, state, what answers for the clone) -> images that the attack asked, or would ask in the end.
+      oracle: (victim, configuration) -> endpoint. explains: whether its rows count as explained.
+      read: (clone, state) -> what answers for the clone.
+      opening: (run, oracle) -> what is there before the attack begins, and updates of a clone that it took.
+      opening_rows: configuration -> rows that `opening` asks, of the budget.
+    """
+
+    name: str
+    label: str
+    rows: Callable[[Any], int]
+    steps: Callable[[Any], int]
+    updates: Callable[[Any], int]
+    attack: Callable[[AttackRun], Attack]
+    control_label: str
+    pictures: Callable[[AttackRun, Any, Any], Array]
+    without: Callable[[AttackRun], AttackRun] = lambda run: run
+    control: Callable[[AttackRun], Attack] | None = None
+    oracle: Callable[[Classifier, Any], Any] = plain_oracle
+    explains: bool = False
+    read: Callable[[Classifier, Any], Any] = clone_of
+    opening: Callable[[AttackRun, Any], tuple[Any, int]] | None = None
+    opening_rows: Callable[[Any], int] = lambda config: 0
+
+
+def execute(recipe: AttackRecipe, config: ExtractionSettings, bench: Workbench, material: Any = None) -> list[Arm]:
+    """The victim, an independent one, and per budget the attack and its control."""
+    arms = victims(config, bench)
+    for budget in config.budgets:
+        arms += _at_budget(recipe, config, bench, budget, material)
+    return arms
+
+
+def victims(config: CloneSettings, bench: Workbench) -> list[Arm]:
+    """The victim, and another one that was trained independently: the fidelity that a perfect learner of the task has."""
+    arms = bench.anchors(real=False)
+    arms[0].label = f"Victim ({config.teacher})"
+    other = Arm("independent", "Another victim, trained independently", "anchor", budget=arms[0].budget)
+    for seed in bench.seeds:
+        bench.record(other, bench.teacher(seed + config.seeds), bench.teacher(seed))
+    return [*arms, other]
+
+
+def _at_budget(
+    recipe: AttackRecipe, config: ExtractionSettings, bench: Workbench, budget: int, material: Any
+) -> list[Arm]:
+    opening_rows = recipe.opening_rows(config)
+    settings = config.attack.with_budget(budget - opening_rows)
+    name = f"{recipe.name}_{budget}"
+    made = [Arm(name, f"{recipe.label}, {budget:,} queries", "method")]
+    if config.control:
+        made.append(Arm(f"{name}_control", f"{recipe.control_label}, {budget:,}", "control"))
+    for seed in bench.seeds:
+        victim = bench.teacher(seed)
+        run = AttackRun(config, settings, config.answers, bench.network(config.student), bench, seed, material)
+        for arm in made:
+            here, make = run, recipe.attack
+            if arm.role == "control":
+                here, make = recipe.without(run), recipe.control or recipe.attack
+            here, state, counts, updates = extracted(
+                recipe, here, make, victim, budget, arm.name, f"{name}/attack", config.points
+            )
+            arm.budget = {**counts, "steps": recipe.steps(settings), "clone_updates": updates}
+            learnt = recipe.read(run.clone, state)
+            way = progress(bench, arm.name, seed)
+            way = {f"accuracy_at_{rows + opening_rows}": value for rows, value in way.items()}
+            bench.record(arm, learnt, victim, **closeness(config, bench, learnt, victim), **way)
+            keep_pictures(bench, recipe.pictures(here, state, learnt), learnt, arm.name, seed)
+    return made
+
+
+def extracted(
+    recipe: AttackRecipe,
+    run: AttackRun,
+    make: Callable[[AttackRun], Attack],
+    victim: Classifier,
+    budget: int,
+    name: str,
+    draws_as: str,
+    points: int = 0,
+) -> tuple[AttackRun, Any, dict[str, int], int]:
+    """What comes before an attack, and the attack itself, `paid` from one budget.
+
+    Args:
+      run: with settings for the rows that the opening leaves. make: ``recipe.attack``, or the control's. victim: is asked as the
+      recipe asks. budget: rows of both. name, draws_as, points: as for `paid`.
+
+    Returns:
+      The run as it was opened, the attack's last state, its counts and the updates of the clone, the opening's included.
+    """
+    oracle, updates = recipe.oracle(victim, run.config), recipe.updates(run.settings)
+    opening_rows = recipe.opening_rows(run.config)
+    if recipe.opening:
+        opened, more = recipe.opening(run, oracle)
+        run, updates = run._replace(opened=opened), updates + more
+    state, counts = paid(recipe, run, make(run), oracle, budget - opening_rows, name, draws_as, points=points)
+    counts["victim_rows"] += opening_rows
+    return run, state, counts, updates
+
+
+def paid(
+    recipe: AttackRecipe,
+    run: AttackRun,
+    attack: Attack,
+    oracle: Any,
+    budget: int,
+    name: str,
+    draws_as: str | None = None,
+    chunk: int | None = None,
+    points: int = 0,
+) -> tuple[Any, dict[str, int]]:
+    """Runs an attack to its end against an oracle in its own program, and holds its rows against budget and formula.
+
+    Args:
+      name: of the stage. draws_as, chunk: see `Workbench.stage`.
+      points: how often the clone is measured on the way; see `progress`.
+
+    Returns:
+      The attack's last state, and ``victim_rows`` (and ``explanation_rows``) as the ledger counts them.
+
+    Raises:
+      BudgetError: before anything runs, when the rows do not fit the budget.
+      LedgerError: when the attack asked another number of rows than its formula says.
+    """
+    fused = against(attack, oracle)
+    assert isinstance(fused, Method)
+    steps = recipe.steps(run.settings)
+    per_step = rows_asked(attack)
+    with Ledger(budget=budget) as ledger:
+        ledger.reserve(steps * per_step)
+        watch = None
+        if points:
+            every = max(1, steps // points)
+            chunk = every // -(-every // (chunk or 500))
+            every -= every % chunk
+            watch = functools.partial(_measure, recipe, run, name, per_step, every)
+        state = run.bench.stage(
+            "extraction", f"{name}/attack", run.seed, fused, steps, rows=per_step, chunk=chunk, draws_as=draws_as,
+            callback=watch,
+        )  # fmt: skip
+        ledger.charge(steps * per_step, explained=recipe.explains)
+        check_spent(ledger, recipe.rows(run.settings))
+        asked = ledger.counts()["rows"] or 0
+    return state, {"victim_rows": asked, **({"explanation_rows": asked} if recipe.explains else {})}
+
+
+def _measure(
+    recipe: AttackRecipe,
+    run: AttackRun,
+    name: str,
+    per_step: int,
+    every: int,
+    done: int,
+    state: Any,
+    metrics: Any,
+) -> None:
+    """Writes down what the clone reaches after every so many steps; a point that is measured again replaces the first."""
+    if done % every:
+        return
+    test = run.bench.dataset.test
+    found = accuracy(recipe.read(run.clone, state).predict(test.images), test.labels)
+    line = {"stage": name, "seed": run.seed, "rows": done * per_step, "accuracy": round(100 * found, 4)}
+    path = run.bench.out / PROGRESS
+    cut = path.exists() and not path.read_text().endswith("\n")  # a run was killed while it wrote
+    with path.open("a") as file:
+        file.write("\n" * cut + json.dumps(line) + "\n")
+
+
+def progress(bench: Workbench, name: str, seed: int) -> dict[int, float]:
+    """Rows -> accuracy in per cent of an attack's clone on the way, as far as `paid` was asked to measure it."""
+    path = bench.out / PROGRESS
+    written = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = [
+        json.loads(line) for line in written if line.startswith("{") and line.endswith("}\n")
+    ]  # others were cut off
+    found = {line["rows"]: line["accuracy"] for line in lines if (line["stage"], line["seed"]) == (name, seed)}
+    return dict(sorted(found.items()))
+
+
+def rows_asked(attack: Attack) -> int:
+    """Rows of one iteration, read off the attack itself and not off its settings."""
+    key = jax.random.key(0)
+    return jax.eval_shape(attack.ask, key, jax.eval_shape(attack.init, key))[1].shape[0]
+
+
+def keep_pictures(bench: Workbench, images: Array, clone: Any, name: str, seed: int) -> None:
+    """A look at what is asked, by the class that the clone sees in it."""
+    if seed != bench.config.seed:
+        return
+    labels = jnp.argmax(jnp.asarray(clone.predict(np.asarray(images))), -1)
+    bench.keep(name, Pool(images, labels, jnp.int32(len(images)), ()), seed)
+
+
+def closeness(config: CloneSettings, bench: Workbench, clone: Any, victim: Classifier) -> dict[str, float]:
+    """Total variation on the test set, and how often FGSM on the clone deceives the victim (1,000 test images)."""
+    test = bench.dataset.test
+    images, labels = as_float(jnp.asarray(test.images[:1000])), test.labels[:1000]
+    attacked = fgsm(getattr(clone, "answer", clone), images, jnp.asarray(labels), config.transfer_epsilon)
+    moved = transfer_rate(victim.predict(np.asarray(images)), victim.predict(np.asarray(attacked)), labels)
+    far = total_variation(victim.predict(test.images), clone.predict(test.images))
+    return {"total_variation": far} | ({} if moved["rate"] is None else {"transfer": 100 * moved["rate"]})
+
+
+RERUN = "independent re-run of the attack on MNIST with LeNet (caumin/model-extraction-benchmark)"
+"""Where figures of the small setting come from: the papers have none for it."""
+
+__all__ = [
+    "RERUN",
+    "AttackRecipe",
+    "AttackRun",
+    "CloneSettings",
+    "EndpointSettings",
+    "ExtractionSettings",
+    "closeness",
+    "execute",
+    "extracted",
+    "keep_pictures",
+    "paid",
+    "plain_oracle",
+    "progress",
+    "rows_asked",
+    "victims",
+]

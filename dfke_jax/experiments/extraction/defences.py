@@ -1,0 +1,226 @@
+"""Defences of an endpoint against attacks on it: what each costs the attacker, and what it costs everybody else."""
+
+import dataclasses
+import re
+import warnings
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.evaluation import accuracy
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import BEHIND, Arm
+from dfke_jax.experiments.bench.settings import DIGITS
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, CloneSettings, closeness, paid, victims
+from dfke_jax.experiments.extraction.generative import DFME, DISGUIDE
+from dfke_jax.experiments.extraction.pool import KNOCKOFF, SHAPES, image_pool
+from dfke_jax.extraction import (
+    SMALL_CLONE,
+    SMALL_DFME,
+    SMALL_DISGUIDE,
+    DFMESettings,
+    DisagreementSettings,
+    PoolSettings,
+)
+from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.nn.training import optimiser, trained, training
+from dfke_jax.oracle import (
+    Oracle,
+    Reveal,
+    answered_probabilities,
+    check_zeroth_order,
+    defence,
+    oracle_for,
+    reverse_cross_entropy,
+)
+
+NONE, LABEL = "none", "label"
+ATTACKS: dict[str, AttackRecipe] = {"knockoff": KNOCKOFF, "dfme": DFME, "disguide": DISGUIDE}
+
+
+@dataclasses.dataclass(frozen=True)
+class DefenceSettings(CloneSettings):
+    """Settings of the table of defences."""
+
+    budget: int = 10_000
+    """Rows that every attack may ask."""
+    defences: tuple[str, ...] = (
+        NONE,
+        "rounding:decimals=2",
+        LABEL,
+        "temperature:temperature=4",
+        "gaussian_noise:scale=0.1",
+        "reverse_sigmoid",
+        "adaptive_misinformation:tau=0.9",
+        "prediction_poisoning:epsilon=1.0",
+    )
+    """The rows: none, label (the largest class alone), or name:key=value,key=value as for an endpoint."""
+    attacks: tuple[Literal["knockoff", "dfme", "disguide"], ...] = ("knockoff", "dfme", "disguide")
+    """The columns."""
+    pool_dataset: str = SHAPES
+    """Data set whose training images Knockoff asks, or shapes for pictures of random shapes."""
+    misinformation_steps: int = 500
+    """Training steps of the model that gives wrong answers, for adaptive misinformation."""
+    knockoff: PoolSettings = PoolSettings(rows_per_step=1000, clone=dataclasses.replace(SMALL_CLONE, steps=1000))
+    """How Knockoff runs."""
+    dfme: DFMESettings = SMALL_DFME
+    """How DFME runs."""
+    disguide: DisagreementSettings = SMALL_DISGUIDE
+    """How DisGUIDE runs."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.misinformation_steps < 1:
+            raise InputError(f"misinformation_steps must be at least 1, got {self.misinformation_steps}")
+        if NONE not in self.defences or len(set(map(_slug, self.defences))) < len(self.defences):
+            raise InputError(f"defences must be different and one of them {NONE!r}, got {self.defences}")
+        for text in self.defences:
+            if text not in (NONE, LABEL):
+                defence(text, {"misinformation": Partial(_slug), "proxy": Partial(_slug)})
+        for name in self.attacks:
+            if name not in ATTACKS:
+                raise UnknownNameError("attack", name, ATTACKS)
+            getattr(self, name).with_budget(self.budget)
+        if not self.attacks:
+            raise InputError("attacks must be at least one")
+
+
+def execute(config: DefenceSettings, bench: Workbench) -> list[Arm]:
+    """The victim, an independent one, and every attack behind every defence; nothing defended is the control."""
+    arms = victims(config, bench)
+    pool = image_pool(config, bench, config.budget) if "knockoff" in config.attacks else None
+    made = {
+        (attack, text): _arm(attack, text)
+        for text in config.defences
+        for attack in config.attacks
+        if (attack, text) != ("dfme", LABEL)  # labels have no differences
+    }
+    for seed in bench.seeds:
+        victim = bench.teacher(seed)
+        for text in config.defences:
+            oracle = _endpoint(config, bench, seed, victim, text)
+            costs = utility(oracle, victim, bench)
+            for attack in config.attacks:
+                if (attack, text) not in made:
+                    continue
+                recipe, arm = ATTACKS[attack], made[attack, text]
+                if attack == "dfme" and seed == config.seed:
+                    _note_lost_differences(bench, oracle, config.dfme, text)
+                settings = getattr(config, attack).with_budget(config.budget)
+                run = AttackRun(config, settings, oracle.reveal, bench.network(config.student), bench, seed, pool)
+                steps = recipe.steps(settings)
+                state, counts = paid(
+                    recipe,
+                    run,
+                    recipe.attack(run),
+                    oracle,
+                    config.budget,
+                    arm.name,
+                    f"{attack}/attack",
+                    chunk=steps,
+                )
+                arm.budget = {**counts, "steps": steps, "clone_updates": recipe.updates(settings)}
+                learnt = recipe.read(run.clone, state)
+                bench.record(arm, learnt, victim, **costs, **closeness(config, bench, learnt, victim))
+    return [*arms, *made.values()]
+
+
+def _arm(attack: str, text: str) -> Arm:
+    label = f"{ATTACKS[attack].label} behind {text.replace(':', ', ')}"
+    if text == NONE:
+        return Arm(attack + BEHIND + NONE, label, "control")
+    return Arm(attack + BEHIND + _slug(text), label, "method", control=attack + BEHIND + NONE)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"\W+", "_", text)
+
+
+def _endpoint(config: DefenceSettings, bench: Workbench, seed: int, victim: Classifier, text: str) -> Oracle:
+    """The victim behind one defence."""
+    if text in (NONE, LABEL):
+        oracle = oracle_for(victim, Reveal("label" if text == LABEL else "probabilities"))
+    else:
+        models = {}
+        if text.startswith("adaptive_misinformation"):
+            models["misinformation"] = misinformed(config, bench, seed)
+        if text.startswith("prediction_poisoning"):
+            clone = bench.network(config.student)
+            key = bench.key(seed, "proxy")
+            models["proxy"] = Classifier.create(clone.module, key, clone.input_shape, clone.preprocessing)
+        oracle = oracle_for(victim, Reveal(), [defence(text, models)])
+    assert isinstance(oracle, Oracle)
+    return oracle
+
+
+def misinformed(config: DefenceSettings, bench: Workbench, seed: int) -> Classifier:
+    """A network of the victim's kind that has learnt not to give the right class (`reverse_cross_entropy`)."""
+    images, labels = bench.train
+    network = bench.network(config.teacher)
+    method = training(
+        network,
+        images,
+        labels,
+        loss=Partial(reverse_cross_entropy),
+        optimizer=optimiser("adam", 1e-3),
+        batch_size=config.teacher_batch,
+    )
+    return trained(network, bench.stage("defence", "misinformation", seed, method, config.misinformation_steps))
+
+
+def utility(oracle: Oracle, victim: Classifier, bench: Workbench) -> dict[str, float]:
+    """What a defence does to honest users, on the test set.
+
+    Returns:
+      ``answers_accuracy``: of the largest class answered, in per cent; ``answers_l1``: mean of Σ_k |p'_k − p_k|, between
+      answers and the victim's probabilities (0 to 2; labels count as one-hot).
+    """
+    test = bench.dataset.test
+    parts = [_distorted(oracle, victim, test.images[start : start + 500]) for start in range(0, len(test.images), 500)]
+    given, far = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return {"answers_accuracy": 100 * accuracy(given, test.labels), "answers_l1": float(far.mean())}
+
+
+@jax.jit
+def _distorted(oracle: Oracle, victim: Classifier, images: Any) -> Any:
+    rows = as_float(images)
+    given = answered_probabilities(oracle(rows), oracle.reveal, oracle.num_classes)
+    return given, jnp.abs(given - jax.nn.softmax(victim(rows))).sum(-1)
+
+
+def _note_lost_differences(bench: Workbench, oracle: Oracle, settings: DFMESettings, text: str) -> None:
+    """Says in the result where DFME's differences cannot be seen through a defence."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        check_zeroth_order(oracle, settings.epsilon, int(np.prod(bench.dataset.shape)))
+    bench.notes += [f"DFME behind {text}: {warning.message}." for warning in heard]
+
+
+register(
+    Recipe(
+        name="defences",
+        title="Defences of an endpoint against extraction",
+        summary="Every attack behind every defence at one budget: what the clone reaches, how accurate the defended answers "
+        "still are, and how far they are from the victim's. The control is the same attack on the endpoint without defence.",
+        paper="Tramèr et al. 2016; Lee et al. 2018; Orekondy, Schiele, Fritz: Prediction Poisoning, ICLR 2020; Kariyappa, "
+        "Qureshi: Adaptive Misinformation, CVPR 2020",
+        config=DefenceSettings,
+        execute=execute,
+        presets={
+            "digits": {
+                **DIGITS,
+                "budget": 1_000,
+                "knockoff": PoolSettings(rows_per_step=100, clone=dataclasses.replace(SMALL_CLONE, steps=1000)),
+            },
+            "mnist": {"pool_dataset": "digits", "seeds": 2},
+            "fashion_mnist": {"pool_dataset": "mnist"},
+        },
+    )
+)
+
+__all__ = ["LABEL", "NONE", "DefenceSettings", "misinformed", "utility"]

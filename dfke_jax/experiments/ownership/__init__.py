@@ -1,0 +1,1 @@
+"""Recipes of dataset inference: was a model made from somebody's data?"""

@@ -1,0 +1,405 @@
+"""Dataset inference for self-supervised encoders: which stolen encoders it finds, and whom it accuses wrongly."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from dfke_jax import data
+from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.method import Method, Static
+from dfke_jax.core.population import population
+from dfke_jax.core.types import Array, Augmentation
+from dfke_jax.dataset_inference import DensitySettings, prepare_encoders
+from dfke_jax.dataset_inference.case import compare
+from dfke_jax.dataset_inference.density import representations
+from dfke_jax.dataset_inference.encoders import EncoderCase, EncoderVerdict, Likelihoods, judge_likelihoods, likelihoods
+from dfke_jax.dataset_inference.statistics import MINIMUM_NULL, two_sided
+from dfke_jax.dataset_inference.verdict import decide
+from dfke_jax.distillation.representations import Match, representation_distillation
+from dfke_jax.evaluation import linear_probe
+from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.settings import LearningSettings
+from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.ownership.theft import enter
+from dfke_jax.experiments.ownership.thieves import Parts, cut, member, shares
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.contrastive import contrastive_training, feature_width
+from dfke_jax.nn.training import optimiser, trained
+from dfke_jax.oracle import Ledger
+
+VIEWS = ("noise", "affine")
+
+
+def views(name: str, shape: tuple[int, int, int]) -> Augmentation:
+    """How a view of an image is drawn.
+
+    ``noise``: salt and pepper on up to 30 % of the pixels and Gaussian noise of a deviation up to 0.2, for images whose
+    pixels have no neighbours. ``affine``: rotation up to 0.35 rad, scale 0.7 to 1.15, shifts up to an eighth of the width,
+    and the same Gaussian noise.
+    """
+    if name == "noise":
+        return data.compose(data.salt_and_pepper(0.3), data.gaussian_noise(0.2))
+    if name == "affine":
+        return data.compose(data.affine(0.35, (0.7, 1.15), shape[1] / 8), data.gaussian_noise(0.2))
+    raise UnknownNameError("kind of views", name, VIEWS)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderInferenceSettings(LearningSettings):
+    """Settings of the table of encoders. The teacher is the victim's network; its budget is that of contrastive training."""
+
+    private: int = 600
+    """Images that the victim is trained on; a part of them fits densities, the rest is tested."""
+    public: int = 300
+    """Images known to no encoder, tested against them."""
+    others: int = 2000
+    """Images that thieves ask the victim about, or fine-tune it on; with their labels, the linear probe's."""
+    views: Literal["noise", "affine"] = "affine"
+    """How views are drawn in contrastive training."""
+    contrast: float = 0.5
+    """Temperature of the contrastive loss."""
+    projection: int = 64
+    """Width of the space of the contrastive loss."""
+    fine_tuning_steps: int = 200
+    """Steps of contrastive training by which the victim is fine-tuned."""
+    fine_tuning_rate: float = 3e-4
+    """Adam's constant learning rate of it."""
+    thefts: tuple[str, ...] = ("retraining", "fine_tuning", "stealing_mse", "stealing_nt_xent")
+    """Which thieves there are."""
+    independents: int = 21
+    """Independent encoders that a suspect is ranked among; more than 20, so that each can be left out in its turn."""
+    inference: DensitySettings = DensitySettings()
+    """How a suspect is tested."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("private", "public", "others", "projection", "fine_tuning_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not (self.contrast > 0 and self.fine_tuning_rate > 0):
+            raise InputError(
+                f"contrast and fine_tuning_rate must be positive, got {self.contrast} and {self.fine_tuning_rate}"
+            )
+        if self.teacher_batch > min(self.private, self.others) or self.distillation_batch > self.others:
+            raise InputError(
+                f"batches are drawn without replacement: teacher_batch ({self.teacher_batch}) may not exceed private "
+                f"({self.private}) or others ({self.others}), nor distillation_batch ({self.distillation_batch}) others"
+            )
+        if self.views not in VIEWS:
+            raise UnknownNameError("kind of views", self.views, VIEWS)
+        for name in self.thefts:
+            if name not in THEFTS:
+                raise UnknownNameError("theft of an encoder", name, THEFTS)
+        least = max(MINIMUM_NULL + 1, int(np.floor(1 / self.inference.level)) + 1)
+        if self.independents < least:
+            raise InputError(
+                f"independents must be at least {least} for alpha {self.inference.level}, got {self.independents}"
+            )
+
+
+# ---- encoders
+
+
+class EncoderRun(NamedTuple):
+    """One seed: where the work is done, the data, and the victim."""
+
+    bench: Workbench
+    config: EncoderInferenceSettings
+    seed: int
+    parts: Parts
+    victim: Classifier
+
+    def answers(self) -> tuple[Array, int]:
+        """The victim's representations of the others' images, and how many rows that took."""
+        images = self.parts.others[0]
+        with Ledger(budget=len(images)) as ledger:
+            ledger.reserve(len(images))
+            found = representations(self.victim, images)
+            ledger.charge(len(images))
+            return jnp.asarray(found, jnp.float32), ledger.counts()["rows"] or 0
+
+
+def _contrastive(
+    config: EncoderInferenceSettings, network: Classifier, images: Array, fine_tune: bool = False
+) -> Method:
+    return contrastive_training(
+        network,
+        images,
+        augment=views(config.views, network.input_shape),
+        optimizer=optimiser("adam", config.fine_tuning_rate)
+        if fine_tune
+        else optimiser("adam", config.teacher_learning_rate, config.teacher_steps),
+        batch_size=config.teacher_batch,
+        temperature=config.contrast,
+        projection=config.projection,
+        fine_tune=fine_tune,
+    )
+
+
+def _one_of_many(static: Static, network: Classifier, images: Array) -> Method:
+    return _contrastive(static.value, network, images)
+
+
+def _trained(
+    bench: Workbench, config: EncoderInferenceSettings, seed: int, name: str, images: np.ndarray
+) -> Classifier:
+    network = bench.network(config.teacher)
+    method = _contrastive(config, network, jnp.asarray(images))
+    kind = "victim" if name == "victim" else "theft"
+    return trained(network, bench.stage(kind, name, seed, method, config.teacher_steps, rows=config.teacher_batch))
+
+
+def _innocent(run: EncoderRun) -> tuple[list[Classifier], bool]:
+    """Independent encoders, trained as one program, and whether no two of them share an image."""
+    config, images = run.config, run.parts.innocent[0]
+    rows = shares(len(images), config.independents, config.private, run.seed)
+    network = run.bench.network(config.teacher)
+    factory = Partial(_one_of_many, Static(config), network)
+    state = run.bench.stage(
+        "independents",
+        "independents",
+        run.seed,
+        population(factory, jnp.asarray(images[rows])),
+        config.teacher_steps,
+        rows=config.independents * config.teacher_batch,
+        members=config.independents,
+    )
+    encoders = [member(network, state, index) for index in range(config.independents)]
+    return encoders, config.independents * config.private <= len(images)
+
+
+# ---- thieves
+
+
+def _retraining(run: EncoderRun) -> tuple[Classifier, dict[str, int]]:
+    images = run.parts.private[0]
+    model = _trained(run.bench, run.config, run.seed, "retraining", images)
+    return model, {"private_samples": len(images), "steps": run.config.teacher_steps}
+
+
+def _fine_tuning(run: EncoderRun) -> tuple[Classifier, dict[str, int]]:
+    config, images = run.config, run.parts.others[0]
+    method = _contrastive(config, run.victim, jnp.asarray(images), fine_tune=True)
+    steps = config.fine_tuning_steps
+    state = run.bench.stage("theft", "fine_tuning", run.seed, method, steps, rows=config.teacher_batch)
+    return trained(run.victim, state), {"other_samples": len(images), "steps": steps}
+
+
+def _stealing(loss: Match, run: EncoderRun) -> tuple[Classifier, dict[str, int]]:
+    config, bench = run.config, run.bench
+    answers, asked = run.answers()
+    student = bench.network(config.student)
+    method = representation_distillation(
+        student,
+        jnp.asarray(run.parts.others[0]),
+        answers,
+        loss=loss,
+        temperature=config.contrast,
+        steps=config.distillation_steps,
+        batch_size=config.distillation_batch,
+        learning_rate=config.distillation_learning_rate,
+    )
+    steps, rows = config.distillation_steps, config.distillation_batch
+    state = bench.stage("theft", f"stealing_{loss}", run.seed, method, steps, rows=rows)
+    return trained(student, state), {"victim_rows": asked, "steps": steps}
+
+
+class Theft(NamedTuple):
+    """One way to come by an encoder: its label in tables, and ``make(run) -> (encoder, budget)``."""
+
+    label: str
+    make: Callable[[EncoderRun], tuple[Classifier, dict[str, int]]]
+
+
+THEFTS: dict[str, Theft] = {
+    "retraining": Theft("Private images, trained anew", _retraining),
+    "fine_tuning": Theft("Victim fine-tuned", _fine_tuning),
+    "stealing_mse": Theft("Stolen by answers, MSE", functools.partial(_stealing, "mse")),
+    "stealing_nt_xent": Theft("Stolen by answers, NT-Xent", functools.partial(_stealing, "nt_xent")),
+}
+"""By name."""
+
+
+# ---- the table
+
+
+def execute(config: EncoderInferenceSettings, bench: Workbench) -> list[Arm]:
+    """The victim, independent encoders, an untrained one, and every thief, each put to the test."""
+    widths = {name: feature_width(bench.network(name)) for name in (config.teacher, config.student)}
+    if len(set(widths.values())) > 1:
+        raise InputError(
+            f"a stolen encoder must be as wide as the victim: features of teacher and student are {widths}"
+        )
+    source = Arm("source", f"Victim ({config.teacher}, SimCLR)", "teacher")
+    control = Arm("control", f"Independent encoders ({config.independents})", "control")
+    untrained = Arm("untrained", "Untrained encoder", "baseline", budget={"steps": 0})
+    thieves = {name: Arm(name, THEFTS[name].label, "method") for name in config.thefts}
+    steps = {"steps": config.teacher_steps}
+    source.budget = {"private_samples": config.private, **steps}
+    control.budget = {"independent_samples": config.private, **steps}
+    for seed in bench.seeds:
+        train = bench.dataset.train
+        parts, repeated = cut(train.images, train.labels, (config.private, config.public, config.others), seed)
+        victim = _trained(bench, config, seed, "victim", parts.private[0])
+        run = EncoderRun(bench, config, seed, parts, victim)
+        innocent, disjoint = _innocent(run)
+        with bench.clock("inference"):
+            case = prepare_encoders(parts.private[0], parts.public[0], victim=victim, settings=config.inference)
+            case = _controls(control, case, innocent, run)
+        if seed == config.seed:
+            bench.notes += _layout(config, case, parts, repeated, disjoint)
+        _try(source, case, victim, run)
+        _try(untrained, case, _untrained(run), run)
+        if not source.metrics["stolen"][-1]:
+            bench.notes.append(_powerless(source, seed, config))
+        for name, arm in thieves.items():
+            model, arm.budget = THEFTS[name].make(run)
+            _try(arm, case, model, run)
+    return [source, control, untrained, *thieves.values()]
+
+
+def _untrained(run: EncoderRun) -> Classifier:
+    network = run.bench.network(run.config.teacher)
+    key = run.bench.key(run.seed, "untrained")
+    return Classifier.create(network.module, key, network.input_shape, network.preprocessing)
+
+
+def _try(arm: Arm, case: EncoderCase, encoder: Classifier, run: EncoderRun) -> None:
+    with run.bench.clock("inference"):
+        figures = _figures(case, likelihoods(case.images, encoder, case.settings))
+    enter(arm, figures)
+    arm.accuracy.append(_probe(encoder, run))
+
+
+def _controls(arm: Arm, case: EncoderCase, encoders: list[Classifier], run: EncoderRun) -> EncoderCase:
+    """Tests every independent encoder against the others; returns the case with all of them as its null."""
+    found = [likelihoods(case.images, encoder, case.settings) for encoder in encoders]
+    null = tuple(compare(one.private, one.public) for one in found)
+    figures = [_figures(case._replace(null=null[:i] + null[i + 1 :]), one) for i, one in enumerate(found)]
+    alpha = case.settings.level
+    for name in figures[0]:
+        middle = np.mean if name.startswith("stolen") else np.median
+        arm.metrics.setdefault(name, []).append(float(middle([one[name] for one in figures])))
+    for rule in ("welch", "conformal", "welch_either", "conformal_either"):
+        rate = 100 * float(np.mean([one[rule] < alpha for one in figures]))
+        arm.metrics.setdefault(f"false_positives_{rule}", []).append(rate)
+    statistics = [one["statistic"] for one in figures]
+    for name, value in (("statistic_low", min(statistics)), ("statistic_high", max(statistics))):
+        arm.metrics.setdefault(name, []).append(value)
+    arm.accuracy.append(round(float(np.mean([_probe(encoder, run) for encoder in encoders])), 4))
+    return case._replace(null=null)
+
+
+def _figures(case: EncoderCase, found: Likelihoods) -> dict[str, float]:
+    """The verdict in the settings' direction, and what a difference in either direction says."""
+    verdict, settings = judge_likelihoods(case, found), case.settings
+    rules = settings.level, settings.permutations, settings.seed
+    both = decide(found.private, found.public, case.null, *rules, either=True)
+    recognised = two_sided(case.control) < settings.alpha
+    figures = {
+        "effect": verdict.test.effect,
+        "effect_low": verdict.test.interval[0],
+        "effect_high": verdict.test.interval[1],
+        "standardised": verdict.test.standardised,
+        "statistic": verdict.test.statistic,
+        **verdict.p_values,
+        "stolen": 100.0 * verdict.stolen,
+        **{f"{name}_either": value for name, value in both.p_values.items()},
+        "stolen_either": 100.0 * (recognised and both.p_values["conformal"] < settings.level),
+        "queries": verdict.queries,
+        "dimensions": verdict.dimensions,
+        "converged": verdict.converged,
+        **_curve(verdict),
+    }
+    return {name: float(value) for name, value in figures.items()}
+
+
+def _curve(verdict: EncoderVerdict) -> dict[str, float]:
+    return {f"p_at_{m}": p for m, p in zip(verdict.curve.samples.tolist(), verdict.curve.median, strict=True)}
+
+
+def _probe(encoder: Classifier, run: EncoderRun) -> float:
+    """Linear-probe accuracy in per cent: learnt from the others' images and labels, measured on the test set."""
+    (images, labels), test = run.parts.others, run.bench.dataset.test
+    with run.bench.clock("evaluation"):
+        right = linear_probe(
+            representations(encoder, images), labels, representations(encoder, test.images), test.labels
+        )
+    return round(100 * right, 4)
+
+
+def _layout(
+    config: EncoderInferenceSettings, case: EncoderCase, parts: Parts, repeated: int, disjoint: bool
+) -> list[str]:
+    fitting, private, public = map(len, case.images)
+    said = [
+        f"Per seed: {fitting} private images fit the density of each encoder, {private} others are tested against {public} public "
+        f"ones; {config.others} further images are the thieves' and, with labels, the linear probe's. "
+        f"{config.independents} independent encoders, each trained on {config.private} of {len(parts.innocent[0])} images "
+        "that are none of these, "
+        + ("no two on the same one." if disjoint else "drawn anew for each: they share images with one another."),
+        "Accuracy is that of a linear probe on the representations. “Stolen” needs a conformal p-value below alpha and a victim "
+        "that the test recognises. Figures called “either” come from the same numbers with a difference in any direction "
+        "counted: the published test counts private images that are likelier only.",
+    ]
+    if repeated:
+        said.append(f"{repeated} training images are exact repetitions of others and were left out.")
+    return said
+
+
+def _powerless(source: Arm, seed: int, config: EncoderInferenceSettings) -> str:
+    last = {name: values[-1] for name, values in source.metrics.items()}
+    return (
+        f"Seed {seed}: the victim itself is not recognised (t = {last['statistic']:.3g}, Welch p = {last['welch']:.3g}, conformal "
+        f"p = {last['conformal']:.3g}; in either direction {last['welch_either']:.3g} and {last['conformal_either']:.3g}). The "
+        f"published test has no power on {config.dataset} with this victim, so nothing follows from its other p-values."
+    )
+
+
+_DIGITS = {
+    "teacher": "mlp_small",
+    "student": "mlp_small",
+    "private": 300,
+    "public": 150,
+    "others": 200,
+    "teacher_steps": 500,
+    "teacher_batch": 64,
+    "teacher_learning_rate": 1e-3,
+    "distillation_steps": 500,
+    "distillation_learning_rate": 1e-3,
+    "fine_tuning_steps": 50,
+    "inference": DensitySettings(permutations=999),
+}
+_SYNTHETIC = {
+    **_DIGITS,
+    "private": 600,
+    "public": 300,
+    "others": 2000,
+    "views": "noise",
+    "fine_tuning_steps": 200,
+    "inference": DensitySettings(),
+}
+_CLOTHES = {**_SYNTHETIC, "private": 1000, "public": 500, "views": "affine", "teacher_steps": 1000}
+
+register(
+    Recipe(
+        name="encoder-inference",
+        title="Dataset inference for self-supervised encoders",
+        summary="Tests whether encoders were made from the victim's private images, by the density of their representations: "
+        "the SimCLR-trained victim, copies of it, an encoder trained anew on its images, an untrained one, and independent ones "
+        "on which false alarms are counted. Where the victim itself is not recognised the run says so.",
+        paper="Dziedzic et al.: Dataset Inference for Self-Supervised Models, NeurIPS 2022",
+        config=EncoderInferenceSettings,
+        execute=execute,
+        datasets=("digits", "synthetic", "mnist", "fashion_mnist"),
+        presets={"digits": _DIGITS, "synthetic": _SYNTHETIC, "mnist": _CLOTHES, "fashion_mnist": _CLOTHES},
+    )
+)
+
+__all__ = ["THEFTS", "EncoderInferenceSettings", "execute", "views"]

@@ -1,0 +1,75 @@
+"""Every recipe of distillation, end to end, on a few images of digits."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from small_runs import complete, tiny
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.distillation import DAFLSettings, DFADSettings, ZSKTSettings
+from dfke_jax.experiments import recipe, run_recipe
+
+_SMALL_POOL = {"samples": 40, "synthesis_batch": 20}
+_DUEL = {"batch_size": 8, "latent": 4, "width": 2}
+CHANGES = {
+    "anchors": {},
+    "transfer-sets": {"samples": 40, "unrelated": "digits"},
+    "zskd": _SMALL_POOL,
+    "data-impressions": _SMALL_POOL,
+    "class-impressions": _SMALL_POOL,
+    "activation-records": {**_SMALL_POOL, "per_class": 20},
+    "deep-dream": {**_SMALL_POOL, "teacher": "lenet5_bn"},
+    "deep-inversion": {**_SMALL_POOL, "student_steps": 3, "teacher": "lenet5_bn"},
+    "adaptive-deep-inversion": {**_SMALL_POOL, "student_steps": 3, "teacher": "lenet5_bn"},
+    "dafl": {"iterations": 3, "method": DAFLSettings(**_DUEL)},
+    "dfad": {"iterations": 3, "method": DFADSettings(**_DUEL, student_steps=2)},
+    "zskt": {"iterations": 3, "method": ZSKTSettings(**_DUEL, student_steps=2, attention=0.0)},
+}
+RECIPES = tuple(CHANGES)
+QUICK = {"data-impressions", "dafl"}
+UNREAD = {"deep-dream": {"student_steps"}}
+"""What the arms of a run have no use for; other arms of the recipe do."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CHANGES])
+def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
+    pictures = name not in ("anchors", "transfer-sets")
+    complete(name, tiny(name, CHANGES[name]), tmp_path, UNREAD.get(name, ()), pictures)
+
+
+def test_control_starts_where_the_method_starts(tmp_path):
+    """With a vanishing learning rate the method's samples are the control's."""
+    settings = tiny("data-impressions", CHANGES["data-impressions"])
+    settings = dataclasses.replace(settings, synthesis=dataclasses.replace(settings.synthesis, learning_rate=1e-9))
+    run_recipe(recipe("data-impressions"), settings, out=tmp_path, progress=False, devices=1)
+    samples = np.load(tmp_path / "samples.npz")
+    np.testing.assert_array_equal(samples["data_impressions"], samples["data_impressions_control"])
+    assert samples["data_impressions"].std() > 10
+
+
+def test_same_settings_same_metrics_and_seeds_differ(tmp_path):
+    settings = tiny("zskd", CHANGES["zskd"])
+    first = run_recipe(recipe("zskd"), settings, out=tmp_path / "a", progress=False, devices=1)
+    second = run_recipe(recipe("zskd"), settings, out=tmp_path / "b", progress=False, devices=1)
+    assert first.metrics == second.metrics
+    one = next(arm for arm in first.arms if arm.role == "method")
+    assert one.metrics["label_agreement"][0] != one.metrics["label_agreement"][1] or one.accuracy[0] != one.accuracy[1]
+
+
+def test_pool_size_must_fit(tmp_path):
+    with pytest.raises(InputError, match="multiple of synthesis_batch"):
+        tiny("zskd", CHANGES["zskd"], samples=41)
+    settings = tiny("activation-records", CHANGES["activation-records"], samples=45, synthesis_batch=15)
+    with pytest.raises(InputError, match="multiple of the 10 classes"):
+        run_recipe(recipe("activation-records"), settings, out=tmp_path, progress=False, devices=1)
+
+
+def test_zero_synthesis_steps_are_refused():
+    with pytest.raises(InputError, match="at least one step"):
+        dataclasses.replace(tiny("zskd", CHANGES["zskd"]).synthesis, steps=0)
+
+
+def test_statistics_prior_needs_batch_normalisation():
+    with pytest.raises(InputError, match="batch normalisation"):
+        tiny("deep-inversion", CHANGES["deep-inversion"], teacher="lenet5")
