@@ -224,6 +224,10 @@ class _Asking:
     def keep(self, found: Any) -> None:
         self.kept = found
 
+    def phase(self, name: str) -> contextlib.AbstractContextManager:
+        phase = getattr(self.oracle, "phase", None)
+        return contextlib.nullcontext() if phase is None else phase(name)
+
     def check(self) -> None:
         if self.interrupted():
             raise Interrupted(

@@ -6,6 +6,7 @@ saving and resuming are each written once, for all of them.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -72,6 +73,10 @@ class Ask(Protocol):
 
     def keep(self, found: Any) -> None:
         """Says what has been found so far: it is the solution if the budget ends before the attack does."""
+        ...
+
+    def phase(self, name: str) -> AbstractContextManager:
+        """A ``with`` block whose rows are counted under a name as well, where the oracle does so (`Metered.phase`)."""
         ...
 
 

@@ -1,5 +1,6 @@
 """Attacks in direct style: one seed, a budget, interruptions, and a ledger that is not paid twice."""
 
+import contextlib
 import os
 import signal
 
@@ -65,6 +66,32 @@ def test_a_spent_budget_ends_in_what_was_kept():
         core.run_host(core.HostAttack(shorter), hill, 3)
     np.testing.assert_array_equal(solution.found, stopped.value.value)
     assert core.run_host(CLIMB, purse(hill, 3), 3) == core.Solution(None, False, 0)
+
+
+def test_phases_reach_an_oracle_that_knows_them_and_no_other():
+    class Phased:
+        seen, now = [], None
+
+        def __call__(self, rows):
+            self.seen.append(self.now)
+            return hill(rows)
+
+        @contextlib.contextmanager
+        def phase(self, name):
+            self.now = name
+            yield
+            self.now = None
+
+    def parts(rng, ask):
+        with ask.phase("first"):
+            ask(np.zeros((1, 3)))
+        ask(np.ones((1, 3)))
+        return core.Solution(None)
+
+    oracle = Phased()
+    assert core.run_host(core.HostAttack(parts), oracle, 0).queries == 2
+    assert oracle.seen == ["first", None]
+    assert core.run_host(core.HostAttack(parts), hill, 0).queries == 2
 
 
 class _Ends:
