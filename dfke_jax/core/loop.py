@@ -177,17 +177,19 @@ def run_host(attack: HostAttack, oracle: Callable[[np.ndarray], Any], seed: int)
 
     Args:
       attack: what to run.
-      oracle: rows (B, ...) -> answers, a pytree with leading axis B. A `Metered` counts, keeps to a budget and remembers:
-        run again with the same seed and the same ledger, the attack goes through the same questions and pays for none
-        of those that were answered. Without one nothing is counted but `Solution.queries`.
+      oracle: rows (B, ...) -> answers, a pytree with leading axis B. A `Metered` counts, keeps to a
+        budget and remembers: run again with the same seed and the same ledger, the attack goes
+        through the same questions and pays for none of those that were answered. Without one
+        nothing is counted but `Solution.queries`.
       seed: whole number >= 0 of ``numpy.random.default_rng``.
 
     Returns:
-      What the attack returned. Where the budget ended before it did, what it had kept, with ``complete=False``.
+      What the attack returned. Where the budget ended before it did, what it had kept, with
+      ``complete=False``.
 
     Raises:
-      Interrupted: Ctrl-C or SIGTERM, between two questions: what is under way is answered first. A second one
-        interrupts at once.
+      Interrupted: Ctrl-C or SIGTERM, between two questions: what is under way is answered first. A
+        second one interrupts at once.
       InputError: for a seed that is none, or rows that are no array of numbers with B >= 1.
       Whatever else attack or oracle raise.
     """
@@ -231,8 +233,8 @@ class _Asking:
     def check(self) -> None:
         if self.interrupted():
             raise Interrupted(
-                f"stopped after {self.queries} rows; what a ledger holds of them is not paid again: run the same attack "
-                "with the same seed and ledger"
+                f"stopped after {self.queries} rows; what a ledger holds of them is not paid again: "
+                "run the same attack with the same seed and ledger"
             )
 
 

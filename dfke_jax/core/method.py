@@ -85,8 +85,10 @@ class Solution(NamedTuple):
 
     Attributes:
       found: the model, in a form of the attack's own; None where nothing was found.
-      complete: whether the attack came to its end. If not, the budget was spent, and `found` is what it had kept.
-      queries: rows that it asked, those included that a ledger answered for nothing. `run_host` counts them.
+      complete: whether the attack came to its end. If not, the budget was spent, and `found` is
+        what it had kept.
+      queries: rows that it asked, those included that a ledger answered for nothing. `run_host`
+        counts them.
     """
 
     found: Any
@@ -97,9 +99,10 @@ class Solution(NamedTuple):
 class HostAttack(NamedTuple):
     """An attack in direct style, for what is solved on the host in float64 and asks by what it was answered.
 
-    There is no state and no step: one function asks, computes and asks again, any number of rows at a time, and
-    returns. It draws from `rng` alone, so that the same seed and the same answers make the same questions; a run that
-    ended early is therefore resumed by running it again through the same ledger, which answers what was paid for.
+    There is no state and no step: one function asks, computes and asks again, any number of rows at
+    a time, and returns. It draws from `rng` alone, so that the same seed and the same answers make
+    the same questions; a run that ended early is therefore resumed by running it again through the
+    same ledger, which answers what was paid for.
 
     Attributes:
       solve: ``solution = solve(rng, ask)``; `rng` is a `numpy.random.Generator`, `ask` an `Ask`.

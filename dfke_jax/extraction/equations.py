@@ -1,8 +1,9 @@
 """Equation solving: linear, logistic and softmax models, exactly, from as many answers as they have unknowns a class.
 
-What such a model answers is an invertible function of affine functions of the row, z(x) = W'x + b. Undone, every answer
-is one linear equation in W and b for each class, with the same matrix, so that D + 1 rows determine all K classes at
-once. No training takes place; what is found is the model up to the rounding of its answers.
+What such a model answers is an invertible function of affine functions of the row, z(x) = W'x + b.
+Undone, every answer is one linear equation in W and b for each class, with the same matrix, so that
+D + 1 rows determine all K classes at once. No training takes place; what is found is the model up
+to the rounding of its answers.
 
 | model | answers | z | rows |
 |---|---|---|---|
@@ -10,14 +11,15 @@ once. No training takes place; what is found is the model up to the rounding of 
 | `logistic_regression` | p = 1/(1 + exp(−w'x − b)) | log p − log(1 − p) | D + 1 |
 | `softmax_regression` | p_k = exp(w_k'x + b_k) / Σ_j exp(w_j'x + b_j) | log p_k − log p_r, r a class of reference | D + 1 |
 
-The ledger counts three phases: ``equations``, the first D + 1 rows; ``nearer``, those that are asked again because they
-saturate; ``further``, those beyond. Rows beyond D + 1 (`Questions.rows`) check what was found, since D + 1 answers fit any function, and average the
-rounding of answers.
+The ledger counts three phases: ``equations``, the first D + 1 rows; ``nearer``, those that are
+asked again because they saturate; ``further``, those beyond. Rows beyond D + 1 (`Questions.rows`)
+check what was found, since D + 1 answers fit any function, and average the rounding of answers.
 
-Source: Tramèr, Zhang, Juels, Reiter, Ristenpart, "Stealing Machine Learning Models via Prediction APIs", USENIX Security
-2016, sections 4.1 and 6.4. Deviations: softmax models are solved in closed form from D + 1 rows, where the paper
-minimises the cross-entropy over K (D + 1); rows are the corners of regular simplices where the paper draws them
-uniformly; equations of rounded answers are weighted; residuals are compared with what rounding can explain.
+Source: Tramèr, Zhang, Juels, Reiter, Ristenpart, "Stealing Machine Learning Models via Prediction
+APIs", USENIX Security 2016, sections 4.1 and 6.4. Deviations: softmax models are solved in closed
+form from D + 1 rows, where the paper minimises the cross-entropy over K (D + 1); rows are the
+corners of regular simplices where the paper draws them uniformly; equations of rounded answers are
+weighted; residuals are compared with what rounding can explain.
 """
 
 import dataclasses
@@ -44,12 +46,13 @@ class AffineModel:
     """A model of affine scores, as it was found.
 
     Attributes:
-      weights: W (D, K), in float64; (D, 1) of a logistic model. Of a softmax model, which determines them up to one
-        vector that is added to all classes, those of mean zero over the classes.
+      weights: W (D, K), in float64; (D, 1) of a logistic model. Of a softmax model, which
+        determines them up to one vector that is added to all classes, those of mean zero over the
+        classes.
       bias: b (K,), likewise.
       link: from scores to answers.
-      residual: the largest difference of z between the answers and the model; None where D + 1 rows left nothing to
-        compare, and nothing is known of how well the model fits.
+      residual: the largest difference of z between the answers and the model; None where D + 1 rows
+        left nothing to compare, and nothing is known of how well the model fits.
     """
 
     weights: np.ndarray
@@ -74,21 +77,26 @@ class AffineModel:
 class Questions:
     """Where and how often a victim is asked.
 
-    The first D + 1 rows are the corners of a regular simplex around the middle of the box, turned at random and as large
-    as fits: the best conditioned matrix that there is, [1 X] with a condition number of a few units. Next is a random
-    corner of the box, where an endpoint that clips rows gives itself away, and then further simplices. Coordinates are
-    multiples of 2^-30 of the box's half width, so that other libraries of linear algebra ask the same rows.
+    The first D + 1 rows are the corners of a regular simplex around the middle of the box, turned
+    at random and as large as fits: the columns of [1 X] are orthogonal, and its condition number is
+    a few units. Next is a random corner of the box, where an endpoint that
+    clips rows gives itself away, and then further simplices. Coordinates are multiples of 2^-30 of
+    the box's half width, so that other libraries of linear algebra ask the same rows.
 
     Attributes:
       shape: of a row: (D,), (H, W, C) or such; D for (D,).
-      rows: how many are asked in all, at least D + 1, which is the default. From D + 2 on the model is checked.
-      box: (low, high), numbers, or arrays of the shape of a row where features have ranges of their own.
-      points: (N, ...) to be asked instead, where rows must have a form of their own; `rows` is N then.
-      precision: ``float64``; ``float32`` sends such rows and makes do with such answers, at a hundred million times the
-        rounding: about seven digits, less the condition of the equations.
+      rows: how many are asked in all, at least D + 1, which is the default. From D + 2 on the model
+        is checked.
+      box: (low, high), numbers, or arrays of the shape of a row where features have ranges of their
+        own.
+      points: (N, ...) to be asked instead, where rows must have a form of their own; `rows` is N
+        then.
+      precision: ``float64``; ``float32`` sends such rows and makes do with such answers, at a
+        hundred million times the rounding: about seven digits, less the condition of the equations.
 
     Raises:
-      InputError: for fewer rows than D + 1, a box without width, or points that do not determine an affine function.
+      InputError: for fewer rows than D + 1, a box without width, or points that do not determine an
+        affine function.
     """
 
     shape: tuple[int, ...] | int
@@ -217,9 +225,9 @@ def linear_regression(questions: Questions, *, decimals: int | None = None) -> H
       A `HostAttack` for answers (B,) or (B, K); it finds an `AffineModel`.
 
     Raises, while it runs:
-      InputError: for answers that are labels, not finite, all equal, of less than the precision that was asked for, or,
-        from D + 2 rows on, not affine in the row: an endpoint that clips or quantises rows, rounds answers or adds
-        noise, or another model.
+      InputError: for answers that are labels, not finite, all equal, of less than the precision
+        that was asked for, or, from D + 2 rows on, not affine in the row: an endpoint that clips or
+        quantises rows, rounds answers or adds noise, or another model.
 
     Source: Tramèr et al. 2016, section 4.1.
     """
@@ -229,16 +237,17 @@ def linear_regression(questions: Questions, *, decimals: int | None = None) -> H
 def logistic_regression(questions: Questions, reveal: Reveal | None = None) -> HostAttack:
     """The weights of a binary logistic model from D + 1 rows: log p − log(1 − p) = w'x + b.
 
-    Where a row's p is so near 0 or 1 that log p or log(1 − p) has lost half its digits (p(1 − p) < 1.5e-8), the row is
-    asked again at half the distance from the middle of the box, and counted again.
+    Where a row's p is so near 0 or 1 that log p or log(1 − p) has lost half its digits (p(1 − p) <
+    1.5e-8), the row is asked again at half the distance from the middle of the box, and counted
+    again.
 
     Args:
       questions: where it is asked.
       reveal: what is answered: probabilities, by default unrounded, or logits.
 
     Returns:
-      A `HostAttack` for answers (B, 2), of the classes 0 and 1, or (B,) or (B, 1), p of class 1; it finds an
-      `AffineModel` with weights (D, 1): how class 1 exceeds class 0.
+      A `HostAttack` for answers (B, 2), of the classes 0 and 1, or (B,) or (B, 1), p of class 1; it
+      finds an `AffineModel` with weights (D, 1): how class 1 exceeds class 0.
 
     Raises, at once or while it runs: as `softmax_regression`.
 
@@ -250,12 +259,13 @@ def logistic_regression(questions: Questions, reveal: Reveal | None = None) -> H
 def softmax_regression(questions: Questions, reveal: Reveal | None = None) -> HostAttack:
     """The weights of a softmax model of K classes from D + 1 rows: log p_k − log p_r = (w_k − w_r)'x + b_k − b_r.
 
-    r is the class whose probabilities lose least in the logarithm. A row with a probability of zero is asked again at
-    half the distance from the middle of the box, and counted again.
+    r is the class whose probabilities lose least in the logarithm. A row with a probability of zero
+    is asked again at half the distance from the middle of the box, and counted again.
 
-    Of rounded answers an equation knows its right side to δ = −log(1 − h/p_k) − log(1 − h/p_r), h half a unit of the last
-    decimal; it is weighted by 1/δ, and left out where a probability came back as zero. From there on the cross-entropy
-    −Σ_k p_k log p̂_k of all rows is minimised (L-BFGS), which uses those as well. Ask several times D + 1 rows then.
+    Of rounded answers an equation knows its right side to δ = −log(1 − h/p_k) − log(1 − h/p_r), h
+    half a unit of the last decimal; it is weighted by 1/δ, and left out where a probability came
+    back as zero. From there on the cross-entropy −Σ_k p_k log p̂_k of all rows is minimised
+    (L-BFGS), which uses those as well. Ask several times D + 1 rows then.
 
     Args:
       questions: where it is asked.
@@ -265,16 +275,17 @@ def softmax_regression(questions: Questions, reveal: Reveal | None = None) -> Ho
       A `HostAttack` for answers (B, K); it finds an `AffineModel`.
 
     Raises, at once:
-      InputError: for labels or the largest k probabilities, which hide what the equations are made of.
+      InputError: for labels or the largest k probabilities, which hide what the equations are made
+        of.
 
     Raises, while it runs:
-      InputError: for answers that are labels, no probabilities, not finite, all equal, of less than the precision that
-        was asked for, still zero next to the middle of the box, or, from D + 2 rows on, not those of such a model:
-        the difference is more than rounding explains. An endpoint may clip or quantise rows, round or change answers,
-        or have another model.
+      InputError: for answers that are labels, no probabilities, not finite, all equal, of less than
+        the precision that was asked for, still zero next to the middle of the box, or, from D + 2
+        rows on, not those of such a model: the difference is more than rounding explains. An
+        endpoint may clip or quantise rows, round or change answers, or have another model.
 
-    Source: Tramèr et al. 2016, section 4.1, which minimises the cross-entropy over K (D + 1) rows; the closed form, the
-    weights and the bound on residuals are ours.
+    Source: Tramèr et al. 2016, section 4.1, which minimises the cross-entropy over K (D + 1) rows;
+    the closed form, the weights and the bound on residuals are ours.
     """
     return _attack(questions, reveal or Reveal(), "softmax")
 
@@ -282,7 +293,8 @@ def softmax_regression(questions: Questions, reveal: Reveal | None = None) -> Ho
 def _attack(questions: Questions, reveal: Reveal, link: Link) -> HostAttack:
     if reveal.kind in ("label", "top_k"):
         raise InputError(
-            f"equations are made of all probabilities or logits, and {reveal.kind!r} hides them; learn from labels instead"
+            f"equations are made of all probabilities or logits, and {reveal.kind!r} hides them; "
+            "use an attack that learns from what is left"
         )
     equations = _Equations(questions, reveal, link)
     return HostAttack(equations.solve)
@@ -304,7 +316,8 @@ class _Equations:
         rows, answers = self._unsaturated(rows, answers, ask)
         if (answers == answers[:1]).all():
             raise InputError(
-                f"all {len(rows)} answers are equal: the model is constant in this box, or the endpoint does not look at rows"
+                f"all {len(rows)} answers are equal: the model is constant in this box, or the endpoint "
+                "does not look at rows"
             )
         if len(further):
             ask.keep(self._solved(rows, answers))
@@ -354,9 +367,10 @@ class _Equations:
             odd = odd[:0]  # and what is constant is told apart elsewhere
         if answers.dtype.itemsize < 8 or (len(odd) and np.array_equal(odd, odd.astype(np.float32))):
             raise InputError(
-                f"the answers have no more than float32's seven digits{'' if answers.dtype.itemsize < 8 else ', as float64'}: "
-                "use an oracle with transport='float64' (an endpoint with dtype='float64'), or Questions(precision="
-                "'float32') and less exact weights"
+                "the answers have no more than float32's seven digits"
+                f"{'' if answers.dtype.itemsize < 8 else ', as float64'}: use an oracle with "
+                "transport='float64' (an endpoint with dtype='float64'), or "
+                "Questions(precision='float32') and less exact weights"
             )
 
     def _unsaturated(self, rows: np.ndarray, answers: np.ndarray, ask: Ask) -> tuple[np.ndarray, np.ndarray]:
@@ -376,15 +390,19 @@ class _Equations:
         zero = (answers <= 0).any(1)
         if zero.any():
             raise InputError(
-                f"{int(zero.sum())} of {len(rows)} rows are answered with a probability of zero, whose logarithm says nothing; "
-                "ask in a smaller box, or around another middle, or say to how many decimals answers are rounded"
+                f"{int(zero.sum())} of {len(rows)} rows are answered with a probability of zero, whose "
+                "logarithm says nothing; ask in a smaller box, or around another middle, or say to how "
+                "many decimals answers are rounded"
             )
         return rows, answers
 
     # ---- equations
 
     def _undone(self, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, int | None]:
-        """z (N, J), how far rounding may have moved it (infinite where nothing is known), and the class of reference."""
+        """z (N, J), how far rounding may have moved it, and the class of reference.
+
+        Where nothing is known of it, it may have been moved infinitely far.
+        """
         half = 0.0 if self.reveal.decimals is None else 0.5 * 10.0**-self.reveal.decimals
         if self._takes_logs:
             if self.reveal.decimals is None and answers.shape[1] == 2:
@@ -464,9 +482,9 @@ def _least_squares(
     """The solution of ``matrix @ solution = values``, each equation weighted by 1/moved.
 
     Returns:
-      The solution (D + 1,), the size of the residuals (n,) of the n equations that say something, and how large moves of
-      the values within `moved` can make them: |I − A A⁺| moved, A⁺ the weighted pseudo-inverse. None where those
-      equations do not determine a solution.
+      The solution (D + 1,), the size of the residuals (n,) of the n equations that say something,
+      and how large moves of the values within `moved` can make them: |I − A A⁺| moved, A⁺ the
+      weighted pseudo-inverse. None where those equations do not determine a solution.
     """
     known = np.isfinite(moved)
     matrix, values, moved = matrix[known], values[known], moved[known]
@@ -486,7 +504,8 @@ def _least_squares(
 def _least_cross_entropy(matrix: np.ndarray, answers: np.ndarray, start: np.ndarray, tolerance: float) -> np.ndarray:
     """argmin over θ (D + 1, K) of −Σ_ik y_ik log softmax(matrix θ)_ik, y the answers, each row divided by its sum.
 
-    It ends where no partial derivative, of which each is a sum of differences of probabilities, exceeds `tolerance`.
+    It ends where no partial derivative, of which each is a sum of differences of probabilities,
+    exceeds `tolerance`.
     """
     targets = answers / answers.sum(1, keepdims=True)
 

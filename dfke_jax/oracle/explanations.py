@@ -27,8 +27,8 @@ class Explained(NamedTuple):
 
     Attributes:
       probabilities: (B, K), as revealed.
-      explanation: (B, K, H, W, C), or (B, H, W, C) of the class that the victim finds most probable; of rows of
-        another shape accordingly.
+      explanation: (B, K, H, W, C), or (B, H, W, C) of the class that the victim finds most
+        probable; of rows of another shape accordingly.
     """
 
     probabilities: Array

@@ -103,8 +103,9 @@ def rows_per_step(name: str, **sizes: int) -> int:
 def check_spent(ledger: Ledger, expected: int, *, at_most: bool = False) -> None:
     """Whether an attack asked what its formula says: call it after every step, or at the end.
 
-    Rows sent must not exceed `expected`, and make it up together with those that the ledger answered. Of an attack
-    whose questions depend on the answers the formula is a bound, which need not be reached (`at_most`).
+    Rows sent must not exceed `expected`, and make it up together with those that the ledger
+    answered. Of an attack whose questions depend on the answers the formula is a bound, which need
+    not be reached (`at_most`).
 
     Raises:
       LedgerError: when they do not.

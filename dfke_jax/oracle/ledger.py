@@ -79,8 +79,8 @@ class Ledger:
     answers turn it into rows; a certain failure takes it out again. A process that is killed in between leaves it as it
     is: the budget is never exceeded, at the price of rows that may not have been charged.
 
-    Rows that are asked in a phase of an attack (see `Metered.phase`) are counted by its name as well,
-    and stay part of all the other counts.
+    Rows that are asked in a phase of an attack (see `Metered.phase`) are counted by its name as
+    well, and stay part of all the other counts.
 
     A victim that is fused into a compiled program cannot be looked up row by row. There the caller checks before and
     records after::
@@ -434,8 +434,8 @@ class Ledger:
         """Enters the answers of a request, all of them or none.
 
         Args:
-          number: of `begin`. keys: of its rows. layout, rows: see `codec.encode_answers`; `rows` may be empty
-            when they are not to be kept.
+          number: of `begin`. keys: of its rows. layout, rows: see `codec.encode_answers`; `rows`
+            may be empty when they are not to be kept.
           phase: of the attack, in which its rows are counted.
         """
         with self._transaction():

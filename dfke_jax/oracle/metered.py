@@ -222,8 +222,8 @@ class Metered:
                 answers = metered(rows)
             metered.ledger.phases()  # {"kinks": {"rows": ..., "cache_hits": ...}}
 
-        Inside another phase the inner one alone counts. A phase belongs to this object, whichever thread asks. Rows of
-        an evaluation are in none.
+        Inside another phase the inner one alone counts. A phase belongs to this object, whichever
+        thread asks. Rows of an evaluation are in none.
 
         Raises:
           InputError: for an empty name.

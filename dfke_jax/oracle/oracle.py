@@ -289,7 +289,8 @@ def oracle_for(
       victim: see above.
       reveal: probabilities by default, or the label for a victim that gives nothing else.
       defences: in their order.
-      input_shape: of a row: (H, W, C), (D,) or such; a `Classifier` and a `HostVictim` know their own.
+      input_shape: of a row: (H, W, C), (D,) or such; a `Classifier` and a `HostVictim` know their
+        own.
       num_classes: K; found by asking for one row where it is not given.
       gives: of a traced victim or a PyTorch module, logits by default.
       mean, std: of a PyTorch module, which gets (x − mean)/std of rows in the box; one number, or

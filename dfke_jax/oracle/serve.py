@@ -56,7 +56,8 @@ class Service:
     """An endpoint at work: predicts one request at a time, charges it, remembers it.
 
     Args:
-      predict: rows (B, ...) in the endpoint's dtype -> answers as its `reveal` says; called in a thread.
+      predict: rows (B, ...) in the endpoint's dtype -> answers as its `reveal` says; called in a
+        thread.
       explain: rows -> like `Explained`, where the endpoint explains.
       endpoint, accounts: what is allowed.
       journal: where charges and answers are kept for the next instance; None forgets them with the

@@ -33,9 +33,10 @@ class HostVictim:
     Attributes:
       predict: NumPy rows (B, ...), float32 (or float64) -> array (B, K), or (B,) integer
         labels. A PyTorch tensor will do, on any device and with or without a gradient.
-      num_classes: K. input_shape: of a row, of any rank: (H, W, C) of images, (D,) of feature vectors.
-      gives: what `predict` returns: ``logits``, ``probabilities`` or ``label``. The K values of a regressor are
-        logits in this sense: real numbers without bounds; it may have one.
+      num_classes: K. input_shape: of a row, of any rank: (H, W, C) of images, (D,) of feature
+        vectors.
+      gives: what `predict` returns: ``logits``, ``probabilities`` or ``label``. The K values of a
+        regressor are logits in this sense: real numbers without bounds; it may have one.
       name: for messages and results.
       classes: what the K columns mean, where the victim says so.
       batch_size: rows per call; None for all at once.
@@ -205,16 +206,17 @@ def from_function(
 def from_sklearn(estimator: Any, input_shape: Shape | None = None, num_classes: int | None = None) -> HostVictim:
     """A host victim from a fitted scikit-learn estimator or pipeline; rows are flattened in the order of their axes.
 
-    Of a classifier column k is the estimator's ``classes_[k]``. With `num_classes` = K and integer classes in [0, K), column k is class k,
-    and classes that the estimator never saw have probability zero. One without ``predict_proba`` gives labels alone.
-    A regressor gives what it predicts, (B,) as one column, as ``logits``.
+    Of a classifier column k is the estimator's ``classes_[k]``. With `num_classes` = K and integer
+    classes in [0, K), column k is class k, and classes that the estimator never saw have
+    probability zero. One without ``predict_proba`` gives labels alone. A regressor gives what it
+    predicts, (B,) as one column, as ``logits``.
 
     Args:
       input_shape: of a row: (H, W, C), (D,) or such; (1, 1, D) by default.
 
     Raises:
-      InputError: for an estimator that is not fitted, is neither classifier nor regressor, or takes another number of
-        features.
+      InputError: for an estimator that is not fitted, is neither classifier nor regressor, or takes
+        another number of features.
     """
     name = type(estimator).__name__
     if _regresses(estimator):
@@ -300,10 +302,12 @@ def from_torch(
 ) -> HostVictim:
     """A host victim from a PyTorch module. It is put in eval mode, stays there, and runs without gradients.
 
-    Rows become (x − mean)/std in the precision of the module's parameters; images (B, H, W, C) in its layout.
+    Rows become (x − mean)/std in the precision of the module's parameters; images (B, H, W, C) in
+    its layout.
 
     Args:
-      input_shape: (H, W, C) of images, always in this order; or of other rows, which have no layout: (D,), ...
+      input_shape: (H, W, C) of images, always in this order; or of other rows, which have no
+        layout: (D,), ...
       num_classes: K; found by asking for two rows where it is not given.
       layout: of the module's input, if it takes images.
       mean, std: one number, or one per channel (entry of a row's last axis).

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from dfke_jax import core
 from dfke_jax.extraction import Questions, linear_regression, logistic_regression, softmax_regression
+from dfke_jax.extraction.equations import _least_squares
 from dfke_jax.oracle import (
     Ledger,
     Metered,
@@ -194,8 +195,8 @@ def test_rounded_answers_are_averaged(digits):
     assert risk(model, found[325], uniform)[1] < 0.5 * risk(model, found[65], uniform)[1]
 
 
-def test_rounded_equations_are_weighted():
-    """A binary model to three decimals: the weighted solution is nearer than the plain one, over many seeds."""
+def test_rounded_answers_are_worth_more_than_plain_least_squares():
+    """A binary model to three decimals over many seeds, and logits to one."""
     reveal, errors = Reveal("logits", decimals=1), []
     p = lambda rows: 1 / (1 + np.exp(-(rows @ (3 * WEIGHTS[:, :1]))))
     answer = lambda rows: np.round(np.concatenate([1 - p(rows), p(rows)], 1), 3)
@@ -230,6 +231,22 @@ def single(rows):
 
 def ensemble(rows):
     return (soft(rows) + soft(-rows)) / 2
+
+
+def test_equations_are_weighted_by_what_rounding_may_have_moved_them():
+    """Against the normal equations; unknown ones are left out, and no rounding exceeds what is said to explain it."""
+    matrix, values = RNG.normal(size=(12, 3)), RNG.normal(size=12)
+    moved = 10.0 ** RNG.uniform(-3, 1, 12)
+    moved[[2, 7]] = np.inf
+    solution, _, explained = _least_squares(matrix, values, moved)
+    weighted = matrix.T / moved**2
+    np.testing.assert_allclose(solution, np.linalg.solve(weighted @ matrix, weighted @ values), rtol=1e-10)
+    known = np.isfinite(moved)
+    exact, corners = matrix @ np.array([1.0, -2.0, 3.0]), RNG.choice([-1.0, 1.0], size=(300, 12))
+    found = [_least_squares(matrix, exact + corner * np.where(known, moved, 9.0), moved)[1] for corner in corners]
+    assert (np.max(found, 0) <= explained).all()
+    assert (np.max(found, 0) > 0.5 * explained).any(), "the bound is no loose one"
+    assert _least_squares(matrix[:4], values[:4], np.array([1, np.inf, np.inf, 1])) is None
 
 
 WRONG = {
