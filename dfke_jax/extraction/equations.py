@@ -265,7 +265,9 @@ def softmax_regression(questions: Questions, reveal: Reveal | None = None) -> Ho
     Of rounded answers an equation knows its right side to δ = −log(1 − h/p_k) − log(1 − h/p_r), h
     half a unit of the last decimal; it is weighted by 1/δ, and left out where a probability came
     back as zero. From there on the cross-entropy −Σ_k p_k log p̂_k of all rows is minimised
-    (L-BFGS), which uses those as well. Ask several times D + 1 rows then.
+    (L-BFGS), which uses those as well. Ask several times D + 1 rows then. Of a class that comes back
+    as zero nearly everywhere little is known but that: its weights are not determined, and may
+    become large.
 
     Args:
       questions: where it is asked.
