@@ -14,7 +14,12 @@ from dfke_jax.nn.losses import cross_entropy
 
 
 def main(
-    steps: int = 600, triggers: int = 60, independents: int = 100, alpha: float = 0.01, folder: str | None = None
+    steps: int = 600,
+    triggers: int = 60,
+    independents: int = 100,
+    alpha: float = 0.01,
+    near: float = 0.05,
+    folder: str | None = None,
 ) -> dict[str, watermarking.Verdict]:
     """The verdicts on the marked network, a fine-tuned copy of it and an innocent network."""
     digits = data.load("digits")
@@ -54,10 +59,11 @@ def main(
     innocent = nn.trained(empty, core.run(training, jax.random.key(5), steps).state)
 
     # Verification opens the commitments, asks the triggers and counts. The networks of others keep an owner from
-    # choosing labels that any network gives.
+    # choosing labels that any network gives; they must be about as good at the task as the suspect.
+    task = (digits.test.images, digits.test.labels)
     found = {}
     for name, suspect in (("marked", marked), ("fine-tuned copy", copy), ("innocent", innocent)):
-        found[name] = watermarking.verify(secret, public, suspect, alpha=alpha, null=null)
+        found[name] = watermarking.verify(secret, public, suspect, alpha=alpha, null=null, task=task, near=near)
         print(f"\n{name}\n{found[name]}")
     return found
 
