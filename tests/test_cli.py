@@ -283,7 +283,7 @@ def test_reproduce(monkeypatch, capsys, tmp_path):
     assert "table_one all [methods] 2 min" in out
     assert cli.main(["reproduce", "table_one", "--out", str(tmp_path)]) == 0
     assert seen == [(["table_one"], {"out": tmp_path, "data_dir": None, "jobs": None})]
-    assert "90.50 ± 0.71 (2)" in (tmp_path / "README.md").read_text()
+    assert "90.50 ± 0.71 (2)" in (tmp_path / "table_one.md").read_text()
     assert (tmp_path / "figures" / "table_one.png").stat().st_size > 1000
     assert cli.main(["reproduce", "table_one", "--seed", "1", "--jobs", "2"]) == 1
     assert "--seed goes with the name of one experiment" in said(capsys)[1]

@@ -1,10 +1,13 @@
-"""What the README promises."""
+"""What the README and the other pages at the root promise."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
+from dfke_jax._version import __version__
 from dfke_jax.experiments import recipes
 from dfke_jax.experiments.documented import EXPERIMENTS
 
@@ -40,3 +43,24 @@ def test_library_example_runs(capsys):
     assert code is not None
     exec(compile(code.group(1), "README.md", "exec"), {})
     assert "(500, 8, 8, 1)" in capsys.readouterr().out
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "abstract", "authors"} <= set(citation)
+    assert citation["version"] == __version__
+    assert citation["license"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"]
+    assert all("doi" not in key for key in citation)
+
+
+def test_contributing_names_every_check_and_every_marker():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+    for marker in markers:
+        assert f"`pytest -m {marker.split(':')[0]}`" in text
+    for line in (ROOT / ".ci" / "run").read_text().splitlines():
+        if line.startswith(("ruff", "pyright", "lint-imports", "mkdocs")):
+            assert line.split(" --quiet")[0] in text, line
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert (ROOT / target).exists(), target

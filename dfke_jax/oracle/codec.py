@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -126,23 +127,54 @@ def arrays_from_npy(body: bytes | bytearray, count: int) -> list[np.ndarray]:
     return arrays
 
 
+_ITEM = re.compile(
+    r"""\s*(['"])(descr|fortran_order|shape)\1\s*:\s*"""
+    r"""(?:(['"])([<>|=]?[A-Za-z]\d{0,4})\3|(True|False)|\(([\d\s,]*)\))\s*(,|$)"""
+)
+_LONGEST_HEADER = 10_000
+
+
 def _npy_header(buffer: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type of an array, and the buffer behind its header.
+
+    Read by a pattern and not by NumPy, which hands the text of a stranger to Python's own parser. That one is not safe
+    among threads either: CPython 3.11 now and then raises SystemError for a header that is right.
+    """
+    wrong = InputError("the body is no array in npy format (numpy.save with allow_pickle=False)")
+    magic, version = buffer.read(6), buffer.read(2)
+    size = {b"\x01\x00": 2, b"\x02\x00": 4}.get(version)
+    if magic != b"\x93NUMPY" or size is None:
+        raise wrong
+    length = int.from_bytes(buffer.read(size), "little")
+    if length > _LONGEST_HEADER:
+        raise wrong
+    text = buffer.read(length)
+    found: dict[str, re.Match] = {}
     try:
-        version = np.lib.format.read_magic(buffer)
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        shape, fortran, dtype = readers[version](buffer)
-    except Exception as error:
-        # NumPy reads a header with Python's own tokenizer and parser and makes a type of what it
-        # says: what can be raised on the way is whatever those raise, and no list of it is whole
-        raise InputError("the body is no array in npy format (numpy.save with allow_pickle=False)") from error
+        header = text.decode("latin-1").strip()
+        if len(text) != length or header[:1] != "{" or header[-1:] != "}":
+            raise wrong
+        header, place = header[1:-1].strip(), 0
+        while place < len(header):
+            item = _ITEM.match(header, place)
+            if item is None or item[2] in found:
+                raise wrong
+            found[item[2]], place = item, item.end()
+        kind, order, sizes = (found[name] for name in ("descr", "fortran_order", "shape"))
+        if kind[4] is None or order[5] is None or sizes[6] is None:
+            raise wrong
+        dtype = np.dtype(kind[4])
+        parts = [part.strip() for part in sizes[6].split(",")]
+        shape = tuple(int(part) for part in (parts[:-1] if parts[-1] == "" else parts))
+    except (KeyError, ValueError, TypeError) as error:
+        raise wrong from error
     if dtype.kind not in "biuf":
         raise InputError(f"an array of numbers was expected, the body holds {dtype.kind!r}")
-    if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
+    if len(shape) == 1 and parts[-1] != "":
+        raise wrong  # (3) is a number, not a shape
+    if not all(size < 2**31 for size in shape):
         raise InputError("the body announces an array of no possible shape")
-    return shape, fortran, dtype
+    return shape, order[5] == "True", dtype
 
 
 __all__ = ["arrays_from_npy", "decode_answers", "encode_answers", "from_npy", "row_keys", "to_npy"]

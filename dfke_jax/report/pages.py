@@ -1,6 +1,7 @@
 """Figures in hand-written pages: where each comes from, whether it still says what its file says, and their correction.
 
-Beside ``docs/PAGE.md`` stands ``docs/sources/PAGE.toml``. An entry ``measured`` repeats a piece of the page with an expression in
+Beside ``docs/PAGE.md`` stands ``docs/sources/PAGE.toml``, and beside ``docs/notes/PAGE.md`` ``docs/sources/notes/PAGE.toml``; a page
+without figures needs none. Pages under ``docs/results`` are made from the files as a whole and are not looked at here. An entry ``measured`` repeats a piece of the page with an expression in
 braces in the place of every figure; the expression is evaluated on kept results. An entry ``other`` names figures that no result file
 holds (published ones, settings, mathematics, trials without a file) and says why. A figure of the page that is in neither is an
 error, so that none can be added without its source.
@@ -34,6 +35,7 @@ Python: files of sources are code, as trusted as any other of the repository.
 
 import dataclasses
 import functools
+import itertools
 import os
 import re
 import string
@@ -170,7 +172,7 @@ class Fault:
     """Something in a page that its sources do not bear out.
 
     Attributes:
-      page: its name. line: where; 0 for an entry of its sources that leads nowhere. says: what stands there, or what is wrong with the
+      page: its path below the directory of pages. line: where; 0 for an entry of its sources that leads nowhere. says: what stands there, or what is wrong with the
         entry. right: what the files say; None where nothing is known of it.
     """
 
@@ -187,32 +189,64 @@ class Fault:
 
 
 def check(docs: str | os.PathLike) -> list[Fault]:
-    """Compares every figure of every page that has a file of sources with the kept results.
+    """Compares every figure of every hand-written page with the kept results.
 
     Args:
-      docs: directory of the pages, with ``results/`` and ``sources/``.
+      docs: directory of the pages, with ``results/`` and ``sources/``; without the latter nothing is compared.
 
     Returns:
       Figures that are wrong or that no entry explains, blocks with another number of figures than stated, and entries whose text is not in
-      the page, or whose file, arm or metric does not exist.
+      the page, or whose file, arm or metric does not exist; and sources of a page that does not exist.
     """
-    return [fault for page in _pages(docs) for fault in _checked(*page)[0]]
+    docs, faults = Path(docs), []
+    for source in sorted((docs / "sources").rglob("*.toml")):
+        page = source.relative_to(docs / "sources").with_suffix(".md")
+        if not (docs / page).exists():
+            faults.append(Fault(page.as_posix(), 0, "there is no such page", None))
+    return faults + [fault for page in _pages(docs) for fault in _checked(*page)[0]]
 
 
 def correct(docs: str | os.PathLike) -> list[Path]:
     """Writes what the kept results say into the pages; returns the pages that changed. Words are the author's."""
     changed = []
-    for path, entries, results in _pages(docs):
-        text = _checked(path, entries, results)[1]
+    for path, name, entries, results in _pages(docs):
+        text = _checked(path, name, entries, results)[1]
         if text != path.read_text():
             changed.append(write_whole(path, text))
     return changed
 
 
-def _pages(docs: str | os.PathLike) -> Iterator[tuple[Path, dict, Path]]:
+def crowded(path: str | os.PathLike, most: int = 3) -> list[tuple[int, int]]:
+    """Paragraphs with too many figures to read as one: (line, how many).
+
+    Args:
+      path: of a page. A paragraph is what stands between blank lines, or one item of a list; tables and code are none.
+      most: figures that one may hold; a mean with its spread is one.
+    """
+    blank = lambda match: re.sub(r"[^\n]", " ", match.group())
+    text = Path(path).read_text()
+    prose = re.sub(r"^```.*?^```|^\|[^\n]*\|$", blank, text, flags=re.MULTILINE | re.DOTALL)
+    found = []
+    for paragraph in re.finditer(r"^ *\S.*(?:\n(?! *(?:[-*]|\d+\.) ) *\S.*)*", prose, re.MULTILINE):
+        spans = _figures(paragraph.group())
+        between = [paragraph.group()[a[1] : b[0]] for a, b in itertools.pairwise(spans)]
+        count = len(spans) - sum(piece.strip() == "±" for piece in between)
+        if count > most:
+            found.append((_line(text, paragraph.start()), count))
+    return found
+
+
+def _pages(docs: str | os.PathLike) -> Iterator[tuple[Path, str, dict, Path]]:
+    """Every hand-written page: where it is, its name, the entries of its sources and the directory of results."""
     docs = Path(docs)
-    for source in sorted((docs / "sources").glob("*.toml")):
-        yield docs / f"{source.stem}.md", tomllib.loads(source.read_text()), docs / "results"
+    if not (docs / "sources").is_dir():
+        return
+    for path in sorted(docs.rglob("*.md")):
+        name = path.relative_to(docs)
+        if name.parts[0] != "results":
+            source = docs / "sources" / name.with_suffix(".toml")
+            entries = tomllib.loads(source.read_text()) if source.exists() else {}
+            yield path, name.as_posix(), entries, docs / "results"
 
 
 @functools.lru_cache(maxsize=256)
@@ -220,9 +254,9 @@ def _kept(path: Path, changed: float) -> Kept:
     return Kept(Result.read(path))
 
 
-def _checked(path: Path, entries: dict, results: Path) -> tuple[list[Fault], str]:
+def _checked(path: Path, name: str, entries: dict, results: Path) -> tuple[list[Fault], str]:
     """The faults of a page, and its text with the figures corrected."""
-    text, name = path.read_text(), path.name
+    text = path.read_text()
     faults: list[Fault] = []
     explained: list[tuple[int, int]] = []
     wrong: list[tuple[int, int, str]] = []
@@ -338,4 +372,4 @@ def _line(text: str, position: int) -> int:
     return text.count("\n", 0, position) + 1
 
 
-__all__ = ["FORMATS", "Fault", "Figures", "Kept", "Seeds", "check", "correct"]
+__all__ = ["FORMATS", "Fault", "Figures", "Kept", "Seeds", "check", "correct", "crowded"]

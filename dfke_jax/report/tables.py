@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import rich.table
     from matplotlib.figure import Figure
 
+_ARMS = ("arm", "accuracy % (n)", "over control", "published %", "source", "time")
 _STYLE = {"method": "bold", "control": "", "baseline": "dim", "anchor": "", "teacher": ""}
 
 
@@ -72,43 +73,23 @@ def markdown_table(results: Sequence[Result], names: Sequence[str] | None = None
       results: what to show.
       names: of the experiments; their recipes' names by default.
     """
-    head = (
-        "data set",
-        "recipe" if names is None else "experiment",
-        "arm",
-        "accuracy % (n)",
-        "over control",
-        "published %",
-        "source",
-        "time",
-    )
-    rows = []
-    for result, name in zip(results, names or [result.recipe for result in results], strict=True):
-        over = _gains(result)
-        for index, arm in enumerate(result.arms):
-            figures = [c for c in comparisons(result) if c.arm is arm]
-            cells = (
-                result.dataset,
-                name,
-                f"**{arm.label}**" if arm.role == "method" else arm.label,
-                _counted(arm),
-                over.get(arm.name, ""),
-                "; ".join(f"{c.figure.value:g}, {c.words}" for c in figures),
-                "; ".join(f"{c.figure.source} ({c.figure.provenance})" for c in figures),
-                taken(result) if index == 0 and result.seconds else "",
-            )
-            rows.append(cells)
+    head = ("data set", "recipe" if names is None else "experiment", *_ARMS)
+    rows = [
+        (result.dataset, name, *cells)
+        for result, name in zip(results, names or [result.recipe for result in results], strict=True)
+        for cells in _arms(result)
+    ]
     return github_table(head, rows, left=(0, 1, 2, 6))
 
 
 def results_page(directory: str | os.PathLike) -> Path:
-    """Writes ``README.md`` and ``figures/`` beside the result files of a directory, from them alone.
+    """Writes ``README.md``, a page an experiment and ``figures/`` beside the result files of a directory, from them alone.
 
     Args:
-      directory: holds ``NAME.json`` files, each a `result.json`.
+      directory: holds ``NAME.json`` files, each a `result.json`; its page is ``NAME.md``.
 
     Returns:
-      The page's path.
+      The path of ``README.md``, the index.
     """
     directory = Path(directory)
 
@@ -116,14 +97,13 @@ def results_page(directory: str | os.PathLike) -> Path:
         (directory / "figures").mkdir(exist_ok=True)
         figure.savefig(directory / "figures" / f"{name}.png", dpi=100)
 
-    text = results_text(directory, save)
-    page = directory / "README.md"
-    page.write_text(text)
-    return page
+    for name, text in results_texts(directory, save).items():
+        (directory / name).write_text(text)
+    return directory / "README.md"
 
 
-def results_text(directory: str | os.PathLike, save: "Callable[[Figure, str], None] | None" = None) -> str:
-    """The text of `results_page`.
+def results_texts(directory: str | os.PathLike, save: "Callable[[Figure, str], None] | None" = None) -> dict[str, str]:
+    """The pages of `results_page`: name of the file -> text.
 
     Args:
       directory: as there.
@@ -131,7 +111,7 @@ def results_text(directory: str | os.PathLike, save: "Callable[[Figure, str], No
     """
     directory = Path(directory)
     paths = sorted(directory.glob("*.json"))
-    results = [Result.read(path) for path in paths]
+    results = {path.stem: Result.read(path) for path in paths}
     if not results:
         raise InputError(f"there are no result files in {directory}")
 
@@ -139,52 +119,131 @@ def results_text(directory: str | os.PathLike, save: "Callable[[Figure, str], No
         if save is not None:
             save(draw(shown), name)
 
-    notes = [
-        "# Results",
-        "",
-        "Made from the `.json` files in this directory by `dfke reproduce`; each file holds its configuration, seeds, budgets,",
-        "environment and code revision. Accuracy is that of the last iterate on the test set, mean ± standard deviation over (n)",
-        "seeds; every seed has its own teacher. *Over control* is the gain over the same pipeline without the method's own step,",
-        f"seed by seed. {RULE} Which settings were chosen on test data says `docs/design.md`. Times were taken on a",
-        "machine that other work shared. They hold the training of networks that were found in the cache, and all parts of an",
-        "interrupted run; after ≥ stand those of files from before that was recorded, in which both count as nothing.",
-        "",
-        "",
-    ]
-    pictures = []
-    for path, result in zip(paths, results, strict=True):
-        attacked = bool(removal.attacked(result))
-        view = defences if defence_table(result).cells else removal.removal_matrix if attacked else arms
-        picture(path.stem, view, result)
-        if defence_table(result).cells:
-            said = defences_table(result)
-        elif inheritance.marked(result):
-            said = inheritance.inheritance_table(result)
-        elif attacked:
-            said = removal.removal_table(result)
-        else:
-            said = " ".join(verdict(result))
-        pictures += ["", f"## {path.stem}", "", said, "", f"![{path.stem}](figures/{path.stem}.png)"]
-        if tested := threats.threats(result):
-            pictures += ["", threats.markdown(tested)]
-        for name, holds, draw in (
-            ("p-values", threats.p_curves(result), threats.p_value_curves),
-            ("limits", threats.limits(result, "overlap"), threats.p_value_limits),
-            ("strength", removal.graded(result), removal.removal_curves),
-            ("success", inheritance.marked(result), inheritance.success),
-        ):
-            if holds:
-                picture(f"{path.stem}-{name}", draw, result)
-                pictures += ["", f"![{path.stem}, {name}](figures/{path.stem}-{name}.png)"]
-    for dataset in dict.fromkeys(result.dataset for result in results):
-        stolen = [result for result in results if result.dataset == dataset and query_lines(result)]
+    compared = {}
+    for dataset in dict.fromkeys(result.dataset for result in results.values()):
+        stolen = [result for result in results.values() if result.dataset == dataset and query_lines(result)]
         if stolen:
             name = f"queries-{dataset.split('/')[-1]}"
             picture(name, queries, stolen)
-            title = f"Extraction from {dataset}: accuracy against queries"
-            pictures += ["", f"## {title}", "", queries_table(stolen), f"![{title}](figures/{name}.png)"]
-    table = markdown_table(results, [path.stem for path in paths])
-    return "\n".join(notes) + table + "\n".join(pictures) + "\n"
+            compared[name] = f"Extraction from {dataset}: accuracy against queries", stolen
+    texts = {"README.md": _index(results, {name: title for name, (title, _) in compared.items()})}
+    for name, result in results.items():
+        texts[f"{name}.md"] = _experiment(name, result, picture)
+    for name, (title, stolen) in compared.items():
+        lines = [f"# {title}", "", _BACK, "", queries_table(stolen), f"![{title}](figures/{name}.png)"]
+        texts[f"{name}.md"] = "\n".join(lines) + "\n"
+    return texts
+
+
+_BACK = "[All results](README.md), and how to read them."
+
+
+def _index(results: dict[str, Result], compared: dict[str, str]) -> str:
+    lines = [
+        "# Results",
+        "",
+        "Made from the `.json` files in this directory by `dfke reproduce`; each file holds its configuration, seeds, budgets,",
+        "environment and code revision. Accuracy is that of the last iterate on the test set, mean ± standard deviation over the",
+        "seeds; every seed has its own teacher. *Over control* is the gain over the same pipeline without the method's own step,",
+        f"seed by seed. {RULE}",
+        "",
+        "Which settings were chosen on test data is told in the [notes](../notes/test_data.md). Times were taken on a machine that",
+        "other work shared. They hold the training of networks that were found in the cache, and all parts of an interrupted run;",
+        "after ≥ stand those of files from before that was recorded, in which both count as nothing.",
+        "",
+        "Of an experiment the last arm of its method stands here (of the largest budget, where it has several), and how many of the",
+        "published figures of its methods that could be judged were reproduced. Every arm, and what is not an accuracy (p-values,",
+        "triggers, defences), is on the experiment's page.",
+        "",
+    ]
+    rows = []
+    for name, result in results.items():
+        methods = [arm for arm in result.arms if arm.role == "method" and arm.accuracy]
+        arm = methods[-1] if methods and not _of_another_kind(result) else None
+        judged = [c for c in comparisons(result) if c.arm in methods and not c.figure.differs]
+        cells = (
+            f"[{name}]({name}.md)",
+            result.title,
+            result.dataset,
+            str(len(result.seeds)),
+            "" if arm is None else arm.label,
+            "" if arm is None else spread(arm.accuracy),
+            "" if arm is None else _gains(result).get(arm.name, ""),
+            f"{sum(c.reproduced for c in judged)} of {len(judged)}" if judged else "",
+            taken(result) if result.seconds else "",
+        )
+        rows.append(cells)
+    head = ("experiment", "what", "data set", "seeds", "arm", "accuracy %", "over control", "reproduced", "time")
+    text = "\n".join(lines) + "\n" + github_table(head, rows, left=(0, 1, 2, 4))
+    if compared:
+        text += "\n## Attacks side by side\n\n"
+        text += "".join(f"- [{title}]({name}.md)\n" for name, title in compared.items())
+    return text
+
+
+def _of_another_kind(result: Result) -> bool:
+    """Whether accuracy is not what the experiment is about."""
+    about = (defence_table(result).cells, inheritance.marked(result), removal.attacked(result), threats.threats(result))
+    return any(map(bool, about))
+
+
+def _experiment(name: str, result: Result, picture: "Callable[..., None]") -> str:
+    """The page of one experiment: what it is, its tables, figures and notes."""
+    attacked = bool(removal.attacked(result))
+    view = defences if defence_table(result).cells else removal.removal_matrix if attacked else arms
+    picture(name, view, result)
+    if defence_table(result).cells:
+        said = defences_table(result)
+    elif inheritance.marked(result):
+        said = inheritance.inheritance_table(result)
+    elif attacked:
+        said = removal.removal_table(result)
+    else:
+        said = "\n".join(f"- {sentence}" for sentence in verdict(result))
+    seeds = f"{'seed' if len(result.seeds) == 1 else 'seeds'} {', '.join(map(str, result.seeds))}"
+    lines = [
+        f"# {name}",
+        "",
+        f"{result.title}: recipe `{result.recipe}` on {result.dataset}, {seeds}; `dfke reproduce {name}` runs it again.",
+        f"The figures come from [{name}.json]({name}.json). {_BACK}",
+        "",
+        said,
+        "",
+        github_table(_ARMS, _arms(result), left=(0, 4)),
+        f"![{name}](figures/{name}.png)",
+    ]
+    if tested := threats.threats(result):
+        lines += ["", threats.markdown(tested)]
+    for kind, holds, draw in (
+        ("p-values", threats.p_curves(result), threats.p_value_curves),
+        ("limits", threats.limits(result, "overlap"), threats.p_value_limits),
+        ("strength", removal.graded(result), removal.removal_curves),
+        ("success", inheritance.marked(result), inheritance.success),
+    ):
+        if holds:
+            picture(f"{name}-{kind}", draw, result)
+            lines += ["", f"![{name}, {kind}](figures/{name}-{kind}.png)"]
+    if result.notes:
+        lines += ["", "## Notes", "", *(f"- {' '.join(note.split())}" for note in result.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _arms(result: Result) -> list[tuple[str, ...]]:
+    """A row an arm, in the columns `_ARMS`; the time stands in the first."""
+    over, compared = _gains(result), comparisons(result)
+    rows = []
+    for index, arm in enumerate(result.arms):
+        figures = [c for c in compared if c.arm is arm]
+        cells = (
+            f"**{arm.label}**" if arm.role == "method" else arm.label,
+            _counted(arm),
+            over.get(arm.name, ""),
+            "; ".join(f"{c.figure.value:g}, {c.words}" for c in figures),
+            "; ".join(f"{c.figure.source} ({c.figure.provenance})" for c in figures),
+            taken(result) if index == 0 and result.seconds else "",
+        )
+        rows.append(cells)
+    return rows
 
 
 def _gains(result: Result) -> dict[str, str]:
@@ -200,4 +259,4 @@ def _counted(arm: Arm) -> str:
     return f"{spread(arm.accuracy)} ({len(arm.accuracy)})" if arm.accuracy else "–"
 
 
-__all__ = ["markdown_table", "results_page", "results_text", "table"]
+__all__ = ["markdown_table", "results_page", "results_texts", "table"]

@@ -153,7 +153,8 @@ def test_pages_show_them(stolen, defended, tmp_path):
     for name, result in (("dfme-mnist", stolen), ("defences-mnist", defended)):
         (tmp_path / name).mkdir()
         result.write(tmp_path / name).rename(tmp_path / "all" / f"{name}.json")
-    text = report.results_page(tmp_path / "all").read_text()
-    assert "## Extraction from mnist: accuracy against queries" in text
-    assert defences_table(defended) in text
+    index = report.results_page(tmp_path / "all").read_text()
+    assert "- [Extraction from mnist: accuracy against queries](queries-mnist.md)" in index
+    assert queries_table([stolen]) in (tmp_path / "all" / "queries-mnist.md").read_text()
+    assert defences_table(defended) in (tmp_path / "all" / "defences-mnist.md").read_text()
     assert (tmp_path / "all" / "figures" / "queries-mnist.png").exists()

@@ -20,14 +20,16 @@ def test_every_figure_of_every_page_is_what_its_file_gives():
     )
 
 
-def test_every_page_has_its_sources():
-    assert {path.stem for path in DOCS.glob("*.md")} == {path.stem for path in (DOCS / "sources").glob("*.toml")}
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.stem)
+def test_no_paragraph_of_a_guide_holds_more_than_three_figures(path):
+    assert pages.crowded(path) == [], "a list, a table, or docs/notes"
 
 
 def test_pages_follow_other_results_and_come_back(tmp_path):
-    for path in [*DOCS.glob("*.md"), *DOCS.glob("sources/*.toml"), *DOCS.glob("results/*.json")]:
+    written = [path for path in DOCS.rglob("*.md") if path.parent != DOCS / "results"]
+    for path in [*written, *DOCS.rglob("sources/**/*.toml"), *DOCS.glob("results/*.json")]:
         copy = tmp_path / path.relative_to(DOCS)
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text())
     random = np.random.default_rng(0)
     for path in (tmp_path / "results").glob("*.json"):
@@ -43,8 +45,8 @@ def test_pages_follow_other_results_and_come_back(tmp_path):
         (tmp_path / "results" / path.name).write_text(path.read_text())
     pages._kept.cache_clear()
     pages.correct(tmp_path)
-    for path in DOCS.glob("*.md"):
-        assert (tmp_path / path.name).read_text() == path.read_text()
+    for path in written:
+        assert (tmp_path / path.relative_to(DOCS)).read_text() == path.read_text()
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_the_command_writes_the_page_of_results_and_corrects_the_others(docs, ca
     assert cli.main(["reproduce", "--page", "--out", str(directory / "results")]) == 0
     assert "figures corrected; see whether its words still hold" in capsys.readouterr().out
     assert (directory / "page.md").read_text() == RIGHT
-    assert "93.15 ± 0.98 (3)" in (directory / "results" / "README.md").read_text()
+    assert "93.15 ± 0.98 (3)" in (directory / "results" / "kept.md").read_text()
     assert cli.main(["reproduce", "kept", "--page"]) == 1
 
 
@@ -110,6 +112,37 @@ def test_a_figure_without_a_source_is_found(docs, figure):
     assert len(others) == ("±" in figure)  # of mean and spread each
     explained = SENTENCE + f'\n[[other]]\nwhy = "published"\ntext = "{figure}"\n'
     assert pages.check(docs(RIGHT + f"\n{figure}\n", explained)) == []
+
+
+def test_pages_in_folders_have_sources_in_folders_and_none_escapes(docs):
+    directory = docs(RIGHT, SENTENCE)
+    (directory / "notes").mkdir()
+    (directory / "notes" / "trial.md").write_text("It had 93.51 ± 0.98.\n")
+    assert [str(fault) for fault in pages.check(directory)] == [
+        "notes/trial.md:1: '93.51' has no source",
+        "notes/trial.md:1: '0.98' has no source",
+    ]
+    (directory / "sources" / "notes").mkdir()
+    source = SENTENCE.split("text")[0] + 'text = "It had {s(k.data_impressions)}."\n'
+    (directory / "sources" / "notes" / "trial.toml").write_text(source)
+    (fault,) = pages.check(directory)
+    assert (fault.page, fault.right) == ("notes/trial.md", "93.15 ± 0.98")
+    assert pages.correct(directory) == [directory / "notes" / "trial.md"]
+    assert pages.check(directory) == []
+    (directory / "results" / "kept.md").write_text("made as a whole: 1.23\n")
+    (directory / "sources" / "gone.toml").write_text("")
+    (fault,) = pages.check(directory)
+    assert str(fault) == "sources of gone.md: there is no such page"
+
+
+def test_paragraphs_with_too_many_figures(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Title\n\nThree: 1.5, 2.5 ± 0.1\nand 3.5.\n\nFour: 1.5, 2.5,\n3.5 and 40 %.\n\n- 1.5 and 2.5,\n  3.5\n"
+        "- 4.5\n  and 5.5, 6.5, 7.5 ± 1.0\n\n| 1.5 | 2.5 | 3.5 | 4.5 |\n\n```\n1.5 2.5 3.5 4.5\n```\n"
+    )
+    assert pages.crowded(page) == [(6, 4), (11, 4)]
+    assert pages.crowded(page, most=4) == []
 
 
 @pytest.mark.parametrize(
