@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Key
 from dfke_jax.nn.classifier import Classifier
@@ -18,6 +17,7 @@ from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import optimiser, training
 from dfke_jax.watermarking.commitments import DRAWN, MarkCommitment, mark_assumptions
 from dfke_jax.watermarking.evidence import Evidence, answered, binomial_evidence
+from dfke_jax.watermarking.triggers import trigger_set
 
 
 class NoiseMark(NamedTuple):
@@ -28,16 +28,10 @@ class NoiseMark(NamedTuple):
 
 
 def noise_mark(key: Key, shape: tuple[int, int, int], num_classes: int, count: int = 40) -> NoiseMark:
-    """Draws T images from U(0, 1) and, independently of everything, T labels from K.
-
-    Raises:
-      InputError: for no image, or fewer than two classes.
-    """
-    if count < 1 or num_classes < 2:
-        raise InputError(f"a mark needs an image and two classes, got {count} and {num_classes}")
+    """Draws T images from U(0, 1) and, independently of everything, T labels from K; checked."""
     image_key, label_key = jax.random.split(key)
     labels = jax.random.randint(label_key, (count,), 0, num_classes)
-    return NoiseMark(jax.random.uniform(image_key, (count, *shape)), labels)
+    return NoiseMark(*trigger_set(jax.random.uniform(image_key, (count, *shape)), labels, num_classes))
 
 
 def embedding(
@@ -78,10 +72,7 @@ def verify_noise(
 
     Args:
       suspect: a `Classifier`, an oracle, or a function images -> scores or labels.
-      commitment: of `commit_mark`, published before; the verdict names it as missing otherwise.
-
-    Raises:
-      InputError: for a mark that does not open the commitment.
+      commitment: of `commit_mark`, published before; `InputError` where the mark does not open it.
     """
     assumes = (*mark_assumptions(mark, commitment), DRAWN)
     matches = int((answered(suspect, mark.images, num_classes) == np.asarray(mark.labels)).sum())

@@ -54,7 +54,7 @@ def execute(config: ShapeSettings, bench: Workbench) -> list[Arm]:
     return [*arms, method, control]
 
 
-register(
+RECIPE = register(
     Recipe(
         name="random-shapes",
         title="Distillation on pictures of random shapes",

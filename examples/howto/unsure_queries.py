@@ -23,7 +23,7 @@ from dfke_jax.oracle.reveal import Reveal
 
 @dataclasses.dataclass(frozen=True)
 class UnsureSettings:
-    """q queries a step, chosen among c·q images; ``updates`` of the clone on each step's answers."""
+    """q queries a step, chosen among c·q images (``choice`` = c), and so many updates on each step's answers."""
 
     queries_per_step: int = 50
     choice: int = 4
@@ -44,13 +44,10 @@ def unsure_queries(clone: Classifier, pool: Array, reveal: Reveal, settings: Uns
 
     Args:
       clone: gives the network; fresh parameters are drawn. pool: (N, H, W, C), N ≥ c·q.
-      reveal: what the victim answers. settings: see `UnsureSettings`.
+      reveal: what the victim answers.
 
     Returns:
       An `Attack` over `Training`. Metrics: ``loss`` of the last update, ``entropy`` of what is asked.
-
-    Raises:
-      InputError: for a pool that does not fit.
 
     Source: Lewis and Gale, A Sequential Algorithm for Training Text Classifiers, SIGIR 1994.
     """
@@ -71,8 +68,7 @@ def _entropy(network: Classifier, images: Array) -> Array:
 
 
 def _ask(clone: Classifier, pool: Array, static: Static, key: Key, state: Training) -> tuple[Training, Array]:
-    settings = static.value[1]
-    count = settings.queries_per_step
+    settings, count = static.value[1], static.value[1].queries_per_step
     drawn = jax.random.choice(key, pool.shape[0], (settings.choice * count,), replace=False)
     images = as_float(pool[drawn])
     return state, images[lax.top_k(_entropy(trained(clone, state), images), count)[1]]

@@ -105,9 +105,10 @@ def recipe(name: str) -> Recipe:
     """
     if name in _recipes:
         return _recipes[name]
-    for module in _places(name):
+    places = _places(name)
+    for module in places:
         _load(module)
-    for place in metadata.entry_points(group=GROUP, name=name):
+    for place in () if places else metadata.entry_points(group=GROUP, name=name):
         place.load()
     if name not in _recipes:
         raise UnknownNameError("recipe", name, recipes())
