@@ -75,7 +75,7 @@ def test_unsure_queries_ask_what_the_clone_is_least_sure_of_and_cost_what_they_s
     attack = of.unsure_queries(network(0), pool, Reveal(), settings)
     state = attack.init(key)
     _, asked = attack.ask(key, state)
-    logits = network(0).module.apply(state.variables, pool).astype(np.float64)
+    logits = np.asarray(network(0).module.apply(state.variables, pool), np.float64)
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     least_sure = np.argsort((chances * np.log(chances)).sum(1))[:4]
     np.testing.assert_array_equal(asked, pool[least_sure])
