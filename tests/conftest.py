@@ -45,6 +45,14 @@ def getkey():
 
 
 @pytest.fixture(scope="session")
+def four():
+    """Four devices, or a skip with the reason."""
+    if jax.device_count() < 4:
+        pytest.skip("four devices are needed")
+    return jax.devices()[:4]
+
+
+@pytest.fixture(scope="session")
 def data_dir():
     """The directory of real data sets, or a skip with the reason."""
     path = os.environ.get("DFKE_DATA_DIR")

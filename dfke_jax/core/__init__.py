@@ -16,7 +16,7 @@ from dfke_jax.core.errors import (
     UnknownNameError,
     UnknownOutcomeError,
 )
-from dfke_jax.core.loop import Run, run
+from dfke_jax.core.loop import Run, run, run_host
 from dfke_jax.core.mesh import (
     constrain_samples,
     default_sharding,
@@ -26,11 +26,22 @@ from dfke_jax.core.mesh import (
     shard,
     split_cpu,
 )
-from dfke_jax.core.method import Attack, HostMethod, Method, Static, against, method
+from dfke_jax.core.method import (
+    Ask,
+    Attack,
+    HostAttack,
+    HostMethod,
+    Method,
+    Solution,
+    Static,
+    against,
+    method,
+)
 from dfke_jax.core.population import population
 from dfke_jax.core.tracking import JsonLines, TensorBoard, WeightsAndBiases
 
 __all__ = [
+    "Ask",
     "Attack",
     "BudgetError",
     "CheckpointError",
@@ -38,6 +49,7 @@ __all__ = [
     "DamagedCheckpointError",
     "DfkeError",
     "EndpointError",
+    "HostAttack",
     "HostMethod",
     "InputError",
     "Interrupted",
@@ -48,6 +60,7 @@ __all__ = [
     "NonFiniteError",
     "RestartedError",
     "Run",
+    "Solution",
     "Static",
     "TensorBoard",
     "UnknownNameError",
@@ -64,6 +77,7 @@ __all__ = [
     "replicate",
     "restore",
     "run",
+    "run_host",
     "save",
     "shard",
     "split_cpu",

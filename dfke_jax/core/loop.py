@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax.core.checkpoint import Checkpoints, alone
-from dfke_jax.core.errors import CheckpointError, InputError, Interrupted, NonFiniteError
-from dfke_jax.core.method import HostMethod, Method, check_arguments
+from dfke_jax.core.errors import BudgetError, CheckpointError, InputError, Interrupted, NonFiniteError
+from dfke_jax.core.method import HostAttack, HostMethod, Method, Solution, check_arguments
 from dfke_jax.core.tracking import Tracker
 from dfke_jax.core.types import Key, Metrics, PyTree
 
@@ -170,6 +170,72 @@ def _run(
     metrics = {name: np.concatenate([h[name] for h in history]) for name in history[0]} if history else {}
     taken = done if history else start
     return Run(state, metrics, taken, time.perf_counter() - began - compile_seconds, compile_seconds)
+
+
+def run_host(attack: HostAttack, oracle: Callable[[np.ndarray], Any], seed: int) -> Solution:
+    """Runs an attack that is written in direct style.
+
+    Args:
+      attack: what to run.
+      oracle: rows (B, ...) -> answers, a pytree with leading axis B. A `Metered` counts, keeps to a
+        budget and remembers: run again with the same seed and the same ledger, the attack goes
+        through the same questions and pays for none of those that were answered. Without one
+        nothing is counted but `Solution.queries`.
+      seed: whole number >= 0 of ``numpy.random.default_rng``.
+
+    Returns:
+      What the attack returned. Where the budget ended before it did, what it had kept, with
+      ``complete=False``.
+
+    Raises:
+      Interrupted: Ctrl-C or SIGTERM, between two questions: what is under way is answered first. A
+        second one interrupts at once.
+      InputError: for a seed that is none, or rows that are no array of numbers with B >= 1.
+      Whatever else attack or oracle raise.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"a seed is a whole number of at least 0, got {seed!r}")
+    with _interruptions() as interrupted:
+        ask = _Asking(oracle, interrupted)
+        try:
+            solution = attack.solve(np.random.default_rng(int(seed)), ask)
+        except BudgetError:
+            solution = Solution(ask.kept, complete=False)
+        ask.check()  # an interruption after the last question: whatever follows must not begin
+    return solution._replace(queries=ask.queries)
+
+
+class _Asking:
+    """The `Ask` of `run_host`."""
+
+    def __init__(self, oracle: Callable[[np.ndarray], Any], interrupted: Callable[[], bool]):
+        self.oracle, self.interrupted = oracle, interrupted
+        self.kept: Any = None
+        self.queries = 0
+
+    def __call__(self, rows: np.ndarray) -> Any:
+        rows = np.asarray(rows)
+        if rows.ndim < 1 or not len(rows) or rows.dtype.kind not in "biuf":
+            raise InputError(f"rows must be numbers (B, ...) with B >= 1, got shape {rows.shape} of {rows.dtype}")
+        self.check()
+        answers = jax.device_get(self.oracle(rows))
+        self.queries += len(rows)
+        self.check()
+        return answers
+
+    def keep(self, found: Any) -> None:
+        self.kept = found
+
+    def phase(self, name: str) -> contextlib.AbstractContextManager:
+        phase = getattr(self.oracle, "phase", None)
+        return contextlib.nullcontext() if phase is None else phase(name)
+
+    def check(self) -> None:
+        if self.interrupted():
+            raise Interrupted(
+                f"stopped after {self.queries} rows; what a ledger holds of them is not paid again: "
+                "run the same attack with the same seed and ledger"
+            )
 
 
 def _check_key(key: Any) -> None:
@@ -337,4 +403,4 @@ def _bar(title: str | None, steps: int, start: int, rows: int, unit: str) -> Ite
         yield advance
 
 
-__all__ = ["Run", "run"]
+__all__ = ["Run", "run", "run_host"]

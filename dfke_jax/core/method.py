@@ -6,9 +6,11 @@ saving and resuming are each written once, for all of them.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
@@ -56,6 +58,57 @@ class HostMethod(NamedTuple):
 
     init: Callable[[Key], PyTree]
     step: Callable[[Key, PyTree], tuple[PyTree, Metrics]]
+
+
+class Ask(Protocol):
+    """What a `HostAttack` asks with: ``answers = ask(rows)``."""
+
+    def __call__(self, rows: np.ndarray) -> Any:
+        """Answers (any pytree of NumPy arrays with leading axis B) of rows (B, ...), B >= 1.
+
+        Raises:
+          BudgetError: when they are more than the budget has left; nothing was sent.
+        """
+        ...
+
+    def keep(self, found: Any) -> None:
+        """Says what has been found so far: it is the solution if the budget ends before the attack does."""
+        ...
+
+    def phase(self, name: str) -> AbstractContextManager:
+        """A ``with`` block whose rows are counted under a name as well, where the oracle does so (`Metered.phase`)."""
+        ...
+
+
+class Solution(NamedTuple):
+    """What a `HostAttack` has found.
+
+    Attributes:
+      found: the model, in a form of the attack's own; None where nothing was found.
+      complete: whether the attack came to its end. If not, the budget was spent, and `found` is
+        what it had kept.
+      queries: rows that it asked, those included that a ledger answered for nothing. `run_host`
+        counts them.
+    """
+
+    found: Any
+    complete: bool = True
+    queries: int = 0
+
+
+class HostAttack(NamedTuple):
+    """An attack in direct style, for what is solved on the host in float64 and asks by what it was answered.
+
+    There is no state and no step: one function asks, computes and asks again, any number of rows at
+    a time, and returns. It draws from `rng` alone, so that the same seed and the same answers make
+    the same questions; a run that ended early is therefore resumed by running it again through the
+    same ledger, which answers what was paid for.
+
+    Attributes:
+      solve: ``solution = solve(rng, ask)``; `rng` is a `numpy.random.Generator`, `ask` an `Ask`.
+    """
+
+    solve: Callable[[np.random.Generator, Ask], Solution]
 
 
 def method(init: Callable, step: Callable, *args: Any) -> Method:
@@ -151,4 +204,15 @@ def against(attack: Attack, oracle: Callable[[Array], Any], *, host: bool = Fals
     return HostMethod(attack.init, step)
 
 
-__all__ = ["Attack", "HostMethod", "Method", "Static", "against", "check_arguments", "method"]
+__all__ = [
+    "Ask",
+    "Attack",
+    "HostAttack",
+    "HostMethod",
+    "Method",
+    "Solution",
+    "Static",
+    "against",
+    "check_arguments",
+    "method",
+]

@@ -23,6 +23,13 @@ from dfke_jax.extraction.disagreement import (
     vote,
 )
 from dfke_jax.extraction.dissector import DissectorSettings, DissectorState, dissector
+from dfke_jax.extraction.equations import (
+    AffineModel,
+    Questions,
+    linear_regression,
+    logistic_regression,
+    softmax_regression,
+)
 from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, JacobianState, jacobian_augmentation
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
 from dfke_jax.extraction.maze import SMALL_MAZE, MAZESettings, maze
@@ -43,6 +50,7 @@ __all__ = [
     "ActiveThiefState",
     "AdaptiveState",
     "Adversaries",
+    "AffineModel",
     "BanditSettings",
     "CloneTraining",
     "DFMESettings",
@@ -61,6 +69,7 @@ __all__ = [
     "MAZESettings",
     "MEGEXSettings",
     "PoolSettings",
+    "Questions",
     "RandomState",
     "active_thief",
     "adaptive_knockoff",
@@ -77,10 +86,13 @@ __all__ = [
     "heavy_augmentation",
     "jacobian_augmentation",
     "knockoff",
+    "linear_regression",
+    "logistic_regression",
     "maze",
     "maze_pd",
     "megex",
     "random_attack",
+    "softmax_regression",
     "steps_for",
     "vote",
 ]

@@ -27,7 +27,8 @@ class Explained(NamedTuple):
 
     Attributes:
       probabilities: (B, K), as revealed.
-      explanation: (B, K, H, W, C), or (B, H, W, C) of the class that the victim finds most probable.
+      explanation: (B, K, H, W, C), or (B, H, W, C) of the class that the victim finds most
+        probable; of rows of another shape accordingly.
     """
 
     probabilities: Array
@@ -169,7 +170,7 @@ class ExplanationOracle:
         return self.oracle.num_classes
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> tuple[int, ...]:
         return self.oracle.input_shape
 
     def __call__(self, rows: Array) -> Explained:
@@ -284,7 +285,7 @@ def explained_gradients(answers: Explained, rows: Array, setting: Explanation) -
     if setting.kind not in ("gradient_times_input", "integrated_gradients"):
         return found
     factor = rows if setting.kind == "gradient_times_input" else rows - setting.baseline
-    factor = factor[:, None] if found.ndim == 5 else factor
+    factor = factor[:, None] if found.ndim == rows.ndim + 1 else factor
     return jnp.where(factor == 0, 0, found / jnp.where(factor == 0, 1, factor))
 
 

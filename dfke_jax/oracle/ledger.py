@@ -18,7 +18,7 @@ from typing import Any
 from dfke_jax.core.errors import BudgetError, InputError, LedgerError
 
 _APPLICATION = 0x64666B65
-_VERSION = 2
+_VERSION = 3
 _METERS = (
     "rows",
     "unique_rows",
@@ -42,6 +42,7 @@ _SCHEMA = (
     "CREATE TABLE blocks (name TEXT PRIMARY KEY, count INTEGER NOT NULL)",
 )
 _SAMPLES = "CREATE TABLE samples (key BLOB PRIMARY KEY, kind TEXT NOT NULL, layout TEXT NOT NULL, data BLOB NOT NULL)"
+_PHASES = "CREATE TABLE phases (name TEXT PRIMARY KEY, count INTEGER NOT NULL, hits INTEGER NOT NULL)"
 _GUARDS = (
     "CREATE TRIGGER answers_stay BEFORE UPDATE ON answers BEGIN SELECT RAISE(ABORT, 'answers are only added'); END",
     "CREATE TRIGGER answers_last BEFORE DELETE ON answers BEGIN SELECT RAISE(ABORT, 'answers are only added'); END",
@@ -57,6 +58,12 @@ _ADDED_IN_2 = (
     _GUARDS[0],
 )
 _BROKEN = (sqlite3.Error, UnicodeDecodeError)  # sqlite3 decodes what a damaged file says in its messages, too
+_SEALED = (
+    "SELECT name, value FROM meters ORDER BY name",
+    "SELECT name, count FROM blocks ORDER BY name",
+    "SELECT name, value FROM facts WHERE name != 'seal' ORDER BY name",
+    "SELECT name, count, hits FROM phases ORDER BY name",  # since version 3
+)
 _KEY_BYTES = 32
 _LOOKUP = 500
 
@@ -72,6 +79,9 @@ class Ledger:
     answers turn it into rows; a certain failure takes it out again. A process that is killed in between leaves it as it
     is: the budget is never exceeded, at the price of rows that may not have been charged.
 
+    Rows that are asked in a phase of an attack (see `Metered.phase`) are counted by its name as
+    well, and stay part of all the other counts.
+
     A victim that is fused into a compiled program cannot be looked up row by row. There the caller checks before and
     records after::
 
@@ -85,8 +95,8 @@ class Ledger:
 
     Every stored answer, open request and count carries a checksum (BLAKE2b, keyed with the ledger's
     id). The counts are checked against a recount of the requests on opening, and the structure of
-    the file by SQLite; an answer is checked whenever it is looked up. A file of the version before
-    gets its checksums when it is opened.
+    the file by SQLite; an answer is checked whenever it is looked up. A file of an earlier version
+    is brought to this one when it is opened; where it has no checksums yet, it gets them.
 
     Threads may share it, and processes its file, under one budget; of two processes that ask the same row at the same
     moment, both pay. `turn` is held by whoever asks, so that threads of one process do not.
@@ -131,7 +141,7 @@ class Ledger:
             known = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
             if known == (0, 0) and not self._one("SELECT count(*) FROM sqlite_master"):
                 self._database.execute("PRAGMA journal_mode = WAL")
-            elif known not in ((_APPLICATION, 1), (_APPLICATION, _VERSION)):
+            elif known not in [(_APPLICATION, version) for version in range(1, _VERSION + 1)]:
                 raise LedgerError(
                     f"{self.path} is an SQLite file but no ledger of this version; choose another path for the ledger"
                 )
@@ -140,7 +150,7 @@ class Ledger:
             with self._transaction(seal=False):
                 version = self._one("PRAGMA user_version")  # another process may have been first
                 if version == 0:
-                    for statement in (*_SCHEMA, _SAMPLES, *_GUARDS):
+                    for statement in (*_SCHEMA, _SAMPLES, _PHASES, *_GUARDS):
                         self._database.execute(statement)
                     self._database.executemany("INSERT INTO meters VALUES (?, 0)", [(name,) for name in _METERS])
                     self._database.execute("INSERT INTO facts VALUES ('id', ?)", (uuid.uuid4().hex,))
@@ -148,6 +158,10 @@ class Ledger:
                 if version == 1:
                     for statement in _ADDED_IN_2:
                         self._database.execute(statement)
+                if version == 2:
+                    self._check_seal(_SEALED[:-1])  # before it is sealed anew
+                if version in (1, 2):
+                    self._database.execute(_PHASES)
                 if version < _VERSION:
                     self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
                     self._database.execute(f"PRAGMA user_version = {_VERSION}")
@@ -161,8 +175,7 @@ class Ledger:
         state = self._one("PRAGMA integrity_check(1)")
         if state != "ok":
             raise self._damaged(f"SQLite says {state!r}")
-        if self._fact("seal") != self._seal():
-            raise self._damaged("its counts do not match their checksum")
+        self._check_seal(_SEALED)
         meters = self._meters()
         totals = {
             state: (requests, rows)
@@ -180,6 +193,15 @@ class Ledger:
             if meters[name] != counted:
                 raise self._damaged(f"it counts {meters[name]} {name}, and its requests and answers make {counted}")
 
+        for name, most in (("count", "rows"), ("hits", "cache_hits")):
+            counted = self._one(f"SELECT coalesce(sum({name}), 0) FROM phases")
+            if counted > meters[most]:
+                raise self._damaged(f"its phases have {counted} {most} of {meters[most]}")
+
+    def _check_seal(self, tables: Sequence[str]) -> None:
+        if self._fact("seal") != self._seal(tables):
+            raise self._damaged("its counts do not match their checksum")
+
     def _damaged(self, how: str) -> LedgerError:
         return LedgerError(f"the ledger {self.path or 'in memory'} is damaged: {how}; restore it from a copy")
 
@@ -191,19 +213,14 @@ class Ledger:
             digest.update(len(data).to_bytes(8, "little") + data)
         return digest.digest()
 
-    def _seal(self) -> str:
+    def _seal(self, tables: Sequence[str]) -> str:
         """The checksum of everything that is counted."""
-        tables = (
-            "SELECT name, value FROM meters ORDER BY name",
-            "SELECT name, count FROM blocks ORDER BY name",
-            "SELECT name, value FROM facts WHERE name != 'seal' ORDER BY name",
-        )
         return self._checksum(*(str(self._database.execute(table).fetchall()) for table in tables)).hex()
 
     def _write_seal(self) -> None:
         self._database.execute(
             "INSERT INTO facts VALUES ('seal', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            (self._seal(),),
+            (self._seal(_SEALED),),
         )
 
     # ---- what it holds
@@ -222,6 +239,12 @@ class Ledger:
         if meters["fused_rows"]:
             counts["unique_rows"] = None
         return {"budget": self.budget, **counts}
+
+    def phases(self) -> dict[str, dict[str, int]]:
+        """Phase -> ``rows`` sent and answered in it, and ``cache_hits``; see `Metered.phase`."""
+        with self._locked():
+            found = self._database.execute("SELECT name, count, hits FROM phases ORDER BY name").fetchall()
+        return {name: {"rows": rows, "cache_hits": hits} for name, rows, hits in found}
 
     @property
     def spent(self) -> int:
@@ -337,11 +360,12 @@ class Ledger:
                     found[key] = layout, data
         return found
 
-    def hit(self, rows: int) -> None:
-        """Records rows that were answered from the ledger."""
+    def hit(self, rows: int, *, phase: str | None = None) -> None:
+        """Records rows that were answered from the ledger, in a phase of the attack."""
         if rows:
             with self._transaction():
                 self._add(cache_hits=rows)
+                self._add_to(phase, hits=rows)
 
     def open_requests(self) -> list[tuple[int, tuple[bytes, ...]]]:
         """(number, keys of the rows) of the requests whose outcome is unknown and that may be sent again.
@@ -398,11 +422,26 @@ class Ledger:
             assert made.lastrowid is not None
             return made.lastrowid
 
-    def settle(self, number: int, keys: Sequence[bytes], layout: str, rows: Sequence[bytes]) -> None:
-        """Enters the answers of a request, all of them or none; `rows` may be empty when they are not to be kept."""
+    def settle(
+        self,
+        number: int,
+        keys: Sequence[bytes],
+        layout: str,
+        rows: Sequence[bytes],
+        *,
+        phase: str | None = None,
+    ) -> None:
+        """Enters the answers of a request, all of them or none.
+
+        Args:
+          number: of `begin`. keys: of its rows. layout, rows: see `codec.encode_answers`; `rows`
+            may be empty when they are not to be kept.
+          phase: of the attack, in which its rows are counted.
+        """
         with self._transaction():
             count, explained = self._close(number, "answered")
             self._add(rows=count, explanation_rows=count * explained)
+            self._add_to(phase, rows=count)
             if not rows:
                 return
             self._database.execute("INSERT OR IGNORE INTO layouts (layout) VALUES (?)", (layout,))
@@ -513,6 +552,14 @@ class Ledger:
         self._database.executemany(
             "UPDATE meters SET value = value + ? WHERE name = ?", [(n, name) for name, n in amounts.items() if n]
         )
+
+    def _add_to(self, phase: str | None, *, rows: int = 0, hits: int = 0) -> None:
+        if phase is not None and (rows or hits):
+            self._database.execute(
+                "INSERT INTO phases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+                "count = count + excluded.count, hits = hits + excluded.hits",
+                (phase, rows, hits),
+            )
 
     def _fact(self, name: str) -> str | None:
         found = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()

@@ -27,7 +27,8 @@ class Endpoint:
     """What an endpoint says of itself, and holds its callers to.
 
     Attributes:
-      input_shape: (H, W, C) of a row. num_classes: K. reveal: what it answers.
+      input_shape: of a row: (H, W, C) of images, (D,) of feature vectors. num_classes: K. reveal:
+        what it answers.
       box: lowest and highest value of a row; None for any finite numbers.
       dtype: ``float32`` or ``float64``, what rows are sent in. uint8 rows are taken as 0 to 255 across the box.
       quota: rows of a key, ever. rate: rows a second of a key, on average. burst: rows that it may have at once after

@@ -1,11 +1,12 @@
 """A victim behind a ledger: every row is paid once, and what was answered before is not asked again."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -128,6 +129,7 @@ class Metered:
             raise InputError(f"batch must be at least 1 row, got {self.batch}")
         if samples is not None and samples < 0:
             raise InputError(f"samples must be at least 0 rows, got {samples}")
+        self._phase: str | None = None
         self._kept: int | None = None  # samples in the ledger, once they were looked for
         self._waiting = 0  # rows of the call under way that are not in the ledger yet
         self._compared: tuple[str | None] | None = (
@@ -178,7 +180,7 @@ class Metered:
                 send, [(None, left[start : start + size]) for start in range(0, len(left), size)], self.concurrency
             )
             self._keep(rows, place, known)
-            self.ledger.hit(len(keys) - len(missing))
+            self.ledger.hit(len(keys) - len(missing), phase=self._phase)
         return self._read([known[key] for key in keys])
 
     def again(self, rows: Any) -> Any:
@@ -209,6 +211,30 @@ class Metered:
             return [(layout, row) for row in data]
 
         return self._read([row for part in concurrently(send, parts, self.concurrency) for row in part])
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts what is asked in a ``with`` block under a name as well: what each part of an attack costs.
+
+        ::
+
+            with metered.phase("kinks"):
+                answers = metered(rows)
+            metered.ledger.phases()  # {"kinks": {"rows": ..., "cache_hits": ...}}
+
+        Inside another phase the inner one alone counts. A phase belongs to this object, whichever
+        thread asks. Rows of an evaluation are in none.
+
+        Raises:
+          InputError: for an empty name.
+        """
+        if not name:
+            raise InputError("a phase has a name")
+        before, self._phase = self._phase, name
+        try:
+            yield
+        finally:
+            self._phase = before
 
     def counts(self) -> dict[str, int | None]:
         """The ledger's meters."""
@@ -273,7 +299,7 @@ class Metered:
 
     def _settled(self, number: int, keys: Sequence[bytes], answers: Any, keep: bool) -> list[tuple[str, bytes]]:
         layout, data = self._checked(answers, len(keys))
-        self.ledger.settle(number, keys, layout, data if keep else ())
+        self.ledger.settle(number, keys, layout, data if keep else (), phase=self._phase)
         return [(layout, row) for row in data]
 
     # ---- whether the endpoint is still the same

@@ -38,7 +38,7 @@ def transported(rows: Array, transport: Transport, box: Box) -> Array:
     ``float64`` needs 64-bit JAX (`jax.enable_x64`) and is for attacks that solve equations. ``uint8`` is round(255·(x − low)/(high − low)) and back; what lies outside the box is clipped, as an image file would.
 
     Args:
-      rows: (B, H, W, C). box: (low, high).
+      rows: (B, ...). box: (low, high).
     """
     if transport == "float64":
         if not jax.config.read("jax_enable_x64"):
@@ -60,7 +60,7 @@ def answered(values: Array, rows: Array, gives: Gives, defences: Sequence[Defenc
     defended probabilities tie for the largest (rounding), the label revealed is the one of them that the victim prefers.
 
     Args:
-      values: (B, K) logits or probabilities, or (B,) labels, as `gives` says. rows: (B, H, W, C).
+      values: (B, K) logits or probabilities, or (B,) labels, as `gives` says. rows: (B, ...).
 
     Returns:
       Answers as of `Reveal`.
@@ -117,7 +117,7 @@ def _description(oracle: "Oracle | HostOracle", victim: str) -> dict[str, Any]:
 
 @flax.struct.dataclass
 class Oracle:
-    """A victim that JAX can trace, behind its defences: rows (B, H, W, C) -> answers, as a pytree.
+    """A victim that JAX can trace, behind its defences: rows (B, ...) -> answers, as a pytree.
 
     It stands in ``against(attack, oracle)``; the victim's parameters and the defences' numbers are arguments of the compiled
     program. Build it with `oracle_for`, which checks what this does not.
@@ -126,7 +126,7 @@ class Oracle:
       victim: callable pytree, rows -> (B, K): a `Classifier` or a `jax.tree_util.Partial`.
       defences: applied in this order.
       reveal: what leaves the endpoint.
-      num_classes: K. input_shape: (H, W, C).
+      num_classes: K. input_shape: of a row: (H, W, C) of images, (D,) of feature vectors.
       gives: whether the victim returns logits or probabilities.
       transport: as in `transported`: ``uint8`` quantises the rows before anybody sees them. box: lowest and highest pixel
         value.
@@ -138,7 +138,7 @@ class Oracle:
     defences: tuple[Defence, ...] = ()
     reveal: Reveal = flax.struct.field(pytree_node=False, default=Reveal())
     num_classes: int = flax.struct.field(pytree_node=False, default=10)
-    input_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False, default=(28, 28, 1))
+    input_shape: tuple[int, ...] = flax.struct.field(pytree_node=False, default=(28, 28, 1))
     gives: Gives = flax.struct.field(pytree_node=False, default="logits")
     transport: Transport = flax.struct.field(pytree_node=False, default="float32")
     box: Box = flax.struct.field(pytree_node=False, default=(0.0, 1.0))
@@ -150,7 +150,7 @@ class Oracle:
         return True
 
     def __call__(self, rows: Array) -> Array:
-        """(B, H, W, C) -> (B, K), or (B,) labels.
+        """Rows (B, ...) -> (B, K), or (B,) labels.
 
         Raises:
           InputError: rows of another shape, or a victim of another number of classes.
@@ -160,7 +160,7 @@ class Oracle:
 
     def received(self, rows: Array) -> Array:
         """The rows as they arrive."""
-        if rows.ndim != 4 or tuple(rows.shape[1:]) != tuple(self.input_shape):
+        if rows.ndim != 1 + len(self.input_shape) or tuple(rows.shape[1:]) != tuple(self.input_shape):
             raise InputError(f"rows must be (B, {', '.join(map(str, self.input_shape))}), got shape {rows.shape}")
         return transported(rows, self.transport, self.box)
 
@@ -215,6 +215,10 @@ class HostOracle:
     ):
         reveal = reveal or Reveal()
         _check(victim.gives, defences, reveal, transport, box)
+        if victim.num_classes < 2 and (defences or reveal.kind != "logits"):
+            raise InputError(
+                f"{victim.name} gives one number a row, which reveal 'logits' shows and no defence acts on"
+            )
         self.victim, self.defences, self.reveal, self.transport, self.box = (
             victim, tuple(defences), reveal, transport, box,
         )  # fmt: skip
@@ -226,7 +230,7 @@ class HostOracle:
         self._expected = _expected(reveal, self.defences, self.num_classes)
 
     def __call__(self, rows: Any) -> np.ndarray:
-        """(B, H, W, C) -> answers as of `Reveal`.
+        """Rows (B, ...) -> answers as of `Reveal`.
 
         Raises:
           InputError: rows of another shape or with NaN; a victim that answers another number of rows or classes, NaN,
@@ -266,7 +270,7 @@ def oracle_for(
     reveal: Reveal | None = None,
     defences: Sequence[Defence] = (),
     *,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, ...] | None = None,
     num_classes: int | None = None,
     gives: Gives | None = None,
     transport: Transport = "float32",
@@ -285,7 +289,8 @@ def oracle_for(
       victim: see above.
       reveal: probabilities by default, or the label for a victim that gives nothing else.
       defences: in their order.
-      input_shape: (H, W, C); a `Classifier` and a `HostVictim` know their own.
+      input_shape: of a row: (H, W, C), (D,) or such; a `Classifier` and a `HostVictim` know their
+        own.
       num_classes: K; found by asking for one row where it is not given.
       gives: of a traced victim or a PyTorch module, logits by default.
       mean, std: of a PyTorch module, which gets (x − mean)/std of rows in the box; one number, or
@@ -318,7 +323,7 @@ def oracle_for(
     if gives == "label":
         raise InputError("a traced victim gives logits or probabilities")
     if input_shape is None:
-        raise InputError("input_shape=(H, W, C) is needed: this victim does not say what it takes")
+        raise InputError("input_shape, (H, W, C), (D,) or such, is needed: this victim does not say what it takes")
     shape = jax.eval_shape(victim, jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)).shape
     if len(shape) != 2 or shape[0] != 2 or (num_classes is not None and shape[1] != num_classes):
         raise InputError(f"asked 2 rows of {num_classes or 'any number of'} classes, the victim answers shape {shape}")

@@ -36,7 +36,7 @@ _SHOWN = 300
 
 
 class RemoteVictim:
-    """Rows (B, H, W, C) -> answers, from an endpoint like the one of `create_app`.
+    """Rows (B, ...) -> answers, from an endpoint like the one of `create_app`.
 
     ``/v1/describe`` is read first: shape, classes, what is revealed, limits. Rows are checked, split into batches, sent
     concurrently, and come back in order. Connections that fail, 429 and 5xx are repeated after
@@ -135,7 +135,7 @@ class RemoteVictim:
         self.batch = self.max_rows if batch is None else min(batch, self.max_rows)
 
     def __call__(self, rows: Any) -> Any:
-        """Answers of rows (B, H, W, C), in their order; without a ledger nothing is counted.
+        """Answers of rows (B, ...), in their order; without a ledger nothing is counted.
 
         Raises:
           InputError: for rows that the endpoint would not take; nothing was sent.

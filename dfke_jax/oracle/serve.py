@@ -56,7 +56,8 @@ class Service:
     """An endpoint at work: predicts one request at a time, charges it, remembers it.
 
     Args:
-      predict: rows (B, H, W, C) in the endpoint's dtype -> answers as its `reveal` says; called in a thread.
+      predict: rows (B, ...) in the endpoint's dtype -> answers as its `reveal` says; called in a
+        thread.
       explain: rows -> like `Explained`, where the endpoint explains.
       endpoint, accounts: what is allowed.
       journal: where charges and answers are kept for the next instance; None forgets them with the
@@ -238,7 +239,7 @@ def create_app(
     (too much at a time, with Retry-After) or 500 (the victim failed; not charged).
 
     Args:
-      predict: rows (B, H, W, C) -> answers of the kind that `reveal` names, (B, K) or (B,) integers.
+      predict: rows (B, ...) -> answers of the kind that `reveal` names, (B, K) or (B,) integers.
       input_shape, reveal, num_classes, quota, rate: see `Endpoint`.
       keys: API keys; None for an open endpoint.
       clock: seconds, for the rate.

@@ -18,7 +18,8 @@ from dfke_jax.core.method import Static
 from dfke_jax.core.types import Array
 from dfke_jax.oracle.reveal import Reveal, check_answers
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
+"""Of one row: (H, W, C) of an image, (D,) of a feature vector, ..."""
 
 
 class PrecisionWarning(UserWarning):
@@ -30,10 +31,12 @@ class HostVictim:
     """A victim on the host.
 
     Attributes:
-      predict: NumPy rows (B, H, W, C), float32 (or float64) -> array (B, K), or (B,) integer
+      predict: NumPy rows (B, ...), float32 (or float64) -> array (B, K), or (B,) integer
         labels. A PyTorch tensor will do, on any device and with or without a gradient.
-      num_classes: K. input_shape: (H, W, C).
-      gives: what `predict` returns: ``logits``, ``probabilities`` or ``label``.
+      num_classes: K. input_shape: of a row, of any rank: (H, W, C) of images, (D,) of feature
+        vectors.
+      gives: what `predict` returns: ``logits``, ``probabilities`` or ``label``. The K values of a
+        regressor are logits in this sense: real numbers without bounds; it may have one.
       name: for messages and results.
       classes: what the K columns mean, where the victim says so.
       batch_size: rows per call; None for all at once.
@@ -53,10 +56,10 @@ class HostVictim:
     def __post_init__(self):
         if self.gives not in ("logits", "probabilities", "label"):
             raise InputError(f"a victim gives logits, probabilities or label, not {self.gives!r}")
-        if self.num_classes < 2:
+        if self.num_classes < (1 if self.gives == "logits" else 2):
             raise InputError(f"{self.name}: a classifier has at least 2 classes, got {self.num_classes}")
-        if len(self.input_shape) != 3:
-            raise InputError(f"{self.name}: input_shape must be (H, W, C), got {self.input_shape}")
+        if not self.input_shape or any(size < 1 for size in self.input_shape):
+            raise InputError(f"{self.name}: input_shape must be (H, W, C), (D,) or such, got {self.input_shape}")
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"{self.name}: batch_size must be at least 1, got {self.batch_size}")
 
@@ -68,7 +71,7 @@ def victim_values(victim: HostVictim, rows: Any) -> np.ndarray:
     """What a host victim computes, checked.
 
     Args:
-      rows: (B, H, W, C); float64 stays float64, anything else becomes float32.
+      rows: (B, ...); float64 stays float64, anything else becomes float32.
 
     Returns:
       (B, K) in the precision of the rows, or (B,) int32 labels.
@@ -85,7 +88,7 @@ def victim_values(victim: HostVictim, rows: Any) -> np.ndarray:
     """
     rows = np.asarray(rows)
     rows = rows.astype(np.float64 if rows.dtype == np.float64 else np.float32, copy=False)
-    if rows.ndim != 4 or rows.shape[1:] != tuple(victim.input_shape):
+    if rows.ndim != 1 + len(victim.input_shape) or rows.shape[1:] != tuple(victim.input_shape):
         raise InputError(f"rows must be (B, {', '.join(map(str, victim.input_shape))}), got shape {rows.shape}")
     size = victim.batch_size or max(len(rows), 1)
     answered = [victim.predict(rows[start : start + size]) for start in range(0, len(rows), size)]
@@ -139,7 +142,7 @@ def as_numbers(answers: Any, name: str) -> np.ndarray:
 
 def _check_logits(values: np.ndarray) -> None:
     """Whether logits can be such; nonnegative numbers that sum to one row by row are no coincidence in two rows."""
-    if len(values) < 2 or values.dtype.kind != "f":
+    if len(values) < 2 or values.shape[1] < 2 or values.dtype.kind != "f":
         return
     slack = max(1e-5, values.shape[1] * float(jnp.finfo(values.dtype).eps))
     if values.min() >= 0 and np.abs(values.sum(1, dtype=np.float64) - 1).max() <= slack:
@@ -154,7 +157,7 @@ def from_jax(
     Args:
       function: module-level, so that its identity keeps compiled programs.
       *parameters: pytrees, or `Static` values.
-      input_shape: (H, W, C). num_classes: K, checked when given.
+      input_shape: of a row. num_classes: K, checked when given.
 
     Raises:
       InputError: if JAX cannot trace it, or it answers something else than (B, K) floats, or NaN for random rows.
@@ -189,7 +192,7 @@ def from_function(
     batch_size: int | None = None,
     repeatable: bool = False,
 ) -> HostVictim:
-    """A host victim from any ``predict(rows (B, H, W, C)) -> array``. It is not called before an attack asks.
+    """A host victim from any ``predict(rows (B, ...)) -> array``. It is not called before an attack asks.
 
     Say ``repeatable=True`` of a function that computes here and asks nobody who charges: rows that were under way when a run
     was killed are then not paid again.
@@ -201,31 +204,30 @@ def from_function(
 
 
 def from_sklearn(estimator: Any, input_shape: Shape | None = None, num_classes: int | None = None) -> HostVictim:
-    """A host victim from a fitted scikit-learn classifier (or pipeline); rows are flattened in the order H, W, C.
+    """A host victim from a fitted scikit-learn estimator or pipeline; rows are flattened in the order of their axes.
 
-    Column k is the estimator's ``classes_[k]``. With `num_classes` = K and integer classes in [0, K), column k is class k,
-    and classes that the estimator never saw have probability zero. One without ``predict_proba`` gives labels alone.
+    Of a classifier column k is the estimator's ``classes_[k]``. With `num_classes` = K and integer
+    classes in [0, K), column k is class k, and classes that the estimator never saw have
+    probability zero. One without ``predict_proba`` gives labels alone. A regressor gives what it
+    predicts, (B,) as one column, as ``logits``.
 
     Args:
-      input_shape: (H, W, C); (1, 1, D) by default.
+      input_shape: of a row: (H, W, C), (D,) or such; (1, 1, D) by default.
 
     Raises:
-      InputError: for an estimator that is not fitted, is no classifier, or takes another number of features.
+      InputError: for an estimator that is not fitted, is neither classifier nor regressor, or takes
+        another number of features.
     """
     name = type(estimator).__name__
+    if _regresses(estimator):
+        return _from_regressor(estimator, input_shape, num_classes)
     classes = getattr(estimator, "classes_", None)
     if classes is None:
         raise InputError(f"{name} has no classes_: it is not fitted, or no classifier")
     if isinstance(classes, list):
         raise InputError(f"{name} has several outputs; a victim has one")
     classes = np.asarray(classes)
-    features = getattr(estimator, "n_features_in_", None)
-    if input_shape is None:
-        if features is None:
-            raise InputError(f"{name} does not say how many features it takes; give input_shape")
-        input_shape = (1, 1, int(features))
-    if features is not None and math.prod(input_shape) != features:
-        raise InputError(f"{name} takes {features} features, rows of {input_shape} have {math.prod(input_shape)}")
+    input_shape = _features(estimator, input_shape)
     columns, count = np.arange(len(classes)), len(classes)
     if num_classes is not None:
         whole = np.issubdtype(classes.dtype, np.integer)
@@ -250,6 +252,42 @@ def from_sklearn(estimator: Any, input_shape: Shape | None = None, num_classes: 
     return HostVictim(probabilities if soft else labels, count, input_shape, gives, name, meaning, repeatable=True)
 
 
+def _features(estimator: Any, input_shape: Shape | None) -> Shape:
+    """The shape of a row, which must have as many numbers as the estimator takes."""
+    name, features = type(estimator).__name__, getattr(estimator, "n_features_in_", None)
+    if input_shape is None:
+        if features is None:
+            raise InputError(f"{name} does not say how many features it takes; give input_shape")
+        return 1, 1, int(features)
+    if features is not None and math.prod(input_shape) != features:
+        raise InputError(f"{name} takes {features} features, rows of {input_shape} have {math.prod(input_shape)}")
+    return input_shape
+
+
+def _regresses(estimator: Any) -> bool:
+    from sklearn.base import BaseEstimator, is_regressor
+
+    return isinstance(estimator, BaseEstimator) and is_regressor(estimator)
+
+
+def _from_regressor(estimator: Any, input_shape: Shape | None, outputs: int | None) -> HostVictim:
+    """Its number of outputs is what it predicts of a row of zeros."""
+    from sklearn.exceptions import NotFittedError
+
+    name, input_shape = type(estimator).__name__, _features(estimator, input_shape)
+
+    def values(rows: np.ndarray) -> np.ndarray:
+        return np.asarray(estimator.predict(rows.reshape(len(rows), -1))).reshape(len(rows), -1)
+
+    try:
+        count = values(np.zeros((1, *input_shape))).shape[1]
+    except NotFittedError as error:
+        raise InputError(f"{name} is not fitted") from error
+    if outputs not in (None, count):
+        raise InputError(f"{name} predicts {count} numbers of a row, not {outputs}")
+    return HostVictim(values, count, input_shape, "logits", name, None, repeatable=True)
+
+
 def from_torch(
     module: Any,
     input_shape: Shape,
@@ -264,13 +302,15 @@ def from_torch(
 ) -> HostVictim:
     """A host victim from a PyTorch module. It is put in eval mode, stays there, and runs without gradients.
 
-    Rows (B, H, W, C) in pixel space become (x − mean)/std in the module's layout and in the precision of its parameters.
+    Rows become (x − mean)/std in the precision of the module's parameters; images (B, H, W, C) in
+    its layout.
 
     Args:
-      input_shape: (H, W, C), always in this order.
+      input_shape: (H, W, C) of images, always in this order; or of other rows, which have no
+        layout: (D,), ...
       num_classes: K; found by asking for two rows where it is not given.
-      layout: of the module's input.
-      mean, std: one number, or one per channel.
+      layout: of the module's input, if it takes images.
+      mean, std: one number, or one per channel (entry of a row's last axis).
       device: where it is moved; where its parameters are by default.
       batch_size: rows per call.
 
@@ -362,7 +402,7 @@ def _traced(converted: Static, prepared: Static, state: dict[str, Array], rows: 
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
-    """From pixel rows to a module's input, in NumPy or JAX."""
+    """From rows to a module's input, in NumPy or JAX."""
 
     input_shape: Shape
     layout: str
@@ -370,19 +410,21 @@ class _Prepared:
     std: tuple[float, ...]
 
     def __call__(self, rows: Any, numpy: Any) -> Any:
-        shape = (1, 1, 1, self.input_shape[2])
+        shape = (*(1,) * len(self.input_shape), self.input_shape[-1])
         mean, std = (np.broadcast_to(np.asarray(v, np.float32), shape) for v in (self.mean, self.std))
         if self.mean != (0.0,) or self.std != (1.0,):
             rows = (rows - mean) / std
-        return numpy.transpose(rows, (0, 3, 1, 2)) if self.layout == "NCHW" else rows
+        images = len(self.input_shape) == 3
+        return numpy.transpose(rows, (0, 3, 1, 2)) if images and self.layout == "NCHW" else rows
 
 
 def _prepared(input_shape: Shape, layout: str, mean: tuple[float, ...], std: tuple[float, ...]) -> _Prepared:
     if layout not in ("NCHW", "NHWC"):
         raise InputError(f"layout must be 'NCHW' or 'NHWC', not {layout!r}")
     for what, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, input_shape[2]):
-            raise InputError(f"{what} has {len(values)} values for images of {input_shape[2]} channels")
+        if len(values) not in (1, input_shape[-1]):
+            of = f"images of {input_shape[2]} channels" if len(input_shape) == 3 else f"rows of shape {input_shape}"
+            raise InputError(f"{what} has {len(values)} values for {of}")
     if min(std) <= 0:
         raise InputError(f"std must be positive, got {std}")
     return _Prepared(as_shape(input_shape), layout, tuple(mean), tuple(std))
@@ -404,7 +446,7 @@ def as_host_victim(
     torch = sys.modules.get("torch")  # a module cannot exist before torch was imported
     if torch is not None and isinstance(victim, torch.nn.Module):
         if input_shape is None:
-            raise InputError("a PyTorch module needs input_shape=(H, W, C)")
+            raise InputError("a PyTorch module needs input_shape=(H, W, C), or (D,) of feature vectors")
         return from_torch(victim, input_shape, num_classes, gives=gives or "logits", **normalisation)  # type: ignore[arg-type]
     if normalisation:
         raise InputError(
@@ -425,9 +467,8 @@ def as_host_victim(
 
 
 def as_shape(shape: Any) -> Shape:
-    """(H, W, C) as a tuple, whatever sequence it came in."""
-    height, width, channels = shape
-    return int(height), int(width), int(channels)
+    """Of a row, as a tuple of whole numbers, whatever sequence it came in."""
+    return tuple(int(size) for size in shape)
 
 
 def _probe(input_shape: Shape, rows: int) -> Array:

@@ -73,8 +73,8 @@ def test_named_tuples_and_bare_numbers(tmp_path):
     assert (float(found.a), int(found.b[0]), found.b[1]) == (1.5, 2, ())
 
 
-def test_restoring_onto_a_mesh(tmp_path):
-    array, mesh = jnp.arange(8.0), core.device_mesh(4)
+def test_restoring_onto_a_mesh(tmp_path, four):
+    array, mesh = jnp.arange(8.0), core.device_mesh(4, devices=four)
     core.save(tmp_path / "a", {"x": array})
     placed = core.restore(tmp_path / "a", {"x": core.shard(array, mesh, "models")})["x"]
     assert {s.data.shape for s in placed.addressable_shards} == {(2,)}

@@ -355,7 +355,7 @@ def test_a_second_signal_interrupts_at_once():
 SCRIPT = """
 import os, signal, sys
 import jax, jax.numpy as jnp
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("DFKE_TEST_DEVICES", "4")))
 from dfke_jax import core
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy

@@ -164,9 +164,9 @@ def test_side_by_side_on_an_accelerator_small_kernels_become_products(monkeypatc
 
 
 @pytest.mark.parametrize("strategy", ["vmap", "map"])
-def test_over_four_devices(one_by_one, strategy):
+def test_over_four_devices(one_by_one, strategy, four):
     keys, variables, losses = one_by_one
-    mesh = core.device_mesh(4)
+    mesh = core.device_mesh(4, devices=four)
     many = core.population(regression, HYPER, strategy=strategy, mesh=mesh)
     result = core.run(many, keys, 3, chunk=3)
     np.testing.assert_allclose(result.metrics["loss"], losses, rtol=1e-5)
@@ -177,8 +177,8 @@ def test_over_four_devices(one_by_one, strategy):
         assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {1}
 
 
-def test_no_communication_over_devices():
-    mesh = core.device_mesh(4)
+def test_no_communication_over_devices(four):
+    mesh = core.device_mesh(4, devices=four)
     keys = core.shard(jax.random.split(KEY, 8), mesh, "models")
     many = core.population(PLAIN, mesh=mesh)
     state = jax.jit(many.init)(keys)
@@ -212,8 +212,8 @@ def test_the_usual_optimisers_take_hyperparameters():
     np.testing.assert_allclose(jax.jit(jax.vmap(moved))(rates), [moved(0.01), moved(0.1)], rtol=1e-6)
 
 
-def test_a_population_resumes_over_devices(tmp_path):
-    keys, mesh = jax.random.split(KEY, 4), core.device_mesh(4)
+def test_a_population_resumes_over_devices(tmp_path, four):
+    keys, mesh = jax.random.split(KEY, 4), core.device_mesh(4, devices=four)
     many = core.population(regression, HYPER, mesh=mesh)
     whole = core.run(many, keys, 4, chunk=2)
     checkpoints = core.Checkpoints(tmp_path)
@@ -230,10 +230,10 @@ def test_a_population_resumes_over_devices(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_refusals():
+def test_refusals(four):
     with pytest.raises(core.InputError, match="strategy must be auto, vmap, map or unroll, not 'fast'"):
         core.population(PLAIN, strategy="fast")
     with pytest.raises(core.InputError, match=r"share their leading axis, got sizes \[3, 4\]"):
         core.population(regression, HYPER).init(jax.random.split(KEY, 3))
     with pytest.raises(core.InputError, match="population of 3 does not divide"):
-        core.population(PLAIN, mesh=core.device_mesh(4)).init(jax.random.split(KEY, 3))
+        core.population(PLAIN, mesh=core.device_mesh(4, devices=four)).init(jax.random.split(KEY, 3))

@@ -30,13 +30,13 @@ def test_pixels_keep_their_type_where_it_is_narrow():
     assert Split(np.zeros((2, 3, 3, 1), np.float64), np.array([0, 1], np.int64)).images.dtype == np.float32
 
 
-def test_on_device_places_and_shards():
+def test_on_device_places_and_shards(four):
     toy = split((0, 1, 2, 0))
     pixels, labels = toy.on_device()
     assert isinstance(pixels, jax.Array)
     np.testing.assert_array_equal(pixels, toy.images)
     np.testing.assert_array_equal(labels, toy.labels)
-    sharding = NamedSharding(Mesh(jax.devices()[:4], "data"), PartitionSpec("data"))
+    sharding = NamedSharding(Mesh(four, "data"), PartitionSpec("data"))
     pixels, labels = toy.on_device(sharding)
     assert pixels.sharding == labels.sharding == sharding
     assert pixels.addressable_shards[0].data.shape == (1, 4, 3, 1)

@@ -123,10 +123,10 @@ def test_the_number_of_lanes_changes_nothing(network, images, lanes):
     np.testing.assert_allclose(found.distances, reference.distances, atol=1e-6)
 
 
-def test_samples_are_split_over_devices(network, images):
+def test_samples_are_split_over_devices(network, images, four):
     images = np.concatenate([images, images[:1]])
     reference = mingd(network, images, FAST)
-    with jax.set_mesh(device_mesh()):
+    with jax.set_mesh(device_mesh(devices=four)):
         found = mingd(network, images, FAST)
     assert len(found.distances.sharding.device_set) == 4
     np.testing.assert_array_equal(found.steps, reference.steps)

@@ -42,7 +42,7 @@ def to_the_kink(game, state, key):
     return min(float(jnp.abs(found.image()).min()) for found in phases)
 
 
-def test_the_same_on_one_and_on_four_devices(classifier, oracles):
+def test_the_same_on_one_and_on_four_devices(classifier, oracles, four):
     """Two steps of everything that is split over a mesh: generator, answers in pieces, clone and their gradients.
 
     Both begin every step at the same state. Devices add in another order, which moves a unit by about 1e-6; one that
@@ -52,7 +52,7 @@ def test_the_same_on_one_and_on_four_devices(classifier, oracles):
     settings = dataclasses.replace(EXACT, batch_size=16, width=9, directions=1, orthogonal=False, epsilon=0.1, chunk=6)
     attack = dfme(classifier(1), settings)
     method = core.against(attack, oracles["probabilities"](classifier(0)))
-    mesh = core.device_mesh()
+    mesh = core.device_mesh(devices=four)
     state = jax.jit(method.init)(CLEAR)
     for i in range(2):
         key = jax.random.fold_in(CLEAR, i)

@@ -245,3 +245,13 @@ def test_what_cannot_be_explained_is_refused(victim):
 def test_finite_differences_behind_an_explanation_are_checked_too(victim):
     with pytest.warns(ZerothOrderWarning, match="uint8"):
         check_zeroth_order(explanation_oracle(victim, transport="uint8"), 1e-3, 40)
+
+
+def test_gradients_of_feature_vectors_are_read_out():
+    """(B, K, D) of all classes, (B, D) of the top one: divided by the feature, as those of images are."""
+    rows = np.array([[2.0, 0.0], [-1.0, 4.0]], np.float32)
+    maps = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    kind = Explanation("gradient_times_input")
+    expected = np.where(rows[:, None] == 0, 0, maps / np.where(rows == 0, 1, rows)[:, None])
+    np.testing.assert_array_equal(explained_gradients(Explained(maps[..., 0], maps), rows, kind), expected)
+    np.testing.assert_array_equal(explained_gradients(Explained(maps[..., 0], maps[:, 1]), rows, kind), expected[:, 1])

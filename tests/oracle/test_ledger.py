@@ -764,14 +764,14 @@ def test_a_file_of_the_version_before_is_taken_over(tmp_path):
     np.testing.assert_array_equal(found[1], expected(rows))
     assert found[2:] == (2, 0)
     database = sqlite3.connect(tmp_path / "l")
-    assert database.execute("PRAGMA user_version").fetchone() == (2,)
+    assert database.execute("PRAGMA user_version").fetchone() == (3,)
     with pytest.raises(sqlite3.DatabaseError, match="only added"):
         database.execute("UPDATE answers SET data = x'00'")
     columns = lambda name: database.execute(
         f"SELECT name, type, dflt_value FROM pragma_table_info('{name}')"
     ).fetchall()
     with Ledger(tmp_path / "new") as ledger:
-        for table in ("facts", "meters", "layouts", "answers", "requests", "blocks", "samples"):
+        for table in ("facts", "meters", "layouts", "answers", "requests", "blocks", "samples", "phases"):
             fresh = ledger._database.execute(f"SELECT name, type, dflt_value FROM pragma_table_info('{table}')")
             assert columns(table) == fresh.fetchall()
     database.execute("DROP TRIGGER answers_stay")
@@ -782,10 +782,51 @@ def test_a_file_of_the_version_before_is_taken_over(tmp_path):
         read_back(tmp_path / "l", rows)
 
 
+def version_2(path):
+    """A ledger as the second version wrote it: without phases, and sealed over three tables."""
+    counts, rows, answers = some_ledger(path)
+    with Ledger(path, config="c") as ledger:
+        checksum = ledger._checksum
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("DROP TABLE phases")
+    tables = (
+        "SELECT name, value FROM meters ORDER BY name",
+        "SELECT name, count FROM blocks ORDER BY name",
+        "SELECT name, value FROM facts WHERE name != 'seal' ORDER BY name",
+    )
+    seal = checksum(*(str(database.execute(table).fetchall()) for table in tables)).hex()
+    database.execute("UPDATE facts SET value = ? WHERE name = 'seal'", (seal,))
+    database.execute("PRAGMA user_version = 2")
+    database.close()
+    return counts, rows, answers
+
+
+def test_a_file_of_the_second_version_is_taken_over(tmp_path):
+    counts, rows, answers = version_2(tmp_path / "l")
+    for _ in range(2):
+        with Ledger(tmp_path / "l", budget=50, config="c") as ledger:
+            assert ledger.counts() == counts
+            assert ledger.phases() == {}
+    found = read_back(tmp_path / "l", rows)
+    np.testing.assert_array_equal(found[1], answers)
+    assert found[2:] == (2, 0)
+    with Ledger(tmp_path / "l", config="c") as ledger:
+        assert ledger._one("PRAGMA user_version") == 3
+
+
+def test_what_was_damaged_before_is_not_sealed_by_taking_it_over(tmp_path):
+    version_2(tmp_path / "l")
+    database = sqlite3.connect(tmp_path / "l", isolation_level=None)
+    database.execute("UPDATE meters SET value = value + 1 WHERE name = 'cache_hits'")
+    database.close()
+    with pytest.raises(LedgerError, match=r"damaged.*counts do not match"):
+        Ledger(tmp_path / "l", config="c")
+
+
 def test_a_file_of_a_later_version_is_left_alone(tmp_path):
     some_ledger(tmp_path / "l")
     database = sqlite3.connect(tmp_path / "l")
-    database.execute("PRAGMA user_version = 3")
+    database.execute("PRAGMA user_version = 4")
     database.close()
     with pytest.raises(LedgerError, match="no ledger of this version"):
         Ledger(tmp_path / "l", config="c")
@@ -899,6 +940,7 @@ def test_formulas_against_loops_and_printed_figures():
     assert rows_per_step("megex", batch=256, generator_steps=1, clone_steps=5) == 6 * 256
     assert rows_per_step("jbda", seeds=100, rounds=5) == 3200
     assert rows_per_step("equation_solving", features=64) == 65
+    assert rows_per_step("equation_solving", features=64, extra=5) == 70
     assert rows_per_step("retraining", features=64, classes=10, factor=100) == 65_000
     for name in ("dfms", "disguide", "dual_students", "ideal"):
         assert rows_per_step(name, batch=64, clone_steps=3) == 192
@@ -916,6 +958,57 @@ def test_formulas_say_what_they_lack():
         rows_per_step("ideal", batch=1, steps=2)
     with pytest.raises(InputError, match="at least 0"):
         rows_per_step("ideal", batch=-1, clone_steps=2)
+
+
+def test_phases_are_counted_by_name_and_in_the_file(tmp_path):
+    """A row is counted where it was paid, a repeated one where it was repeated, and a resumed run pays no phase again."""
+    first, second = pixel_rows([1, 2, 3]), pixel_rows([3, 4])
+    for again in (False, True):
+        with Ledger(tmp_path / "l", budget=9) as ledger:
+            ask = metered(ledger, batch=2)
+            with ask.phase("outer"):
+                ask(first)
+                with ask.phase("inner"):
+                    ask(second)
+                ask(first)
+            ask(pixel_rows([5]))
+            with pytest.raises(BudgetError), ask.phase("too much"):
+                ask(pixel_rows(range(10, 20)))
+            ask.evaluate(first)
+            hits = (3, 1) if not again else (9, 3)
+            assert ledger.phases() == {
+                "inner": {"rows": 1, "cache_hits": hits[1]},
+                "outer": {"rows": 3, "cache_hits": hits[0]},
+            }
+            assert ledger.counts()["rows"] == 5
+            with pytest.raises(InputError, match="name"), ask.phase(""):
+                pass
+    database = sqlite3.connect(tmp_path / "l", isolation_level=None)
+    database.execute("UPDATE phases SET count = count - 1 WHERE name = 'outer'")
+    database.close()
+    with pytest.raises(LedgerError, match=r"damaged.*counts do not match"):
+        Ledger(tmp_path / "l")
+
+
+def test_a_request_that_was_under_way_is_counted_in_the_phase_that_repeats_it(tmp_path):
+    with Ledger(tmp_path / "l") as ledger:
+        ask = metered(ledger, Counting({1: UnknownOutcomeError("lost")}), repeatable=True)
+        with pytest.raises(UnknownOutcomeError), ask.phase("kinks"):
+            ask(pixel_rows([1, 2]))
+        assert ledger.phases() == {}
+        with ask.phase("kinks"):
+            ask(pixel_rows([1, 2]))
+        assert ledger.phases() == {"kinks": {"rows": 2, "cache_hits": 0}}
+        assert ledger.counts()["unknown_rows"] == 0
+
+
+def test_an_adaptive_attack_is_held_to_a_bound():
+    ledger = Ledger()
+    metered(ledger)(pixel_rows([1, 2, 3]))
+    check_spent(ledger, 5, at_most=True)
+    check_spent(ledger, 3, at_most=True)
+    with pytest.raises(LedgerError, match="says at most 2 rows, and it asked 3"):
+        check_spent(ledger, 2, at_most=True)
 
 
 def test_check_spent_compares_with_the_formula():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
@@ -111,7 +111,8 @@ def test_answers_that_are_none_are_refused(rows, answer, gives, message):
         ({"predict": 3}, "function"),
         ({"gives": "scores"}, "'scores'"),
         ({"num_classes": 1}, "at least 2 classes"),
-        ({"input_shape": (40,)}, r"\(H, W, C\)"),
+        ({"input_shape": ()}, r"\(H, W, C\), \(D,\)"),
+        ({"input_shape": (5, 0)}, r"\(H, W, C\), \(D,\)"),
         ({"batch_size": 0}, "batch_size"),
     ],
 )
@@ -144,6 +145,45 @@ def test_scikit_learn_probabilities_in_the_order_of_its_classes(rows):
     found = oracle_for(estimator, Reveal("label"), input_shape=SHAPE)(rows)
     assert [victim.classes[k] for k in found] == estimator.predict(rows.reshape(9, -1)).tolist()
     assert from_sklearn(estimator).input_shape == (1, 1, 40)
+
+
+def test_scikit_learn_regressors_give_their_numbers():
+    FIT = RNG.normal(size=(120, 2))
+    several = oracle_for(LinearRegression().fit(FLAT, FIT), Reveal("logits"), input_shape=(40,), transport="float64")
+    np.testing.assert_allclose(several(FLAT[:3]), several.victim(FLAT[:3]), rtol=0)
+    expected = LinearRegression().fit(FLAT, FIT[:, 1])
+    one = oracle_for(make_pipeline(expected), Reveal("logits"), input_shape=(40,), transport="float64")
+    assert (several.num_classes, one.num_classes) == (2, 1)
+    np.testing.assert_array_equal(one(FLAT[:3]), expected.predict(FLAT[:3])[:, None])
+    constant = from_sklearn(LinearRegression().fit(FLAT, np.ones(120)), (40,))
+    np.testing.assert_allclose(constant(FLAT), 1, rtol=1e-6)
+    with pytest.raises(core.InputError, match="reveal 'logits'"):
+        oracle_for(expected, input_shape=(40,))
+    with pytest.raises(core.InputError, match="1 numbers of a row, not 3"):
+        from_sklearn(expected, num_classes=3)
+    with pytest.raises(core.InputError, match="not fitted"):
+        from_sklearn(LinearRegression(), (40,))
+
+
+@pytest.mark.parametrize("shape", [(40,), (8, 5), (2, 5, 2, 2)])
+def test_rows_of_any_rank(shape):
+    """The same numbers as those of the flat rows, through every make of victim and every layer above it."""
+    estimator = LogisticRegression().fit(FLAT, LABELS)
+    asked = FLAT[:6].reshape(6, *shape)
+    expected = estimator.predict_proba(FLAT[:6])
+    ledger = Ledger(budget=6)
+    oracle = oracle_for(estimator, input_shape=shape, transport="float64")
+    for _ in range(2):
+        np.testing.assert_allclose(Metered(oracle, ledger, "v")(asked), expected, rtol=1e-13)
+    assert ledger.counts()["rows"] == 6
+    host = from_function(lambda x: estimator.predict_proba(x.reshape(len(x), -1)), shape, 3)
+    np.testing.assert_allclose(oracle_for(host)(asked), expected, atol=1e-6)
+    traced = oracle_for(from_jax(affine, WEIGHTS, input_shape=shape), Reveal("logits"), input_shape=shape)
+    flat = FLAT[:6].astype(np.float32) @ np.asarray(WEIGHTS["kernel"]) + np.arange(3)
+    np.testing.assert_allclose(Metered(traced, Ledger(), "v")(asked.astype(np.float32)), flat, rtol=1e-4)
+    for ask in (host, oracle, traced):
+        with pytest.raises(core.InputError, match="rows must be"):
+            ask(FLAT[:6].reshape(6, 4, 10).astype(np.float32))
 
 
 def test_scikit_learn_classes_that_were_never_seen_have_no_probability(rows):
@@ -353,6 +393,17 @@ def test_a_pytorch_module_with_normalisation_and_on_nhwc(rows):
             return x.sum((1, 2))
 
     np.testing.assert_allclose(from_torch(Last(), SHAPE, layout="NHWC")(rows), rows.sum((1, 2)), rtol=1e-5)
+
+
+def test_a_pytorch_module_of_feature_vectors():
+    """No layout, and one mean and deviation a feature."""
+    module = torch.nn.Linear(6, 3).double()
+    weight, bias = module.weight.detach().numpy(), module.bias.detach().numpy()
+    x, mean, std = RNG.normal(size=(9, 6)), tuple(range(6)), (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    oracle = oracle_for(module, Reveal("logits"), input_shape=(6,), mean=mean, std=std, transport="float64")
+    np.testing.assert_allclose(oracle(x), (x - mean) / std @ weight.T + bias, rtol=1e-13)
+    with pytest.raises(core.InputError, match=r"2 values for rows of shape \(6,\)"):
+        from_torch(module, (6,), mean=(0.1, 0.2))
 
 
 def test_a_pytorch_module_that_does_not_fit_is_refused():

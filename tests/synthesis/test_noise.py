@@ -341,8 +341,8 @@ def test_rules_pixel_by_pixel_are_grouped():
         assert _couples(rule)
 
 
-def test_groups_over_devices():
-    batch, mesh = 32, device_mesh()
+def test_groups_over_devices(four):
+    batch, mesh = 32, device_mesh(devices=four)
     start = jax.random.uniform(jax.random.key(3), (batch, 4, 4, 1))
     goal = jax.random.uniform(jax.random.key(4), (batch, 4, 4, 1))
     objective = lambda key, images, goal: ((jnp.square(images - goal)).sum((1, 2, 3)), jnp.zeros(len(images)))

@@ -162,9 +162,9 @@ def test_chunks_change_nothing(chunk):
     )
 
 
-def test_every_device_has_chunks_of_its_own_rows():
+def test_every_device_has_chunks_of_its_own_rows(four):
     rows = jnp.arange(24.0).reshape(12, 2)
-    with jax.set_mesh(device_mesh()):
+    with jax.set_mesh(device_mesh(devices=four)):
         assert (cache_chunk(1792), cache_chunk(640)) == (64, 40)
         found = jax.jit(lambda rows: in_chunks(lambda x: {"sum": x.sum(-1), "x": x}, rows, 2))(rows)
     np.testing.assert_array_equal(found["x"], rows)

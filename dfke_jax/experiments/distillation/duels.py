@@ -55,7 +55,7 @@ SMALL: dict[str, Any] = {"batch_size": 128, "width": 16, "latent": 64}
 class DAFLRecipeSettings(DuelRecipeSettings):
     """Settings of DAFL."""
 
-    method: DAFLSettings = DAFLSettings(**SMALL, generator_rate=1e-2)
+    method: DAFLSettings = DAFLSettings(**SMALL, generator_rate=1e-3)
     """How the method runs."""
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from small_runs import options, reads_of, run_small
 
 from dfke_jax import report
 from dfke_jax.core import run
@@ -39,6 +40,8 @@ TINY = {
         permutations=99,
     ),
 }
+UNREAD = {"augmentation", "early", "impressions", "other_network", "synthesis", "temperature"}
+"""What other thieves read; `test_digits_preset_with_every_thief` has all."""
 LIMITS = {
     **{name: value for name, value in TINY.items() if name not in ("references", "threats")},
     "samples": 40,
@@ -52,14 +55,18 @@ def made(tmp_path_factory):
     """(result, directory) of the table of threat models, small."""
     out = tmp_path_factory.mktemp("run") / "run"
     entry = recipe("dataset-inference")
-    return run_recipe(entry, entry.settings("digits", **TINY), out=out, progress=False, devices=1), out
+    return run_small("dataset-inference", entry.settings("digits", **TINY), out, UNREAD), out
 
 
 @pytest.fixture(scope="module")
 def limits(tmp_path_factory):
     out = tmp_path_factory.mktemp("limits") / "run"
     entry = recipe("dataset-inference-limits")
-    return run_recipe(entry, entry.settings("digits", **LIMITS), out=out, progress=False, devices=2), out
+    settings = entry.settings("digits", **LIMITS)
+    with reads_of(settings) as seen:
+        found = run_recipe(entry, settings, out=out, progress=False, devices=2)
+    assert seen == options(settings)
+    return found, out
 
 
 def test_every_model_is_tested_and_entered(made):
@@ -243,8 +250,7 @@ def test_settings_are_refused_before_any_work(name, changes, message):
 
 @pytest.mark.slow
 def test_digits_preset_with_every_thief(tmp_path):
-    entry = recipe("dataset-inference")
-    found = run_recipe(entry, entry.settings("digits"), out=tmp_path / "run", progress=False, devices=1)
+    found = run_small("dataset-inference", recipe("dataset-inference").settings("digits"), tmp_path / "run")
     assert {arm.name for arm in found.arms} == {"source", "control", *THREATS}
 
 
