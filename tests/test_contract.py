@@ -122,7 +122,8 @@ def mean_impressions(seed):
 def unsure_queries(seed):
     of = example("howto/unsure_queries")
     settings = of.UnsureSettings(queries_per_step=3, choice=2, updates=2)
-    return core.against(of.unsure_queries(network(9, (4,)), IMAGES, Reveal("logits"), settings), network(seed))
+    attack = of.unsure_queries(network(9, (4,)), IMAGES, Reveal("logits"), settings)
+    return core.against(attack, network(seed))
 
 
 def marking(seed):

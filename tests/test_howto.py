@@ -1,4 +1,4 @@
-"""The examples of `docs/howto`: each page shows its file and the row of the table that tests it, and what the files say is so."""
+"""The examples of `docs/howto`: each page shows its file and its row, and what the files say is so."""
 
 import re
 
@@ -108,7 +108,7 @@ def random_shapes(monkeypatch, tmp_path):
 
 
 def test_a_recipe_of_ones_own_runs_beside_the_others(random_shapes, tmp_path):
-    """Registered from outside the package, through the checks that every recipe's result is held to."""
+    """Registered from outside the package, and held to what every recipe's result is held to."""
     assert random_shapes.settings("digits").samples == 1000
     found = complete("random-shapes", tiny("random-shapes", CHANGES["random-shapes"]), tmp_path, pictures=False)
     assert [arm.name for arm in found.arms] == ["teacher", "scratch", "random_shapes", "random_shapes_control"]

@@ -23,7 +23,7 @@ from dfke_jax.synthesis.targets import balanced_labels
 
 @dataclasses.dataclass(frozen=True)
 class MeanSettings(SynthesisSettings):
-    """How the images are made: ``steps``, ``learning_rate`` and ``start`` are common to all syntheses.
+    """How the images are made; ``steps``, ``learning_rate`` and ``start`` all syntheses have.
 
     Attributes:
       brightness: m in [0, 1], the mean that an image should have.
@@ -54,7 +54,7 @@ def mean_impressions(
     Returns:
       A `Method` over `Pool` with metric ``loss``, one batch a step.
     """
-    # What is an array (the teacher) is an argument of the compiled program; what is not is `Static`.
+    # Arrays (the teacher's) are arguments of the compiled program; what is none is `Static`.
     batch = Partial(_batch, teacher, Static((settings, control, batch_size)))
     return fill_pool(batch, count, batch_size, teacher.input_shape)
 
@@ -74,5 +74,6 @@ def _batch(teacher: Classifier, static: Static, key: Key, rows: Array, carry: tu
         return loss, jnp.zeros_like(loss)  # the second is for methods that stop at a confidence
 
     rule, box = optimiser("adam", settings.learning_rate), teacher.preprocessing.box
-    made = optimise_noise(noise_key, objective, start, steps=settings.steps, optimizer=rule, box=box)
+    steps = settings.steps
+    made = optimise_noise(noise_key, objective, start, steps=steps, optimizer=rule, box=box)
     return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})

@@ -31,7 +31,8 @@ def noise_mark(key: Key, shape: tuple[int, int, int], num_classes: int, count: i
     """Draws T images from U(0, 1) and, independently of everything, T labels from K; checked."""
     image_key, label_key = jax.random.split(key)
     labels = jax.random.randint(label_key, (count,), 0, num_classes)
-    return NoiseMark(*trigger_set(jax.random.uniform(image_key, (count, *shape)), labels, num_classes))
+    images = jax.random.uniform(image_key, (count, *shape))
+    return NoiseMark(*trigger_set(images, labels, num_classes))
 
 
 def embedding(

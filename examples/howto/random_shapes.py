@@ -32,7 +32,8 @@ class ShapeSettings(TransferSettings):
 def shuffled(key: Key, images: Array) -> Array:
     """The pixels of every image (N, H, W, C) in random places."""
     rows = images.reshape(len(images), -1, images.shape[-1])
-    return jax.vmap(jax.random.permutation)(jax.random.split(key, len(images)), rows).reshape(images.shape)
+    keys = jax.random.split(key, len(images))
+    return jax.vmap(jax.random.permutation)(keys, rows).reshape(images.shape)
 
 
 def execute(config: ShapeSettings, bench: Workbench) -> list[Arm]:
@@ -44,7 +45,7 @@ def execute(config: ShapeSettings, bench: Workbench) -> list[Arm]:
         arm.budget = bench.distilled_budget(config.samples)
         for seed in bench.seeds:
             teacher = bench.teacher(seed)
-            # The key is of the method's name for both arms: one set of pictures, and one of them shuffled.
+            # Both arms have the method's key: the same pictures, which the control shuffles.
             key = bench.key(seed, method.name)
             images = synthetic_shapes(key, config.samples, bench.dataset.shape)
             if arm is control:
@@ -58,8 +59,8 @@ RECIPE = register(
     Recipe(
         name="random-shapes",
         title="Distillation on pictures of random shapes",
-        summary="Distils a student on pictures of ellipses, rectangles, triangles and lines. The control is distilled "
-        "on the same pictures with their pixels shuffled.",
+        summary="Distils a student on pictures of ellipses, rectangles, triangles and lines. "
+        "The control is distilled on the same pictures with their pixels shuffled.",
         paper="Nayak, Mopuri, Chakraborty: Effectiveness of Arbitrary Transfer Sets, WACV 2021",
         config=ShapeSettings,
         execute=execute,

@@ -23,7 +23,7 @@ from dfke_jax.oracle.reveal import Reveal
 
 @dataclasses.dataclass(frozen=True)
 class UnsureSettings:
-    """q queries a step, chosen among c·q images (``choice`` = c), and so many updates on each step's answers."""
+    """q queries a step, chosen among c·q images (c is ``choice``), and updates on their answers."""
 
     queries_per_step: int = 50
     choice: int = 4
@@ -47,7 +47,7 @@ def unsure_queries(clone: Classifier, pool: Array, reveal: Reveal, settings: Uns
       reveal: what the victim answers.
 
     Returns:
-      An `Attack` over `Training`. Metrics: ``loss`` of the last update, ``entropy`` of what is asked.
+      An `Attack` over `Training`. Metrics: ``loss`` (of the last update), ``entropy`` (of the rows).
 
     Source: Lewis and Gale, A Sequential Algorithm for Training Text Classifiers, SIGIR 1994.
     """

@@ -31,7 +31,7 @@ def test_documented_experiments_have_valid_configurations():
 
 
 def test_published_figures_name_arms_that_exist():
-    """An arm of the recipe's own kept results; before it has any, an anchor, or an arm of the recipe's name."""
+    """An arm of the recipe's kept results or, before it has any, an anchor or one of its name."""
     kept = collections.defaultdict(set)
     for path in (ROOT / "docs" / "results").glob("*.json"):
         content = json.loads(path.read_text())

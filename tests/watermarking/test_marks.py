@@ -42,7 +42,12 @@ HELD, HELD_LABELS = DIGITS.test.images, DIGITS.test.labels
 
 
 class Mark(NamedTuple):
-    """draw: key -> mark. embed: mark -> `Method` over `Training`. verify: (suspect, mark, commitment=) -> evidence."""
+    """The three parts of a mark.
+
+    Attributes:
+      draw: key -> mark. embed: mark -> `Method` over `Training`.
+      verify: (suspect, mark, commitment=) -> evidence.
+    """
 
     draw: Callable[[Any], Any]
     embed: Callable[[Any], core.Method]
@@ -111,7 +116,7 @@ def test_a_marked_network_is_found_and_does_its_task(name):
 
 @every_mark
 def test_p_values_of_marks_that_are_not_there_are_at_least_uniform(name):
-    """Of 100 marks drawn afresh, about α are found in a network that has none of them, at every level α."""
+    """Of 100 marks drawn afresh, at most about α are found in a network that has none of them."""
     verify, draw = MARKS[name].verify, MARKS[name].draw
     values = np.array([verify(innocent(), draw(jax.random.fold_in(KEY, i))).p_value for i in range(100)])
     for level in (0.01, 0.05, 0.2, 0.5):

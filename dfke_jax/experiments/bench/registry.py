@@ -48,9 +48,9 @@ class Recipe:
         return self.config(**{"dataset": dataset, **self.presets.get(dataset, {}), **changes})
 
 
-# Where recipes are that do not have a module to themselves, and the order of all that are named here.
-# A recipe in a module of its own name (``random-shapes`` in ``random_shapes.py``) needs no entry. One
-# that is asked for loads its own module and what that one builds on, and nothing else.
+# Where recipes are that have no module to themselves, and the order of all that are named here. A
+# recipe in a module of its own name (``random-shapes`` in ``random_shapes.py``) needs no entry. One that
+# is asked for loads its own module and what that one builds on, and nothing else.
 _FAMILIES: dict[str, tuple[str, ...]] = {
     "distillation.anchors": ("anchors",),
     "distillation.transfer_sets": ("transfer-sets",),
@@ -72,14 +72,14 @@ _recipes: dict[str, Recipe] = {}
 
 
 GROUP = "dfke_jax.recipes"
-"""Entry points by which another package adds recipes: name of the recipe = module that registers it."""
+"""Entry points of other packages' recipes: name of the recipe = module that registers it."""
 
 
 def register(recipe: Recipe) -> Recipe:
     """Adds a recipe; names are unique.
 
-    From then on `recipe`, `recipes` and `run_recipe` know it. For the command line too, a package names its
-    recipe's module in its ``pyproject.toml``, under ``[project.entry-points."dfke_jax.recipes"]``.
+    From then on `recipe`, `recipes` and `run_recipe` know it. For the command line, a package names
+    the module in its ``pyproject.toml``, under ``[project.entry-points."dfke_jax.recipes"]``.
     """
     if recipe.name in _recipes:
         raise ValueError(f"the recipe {recipe.name!r} is registered twice")
@@ -88,7 +88,7 @@ def register(recipe: Recipe) -> Recipe:
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes, by name: those of the table in its order, then the families' others, then other packages'."""
+    """All recipes, by name: those of the table in its order, then the others as they registered."""
     for module in (*_FAMILIES, *_unlisted()):
         _load(module)
     for place in metadata.entry_points(group=GROUP):
@@ -116,16 +116,18 @@ def recipe(name: str) -> Recipe:
 
 
 def _places(name: str) -> list[str]:
-    """Modules where a recipe of this name is looked for: where the table says, else where its name says."""
+    """Modules to look for a recipe in: where the table says, else those of its name."""
     listed = [module for module, names in _FAMILIES.items() if name in names]
-    return listed or [module for module in _unlisted() if module.partition(".")[2] == name.replace("-", "_")]
+    title = name.replace("-", "_")
+    return listed or [module for module in _unlisted() if module.partition(".")[2] == title]
 
 
 def _unlisted() -> list[str]:
     """Modules of the families that the table does not name, without importing any."""
     here = Path(__file__).parent.parent
     families = dict.fromkeys(module.partition(".")[0] for module in _FAMILIES)
-    found = [f"{family}.{module.name}" for family in families for module in pkgutil.iter_modules([str(here / family)])]
+    walk = ((family, pkgutil.iter_modules([str(here / family)])) for family in families)
+    found = [f"{family}.{module.name}" for family, modules in walk for module in modules]
     return [module for module in found if module not in _FAMILIES]
 
 
