@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from example_files import example
 from jax.tree_util import Partial
 
 from dfke_jax import core
@@ -40,6 +41,7 @@ from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.contrastive import contrastive_training
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.nn.training import optimiser
+from dfke_jax.oracle import Reveal
 from dfke_jax.watermarking import (
     EntangledSettings,
     EntangledWatermark,
@@ -110,6 +112,18 @@ def tell(key, state, rows, answers):
 
 def toy_attack(seed):
     return core.against(core.Attack(Partial(begin), Partial(ask), Partial(tell)), network(seed))
+
+
+def mean_impressions(seed):
+    of = example("howto/mean_impressions")
+    return of.mean_impressions(network(seed), of.MeanSettings(steps=3, start="uniform"), 12, 3)
+
+
+def unsure_queries(seed):
+    of = example("howto/unsure_queries")
+    settings = of.UnsureSettings(queries_per_step=3, choice=2, updates=2)
+    attack = of.unsure_queries(network(9, (4,)), IMAGES, Reveal("logits"), settings)
+    return core.against(attack, network(seed))
 
 
 def marking(seed):
@@ -206,6 +220,9 @@ METHODS = {
     ),
     "entangled watermark": watermarked,
     "a toy attack": toy_attack,
+    # the examples of docs/howto
+    "mean impressions": mean_impressions,
+    "unsure queries": unsure_queries,
 }
 
 
@@ -229,6 +246,8 @@ VARIANTS = {
     "DFAD",
     "ZSKT",
     "marking by a backdoor",
+    "mean impressions",
+    "unsure queries",
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 every_kind = pytest.mark.parametrize(

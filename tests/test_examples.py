@@ -1,12 +1,12 @@
 """The scripts of `examples/`, with tiny budgets, and the one-file attack against the package's."""
 
-import importlib.util
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from example_files import EXAMPLES, example
 
 from dfke_jax import core, nn
 from dfke_jax.extraction import DFMESettings, dfme
@@ -14,15 +14,7 @@ from dfke_jax.extraction.dfme import draws
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.synthesis.zeroth_order import unit_directions
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 DOCS = EXAMPLES.parent / "docs"
-
-
-def example(name):
-    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def test_every_example_is_a_tutorial_and_run_here():

@@ -2,7 +2,10 @@
 
 import dataclasses
 import importlib
+import pkgutil
 from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from dfke_jax.core.errors import UnknownNameError
@@ -45,8 +48,9 @@ class Recipe:
         return self.config(**{"dataset": dataset, **self.presets.get(dataset, {}), **changes})
 
 
-# Where each recipe is: modules of the families, and the names that they register when imported. A
-# recipe that is asked for loads its own module and what that one builds on, and nothing else.
+# Where recipes are that have no module to themselves, and the order of all that are named here. A
+# recipe in a module of its own name (``random-shapes`` in ``random_shapes.py``) needs no entry. One that
+# is asked for loads its own module and what that one builds on, and nothing else.
 _FAMILIES: dict[str, tuple[str, ...]] = {
     "distillation.anchors": ("anchors",),
     "distillation.transfer_sets": ("transfer-sets",),
@@ -67,8 +71,16 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
 _recipes: dict[str, Recipe] = {}
 
 
+GROUP = "dfke_jax.recipes"
+"""Entry points of other packages' recipes: name of the recipe = module that registers it."""
+
+
 def register(recipe: Recipe) -> Recipe:
-    """Adds a recipe; names are unique."""
+    """Adds a recipe; names are unique.
+
+    From then on `recipe`, `recipes` and `run_recipe` know it. For the command line, a package names
+    the module in its ``pyproject.toml``, under ``[project.entry-points."dfke_jax.recipes"]``.
+    """
     if recipe.name in _recipes:
         raise ValueError(f"the recipe {recipe.name!r} is registered twice")
     _recipes[recipe.name] = recipe
@@ -76,31 +88,51 @@ def register(recipe: Recipe) -> Recipe:
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes, by name: those of the families in their order, then what was registered from elsewhere."""
-    for module in _FAMILIES:
+    """All recipes, by name: those of the table in its order, then the others as they registered."""
+    for module in (*_FAMILIES, *_unlisted()):
         _load(module)
+    for place in metadata.entry_points(group=GROUP):
+        place.load()
     listed = [name for names in _FAMILIES.values() for name in names]
     return {name: _recipes[name] for name in [*listed, *(name for name in _recipes if name not in listed)]}
 
 
 def recipe(name: str) -> Recipe:
-    """One recipe; of the families only its own is imported.
+    """One recipe; nothing is imported but the module that holds it.
 
     Raises:
       UnknownNameError: with the nearest names.
     """
-    for module, names in _FAMILIES.items():
-        if name in names:
-            _load(module)
+    if name in _recipes:
+        return _recipes[name]
+    places = _places(name)
+    for module in places:
+        _load(module)
+    for place in () if places else metadata.entry_points(group=GROUP, name=name):
+        place.load()
     if name not in _recipes:
-        raise UnknownNameError(
-            "recipe", name, dict.fromkeys([*(n for ns in _FAMILIES.values() for n in ns), *_recipes])
-        )
+        raise UnknownNameError("recipe", name, recipes())
     return _recipes[name]
+
+
+def _places(name: str) -> list[str]:
+    """Modules to look for a recipe in: where the table says, else those of its name."""
+    listed = [module for module, names in _FAMILIES.items() if name in names]
+    title = name.replace("-", "_")
+    return listed or [module for module in _unlisted() if module.partition(".")[2] == title]
+
+
+def _unlisted() -> list[str]:
+    """Modules of the families that the table does not name, without importing any."""
+    here = Path(__file__).parent.parent
+    families = dict.fromkeys(module.partition(".")[0] for module in _FAMILIES)
+    walk = ((family, pkgutil.iter_modules([str(here / family)])) for family in families)
+    found = [f"{family}.{module.name}" for family, modules in walk for module in modules]
+    return [module for module in found if module not in _FAMILIES]
 
 
 def _load(module: str) -> None:
     importlib.import_module(f"dfke_jax.experiments.{module}")
 
 
-__all__ = ["Recipe", "recipe", "recipes", "register"]
+__all__ = ["GROUP", "Recipe", "recipe", "recipes", "register"]
