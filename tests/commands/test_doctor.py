@@ -18,7 +18,7 @@ def test_doctor(capsys, tmp_path, monkeypatch):
     for piece in (
         "jaxlib",
         jax.__version__,
-        "4 × cpu",
+        f"{jax.device_count()} × cpu",
         "compilation cache",
         "bundled with scikit-learn",
         "wandb",
