@@ -137,8 +137,7 @@ _LONGEST_HEADER = 10_000
 def _npy_header(buffer: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, order and type of an array, and the buffer behind its header.
 
-    Read by a pattern and not by NumPy, which hands the text of a stranger to Python's own parser. That one is not safe
-    among threads either: CPython 3.11 now and then raises SystemError for a header that is right.
+    Read by a pattern and not by NumPy, which hands the text of a stranger to Python's own parser.
     """
     wrong = InputError("the body is no array in npy format (numpy.save with allow_pickle=False)")
     magic, version = buffer.read(6), buffer.read(2)
