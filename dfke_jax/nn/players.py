@@ -56,7 +56,7 @@ def scheduled(
             raise UnknownNameError(what, given, known)
     if schedule != "constant" and steps < 1:
         raise InputError(
-            f"a {schedule} schedule needs the number of steps it spans; use settings.with_budget(rows), set steps, or "
+            f"a {schedule} schedule needs the number of steps it spans; use settings.with_budget(rows) of an attack, set steps, or "
             "choose schedule='constant'"
         )
     over: Any = rate

@@ -295,5 +295,5 @@ def test_later_batches_go_on_with_the_labels(coloured):
 
 def test_a_dream_of_a_network_with_statistics_is_allowed(coloured, student):
     dream = InversionSettings(steps=1, statistics=0.0)
-    deep_inversion(coloured, dream, 6, 3)
-    adaptive_deep_inversion(coloured, student, dream, 6, 3)
+    assert isinstance(deep_inversion(coloured, dream, 6, 3), core.Method)
+    assert isinstance(adaptive_deep_inversion(coloured, student, dream, 6, 3), core.Method)

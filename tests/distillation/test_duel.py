@@ -209,8 +209,8 @@ def test_classes_that_are_never_answered_give_no_nan():
     np.testing.assert_allclose(run.metrics["class_entropy"], 0, atol=1e-6)
 
 
-def test_costs_are_counted_as_the_step_runs():
-    """Images that pass through the teacher, against a teacher that counts them while it is traced."""
+def test_costs_of_an_iteration():
+    """Samples, and images forward and back through the teacher: the turns of each method, counted by hand."""
     assert dafl_cost(DAFLSettings(batch_size=8))[:3] == (8, 8, 8)
     assert dfad_cost(DFADSettings(batch_size=8, student_steps=5))[:3] == (48, 48, 8)
     assert zskt_cost(ZSKTSettings(batch_size=8, student_steps=10))[:3] == (8, 16, 8)

@@ -99,4 +99,5 @@ def features_with(student, variables, images, key):
 
 @pytest.mark.parametrize("batch_size", [2, 32])
 def test_the_smallest_and_the_largest_batch_are_allowed(batch_size):
-    representation_distillation(STUDENT, IMAGES, ANSWERS, batch_size=batch_size)
+    made = representation_distillation(STUDENT, IMAGES, ANSWERS, batch_size=batch_size)
+    assert isinstance(made, core.Method)
