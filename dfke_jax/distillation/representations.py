@@ -14,7 +14,8 @@ from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier, apply_recording, as_float
 from dfke_jax.nn.contrastive import feature_width, nt_xent
 from dfke_jax.nn.losses import logit_l2
-from dfke_jax.nn.training import Training, optimiser, updated_by
+from dfke_jax.nn.players import descend
+from dfke_jax.nn.training import Training, optimiser
 
 Match = Literal["mse", "nt_xent"]
 MATCHES = ("mse", "nt_xent")
@@ -97,7 +98,7 @@ def _step(
     chosen = jax.random.choice(row_key, images.shape[0], (batch_size,), replace=False)
     inputs = preprocessing(constrain_samples(as_float(images[chosen])))
 
-    def mean_loss(params: PyTree) -> tuple[Array, PyTree]:
+    def mean_loss(params: PyTree) -> tuple[Array, tuple[None, PyTree]]:
         recorded, updated = apply_recording(
             module,
             {**state.variables, "params": params},
@@ -106,10 +107,10 @@ def _step(
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        return jnp.mean(match(recorded["features"].astype(jnp.float32), answers[chosen])), updated
+        return jnp.mean(match(recorded["features"].astype(jnp.float32), answers[chosen])), (None, updated)
 
-    (loss, updated), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.variables["params"])
-    return updated_by(rule, state, gradient, updated), {"loss": loss}
+    state, loss, _ = descend(rule, state, mean_loss)
+    return state, {"loss": loss}
 
 
 __all__ = ["MATCHES", "Match", "representation_distillation"]
