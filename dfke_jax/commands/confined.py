@@ -72,6 +72,8 @@ class ConfinedProgram:
       InputError: on a system that cannot confine a process, for a file that holds no program, or one that takes too long.
     """
 
+    on_host = True
+
     def __init__(self, path: str, num_classes: int, shape: tuple[int, int, int], layout: str = "NCHW"):
         from dfke_jax.core.errors import InputError
 

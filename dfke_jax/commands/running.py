@@ -1,7 +1,10 @@
 """``dfke run RECIPE``: every field of a recipe's configuration is an option, parsed by tyro."""
 
 import argparse
+import contextlib
 import dataclasses
+import io
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -57,11 +60,11 @@ def execute(name: str, rest: list[str]) -> int:
 
     from dfke_jax import report
 
+    page = report.render(out)  # before anything is printed: a terminal may be gone by now
     screen = console()
     screen.print(report.table(result))
     for sentence in report.verdict(result):
         screen.print(sentence, markup=False)
-    page = report.render(out)
     print(f"\nresult  {out / 'result.json'}\nreport  {page}")
     return OK
 
@@ -99,13 +102,28 @@ def _parse_run(recipe: "Recipe", rest: Sequence[str]):
     if recipe.time:
         about += f"\n\nTakes {recipe.time}."
     about += f"\n\nDefaults below are those for the data set {default.dataset!r}."
-    return tyro.cli(
-        Options,
-        default=Options(settings=default),
-        args=list(rest),
-        prog=f"dfke run {recipe.name}",
-        description=about,
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                Options,
+                default=Options(settings=default),
+                args=list(rest),
+                prog=f"dfke run {recipe.name}",
+                description=about,
+            )
+    except SystemExit as stop:
+        if stop.code == USAGE:
+            complain(f"error: {_unboxed(said.getvalue())} (see dfke run {recipe.name} --help)")
+        raise
+
+
+def _unboxed(text: str) -> str:
+    """What tyro says of a wrong option, in one line: the text of its box above the first rule."""
+    lines = [line.strip("╭╮╰╯│ \t") for line in text.splitlines()]
+    body = lines[1:] if lines and lines[0].startswith("─") else lines  # the first has the title
+    above = itertools.takewhile(lambda line: not line.startswith("─"), body)
+    return " ".join(line for line in above if line)
 
 
 def slug(dataset: str) -> str:

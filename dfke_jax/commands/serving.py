@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from dfke_jax.commands.common import OK, enable_compilation_cache
+from dfke_jax.commands.common import OK, enable_compilation_cache, number, whole
 
 KEYS = "DFKE_SERVE_KEYS"
 """The variable of API keys: a command line can be read by every user of the machine."""
@@ -17,24 +17,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--network", default="mlp_small", metavar="NAME", help="network (default: %(default)s)")
     parser.add_argument(
-        "--classes", type=int, default=10, metavar="K", help="of a saved network (default: %(default)s)"
+        "--classes", type=whole(1), default=10, metavar="K", help="of a saved network (default: %(default)s)"
     )
     parser.add_argument(
-        "--shape", type=int, nargs=3, default=(8, 8, 1), metavar=("H", "W", "C"), help="of a saved network's images"
+        "--shape",
+        type=whole(1),
+        nargs=3,
+        default=(8, 8, 1),
+        metavar=("H", "W", "C"),
+        help="of a saved network's images",
     )
     parser.add_argument(
         "--reveal", default="probabilities", metavar="KIND", help="label, top_k, logits or %(default)s (default)"
     )
-    parser.add_argument("--top", type=int, metavar="K", help="how many, with --reveal top_k")
-    parser.add_argument("--round", type=int, metavar="DECIMALS", help="round what is revealed")
+    parser.add_argument("--top", type=whole(1), metavar="K", help="how many, with --reveal top_k")
+    parser.add_argument("--round", type=whole(0), metavar="DECIMALS", help="round what is revealed")
     parser.add_argument(
         "--explain",
         metavar="KIND",
         help="explain answers as well: gradient, smooth_grad, ...; or KIND:key=value,... (classes=top, samples=8, ...)",
     )
-    parser.add_argument("--explain-quota", type=int, metavar="ROWS", help="rows of a key that are explained, ever")
-    parser.add_argument("--rate", type=float, metavar="ROWS", help="rows a second of a key")
-    parser.add_argument("--quota", type=int, metavar="ROWS", help="rows of a key, ever")
+    parser.add_argument("--explain-quota", type=whole(0), metavar="ROWS", help="rows of a key that are explained, ever")
+    parser.add_argument("--rate", type=number(above=0), metavar="ROWS", help="rows a second of a key")
+    parser.add_argument("--quota", type=whole(0), metavar="ROWS", help="rows of a key, ever")
     parser.add_argument(
         "--key-file",
         type=Path,
@@ -44,9 +49,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--journal", metavar="FILE", help="remember charges and answered requests there, for the next start"
     )
-    parser.add_argument("--max-rows", type=int, default=1024, metavar="N", help="in a request (default: %(default)s)")
+    parser.add_argument(
+        "--max-rows", type=whole(1), default=1024, metavar="N", help="in a request (default: %(default)s)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="0 for any (default: %(default)s)")
+    parser.add_argument("--port", type=whole(0, 65_535), default=8000, help="0 for any (default: %(default)s)")
 
 
 def execute(options: argparse.Namespace) -> int:
