@@ -19,7 +19,7 @@ def test_a_file_is_claimed_before_the_work(tmp_path):
     path.write_text("{}")
     with pytest.raises(InputError, match="nothing is overwritten; choose another --out"):
         claim_file(path, "--out")
-    with pytest.raises(InputError, match="--out .*cannot write to"):
+    with pytest.raises(InputError, match=r"--out .*cannot write to"):
         claim_file(path / "below", "--out")
 
 

@@ -244,8 +244,8 @@ def test_a_disk_that_fills_while_it_is_written(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
-        with pytest.raises(CheckpointError, match="could not write the checkpoint"):
-            save(tmp_path / "state", {"w": jnp.arange(100_000.0)})
+        with pytest.raises(core.CheckpointError, match="could not write the checkpoint"):
+            core.save(tmp_path / "state", {"w": jnp.arange(100_000.0)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not (tmp_path / "state").exists()
