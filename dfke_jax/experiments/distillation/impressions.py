@@ -10,7 +10,7 @@ from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Published
 from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings, augmentation
-from dfke_jax.experiments.distillation.anchors import REAL_DATA
+from dfke_jax.experiments.distillation.anchors import REAL_DATA, keep_similarity
 from dfke_jax.experiments.distillation.syntheses import Synthesis, measure_syntheses, synthesis_arms
 
 _PRIOR = ImpressionSettings(
@@ -60,6 +60,12 @@ def _class_impressions(config: ClassImpressionRecipeSettings) -> list[Synthesis]
     return [Synthesis("class_impressions", "Class impressions", make, config.synthesis.steps)]
 
 
+def _measure(run: Run, methods: list[Synthesis]) -> None:
+    """Anchors, noise, a method and its control; and the similarity of classes, which targets are drawn by."""
+    measure_syntheses(run, methods)
+    keep_similarity(run)
+
+
 _DIGITS = {**DISTILLED_DIGITS, "samples": 1000}
 _ZSKD = (
     Published("data_impressions", "mnist", 98.77, "Nayak et al., ICML 2019 (ZSKD)", "recalled", "24,000 impressions"),
@@ -91,7 +97,7 @@ register(
         paper=_ZSKD_PAPER,
         config=DataImpressionSettings,
         arms=lambda config: synthesis_arms(config, _data_impressions(config)),
-        measure=lambda run: measure_syntheses(run, _data_impressions(run.config)),
+        measure=lambda run: _measure(run, _data_impressions(run.config)),
         published=_ZSKD,
         time="12 min on one of two shared CPU cores (mnist, 3 seeds, 3,000 impressions of 200 steps)",
         presets={
@@ -112,7 +118,7 @@ register(
         paper=_ZSKD_PAPER,
         config=DataImpressionSettings,
         arms=lambda config: synthesis_arms(config, _data_impressions(config)),
-        measure=lambda run: measure_syntheses(run, _data_impressions(run.config)),
+        measure=lambda run: _measure(run, _data_impressions(run.config)),
         published=_WITH_PRIOR,
         time="2 min on 2 CPU cores (digits, 3 seeds); 14 min on one of two shared CPU cores (mnist, 3 seeds)",
         presets={
@@ -132,7 +138,7 @@ register(
         paper="Mopuri, Uppala, Babu: Ask, Acquire, and Attack: Data-free UAP Generation using Class Impressions, ECCV 2018",
         config=ClassImpressionRecipeSettings,
         arms=lambda config: synthesis_arms(config, _class_impressions(config)),
-        measure=lambda run: measure_syntheses(run, _class_impressions(run.config)),
+        measure=lambda run: _measure(run, _class_impressions(run.config)),
         published=REAL_DATA,
         time="29 min on one of two shared CPU cores (fashion_mnist, 3 seeds)",
         presets={"digits": _DIGITS},
