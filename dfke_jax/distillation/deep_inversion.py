@@ -163,10 +163,9 @@ def _check(teacher: Classifier, settings: InversionSettings) -> None:
 
 @record
 class _Inversion(Synthesis[InversionSettings]):
-    """Attributes beside those of `Synthesis`: student and competes (), of adaptive DeepInversion."""
+    """Attributes beside those of `Synthesis`: opponent, of adaptive DeepInversion, a student and its weight ()."""
 
-    student: Classifier | None = None
-    competes: Array | None = None
+    opponent: tuple[Classifier, Array] | None = None
 
     independent: ClassVar[bool] = False
     optimisation_key: ClassVar[int] = 1  # nothing is drawn for `wanted`
@@ -200,9 +199,10 @@ class _Inversion(Synthesis[InversionSettings]):
         if settings.l2:
             prior = prior + settings.l2 * l2_norm(normalised)
         loss = cross_entropy(logits, wanted)
-        if self.student is not None and self.competes is not None:
-            divergence = jensen_shannon(logits, self.student(images), settings.competition_temperature)
-            loss = loss + self.competes * settings.competition * (1 - divergence / jnp.log(2.0))
+        if self.opponent is not None:
+            student, competes = self.opponent
+            divergence = jensen_shannon(logits, student(images), settings.competition_temperature)
+            loss = loss + competes * settings.competition * (1 - divergence / jnp.log(2.0))
         return loss + prior
 
     def options(self, wanted: Array) -> dict[str, Any]:
@@ -224,12 +224,9 @@ class _Adaptive:
         synthesis_key, student_key = jax.random.split(key)
         pool = state.pool
         rows = pool.filled + jnp.arange(self.synthesis.batch_size, dtype=jnp.int32)
-        against = dataclasses.replace(
-            self.synthesis,
-            student=trained(self.student, state.student),
-            competes=(pool.filled > 0).astype(jnp.float32),
-        )
-        batch = against(synthesis_key, rows, ())
+        # the first batch is plain: there is no student yet
+        opponent = trained(self.student, state.student), (pool.filled > 0).astype(jnp.float32)
+        batch = dataclasses.replace(self.synthesis, opponent=opponent)(synthesis_key, rows, ())
         pool = added(pool, batch)
         learn = on_images(self.learning, pool.images, pool.filled).step
 
