@@ -23,7 +23,7 @@ from dfke_jax.extraction import (
     BanditSettings,
     DissectorSettings,
     JacobianSettings,
-    PoolSettings,
+    PoolAttackSettings,
     active_thief,
     adaptive_knockoff,
     copycat,
@@ -50,7 +50,7 @@ class PoolExtractionSettings(EndpointSettings):
     pool_dataset: str = SHAPES
     """Data set whose training images are the pool, or shapes for pictures of random shapes. It holds at least twice the largest
     budget: a smaller one is completed by rotated, scaled and shifted copies."""
-    attack: PoolSettings = PoolSettings(rows_per_step=1000, clone=SMALL_CLONE)
+    attack: PoolAttackSettings = PoolAttackSettings(rows_per_step=1000, clone=SMALL_CLONE)
     """How the attack runs."""
 
 
