@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfke_jax.commands.common import NOT_SHOWN, OK, console, enable_compilation_cache, number, share, table, whole
+from dfke_jax.commands.models import MODEL, add_declarations, declarations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,10 +22,11 @@ NOISES = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    model = "directory of saved variables"
     add = parser.add_argument
-    add("--victim", required=True, metavar="MODEL", help=f"{model}, or digits (a small network trained at once)")
-    add("--suspect", required=True, metavar="MODEL", help=f"{model}, or the http(s) address of an endpoint")
+    add("--victim", required=True, metavar="MODEL", help="a saved model's directory, or digits; its weights are needed")
+    add_declarations(parser, "--declare-victim", "the victim (and --independent models)")
+    add("--suspect", required=True, metavar="MODEL", help=MODEL)
+    add_declarations(parser, "--declare-suspect", "the suspect")
     add("--private", required=True, type=Path, metavar="X.npz", help="images and labels that the victim was trained on")
     add(
         "--public",
@@ -55,17 +57,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="an independent model that exists; repeat it",
     )
-    add(
-        "--network", default="mlp_small", metavar="NAME", help="of victim and independent models (default: %(default)s)"
-    )
-    add("--suspect-network", metavar="NAME", help="of a suspect in a file (default: the victim's)")
-    add("--classes", type=whole(2), metavar="K", help="of the victim (default: the largest label and one)")
-    add(
-        "--embedding",
-        default="blind_walk",
-        metavar="KIND",
-        help="blind_walk (labels; default) or mingd (gradients)",
-    )
+    add("--network", metavar="NAME", help="of victim and independent models, as --declare-victim network=NAME")
+    add("--classes", type=whole(2), metavar="K", help="of the victim, as --declare-victim classes=K")
+    add("--embedding", default="blind_walk", metavar="KIND", help="blind_walk (labels; default) or mingd (gradients)")
     add(
         "--noise",
         type=number(above=0),
@@ -137,12 +131,13 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     import jax
     import numpy as np
 
-    from dfke_jax.commands.models import load
     from dfke_jax.commands.outputs import claim_file, write_found
     from dfke_jax.core.errors import InputError
     from dfke_jax.dataset_inference import judge, prepare
     from dfke_jax.dataset_inference.case import check_case
     from dfke_jax.experiments.bench.result import environment
+    from dfke_jax.models import open_model
+    from dfke_jax.oracle import Ledger, Metered
 
     out = claim_file(options.out, "--out")
     remote = options.suspect.startswith(("http://", "https://"))
@@ -153,33 +148,39 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
         name: read_samples(getattr(options, name)) for name in ("private", "public", "others") if getattr(options, name)
     }
     private, public = samples["private"], samples["public"]
-    classes = options.classes or int(max(private[1].max(), public[1].max())) + 1
     shape = private[0].shape[1:]
     to_train = options.independents if "others" in samples else 0
     check_case(private, public, len(options.independent) + to_train, settings)
-    victim = load(options.victim, options.network, classes, shape)
-    if victim.input_shape != shape:
-        raise InputError(f"the victim takes images of {victim.input_shape} and the private ones are {shape}")
+    of_victim = declarations(
+        options.declare_victim, network=options.network, num_classes=options.classes, input_shape=shape
+    )
+    of_suspect = declarations(options.declare_suspect, input_shape=shape, key=options.key)
+    weights = lambda where: open_model(where, of_victim).needed_classifier("dataset inference, of its victim,")
+    victim = weights(options.victim)
+    largest = int(max(private[1].max(), public[1].max()))
+    if largest >= victim.num_classes:
+        raise InputError(f"the victim has {victim.num_classes} classes, and there are labels up to {largest}")
     key = jax.random.key(options.seed)
     with contextlib.ExitStack() as stack:
-        suspect: Any
+        model = stack.enter_context(open_model(options.suspect, of_suspect))
+        if model.num_classes != victim.num_classes:
+            raise InputError(f"the victim has {victim.num_classes} classes, and the suspect {model.num_classes}")
         metered = None
         if remote:
-            suspect = metered = _endpoint(options, stack, shape, classes)
-        else:
-            suspect = load(options.suspect, options.suspect_network or options.network, classes, shape)
+            metered = Metered(model.oracle(), stack.enter_context(Ledger(options.ledger, budget=options.budget)))
         if options.noise is None and settings.embedding == "blind_walk":
             settings = _with_noise(settings, victim, private)
         said: tuple[str, ...] = ()
-        innocent, references = [load(model, options.network, classes, shape) for model in options.independent], []
+        innocent, references = [weights(where) for where in options.independent], []
         if "others" in samples:
             trained, said = _trained(options, victim, samples)
             references, innocent = trained[: options.references], [*innocent, *trained[options.references :]]
         case = prepare(
             private, public, victim=victim, key=key, independents=innocent, references=references, settings=settings
         )
-        verdict = judge(case, suspect)
-        verdict = dataclasses.replace(verdict, notes=(*verdict.notes, *said))
+        verdict = judge(case, metered or model.victim, host=model.host)
+        of_model = tuple(f"the suspect's {note}" for note in model.notes)
+        verdict = dataclasses.replace(verdict, notes=(*verdict.notes, *said, *of_model))
         counts = metered.counts() if metered else None
     beside = {
         "victim": options.victim,
@@ -289,16 +290,6 @@ def _with_noise(settings: "InferenceSettings", victim: "Classifier", samples: An
         if blind_walk(jax.random.key(settings.seed), victim, images, labels, walk).never <= 1 / 3:
             break
     return dataclasses.replace(settings, walk=dataclasses.replace(settings.walk, noise=walk.noise))
-
-
-def _endpoint(options: argparse.Namespace, stack: contextlib.ExitStack, shape: Any, classes: int) -> Any:
-    from dfke_jax.oracle import Ledger, Metered
-    from dfke_jax.oracle.remote import RemoteVictim
-
-    endpoint = stack.enter_context(
-        RemoteVictim(options.suspect, key=options.key, input_shape=shape, num_classes=classes)
-    )
-    return Metered(endpoint, stack.enter_context(Ledger(options.ledger, budget=options.budget)))
 
 
 def _trained(

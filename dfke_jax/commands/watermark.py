@@ -17,8 +17,10 @@ from dfke_jax.commands.common import (
     share,
     whole,
 )
+from dfke_jax.commands.models import add_declarations, declarations
 
 if TYPE_CHECKING:
+    from dfke_jax.models import OpenedModel
     from dfke_jax.nn.classifier import Classifier
     from dfke_jax.watermarking.keys import MarkingKey, VerificationKey
 
@@ -27,12 +29,12 @@ Draw trigger images with random labels, and write two files: the secret marking 
 verification key with the commitments. Publish the latter, or its fingerprint, where others put a date to it, before the
 marked network is given away. With --labels-of and --beacon the images of an earlier, published pair of keys get labels that
 nobody chose: drawn by a hash of their commitments and of public random bytes that are younger than its publication."""
-_MARK = "Train a network on a data set and on the trigger pairs of a secret key, and save it as `dfke serve` loads it."
+_MARK = "Train a network on a data set and on the trigger pairs of a secret key, and save it whole."
 _VERIFY = """\
-Open the commitments, ask a suspect the triggers, and say how sure the claim is. SUSPECT is a directory of saved
-variables (--network, with classes and shape of the key), an exported PyTorch program (FILE.pt2, torch.export.save; FILE.pt
-of TorchScript; both are read and run in a process that may neither write, connect nor start programs), or the URL of an
-endpoint such as `dfke serve` runs. Clean networks are trained on the data set and asked the same, and suspect and clean
+Open the commitments, ask a suspect the triggers, and say how sure the claim is. SUSPECT is a saved model's directory, an
+exported PyTorch program (FILE.pt2, torch.export.save; FILE.pt of TorchScript; both are read and run in a process that may
+neither write, connect nor start programs), any other model that `dfke serve` takes, or the URL of an endpoint such as it runs.
+Clean networks are trained on the data set and asked the same, and suspect and clean
 networks are asked test images: a trigger that innocent networks answer shows nothing. This reveals the triggers."""
 
 
@@ -75,11 +77,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     train = command("mark", _MARK, mark)
     train.add_argument("secret", type=Path, metavar="SECRET", help="the marking key")
-    train.add_argument("out", type=Path, metavar="DIR", help="directory of the marked network's variables")
+    train.add_argument("out", type=Path, metavar="DIR", help="directory of the marked network, to be made")
     train.add_argument("--dataset", default="digits", help="data set (default: %(default)s)")
     add_data_dir(train)
     train.add_argument("--network", default="lenet5", metavar="NAME", help="network (default: %(default)s)")
-    train.add_argument("--from", dest="start", type=Path, metavar="DIR", help="continue from these saved variables")
+    train.add_argument("--from", dest="start", type=Path, metavar="DIR", help="continue from this saved model")
     train.add_argument(
         "--seed", type=whole(), default=0, help="of initial variables and batches (default: %(default)s)"
     )
@@ -96,10 +98,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     judge = command("verify", _VERIFY, verify)
     judge.add_argument("secret", type=Path, metavar="SECRET", help="the marking key, revealed")
     judge.add_argument("public", type=Path, metavar="PUBLIC", help="the verification key, as it was published")
-    judge.add_argument("suspect", metavar="SUSPECT", help="directory, .pt2 or .pt file, or URL")
-    judge.add_argument("--network", default="lenet5", metavar="NAME", help="of saved variables (default: %(default)s)")
+    judge.add_argument("suspect", metavar="SUSPECT", help="a saved model's directory, .pt2, .pt, .onnx, ... or URL")
+    add_declarations(judge, of="SUSPECT")
+    judge.add_argument(
+        "--network",
+        metavar="NAME",
+        help="of the clean networks (default: the suspect's, if that is a saved model; or lenet5)",
+    )
     judge.add_argument("--key", metavar="KEY", help="API key of an endpoint")
-    judge.add_argument("--layout", default="NCHW", choices=("NCHW", "NHWC"), help="of a PyTorch program's input")
+    judge.add_argument("--layout", choices=("NCHW", "NHWC"), help="of the suspect's images, as --declare layout=NCHW")
     judge.add_argument(
         "--truth", type=Path, metavar="FILE", help=".npz with the true labels of all trigger images, -1: none"
     )
@@ -221,10 +228,10 @@ def mark(options: argparse.Namespace) -> None:
     import numpy as np
 
     from dfke_jax import data
-    from dfke_jax.core.checkpoint import restore, save
     from dfke_jax.core.errors import InputError
     from dfke_jax.core.loop import run
-    from dfke_jax.experiments.bench.settings import network
+    from dfke_jax.models import load
+    from dfke_jax.nn.named import network
     from dfke_jax.nn.training import trained
     from dfke_jax.watermarking import backdoor
     from dfke_jax.watermarking.keys import MarkingKey
@@ -239,13 +246,14 @@ def mark(options: argparse.Namespace) -> None:
     dataset = data.load(options.dataset, data_dir=options.data_dir)
     classifier = network(options.network, dataset.num_classes, dataset.shape)
     if options.start is not None:
-        classifier = restore(options.start, classifier)
+        said = {"network": options.network, "num_classes": dataset.num_classes, "input_shape": dataset.shape}
+        classifier = load(options.start, **said)
     images, labels = dataset.train.on_device()
     method = backdoor.mark(classifier, images, labels, key, settings, pretrained=options.start is not None)
     progress = None if options.quiet else "marking"
     state = run(method, jax.random.key(options.seed), settings.steps, progress=progress).state
     marked = trained(classifier, state)
-    save(options.out, marked)
+    marked.save(options.out, made_by={"command": "watermark mark", "dataset": options.dataset, "seed": options.seed})
     accuracy = (marked.predict(dataset.test.images).argmax(1) == dataset.test.labels).mean()
     matches = int((answered_labels(marked, key.images, key.num_classes) == key.labels).sum())
     print(f"test accuracy  {100 * np.float64(accuracy):.2f} %\ntriggers       {matches} of {len(key)}")
@@ -262,6 +270,7 @@ def verify(options: argparse.Namespace) -> int:
       InputError, UnknownNameError, MissingDataError, CheckpointError, EndpointError: for what cannot be had.
     """
     from dfke_jax.commands.outputs import claim_file, write_found
+    from dfke_jax.models import open_model
     from dfke_jax.watermarking import verification
     from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, rejected_pairs
 
@@ -273,17 +282,19 @@ def verify(options: argparse.Namespace) -> int:
     asked = options.null
     if asked is None:
         asked = verification.null_models_needed(options.alpha)
-    suspect = load_suspect(options, secret.num_classes, shape)
-    try:
+    said = declarations(
+        options.declare, num_classes=secret.num_classes, input_shape=shape, layout=options.layout, key=options.key
+    )
+    with open_model(options.suspect, said) as suspect:
         null = task = None
         if asked:
             verification.check_null_models(asked, options.alpha)
             if not rejected_pairs(secret, public):  # or there will be nothing to compare
-                null, task = _null_models(options, asked, secret.num_classes, shape)
+                null, task = _null_models(options, asked, secret.num_classes, shape, suspect)
         verdict = verification.verify(
             secret,
             public,
-            suspect,
+            suspect.victim,
             truth=truth,
             alpha=options.alpha,
             epsilon=options.epsilon,
@@ -292,10 +303,10 @@ def verify(options: argparse.Namespace) -> int:
             near=options.near,
             fingerprint=options.fingerprint,
         )
-    finally:
-        if hasattr(suspect, "close"):
-            suspect.close()
+        notes = suspect.notes
     print(verdict)
+    for note in notes:
+        print(f"suspect: {note}")
     if options.json is not None:
         said = dataclasses.asdict(verdict) | {"null": verdict.null and verdict.null._asdict()}
         write_found(options.json, json.dumps(said, indent=1) + "\n")
@@ -304,54 +315,15 @@ def verify(options: argparse.Namespace) -> int:
     return OK if verdict.marked else NOT_SHOWN
 
 
-def load_suspect(options: argparse.Namespace, num_classes: int, shape: tuple[int, ...]) -> Any:
-    """What is to be asked: an endpoint, a PyTorch program, or saved variables.
-
-    Raises:
-      InputError: a PyTorch file that is none, or needs what is not installed.
-    """
-    from dfke_jax.commands.models import load
-    from dfke_jax.oracle.remote import RemoteVictim
-
-    height, width, channels = shape
-    if options.suspect.startswith(("http://", "https://")):
-        return RemoteVictim(options.suspect, key=options.key, input_shape=shape, num_classes=num_classes)
-    if options.suspect.endswith((".pt2", ".pt", ".pth")):
-        return torch_suspect(options.suspect, num_classes, (height, width, channels), options.layout)
-    return load(options.suspect, options.network, num_classes, (height, width, channels))
-
-
-def torch_suspect(path: str, num_classes: int, shape: tuple[int, int, int], layout: Any = "NCHW") -> Any:
-    """A host victim from an exported program, in a process of its own that has no rights; see `ConfinedProgram`.
-
-    Args:
-      path: ``.pt2`` of ``torch.export.save``, its batch size fixed or free; any other name is taken for TorchScript.
-      num_classes: K. shape: (H, W, C). layout: of its input.
-
-    Raises:
-      InputError: no PyTorch, no such file, one that holds no program, or a system that cannot confine a process.
-    """
-    import importlib.util
-
-    from dfke_jax.commands.confined import ConfinedProgram
-    from dfke_jax.core.errors import InputError
-
-    if not Path(path).is_file():
-        raise InputError(f"there is no file {path}")
-    if importlib.util.find_spec("torch") is None:
-        raise InputError(f"{path} needs `pip install 'dfke-jax[torch]'`")
-    return ConfinedProgram(path, num_classes, shape, layout)
-
-
 def _null_models(
-    options: argparse.Namespace, models: int, num_classes: int, shape: tuple[int, ...]
+    options: argparse.Namespace, models: int, num_classes: int, shape: tuple[int, ...], suspect: "OpenedModel"
 ) -> "tuple[Classifier, tuple[Any, Any]]":
     """Clean networks, and test images with labels to hold them against."""
     import jax
 
     from dfke_jax import data
     from dfke_jax.core.errors import InputError
-    from dfke_jax.experiments.bench.settings import network
+    from dfke_jax.nn.named import network
     from dfke_jax.watermarking.null_models import null_population
 
     dataset = data.load(options.dataset, data_dir=options.data_dir)
@@ -362,7 +334,9 @@ def _null_models(
             "--null 0"
         )
     images, labels = dataset.train.on_device()
-    classifier = network(options.network, num_classes, dataset.shape)
+    classifier = None if options.network else suspect.classifier
+    if classifier is None:
+        classifier = network(options.network or "lenet5", num_classes, dataset.shape)
     progress = "clean networks" if sys.stdout.isatty() else None
     null = null_population(
         classifier,
@@ -417,4 +391,4 @@ def _arrays(path: Path, name: str, wanted: bool = True) -> Any:
         raise InputError(f"cannot read {path} as an .npz file of arrays: {error}") from error
 
 
-__all__ = ["add_options", "execute", "keygen", "load_suspect", "mark", "torch_suspect", "verify"]
+__all__ = ["add_options", "execute", "keygen", "mark", "verify"]

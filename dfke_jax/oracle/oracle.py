@@ -19,8 +19,9 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.oracle.defences import TINY, Defence
+from dfke_jax.oracle.frameworks import as_host_victim
 from dfke_jax.oracle.reveal import Reveal, check_answers
-from dfke_jax.oracle.victims import HostVictim, as_host_victim, as_shape, victim_values
+from dfke_jax.oracle.victims import HostVictim, as_shape, victim_values
 from dfke_jax.synthesis.zeroth_order import cache_chunk, in_chunks
 
 Transport = Literal["float32", "float64", "uint8"]

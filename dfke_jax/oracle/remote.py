@@ -101,7 +101,7 @@ class RemoteVictim:
             import httpx
             import tenacity  # noqa: F401
         except ImportError:
-            raise InputError("a remote victim needs `pip install 'dfke-jax[serve]'`") from None
+            raise InputError('a remote victim needs `pip install -e ".[serve]"` in a clone of the repository') from None
         if not re.match(r"https?://[^/?#]", url):
             raise InputError(f"url must begin with http:// or https:// and name a host, got {url!r}")
         if concurrency < 1 or retries < 0 or timeout <= 0 or min(backoff, max_backoff, max_wait) < 0:

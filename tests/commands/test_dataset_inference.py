@@ -12,7 +12,8 @@ from dfke_jax import cli, core
 from dfke_jax.commands import dataset_inference
 from dfke_jax.core.errors import InputError, MissingDataError
 from dfke_jax.distillation import cross_entropy_training
-from dfke_jax.experiments.bench.settings import network
+from dfke_jax.models import load
+from dfke_jax.nn.named import network
 from dfke_jax.nn.training import trained
 from dfke_jax.oracle import Reveal
 from dfke_jax.oracle.answering import answering
@@ -41,14 +42,14 @@ def files(tmp_path_factory):
         images, labels = jnp.asarray(private["images"]), jnp.asarray(private["labels"])
     net = network("mlp_small", 3, SHAPE)
     method = cross_entropy_training(net, images, labels, steps=400, batch_size=32)
-    core.save(place / "victim", trained(net, core.run(method, jax.random.key(0), 400, chunk=400).state))
+    trained(net, core.run(method, jax.random.key(0), 400, chunk=400).state).save(place / "victim")
     return place
 
 
 @pytest.fixture(scope="module")
 def endpoint(files):
     """The victim behind HTTP, which says labels."""
-    victim = core.restore(files / "victim", network("mlp_small", 3, SHAPE))
+    victim = load(files / "victim")
     reveal = Reveal("label")
     with background(create_app(answering(victim, reveal), input_shape=SHAPE, reveal=reveal, num_classes=3)) as url:
         yield url
@@ -118,13 +119,13 @@ def test_an_endpoint_pays_once_and_keeps_to_its_budget(files, endpoint, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suspect", "nowhere"], "there is no checkpoint at"),
+        (["--suspect", "nowhere"], "there is no model at nowhere"),
         (["--public", "nowhere.npz"], "there is no file nowhere.npz"),
         (["--budget", "5"], "belong to a suspect behind an address"),
         (["--embedding", "mindg"], "nearest: mingd"),
-        (["--network", "mlp_smal"], "unknown network 'mlp_smal'"),
+        (["--network", "mlp_smal"], "has network mlp_small, and mlp_smal is declared"),
         (["--alpha", "2"], "'2' is not a finite number above 0 and below 1"),
-        (["--classes", "2"], "does not fit this run"),
+        (["--classes", "2"], "has classes 3, and 2 is declared"),
         (["--revealed", "40"], "30 to test with; at least 10 and 40"),
         (["--independent", "{victim}"], "1 independent models cannot give a p-value below 0.05"),
         (["--public", "{private}"], "60 public images are private ones too"),

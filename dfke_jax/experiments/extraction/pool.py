@@ -262,7 +262,10 @@ _PRESETS = {
     "mnist": {"pool_dataset": "digits"},
     "fashion_mnist": {"pool_dataset": "mnist"},
 }
-_TENTHS = {**_PRESETS, "digits": {**_PRESETS["digits"], "attack": PoolSettings(rows_per_step=100, clone=SMALL_CLONE)}}
+_TENTHS = {
+    **_PRESETS,
+    "digits": {**_PRESETS["digits"], "attack": PoolAttackSettings(rows_per_step=100, clone=SMALL_CLONE)},
+}
 _SMALL_DISSECTOR = DissectorSettings(rows_per_step=100, pseudo_rows=100, clone=SMALL_CLONE)
 _NOTE = "which pool was asked there is not known to us"
 
