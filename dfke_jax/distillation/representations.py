@@ -1,6 +1,6 @@
 """Distillation of an encoder: a student learns to give the representations that a teacher gave."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,13 @@ from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.mesh import constrain_samples
-from dfke_jax.core.method import Method, Static, method
+from dfke_jax.core.method import Method, as_method
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier, apply_recording, as_float
 from dfke_jax.nn.contrastive import feature_width, nt_xent
 from dfke_jax.nn.losses import logit_l2
-from dfke_jax.nn.players import descend
+from dfke_jax.nn.players import Learner, descend
 from dfke_jax.nn.training import Training, optimiser
 
 Match = Literal["mse", "nt_xent"]
@@ -72,8 +73,11 @@ def representation_distillation(
         raise InputError("answers contain NaN or infinity")
     rule = optimiser(optimizer, learning_rate, steps)
     match = Partial(_squared) if loss == "mse" else Partial(_contrast, float(temperature))
-    fixed = (student.module, student.preprocessing, student.input_shape, rule, batch_size)
-    return method(_init, _step, Static(fixed), images, answers, match)
+    return as_method(
+        _Representations(
+            learner=Learner.of(student, rule), images=images, answers=answers, match=match, batch_size=batch_size
+        )
+    )
 
 
 def _squared(rows: Array, answers: Array) -> Array:
@@ -84,33 +88,37 @@ def _contrast(temperature: Array, rows: Array, answers: Array) -> Array:
     return nt_xent(rows, answers, temperature)
 
 
-def _init(fixed: Static, images: Array, answers: Array, match: Any, key: Key) -> Training:
-    module, preprocessing, shape, rule, _ = fixed.value
-    start: PyTree = Classifier.create(module, key, shape, preprocessing).variables
-    return Training(start, rule.init(start["params"]))
+@record
+class _Representations:
+    images: Array
+    answers: Array
+    match: Partial
+    learner: Learner = static_field()
+    batch_size: int = static_field()
 
+    def init(self, key: Key) -> Training:
+        return self.learner.new(key)
 
-def _step(
-    fixed: Static, images: Array, answers: Array, match: Any, key: Key, state: Training
-) -> tuple[Training, Metrics]:
-    module, preprocessing, _, rule, batch_size = fixed.value
-    row_key, dropout_key = jax.random.split(key)
-    chosen = jax.random.choice(row_key, images.shape[0], (batch_size,), replace=False)
-    inputs = preprocessing(constrain_samples(as_float(images[chosen])))
+    def step(self, key: Key, state: Training) -> tuple[Training, Metrics]:
+        row_key, dropout_key = jax.random.split(key)
+        chosen = jax.random.choice(row_key, self.images.shape[0], (self.batch_size,), replace=False)
+        images = constrain_samples(as_float(self.images[chosen]))
+        inputs = self.learner.preprocessing(images)
 
-    def mean_loss(params: PyTree) -> tuple[Array, tuple[None, PyTree]]:
-        recorded, updated = apply_recording(
-            module,
-            {**state.variables, "params": params},
-            inputs,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
-        return jnp.mean(match(recorded["features"].astype(jnp.float32), answers[chosen])), (None, updated)
+        def mean_loss(params: PyTree) -> tuple[Array, tuple[None, PyTree]]:
+            recorded, updated = apply_recording(
+                self.learner.module,
+                {**state.variables, "params": params},
+                inputs,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
+            found = recorded["features"].astype(jnp.float32)
+            return jnp.mean(self.match(found, self.answers[chosen])), (None, updated)
 
-    state, loss, _ = descend(rule, state, mean_loss)
-    return state, {"loss": loss}
+        state, loss, _ = descend(self.learner.optimizer, state, mean_loss)
+        return state, {"loss": loss}
 
 
 __all__ = ["MATCHES", "Match", "representation_distillation"]
