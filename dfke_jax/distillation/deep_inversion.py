@@ -187,7 +187,7 @@ class _Inversion(Synthesis[InversionSettings]):
         settings = self.settings
         prior = jnp.zeros(())
         if settings.statistics:
-            logits, moments = self.teacher.logits_and_moments(images)
+            logits, _, moments, _ = self.teacher.observe(images, moments=True)
             apart = normalisation_statistics(moments, settings.form, settings.first_layer)
             prior = prior + settings.statistics * apart
         else:

@@ -12,11 +12,12 @@ from dfke_jax.core.mesh import constrain_samples
 from dfke_jax.core.method import Method, as_method
 from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.nn.classifier import Classifier, apply_recording, as_float
+from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.contrastive import feature_width, nt_xent
 from dfke_jax.nn.losses import logit_l2
-from dfke_jax.nn.players import Learner, descend
-from dfke_jax.nn.training import Training, optimiser
+from dfke_jax.nn.observation import Observed
+from dfke_jax.nn.players import Learner
+from dfke_jax.nn.training import Training, learn, optimiser
 
 Match = Literal["mse", "nt_xent"]
 MATCHES = ("mse", "nt_xent")
@@ -105,19 +106,12 @@ class _Representations:
         images = constrain_samples(as_float(self.images[chosen]))
         inputs = self.learner.preprocessing(images)
 
-        def mean_loss(params: PyTree) -> tuple[Array, tuple[None, PyTree]]:
-            recorded, updated = apply_recording(
-                self.learner.module,
-                {**state.variables, "params": params},
-                inputs,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
-            )
-            found = recorded["features"].astype(jnp.float32)
-            return jnp.mean(self.match(found, self.answers[chosen])), (None, updated)
+        def mean_loss(seen: Observed, _: PyTree) -> tuple[Array, None]:
+            found = seen.activations["features"].astype(jnp.float32)
+            return jnp.mean(self.match(found, self.answers[chosen])), None
 
-        state, loss, _ = descend(self.learner.optimizer, state, mean_loss)
+        of, rule = self.learner.module, self.learner.optimizer
+        state, loss, _ = learn(of, rule, state, inputs, mean_loss, key=dropout_key, activations=True)
         return state, {"loss": loss}
 
 
