@@ -47,6 +47,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "distillation/zskt": ("distillation/test_duel.py",),
     "distillation/transfer_sets": ("distillation/test_response.py",),
     "extraction/maze": ("extraction/test_maze_pd.py", "extraction/test_dfme.py"),
+    "extraction/pool_attack": ("extraction/test_pool.py",),
     "extraction/random_queries": ("extraction/test_pool.py",),
     "synthesis/replay": ("extraction/test_common.py",),
     "synthesis/shapes": ("extraction/test_disagreement.py",),

@@ -1,7 +1,6 @@
 """Data impressions (zero-shot knowledge distillation): samples whose softmax the teacher's weights ask for."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from dfke_jax.nn.training import optimiser
 from dfke_jax.synthesis.noise import Synthesised
 from dfke_jax.synthesis.priors import l2, total_variation
 from dfke_jax.synthesis.starts import Range, SynthesisSettings, uniform_noise
-from dfke_jax.synthesis.synthesiser import Synthesis
+from dfke_jax.synthesis.synthesiser import Options, Synthesis
 from dfke_jax.synthesis.targets import class_similarity, concentrations, dirichlet_targets, per_row
 
 
@@ -116,7 +115,7 @@ class _Impressions(Synthesis[ImpressionSettings]):
             loss = loss + self.settings.l2 * l2(images - self.teacher.preprocessing.box[0])
         return loss
 
-    def options(self, wanted: PyTree) -> dict[str, Any]:
+    def options(self, wanted: PyTree) -> Options:
         return {"jitter": self.settings.jitter}
 
 
@@ -170,7 +169,7 @@ class _Released(_Impressions):
     def carried(self, made: Synthesised) -> PyTree:
         return made.images, made.optimizer_state
 
-    def options(self, wanted: PyTree) -> dict[str, Any]:
+    def options(self, wanted: PyTree) -> Options:
         return {"parametrisation": "rescale"}
 
 

@@ -1,7 +1,7 @@
 """DeepDream prior, DeepInversion and adaptive DeepInversion."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from dfke_jax.synthesis.priors import (
     total_variation_l2,
 )
 from dfke_jax.synthesis.starts import Range, SynthesisSettings
-from dfke_jax.synthesis.synthesiser import Synthesis
+from dfke_jax.synthesis.synthesiser import Options, Synthesis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +205,7 @@ class _Inversion(Synthesis[InversionSettings]):
             loss = loss + competes * settings.competition * (1 - divergence / jnp.log(2.0))
         return loss + prior
 
-    def options(self, wanted: Array) -> dict[str, Any]:
+    def options(self, wanted: Array) -> Options:
         return {"parametrisation": self.settings.parametrisation, "jitter": self.settings.jitter}
 
 
