@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfke_jax.commands.common import OK, console, enable_compilation_cache, table
+from dfke_jax.commands.common import NOT_SHOWN, OK, console, enable_compilation_cache, number, share, table, whole
 from dfke_jax.commands.models import MODEL, add_declarations, declarations
 
 if TYPE_CHECKING:
@@ -41,9 +41,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="Z.npz",
         help="more of the same kind, at least twice --private, to train independent models on (advised)",
     )
-    add("--independents", type=int, default=21, metavar="N", help="how many, with --others (default: %(default)s)")
-    add("--references", type=int, default=4, metavar="N", help="further ones, for calibration (default: %(default)s)")
-    add("--training-steps", type=int, default=1500, metavar="N", help="of each of them (default: %(default)s)")
+    add("--independents", type=whole(1), default=21, metavar="N", help="how many, with --others (default: %(default)s)")
+    add(
+        "--references",
+        type=whole(),
+        default=4,
+        metavar="N",
+        help="further ones, for calibration (default: %(default)s)",
+    )
+    add("--training-steps", type=whole(1), default=1500, metavar="N", help="of each of them (default: %(default)s)")
     add(
         "--independent",
         action="append",
@@ -52,15 +58,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="an independent model that exists; repeat it",
     )
     add("--network", metavar="NAME", help="of victim and independent models, as --declare-victim network=NAME")
-    add("--classes", type=int, metavar="K", help="of the victim, as --declare-victim classes=K")
-    add("--embedding", default="blind_walk", metavar="KIND", help="blind_walk (labels; default) or mingd (gradients)")
-    add("--noise", type=float, metavar="X", help="of the walk (default: what turns most of the victim's labels)")
-    add("--starts", type=int, default=10, metavar="N", help="walks of a kind and sample (default: %(default)s)")
-    add("--max-steps", type=int, default=50, metavar="N", help="of a walk (default: %(default)s)")
-    add("--alpha", type=float, default=0.05, help="p-values below it accuse (default: %(default)s)")
+    add("--classes", type=whole(2), metavar="K", help="of the victim, as --declare-victim classes=K")
+    add(
+        "--embedding",
+        default="blind_walk",
+        metavar="KIND",
+        help="blind_walk (labels; default) or mingd (gradients)",
+    )
+    add(
+        "--noise",
+        type=number(above=0),
+        metavar="X",
+        help="of the walk (default: what turns most of the victim's labels)",
+    )
+    add("--starts", type=whole(1), default=10, metavar="N", help="walks of a kind and sample (default: %(default)s)")
+    add("--max-steps", type=whole(1), default=50, metavar="N", help="of a walk (default: %(default)s)")
+    add("--alpha", type=share, default=0.05, help="p-values below it accuse (default: %(default)s)")
     add(
         "--looks",
-        type=int,
+        type=whole(1),
         default=1,
         metavar="N",
         help="verdicts that you will look at in all (suspects, growing --revealed, seeds); each accuses "
@@ -68,12 +84,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--revealed",
-        type=int,
+        type=whole(2),
         metavar="M",
         help="private, and as many public, samples shown to the suspect (default: half)",
     )
     add("--both-correct", action="store_true", help="test only samples that victim and suspect classify correctly")
-    add("--seed", type=int, default=0, help="of everything random; fix it before you look (default: %(default)s)")
+    add("--seed", type=whole(), default=0, help="of everything random; fix it before you look (default: %(default)s)")
     add("--key", metavar="KEY", help="API key of the endpoint")
     add(
         "--ledger",
@@ -81,12 +97,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="keeps every answer of the endpoint; a second run pays for nothing twice",
     )
-    add("--budget", type=int, metavar="ROWS", help="rows that the endpoint may be asked, at most")
+    add("--budget", type=whole(), metavar="ROWS", help="rows that the endpoint may be asked, at most")
     add("--out", type=Path, default=Path("verdict.json"), metavar="FILE", help="result (default: %(default)s)")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Tests the suspect and prints the verdict."""
+    """Tests the suspect and prints the verdict; the exit code says whether it accuses."""
     from rich.markup import escape
 
     enable_compilation_cache()
@@ -104,7 +120,7 @@ def execute(options: argparse.Namespace) -> int:
             f"endpoint  {rows['rows']:,} rows asked in {rows['requests']:,} requests, {rows['cache_hits']:,} known before"
         )
     print(f"result    {options.out}")
-    return OK
+    return OK if verdict.stolen else NOT_SHOWN
 
 
 def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]":
@@ -120,16 +136,15 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     import jax
     import numpy as np
 
+    from dfke_jax.commands.outputs import claim_file, write_found
     from dfke_jax.core.errors import InputError
     from dfke_jax.dataset_inference import judge, prepare
-    from dfke_jax.dataset_inference.case import check_null
+    from dfke_jax.dataset_inference.case import check_case
     from dfke_jax.experiments.bench.result import environment
     from dfke_jax.models import open_model
     from dfke_jax.oracle import Ledger, Metered
 
-    out: Path = options.out
-    if out.exists():
-        raise InputError(f"{out} exists and nothing is overwritten; choose another --out")
+    out = claim_file(options.out, "--out")
     remote = options.suspect.startswith(("http://", "https://"))
     if not remote and (options.ledger or options.budget is not None or options.key):
         raise InputError("--ledger, --budget and --key belong to a suspect behind an address (http://...)")
@@ -139,6 +154,8 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     }
     private, public = samples["private"], samples["public"]
     shape = private[0].shape[1:]
+    to_train = options.independents if "others" in samples else 0
+    check_case(private, public, len(options.independent) + to_train, settings)
     of_victim = declarations(
         options.declare_victim, network=options.network, num_classes=options.classes, input_shape=shape
     )
@@ -148,8 +165,6 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     largest = int(max(private[1].max(), public[1].max()))
     if largest >= victim.num_classes:
         raise InputError(f"the victim has {victim.num_classes} classes, and there are labels up to {largest}")
-    to_train = options.independents if "others" in samples else 0
-    check_null(len(options.independent) + to_train, settings.level)
     key = jax.random.key(options.seed)
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(open_model(options.suspect, of_suspect))
@@ -168,7 +183,7 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
         case = prepare(
             private, public, victim=victim, key=key, independents=innocent, references=references, settings=settings
         )
-        verdict = judge(case, metered or model.victim, host=model.host)
+        verdict = judge(case, metered or model.victim)
         of_model = tuple(f"the suspect's {note}" for note in model.notes)
         verdict = dataclasses.replace(verdict, notes=(*verdict.notes, *said, *of_model))
         counts = metered.counts() if metered else None
@@ -184,11 +199,8 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
         "ledger": counts,
         "environment": environment(),
     }
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(
-        json.dumps({"verdict": verdict.to_json(), **beside}, indent=1, default=np.ndarray.tolist) + "\n"
-    )
-    temporary.replace(out)
+    found = {"verdict": verdict.to_json(), **beside}
+    write_found(out, json.dumps(found, indent=1, default=np.ndarray.tolist) + "\n")
     return verdict, beside
 
 
@@ -302,8 +314,6 @@ def _trained(
     from dfke_jax.experiments.ownership.thieves import independent_models, member, shares
 
     images, labels = samples["others"]
-    if options.references < 0 or options.independents < 1 or options.training_steps < 1:
-        raise InputError("--independents and --training-steps must be at least 1 and --references at least 0")
     if images.shape[1:] != victim.input_shape or labels.max() >= victim.num_classes:
         raise InputError(
             f"--others holds images {images.shape[1:]} and labels up to {labels.max()}; the victim takes {victim.input_shape} "

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from dfke_jax.commands.common import OK, complain, enable_compilation_cache
+from dfke_jax.commands.common import OK, complain, enable_compilation_cache, number, whole
 from dfke_jax.commands.models import MODEL, add_declarations, declarations
 
 KEYS = "DFKE_SERVE_KEYS"
@@ -16,23 +16,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     add_declarations(parser)
     parser.add_argument("--network", metavar="NAME", help="of the model, as --declare network=NAME")
-    parser.add_argument("--classes", type=int, metavar="K", help="of the model, as --declare classes=K")
+    parser.add_argument("--classes", type=whole(1), metavar="K", help="of the model, as --declare classes=K")
     parser.add_argument(
-        "--shape", type=int, nargs=3, metavar=("H", "W", "C"), help="of its images, as --declare shape=H,W,C"
+        "--shape", type=whole(1), nargs=3, metavar=("H", "W", "C"), help="of its images, as --declare shape=H,W,C"
     )
     parser.add_argument(
         "--reveal", metavar="KIND", help="label, top_k, logits or probabilities (default, if the model has any)"
     )
-    parser.add_argument("--top", type=int, metavar="K", help="how many, with --reveal top_k")
-    parser.add_argument("--round", type=int, metavar="DECIMALS", help="round what is revealed")
+    parser.add_argument("--top", type=whole(1), metavar="K", help="how many, with --reveal top_k")
+    parser.add_argument("--round", type=whole(0), metavar="DECIMALS", help="round what is revealed")
     parser.add_argument(
         "--explain",
         metavar="KIND",
         help="explain answers as well: gradient, smooth_grad, ...; or KIND:key=value,... (classes=top, samples=8, ...)",
     )
-    parser.add_argument("--explain-quota", type=int, metavar="ROWS", help="rows of a key that are explained, ever")
-    parser.add_argument("--rate", type=float, metavar="ROWS", help="rows a second of a key")
-    parser.add_argument("--quota", type=int, metavar="ROWS", help="rows of a key, ever")
+    parser.add_argument("--explain-quota", type=whole(0), metavar="ROWS", help="rows of a key that are explained, ever")
+    parser.add_argument("--rate", type=number(above=0), metavar="ROWS", help="rows a second of a key")
+    parser.add_argument("--quota", type=whole(0), metavar="ROWS", help="rows of a key, ever")
     parser.add_argument(
         "--key-file",
         type=Path,
@@ -42,9 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--journal", metavar="FILE", help="remember charges and answered requests there, for the next start"
     )
-    parser.add_argument("--max-rows", type=int, default=1024, metavar="N", help="in a request (default: %(default)s)")
+    parser.add_argument(
+        "--max-rows", type=whole(1), default=1024, metavar="N", help="in a request (default: %(default)s)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="0 for any (default: %(default)s)")
+    parser.add_argument("--port", type=whole(0, 65_535), default=8000, help="0 for any (default: %(default)s)")
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -79,7 +81,7 @@ def execute(options: argparse.Namespace) -> int:
         classifier = model.needed_classifier("--explain") if setting else None
         oracle = model.oracle(reveal)
         app = create_app(
-            oracle if model.host else answering(model.victim, reveal, model.gives),
+            oracle if model.on_host else answering(model.victim, reveal, model.gives),
             input_shape=model.input_shape,
             reveal=reveal,
             num_classes=model.num_classes,

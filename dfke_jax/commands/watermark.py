@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfke_jax.commands.common import OK, add_data_dir, enable_compilation_cache
+from dfke_jax.commands.common import (
+    NOT_SHOWN,
+    OK,
+    REFUSED,
+    add_data_dir,
+    enable_compilation_cache,
+    number,
+    share,
+    whole,
+)
 from dfke_jax.commands.models import add_declarations, declarations
 
 if TYPE_CHECKING:
@@ -50,9 +59,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     new = command("keygen", _KEYGEN, keygen)
     new.add_argument("secret", type=Path, metavar="SECRET", help="file of the marking key, to be written")
     new.add_argument("public", type=Path, metavar="PUBLIC", help="file of the verification key, to be written")
-    new.add_argument("--classes", type=int, default=10, metavar="K", help="of the network (default: %(default)s)")
-    new.add_argument("--count", type=int, default=100, metavar="N", help="of abstract images (default: %(default)s)")
-    new.add_argument("--shape", type=int, nargs=3, metavar=("H", "W", "C"), help="of abstract images")
+    new.add_argument("--classes", type=whole(2), default=10, metavar="K", help="of the network (default: %(default)s)")
+    new.add_argument(
+        "--count", type=whole(1), default=100, metavar="N", help="of abstract images (default: %(default)s)"
+    )
+    new.add_argument("--shape", type=whole(1), nargs=3, metavar=("H", "W", "C"), help="of abstract images")
     new.add_argument("--kind", default="shapes", help="of abstract images: noise or %(default)s (default)")
     new.add_argument(
         "--images", type=Path, metavar="FILE", help=".npz with images (N, H, W, C) and, if they have any, labels"
@@ -71,15 +82,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_data_dir(train)
     train.add_argument("--network", default="lenet5", metavar="NAME", help="network (default: %(default)s)")
     train.add_argument("--from", dest="start", type=Path, metavar="DIR", help="continue from this saved model")
-    train.add_argument("--seed", type=int, default=0, help="of initial variables and batches (default: %(default)s)")
+    train.add_argument(
+        "--seed", type=whole(), default=0, help="of initial variables and batches (default: %(default)s)"
+    )
     for name, kind, about in (
-        ("steps", int, "updates"),
-        ("batch-size", int, "rows of the task in a batch"),
-        ("triggers-per-batch", int, "trigger pairs beside them"),
-        ("learning-rate", float, "of SGD at the beginning"),
-        ("decay-every", int, "steps after which it falls tenfold; 0: never"),
+        ("steps", whole(1), "updates"),
+        ("batch-size", whole(1), "rows of the task in a batch"),
+        ("triggers-per-batch", whole(1), "trigger pairs beside them"),
+        ("learning-rate", number(above=0), "of SGD at the beginning"),
+        ("decay-every", whole(), "steps after which it falls tenfold; 0: never"),
     ):
-        train.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "RATE", help=about)
+        train.add_argument(f"--{name}", type=kind, metavar="RATE" if name == "learning-rate" else "N", help=about)
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
     judge = command("verify", _VERIFY, verify)
@@ -97,48 +110,47 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     judge.add_argument(
         "--truth", type=Path, metavar="FILE", help=".npz with the true labels of all trigger images, -1: none"
     )
-    judge.add_argument("--alpha", type=float, default=0.01, help="level of the test (default: %(default)s)")
+    judge.add_argument("--alpha", type=share, default=0.01, help="level of the test (default: %(default)s)")
     judge.add_argument(
         "--epsilon",
-        type=float,
+        type=number(least=0, below=1),
         default=0.1,
         help="share of misses that the scheme's rule allows (default: %(default)s)",
     )
     judge.add_argument("--fingerprint", metavar="HEX", help="of the verification key, as it was published")
     judge.add_argument(
         "--null",
-        type=int,
+        type=whole(),
         metavar="M",
         help="clean networks to train and ask as well (default: as many as alpha needs; 0: none, and then adversarial triggers "
         "go unnoticed)",
     )
     judge.add_argument(
-        "--null-steps", type=int, default=1000, metavar="N", help="updates of each (default: %(default)s)"
+        "--null-steps", type=whole(1), default=1000, metavar="N", help="updates of each (default: %(default)s)"
     )
     judge.add_argument(
         "--near",
-        type=float,
+        type=share,
         default=0.05,
         help="how far their accuracy may lie from the suspect's (default: %(default)s)",
     )
     judge.add_argument(
         "--task-rows",
-        type=int,
+        type=whole(1),
         default=500,
         metavar="N",
         help="test images that all are asked for it (default: %(default)s, or as many as there are)",
     )
     judge.add_argument("--dataset", default="digits", help="of the clean networks (default: %(default)s)")
     add_data_dir(judge)
-    judge.add_argument("--seed", type=int, default=0, help="of the clean networks (default: %(default)s)")
+    judge.add_argument("--seed", type=whole(), default=0, help="of the clean networks (default: %(default)s)")
     judge.add_argument("--json", type=Path, metavar="FILE", help="write the verdict there as well")
 
 
 def execute(options: argparse.Namespace) -> int:
     """Runs the sub-command that was asked for."""
     enable_compilation_cache()
-    options.work(options)
-    return OK
+    return options.work(options) or OK
 
 
 def keygen(options: argparse.Namespace) -> None:
@@ -248,27 +260,28 @@ def mark(options: argparse.Namespace) -> None:
     print(f"saved          {options.out} ({options.network})")
 
 
-def verify(options: argparse.Namespace) -> None:
+def verify(options: argparse.Namespace) -> int:
     """Judges a suspect.
+
+    Returns:
+      The exit code: whether a mark is shown, is not, or the key was refused before anything was asked.
 
     Raises:
       InputError, UnknownNameError, MissingDataError, CheckpointError, EndpointError: for what cannot be had.
     """
-    from dfke_jax.core.errors import InputError
+    from dfke_jax.commands.outputs import claim_file, write_found
     from dfke_jax.models import open_model
     from dfke_jax.watermarking import verification
     from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, rejected_pairs
 
     secret, public = MarkingKey.load(options.secret), VerificationKey.load(options.public)
-    if options.json is not None and options.json.exists():
-        raise InputError(f"{options.json} exists, and nothing is overwritten; choose another name")
+    if options.json is not None:
+        claim_file(options.json, "--json")
     truth = None if options.truth is None else _arrays(options.truth, "labels")
     shape = tuple(secret.images.shape[1:])
     asked = options.null
     if asked is None:
         asked = verification.null_models_needed(options.alpha)
-    if asked < 0 or options.task_rows < 1:
-        raise InputError(f"--null must not be negative and --task-rows at least 1, got {asked} and {options.task_rows}")
     said = declarations(
         options.declare, num_classes=secret.num_classes, input_shape=shape, layout=options.layout, key=options.key
     )
@@ -296,7 +309,10 @@ def verify(options: argparse.Namespace) -> None:
         print(f"suspect: {note}")
     if options.json is not None:
         said = dataclasses.asdict(verdict) | {"null": verdict.null and verdict.null._asdict()}
-        options.json.write_text(json.dumps(said, indent=1) + "\n")
+        write_found(options.json, json.dumps(said, indent=1) + "\n")
+    if verdict.rejected or verdict.true_labels:
+        return REFUSED
+    return OK if verdict.marked else NOT_SHOWN
 
 
 def _null_models(

@@ -177,21 +177,27 @@ def _tell(attack: Attack, key: Key, state: PyTree, rows: Array, answers: Any) ->
     return attack.tell(key, state, rows, answers)
 
 
-def against(attack: Attack, oracle: Callable[[Array], Any], *, host: bool = False) -> Method | HostMethod:
+def answers_on_host(model: Any, host: bool | None = None) -> bool:
+    """Whether a model answers on the host: what `host` says, else its own attribute ``on_host``, else not."""
+    return bool(getattr(model, "on_host", False)) if host is None else host
+
+
+def against(attack: Attack, oracle: Callable[[Array], Any], *, host: bool | None = None) -> Method | HostMethod:
     """Closes the loop between an attack and whoever answers it.
 
     Args:
       attack: the attack.
       oracle: rows (B, H, W, C) -> answers, any pytree with leading axis B. A traceable oracle should be a
         `jax.tree_util.Partial` or another callable pytree (a `Classifier`), so that its parameters are arguments.
-      host: whether `oracle` must run on the host (a PyTorch module, an HTTP endpoint). Then ask and tell are two
+      host: whether `oracle` must run on the host (a PyTorch module, an HTTP endpoint); those of the package know it
+        of themselves, a function must say so. Then ask and tell are two
         compiled halves and the oracle is called once between them, with a NumPy array.
 
     Returns:
       A `Method` in which ask, answer and tell are one program, or a `HostMethod`. Both produce the same states from
       the same keys when the oracle gives the same answers.
     """
-    if not host:
+    if not answers_on_host(oracle, host):
         if not jax.tree_util.all_leaves([oracle]):  # the oracle is a pytree of its own (Partial, Classifier)
             return Method(attack.init, Partial(_fused_step, attack, oracle))
         return Method(attack.init, Partial(_fused_step, attack, Partial(oracle)))
@@ -213,6 +219,7 @@ __all__ = [
     "Solution",
     "Static",
     "against",
+    "answers_on_host",
     "check_arguments",
     "method",
 ]

@@ -75,6 +75,8 @@ class ConfinedProgram:
       InputError: on a system that cannot confine a process, for a file that holds no program, or one that takes too long.
     """
 
+    on_host = True
+
     def __init__(
         self, path: str, num_classes: int | None = None, shape: tuple[int, ...] | None = None, layout: str = "NCHW"
     ):

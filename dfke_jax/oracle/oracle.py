@@ -196,7 +196,7 @@ def _received(oracle: Oracle, rows: Array) -> Array:
 
 
 class HostOracle:
-    """The same for a victim on the host: NumPy rows -> NumPy answers; for ``against(attack, oracle, host=True)``.
+    """The same for a victim on the host: NumPy rows -> NumPy answers.
 
     Transport, defences and reveal are the compiled code of `Oracle`, so equal victims give equal answers. With transport
     ``float64`` rows and answers are float64 throughout, whatever the precision of the rest of the program.
@@ -204,6 +204,8 @@ class HostOracle:
     Attributes:
       victim: a `HostVictim`. repeatable: the victim's. The others are as in `Oracle`.
     """
+
+    on_host = True
 
     def __init__(
         self,
@@ -299,7 +301,7 @@ def oracle_for(
       transport, box, precision: as in `Oracle`; the box of a `Classifier` is its own.
 
     Returns:
-      An `Oracle`, or a `HostOracle` for ``against(..., host=True)``.
+      An `Oracle`, or a `HostOracle`; ``against(attack, oracle)`` takes either.
 
     Raises:
       InputError: naming what is missing or does not fit.

@@ -60,6 +60,11 @@ class HostVictim:
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"{self.name}: batch_size must be at least 1, got {self.batch_size}")
 
+    @property
+    def on_host(self) -> bool:
+        """It is called with NumPy rows."""
+        return True
+
     def __call__(self, rows: Any) -> np.ndarray:
         return victim_values(self, rows)
 

@@ -5,6 +5,7 @@ import functools
 from typing import Literal
 
 from dfke_jax import data
+from dfke_jax.core.checks import refuse_nan
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Augmentation
 from dfke_jax.nn import registry
@@ -40,6 +41,7 @@ class Settings:
     """What networks compute in; bfloat16 is for GPUs and TPUs. Parameters and losses are float32 either way."""
 
     def __post_init__(self):
+        refuse_nan(self)
         _at_least_one(self, "seeds", "teacher_steps", "teacher_batch")
         if self.teacher_learning_rate <= 0:
             raise InputError("learning rates must be positive")
