@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dfke_jax.core.errors import InputError
+from dfke_jax.core.errors import DfkeError, InputError
 from dfke_jax.models.declared import Declared, times
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.oracle import Defence, HostOracle, HostVictim, Oracle, RemoteVictim, Reveal, oracle_for
@@ -164,7 +164,7 @@ def opened(found: Found, said: Declared) -> OpenedModel:
     ask = found.ask or _host(found.traced)
     try:
         values = as_numbers(ask(rows), found.name)
-    except InputError:
+    except DfkeError:
         raise
     except Exception as error:  # whatever a stranger's model raises
         shown = str(error).strip().splitlines()[:1] or [""]
