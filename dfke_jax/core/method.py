@@ -122,6 +122,50 @@ def method(init: Callable, step: Callable, *args: Any) -> Method:
     return Method(Partial(init, *args), Partial(step, *args))
 
 
+class Steps(Protocol):
+    """A `dfke_jax.core.record` that is a method; see `Method`."""
+
+    def init(self, key: Key) -> PyTree:
+        """The first state."""
+        ...
+
+    def step(self, key: Key, state: Any) -> tuple[PyTree, Metrics]:
+        """The next state, and metrics."""
+        ...
+
+
+class Asks(Protocol):
+    """A `dfke_jax.core.record` that is an attack; see `Attack`."""
+
+    def init(self, key: Key) -> PyTree:
+        """The first state."""
+        ...
+
+    def ask(self, key: Key, state: Any) -> tuple[PyTree, Array]:
+        """The state, and the images to ask."""
+        ...
+
+    def tell(self, key: Key, state: Any, rows: Array, answers: Any) -> tuple[PyTree, Metrics]:
+        """The next state, and metrics."""
+        ...
+
+
+def as_method(record: Steps) -> Method:
+    """The `Method` whose functions are those of a record.
+
+    They are the class's own functions over the record, not bound methods: a function's identity is part of the compiled
+    program's key, and a bound method is a new object every time.
+    """
+    kind = type(record)
+    return Method(Partial(kind.init, record), Partial(kind.step, record))
+
+
+def as_attack(record: Asks) -> Attack:
+    """The `Attack` whose functions are those of a record; see `as_method`."""
+    kind = type(record)
+    return Attack(Partial(kind.init, record), Partial(kind.ask, record), Partial(kind.tell, record))
+
+
 @jax.tree_util.register_static
 class Static:
     """Wraps a hashable value (a module, an optimiser, a shape) so that it can stand among pytree arguments.
@@ -220,6 +264,8 @@ __all__ = [
     "Static",
     "against",
     "answers_on_host",
+    "as_attack",
+    "as_method",
     "check_arguments",
     "method",
 ]

@@ -223,10 +223,7 @@ def test_a_pytorch_program(home, capsys, tmp_path):
             "classes is declared to be 9, and must be 10",
         ),
         (["verify", "s.json", "p.json", "marked", "--null", -1], "'-1' is not a whole"),
-        (
-            ["verify", "s.json", "p.json", "marked", "--alpha", 0],
-            "'0' is not a finite number",
-        ),
+        (["verify", "s.json", "p.json", "marked", "--alpha", 0], "'0' is not a finite number"),
         (["keygen", "a", "b", "--shape", 8, 8, 1, "--classes", 2**70], "fewer than 2³¹"),
         (["keygen", "a", "b", "--shape", 8, 8, 1, "--kind", "noise", "--owner", "a\x1b[2J"], "one printable line"),
     ],
