@@ -203,6 +203,26 @@ class Classifier:
         """Whether the network has normalisation layers with running statistics."""
         return bool(jax.tree.leaves(self.variables.get("batch_stats", {})))
 
+    @property
+    def name(self) -> str:
+        """Of the network's class, for messages."""
+        return type(self.module).__name__
+
+    def lacks(self, need: str) -> str:
+        """Why the network does not show what a method needs (`dfke_jax.nn.whitebox.Need`); empty if it does."""
+        if need == "head":
+            found = "kernel" in self.variables["params"].get("head", {})
+            return "" if found else "it has no dense layer called 'head'"
+        if need == "moments":
+            return "" if self.has_normalisation else "it has no batch normalisation"
+        if need in ("features", "activations"):
+            images = jax.ShapeDtypeStruct((2, *self.input_shape), jnp.float32)
+            known = set(jax.eval_shape(self.activations, images)) - {"logits"}
+            if need == "features":
+                return "" if "features" in known else "it records no 'features'"
+            return "" if known - {"features"} else "it records no hidden layer"
+        return ""
+
     def __call__(self, images: Array) -> Array:
         return self.logits(images)
 
@@ -237,31 +257,36 @@ class Classifier:
                 raise UnknownNameError(f"recorded layer of {type(self.module).__name__}", name, known)
 
     def predict(self, images: Any, batch_size: int = 500) -> np.ndarray:
-        """Logits (N, K) of any number of images, on the host, computed in equal batches.
+        """`predicted`: logits (N, K) of any number of images, on the host."""
+        return predicted(self, images, batch_size)
 
-        Args:
-          images: (N, H, W, C) floats in the box, or uint8.
-          batch_size: rows per compiled call; the last batch is padded, so one program serves.
 
-        Raises:
-          InputError: for another shape, values outside the box, or NaN.
-        """
-        images = np.asarray(images)
-        check_images(images, self.input_shape, self.preprocessing.box)
-        batch_size = min(batch_size, len(images))
-        rows = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            padding = batch_size - len(batch)
-            if padding:
-                batch = np.concatenate([batch, np.repeat(batch[-1:], padding, 0)])
-            rows.append(np.asarray(_predict(self, batch))[: batch_size - padding])
-        return np.concatenate(rows)
+def predicted(model: Any, images: Any, batch_size: int = 500) -> np.ndarray:
+    """Logits (N, K) of any number of images, on the host, computed in equal batches.
+
+    Args:
+      model: a `dfke_jax.nn.whitebox.WhiteBox`. images: (N, H, W, C) floats in the box, or uint8.
+      batch_size: rows per compiled call; the last batch is padded, so one program serves.
+
+    Raises:
+      InputError: for another shape, values outside the box, or NaN.
+    """
+    images = np.asarray(images)
+    check_images(images, model.input_shape, model.preprocessing.box)
+    batch_size = min(batch_size, len(images))
+    rows = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        padding = batch_size - len(batch)
+        if padding:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], padding, 0)])
+        rows.append(np.asarray(_predict(model, batch))[: batch_size - padding])
+    return np.concatenate(rows)
 
 
 @jax.jit
-def _predict(classifier: Classifier, images: Array) -> Array:
-    return classifier.logits(as_float(images))
+def _predict(model: Any, images: Array) -> Array:
+    return model(as_float(images))
 
 
 def as_float(images: Array) -> Array:
@@ -318,4 +343,4 @@ def check_labels(labels: Any, count: int, num_classes: int, what: str = "labels"
             raise InputError(f"{what} have no sample of class {', '.join(map(str, empty))}")
 
 
-__all__ = ["Classifier", "Preprocessing", "as_float", "check_images", "check_labels"]
+__all__ = ["Classifier", "Preprocessing", "as_float", "check_images", "check_labels", "predicted"]
