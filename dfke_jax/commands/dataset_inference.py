@@ -59,7 +59,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--network", metavar="NAME", help="of victim and independent models, as --declare-victim network=NAME")
     add("--classes", type=whole(2), metavar="K", help="of the victim, as --declare-victim classes=K")
+<<<<<<< HEAD
+    add(
+        "--embedding",
+        default="blind_walk",
+        metavar="KIND",
+        help="blind_walk (labels; default) or mingd (gradients)",
+    )
+=======
     add("--embedding", default="blind_walk", metavar="KIND", help="blind_walk (labels; default) or mingd (gradients)")
+>>>>>>> lead
     add(
         "--noise",
         type=number(above=0),
@@ -178,7 +187,11 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
         case = prepare(
             private, public, victim=victim, key=key, independents=innocent, references=references, settings=settings
         )
+<<<<<<< HEAD
+        verdict = judge(case, metered or model.victim)
+=======
         verdict = judge(case, metered or model.victim, host=model.host)
+>>>>>>> lead
         of_model = tuple(f"the suspect's {note}" for note in model.notes)
         verdict = dataclasses.replace(verdict, notes=(*verdict.notes, *said, *of_model))
         counts = metered.counts() if metered else None

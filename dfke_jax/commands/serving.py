@@ -81,7 +81,7 @@ def execute(options: argparse.Namespace) -> int:
         classifier = model.needed_classifier("--explain") if setting else None
         oracle = model.oracle(reveal)
         app = create_app(
-            oracle if model.host else answering(model.victim, reveal, model.gives),
+            oracle if model.on_host else answering(model.victim, reveal, model.gives),
             input_shape=model.input_shape,
             reveal=reveal,
             num_classes=model.num_classes,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dfke_jax.core.errors import InputError
+from dfke_jax.core.errors import DfkeError, InputError
 from dfke_jax.models.declared import Declared, times
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.oracle import Defence, HostOracle, HostVictim, Oracle, RemoteVictim, Reveal, oracle_for
@@ -60,7 +60,7 @@ class OpenedModel:
         a `RemoteVictim`.
       num_classes: K. input_shape: of a row. box: lowest and highest pixel value.
       gives: ``logits``, ``probabilities`` or ``label``, as was found.
-      host: whether it answers on the host, and not inside a compiled program.
+      on_host: whether it answers on the host, and not inside a compiled program.
       notes: what was recognised and should be known.
     """
 
@@ -71,7 +71,7 @@ class OpenedModel:
     input_shape: tuple[int, ...]
     gives: Gives
     box: tuple[float, float]
-    host: bool
+    on_host: bool
     notes: tuple[str, ...] = ()
     _close: Callable[[], None] | None = None
 
@@ -103,14 +103,14 @@ class OpenedModel:
         """Rows (B, ...) -> answers on the host, as `gives` says; (B, K), or (B,) labels."""
         import jax
 
-        if self.host:
+        if self.on_host:
             return np.asarray(self.victim(rows))
         return np.asarray(jax.jit(lambda victim, rows: victim(rows))(self.victim, np.asarray(rows, np.float32)))
 
     def oracle(
         self, reveal: Reveal | None = None, defences: Sequence[Defence] = (), *, transport: Transport = "float32"
     ) -> "Oracle | HostOracle | RemoteVictim":
-        """The model behind an endpoint's rules, for ``against(attack, oracle, host=opened.host)``.
+        """The model behind an endpoint's rules, for ``against(attack, oracle)``.
 
         Args:
           reveal: probabilities by default, or the label of a model that gives nothing else.
@@ -125,7 +125,7 @@ class OpenedModel:
                     f"{self.name} is an endpoint and has rules of its own: it reveals {self.victim.reveal}"
                 )
             return self.victim
-        known = {} if self.host else {"input_shape": self.input_shape, "gives": self.gives}
+        known = {} if self.on_host else {"input_shape": self.input_shape, "gives": self.gives}
         return oracle_for(self.victim, reveal, defences, box=self.box, transport=transport, **known)  # type: ignore[arg-type]
 
     def describe(self) -> str:
@@ -164,7 +164,7 @@ def opened(found: Found, said: Declared) -> OpenedModel:
     ask = found.ask or _host(found.traced)
     try:
         values = as_numbers(ask(rows), found.name)
-    except InputError:
+    except DfkeError:
         raise
     except Exception as error:  # whatever a stranger's model raises
         shown = str(error).strip().splitlines()[:1] or [""]

@@ -20,6 +20,7 @@ from dfke_jax.models.declared import Declared
 from dfke_jax.models.opened import Found
 from dfke_jax.models.openers.images import PREPARED, prepared
 from dfke_jax.oracle.codec import to_npy
+from dfke_jax.oracle.proxies import proxy_for
 
 _LARGEST = 64 << 20
 """Bytes of an answer that are read."""
@@ -50,8 +51,8 @@ def open(where: str, said: Declared) -> Found:
     low, high = said.box or (0.0, 1.0)
     ready = prepared(said, shape, "NHWC")
     headers = {"Authorization": f"Bearer {said.key}"} if said.key else {}
-    local = httpx.URL(where).host in ("localhost", "127.0.0.1", "::1")
-    client = httpx.Client(headers=headers, timeout=_SECONDS, trust_env=not local)
+    proxy = proxy_for(where)
+    client = httpx.Client(headers=headers, timeout=_SECONDS, trust_env=False, proxy=proxy and proxy.address)
     field, path = said.request.split("."), said.answer.split(".")
 
     def ask(rows: np.ndarray) -> np.ndarray:

@@ -21,18 +21,27 @@ def prepared(said: Declared, shape: tuple[int, ...], layout: str = "NCHW") -> Pr
 
 
 def layout_of(sizes: tuple[int, ...], said: Declared, of: str) -> tuple[str, tuple[int, ...]]:
-    """Layout and (H, W, C) of three sizes, by which of them can be a number of channels.
+    """Layout and (H, W, C) of three sizes: as declared, or by which of them can be a number of channels.
 
     Raises:
       InputError: both ends can, or neither, and nothing is declared.
     """
+    if said.layout is None and said.input_shape is not None:
+        fits = [name for name, shape in _either(sizes).items() if shape == said.input_shape]
+        if len(fits) == 1:
+            return fits[0], said.input_shape
     first, last = sizes[0] in (1, 3, 4), sizes[-1] in (1, 3, 4)
     layout = said.layout or ("NCHW" if first and not last else "NHWC" if last and not first else None)
     if layout is None:
         raise InputError(
             f"{of} takes images of sizes {sizes}, of which any may be the channels; declare layout=NCHW or NHWC"
         )
-    return layout, (sizes[1], sizes[2], sizes[0]) if layout == "NCHW" else sizes
+    return layout, _either(sizes)[layout]
+
+
+def _either(sizes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The shape of an image, (H, W, C), in either layout."""
+    return {"NCHW": (sizes[1], sizes[2], sizes[0]), "NHWC": sizes}
 
 
 def flat_weights(path: str) -> dict[str, Any]:
