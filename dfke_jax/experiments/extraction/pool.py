@@ -12,7 +12,6 @@ from dfke_jax import data
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array
 from dfke_jax.data.augment import affine
-from dfke_jax.distillation.transfer_sets import fitted
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
@@ -33,6 +32,7 @@ from dfke_jax.extraction import (
     random_attack,
 )
 from dfke_jax.oracle import rows_per_step
+from dfke_jax.synthesis.fitting import fitted
 from dfke_jax.synthesis.shapes import synthetic_shapes
 from dfke_jax.synthesis.starts import start_images
 
