@@ -40,7 +40,7 @@ from dfke_jax.extraction import (
     GenerativeSettings,
     MAZESettings,
     MEGEXSettings,
-    PoolSettings,
+    PoolAttackSettings,
     adversarial_pretraining,
     dfme,
     dfms,
@@ -153,10 +153,10 @@ class DFMSRecipeSettings(EndpointSettings):
             self.attack.with_budget(self.budgets[0] - self.first_rows)
 
     @property
-    def first(self) -> PoolSettings:
+    def first(self) -> PoolAttackSettings:
         """How stage 1 runs."""
         step = math.gcd(self.first_rows, 1000)
-        return PoolSettings(self.first_rows, rows_per_step=step, clone=self.first_clone)
+        return PoolAttackSettings(self.first_rows, rows_per_step=step, clone=self.first_clone)
 
 
 def _pictures(generator: type[DFMEGenerator] | type[DCGANGenerator], run: AttackRun, state: Any, learnt: Any) -> Array:

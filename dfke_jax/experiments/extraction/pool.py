@@ -22,7 +22,7 @@ from dfke_jax.extraction import (
     BanditSettings,
     DissectorSettings,
     JacobianSettings,
-    PoolSettings,
+    PoolAttackSettings,
     active_thief,
     adaptive_knockoff,
     copycat,
@@ -50,7 +50,7 @@ class PoolExtractionSettings(EndpointSettings):
     pool_dataset: str = SHAPES
     """Data set whose training images are the pool, or shapes for pictures of random shapes. It holds at least twice the largest
     budget: a smaller one is completed by rotated, scaled and shifted copies."""
-    attack: PoolSettings = PoolSettings(rows_per_step=1000, clone=SMALL_CLONE)
+    attack: PoolAttackSettings = PoolAttackSettings(rows_per_step=1000, clone=SMALL_CLONE)
     """How the attack runs."""
 
 
@@ -262,7 +262,10 @@ _PRESETS = {
     "mnist": {"pool_dataset": "digits"},
     "fashion_mnist": {"pool_dataset": "mnist"},
 }
-_TENTHS = {**_PRESETS, "digits": {**_PRESETS["digits"], "attack": PoolSettings(rows_per_step=100, clone=SMALL_CLONE)}}
+_TENTHS = {
+    **_PRESETS,
+    "digits": {**_PRESETS["digits"], "attack": PoolAttackSettings(rows_per_step=100, clone=SMALL_CLONE)},
+}
 _SMALL_DISSECTOR = DissectorSettings(rows_per_step=100, pseudo_rows=100, clone=SMALL_CLONE)
 _NOTE = "which pool was asked there is not known to us"
 
