@@ -28,7 +28,7 @@ from dfke_jax.dataset_inference.statistics import (
     permutation_test,
     two_sided,
 )
-from dfke_jax.oracle.victims import as_host_victim
+from dfke_jax.oracle.frameworks import as_host_victim
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.nn.classifier import Classifier, as_float
-from dfke_jax.oracle.victims import as_host_victim
+from dfke_jax.oracle.frameworks import as_host_victim
 from dfke_jax.watermarking.evidence import binomial_evidence, rank_p_value
 from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, rejected_pairs
 from dfke_jax.watermarking.null_models import models_of, stacked_answers
