@@ -59,7 +59,7 @@ def from_torch(
     run = program.module()
 
     def original(inputs: np.ndarray) -> np.ndarray:
-        rows = torch.from_numpy(np.ascontiguousarray(_moved(inputs, layout)))
+        rows = torch.from_numpy(np.array(_moved(inputs, layout), order="C"))  # a copy that may be written to
         with torch.no_grad():
             answers = [run(rows[i : i + 1]) for i in range(2)] if batch == 1 else [run(rows)]
         if not all(isinstance(answer, torch.Tensor) for answer in answers):
@@ -156,16 +156,16 @@ def _read(program: Any, name: str) -> tuple[list[Instruction], dict[str, Array],
             if operation not in OPERATIONS:
                 unknown.add(operation)
             options = {key: _plain(value) for key, value in node.kwargs.items()}
-            instructions.append(
-                Instruction(node.name, operation, tuple(map(_plain, node.args)), options, _path(node))
-            )
+            instructions.append(Instruction(node.name, operation, tuple(map(_plain, node.args)), options, _path(node)))
     if unknown:
         raise InputError(
             f"{name} uses operations that are not known in JAX: {', '.join(sorted(unknown))}; "
             "oracle.victims.from_torch asks it for answers alone"
         )
     if batch not in (None, 1):
-        raise InputError(f"{name} was exported for batches of {batch}; export it for any batch (dynamic_shapes), or for 1")
+        raise InputError(
+            f"{name} was exported for batches of {batch}; export it for any batch (dynamic_shapes), or for 1"
+        )
     if any(i.operation == "batch_norm" for i in instructions) or program.graph_signature.buffers_to_mutate:
         raise InputError(f"{name} was exported in training mode; call .eval() before torch.export")
     return instructions, variables, batch
