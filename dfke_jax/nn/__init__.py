@@ -14,6 +14,7 @@ from dfke_jax.nn.conv import conv_general_dilated, convolution
 from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents, squash
 from dfke_jax.nn.layers import BatchNorm, Conv, UpsampleConv
+from dfke_jax.nn.many import independent_training, member, separate_shares, shares
 from dfke_jax.nn.precision import compute_precision
 from dfke_jax.nn.registry import NetworkInfo, build, describe, names
 from dfke_jax.nn.soft_nearest import neighbour_mixing, pairwise_distances, soft_nearest_neighbour_loss
@@ -44,12 +45,16 @@ __all__ = [
     "convolution",
     "describe",
     "draw_latents",
+    "independent_training",
+    "member",
     "names",
     "neighbour_mixing",
     "nt_xent",
     "optimiser",
     "pairwise_distances",
     "representation",
+    "separate_shares",
+    "shares",
     "soft_nearest_neighbour_loss",
     "squash",
     "trained",

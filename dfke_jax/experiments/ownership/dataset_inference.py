@@ -18,8 +18,10 @@ from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.ownership.settings import PAPER, PRESETS, ThreatSettings
 from dfke_jax.experiments.ownership.theft import case_of, distances_of, enter, figures_of, new_theft
-from dfke_jax.experiments.ownership.thieves import THREATS, Parts, Theft, independent_models, member, shares
+from dfke_jax.experiments.ownership.thieves import THREATS, Parts, Theft
 from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.many import independent_training, member, separate_shares
+from dfke_jax.nn.training import optimiser
 
 _SMALL_GAP = 10.0
 """Points of accuracy on private above public samples below which a run warns of little power."""
@@ -105,15 +107,15 @@ def _innocent(theft: Theft) -> tuple[list[Classifier], bool]:
     config, bench, (images, labels) = theft.config, theft.bench, theft.parts.innocent
     assert isinstance(config, DatasetInferenceSettings)
     members = config.references + config.independents
-    rows = shares(len(images), members, config.private, theft.seed)
+    rows = separate_shares(len(images), members, config.private, theft.seed)
     network = bench.network(config.teacher)
-    method = independent_models(
+    method = independent_training(
         network,
-        jnp.asarray(images[rows]),
-        jnp.asarray(labels[rows]),
-        steps=config.teacher_steps,
+        jnp.asarray(images),
+        jnp.asarray(labels),
+        jnp.asarray(rows),
+        optimizer=optimiser("adam", config.teacher_learning_rate, config.teacher_steps),
         batch_size=config.teacher_batch,
-        learning_rate=config.teacher_learning_rate,
     )
     per_step = members * config.teacher_batch
     state = bench.stage(

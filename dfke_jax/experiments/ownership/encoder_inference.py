@@ -18,8 +18,8 @@ from dfke_jax.dataset_inference import DensitySettings, prepare_encoders
 from dfke_jax.dataset_inference.case import compare
 from dfke_jax.dataset_inference.density import representations
 from dfke_jax.dataset_inference.encoders import EncoderCase, EncoderVerdict, Likelihoods, judge_likelihoods, likelihoods
+from dfke_jax.dataset_inference.judgement import decide
 from dfke_jax.dataset_inference.statistics import MINIMUM_NULL, two_sided
-from dfke_jax.dataset_inference.verdict import decide
 from dfke_jax.distillation.representations import Match, representation_distillation
 from dfke_jax.evaluation import linear_probe
 from dfke_jax.experiments.bench.registry import Recipe, register
@@ -27,9 +27,10 @@ from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.settings import LearningSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.ownership.theft import enter
-from dfke_jax.experiments.ownership.thieves import Parts, cut, member, shares
+from dfke_jax.experiments.ownership.thieves import Parts, cut
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.contrastive import contrastive_training, feature_width
+from dfke_jax.nn.many import member, separate_shares
 from dfke_jax.nn.training import optimiser, trained
 from dfke_jax.oracle import Ledger
 
@@ -119,9 +120,8 @@ class EncoderRun(NamedTuple):
         """The victim's representations of the others' images, and how many rows that took."""
         images = self.parts.others[0]
         with Ledger(budget=len(images)) as ledger:
-            ledger.reserve(len(images))
-            found = representations(self.victim, images)
-            ledger.charge(len(images))
+            with ledger.paying(len(images)):
+                found = representations(self.victim, images)
             return jnp.asarray(found, jnp.float32), ledger.counts()["rows"] or 0
 
 
@@ -158,7 +158,7 @@ def _trained(
 def _innocent(run: EncoderRun) -> tuple[list[Classifier], bool]:
     """Independent encoders, trained as one program, and whether no two of them share an image."""
     config, images = run.config, run.parts.innocent[0]
-    rows = shares(len(images), config.independents, config.private, run.seed)
+    rows = separate_shares(len(images), config.independents, config.private, run.seed)
     network = run.bench.network(config.teacher)
     factory = Partial(_one_of_many, Static(config), network)
     state = run.bench.stage(
