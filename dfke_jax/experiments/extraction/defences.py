@@ -13,12 +13,13 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.evaluation import accuracy
 from dfke_jax.experiments.bench.registry import Recipe, register
-from dfke_jax.experiments.bench.result import BEHIND, Arm
+from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, CloneSettings, closeness, paid, victims
 from dfke_jax.experiments.extraction.generative import DFME, DISGUIDE
 from dfke_jax.experiments.extraction.pool import KNOCKOFF, SHAPES, image_pool
+from dfke_jax.experiments.extraction.views import DEFENCES
 from dfke_jax.extraction import (
     SMALL_CLONE,
     SMALL_DFME,
@@ -40,6 +41,8 @@ from dfke_jax.oracle import (
 )
 
 NONE, LABEL = "none", "label"
+BEHIND = "_behind_"
+"""Stands in the name of an arm between an attack and the defence that it met."""
 ATTACKS: dict[str, AttackRecipe] = {"knockoff": KNOCKOFF, "dfme": DFME, "disguide": DISGUIDE}
 
 
@@ -220,6 +223,7 @@ register(
             "mnist": {"pool_dataset": "digits", "seeds": 2},
             "fashion_mnist": {"pool_dataset": "mnist"},
         },
+        views=(DEFENCES,),
     )
 )
 

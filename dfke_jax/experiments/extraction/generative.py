@@ -26,6 +26,7 @@ from dfke_jax.experiments.extraction.attacks import (
     plain_oracle,
 )
 from dfke_jax.experiments.extraction.pool import KNOCKOFF
+from dfke_jax.experiments.extraction.views import QUERIES
 from dfke_jax.extraction import (
     FIRST_CLONE,
     SMALL_CLONE,
@@ -314,6 +315,7 @@ def _register(
             config=config,
             execute=lambda config, bench: execute(recipe, config, bench),
             presets=presets,
+            views=(QUERIES,),
             **known,
             **options,
         )

@@ -18,6 +18,7 @@ from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.extraction.attacks import RERUN, AttackRecipe, AttackRun, EndpointSettings, execute
+from dfke_jax.experiments.extraction.views import QUERIES
 from dfke_jax.extraction import (
     SMALL_CLONE,
     ActiveThiefSettings,
@@ -279,6 +280,7 @@ def _register(
             config=config,
             execute=lambda config, bench: _execute(recipe, config, bench),
             presets=presets,
+            views=(QUERIES,),
             published=tuple(
                 Published(f"{recipe.name}_{budget}", "mnist", value, RERUN, "table", _NOTE) for budget, value in figures
             ),

@@ -16,6 +16,7 @@ from dfke_jax.evaluation import accuracy, agreement
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.ownership import views
 from dfke_jax.experiments.ownership.settings import PAPER, PRESETS, ThreatSettings
 from dfke_jax.experiments.ownership.theft import case_of, distances_of, enter, figures_of, new_theft
 from dfke_jax.experiments.ownership.thieves import THREATS, Parts, Theft
@@ -195,6 +196,7 @@ register(
         execute=execute,
         datasets=("digits", "synthetic", "fashion_mnist", "mnist"),
         presets=PRESETS,
+        views=(views.THREATS, views.P_VALUES),
     )
 )
 

@@ -28,6 +28,7 @@ from dfke_jax.experiments.bench.settings import LearningSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.ownership.theft import enter
 from dfke_jax.experiments.ownership.thieves import Parts, cut
+from dfke_jax.experiments.ownership.views import P_VALUES, THREATS
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.contrastive import contrastive_training, feature_width
 from dfke_jax.nn.many import member, separate_shares
@@ -399,6 +400,7 @@ register(
         execute=execute,
         datasets=("digits", "synthetic", "mnist", "fashion_mnist"),
         presets={"digits": _DIGITS, "synthetic": _SYNTHETIC, "mnist": _CLOTHES, "fashion_mnist": _CLOTHES},
+        views=(THREATS, P_VALUES),
     )
 )
 

@@ -15,6 +15,7 @@ from dfke_jax.evaluation import accuracy
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.workbench import Answers, Workbench
+from dfke_jax.experiments.ownership import views
 from dfke_jax.experiments.ownership.settings import PAPER, PRESETS, TheftSettings
 from dfke_jax.experiments.ownership.theft import case_of, distances_of, enter, figures_of, new_theft
 from dfke_jax.experiments.ownership.thieves import THREATS, Theft, fine_tuning
@@ -153,6 +154,7 @@ register(
         execute=execute,
         datasets=("digits", "synthetic", "fashion_mnist"),
         presets={name: _limits_preset(name) for name in _LIMITS},
+        views=(views.THREATS, views.P_VALUES, views.LIMITS),
     )
 )
 

@@ -12,6 +12,7 @@ from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.settings import DIGITS, StudentSettings, SupervisedSettings
 from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.watermarks.inheritance_views import SUCCESSES
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import optimiser, trained, training
@@ -340,6 +341,7 @@ register(
                 ),
             },
         },
+        views=(SUCCESSES,),
     )
 )
 

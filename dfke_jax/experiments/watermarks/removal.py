@@ -33,6 +33,7 @@ from dfke_jax.experiments.watermarks.removal_extractions import (
     taken_settings,
 )
 from dfke_jax.experiments.watermarks.removal_marks import SCHEMES, MarkSettings
+from dfke_jax.experiments.watermarks.removal_views import MATRIX, STRENGTH
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.watermarking.removal import (
     REFIT,
@@ -419,6 +420,7 @@ register(
             },
             "cifar10": _CIFAR10,
         },
+        views=(MATRIX, STRENGTH),
     )
 )
 
