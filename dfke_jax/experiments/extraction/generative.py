@@ -12,7 +12,6 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array
 from dfke_jax.experiments.bench.registry import Recipe, register
-from dfke_jax.experiments.bench.result import Published
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Answers
 from dfke_jax.experiments.extraction.attacks import (
@@ -21,9 +20,11 @@ from dfke_jax.experiments.extraction.attacks import (
     AttackRun,
     EndpointSettings,
     ExtractionSettings,
-    execute,
+    arms,
+    measure,
     paid,
     plain_oracle,
+    published_at,
 )
 from dfke_jax.experiments.extraction.pool import KNOCKOFF
 from dfke_jax.experiments.extraction.views import QUERIES
@@ -313,7 +314,8 @@ def _register(
             summary=summary,
             paper=paper,
             config=config,
-            execute=lambda config, bench: execute(recipe, config, bench),
+            arms=functools.partial(arms, recipe),
+            measure=functools.partial(measure, recipe),
             presets=presets,
             views=(QUERIES,),
             **known,
@@ -332,10 +334,10 @@ _register(
     DFMERecipeSettings,
     published=(
         *(
-            Published(f"dfme_{budget}", "mnist", value, RERUN, "table")
+            published_at(DFME, budget, "mnist", value, RERUN)
             for budget, value in ((10_000, 63.4), (20_000, 72.7), (50_000, 83.4), (100_000, 89.3))
         ),
-        Published("dfme_20000000", "cifar10", 88.1, "Truong et al., CVPR 2021", "table", "victim of 95.5 %"),
+        published_at(DFME, 20_000_000, "cifar10", 88.1, "Truong et al., CVPR 2021", "victim of 95.5 %"),
     ),
     cifar10={"attack": DFMESettings(), "budgets": (20_000_000,)},
 )
@@ -392,9 +394,7 @@ _register(
     "Sanyal, Addepalli, Babu: Towards Data-Free Model Stealing in a Hard Label Setting, CVPR 2022",
     DFMSRecipeSettings,
     published=(
-        Published(
-            "dfms_8000000", "cifar10", 85.92, "Sanyal et al., CVPR 2022", "table", "victim a ResNet-18 of 93.7 %"
-        ),
+        published_at(DFMS, 8_000_000, "cifar10", 85.92, "Sanyal et al., CVPR 2022", "victim a ResNet-18 of 93.7 %"),
     ),
     cifar10={
         "attack": DFMSSettings(),

@@ -1,6 +1,7 @@
 """Black-box extraction with a pool of images of something else: Knockoff Nets and what followed it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -14,10 +15,17 @@ from dfke_jax.core.types import Array
 from dfke_jax.data.augment import affine
 from dfke_jax.distillation.transfer_sets import fitted
 from dfke_jax.experiments.bench.registry import Recipe, register
-from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.extraction.attacks import RERUN, AttackRecipe, AttackRun, EndpointSettings, execute
+from dfke_jax.experiments.extraction.attacks import (
+    RERUN,
+    AttackRecipe,
+    AttackRun,
+    EndpointSettings,
+    arms,
+    measure,
+    published_at,
+)
 from dfke_jax.experiments.extraction.views import QUERIES
 from dfke_jax.extraction import (
     SMALL_CLONE,
@@ -145,8 +153,9 @@ def image_pool(config: Any, bench: Workbench, count: int) -> ImagePool:
     return ImagePool(images, groups, found.num_classes)
 
 
-def _execute(recipe: AttackRecipe, config: PoolExtractionSettings, bench: Workbench) -> list[Arm]:
-    return execute(recipe, config, bench, image_pool(config, bench, 2 * max(config.budgets)))
+def _prepare(bench: Workbench) -> ImagePool:
+    config: PoolExtractionSettings = bench.config  # type: ignore[assignment]
+    return image_pool(config, bench, 2 * max(config.budgets))
 
 
 # ---- attacks
@@ -278,12 +287,12 @@ def _register(
             summary=summary,
             paper=paper,
             config=config,
-            execute=lambda config, bench: _execute(recipe, config, bench),
+            arms=functools.partial(arms, recipe),
+            measure=functools.partial(measure, recipe),
+            prepare=_prepare,
             presets=presets,
             views=(QUERIES,),
-            published=tuple(
-                Published(f"{recipe.name}_{budget}", "mnist", value, RERUN, "table", _NOTE) for budget, value in figures
-            ),
+            published=tuple(published_at(recipe, budget, "mnist", value, RERUN, _NOTE) for budget, value in figures),
         )
     )
 
