@@ -54,10 +54,10 @@ class Series:
     y: list[list[float]]
 
     @classmethod
-    def of_seed(cls, name: str, over: str, points: Mapping[float, float]) -> "Series":
+    def of_seed(cls, name: str, over: str, points: Mapping[int, float] | Mapping[float, float]) -> "Series":
         """That of a single seed, from value of `over` -> figure."""
-        x = sorted(points)
-        return cls(name, over, tuple(x), [[float(points[value]) for value in x]])
+        pairs = sorted(points.items())
+        return cls(name, over, tuple(float(x) for x, _ in pairs), [[float(y) for _, y in pairs]])
 
     def at(self, x: float) -> list[float]:
         """The figure at one point, seed by seed.
@@ -113,7 +113,7 @@ class Arm:
     budget: dict[str, int] = dataclasses.field(default_factory=dict)
     metrics: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     control: str = ""
-    factors: dict[str, Level] = dataclasses.field(default_factory=dict)
+    factors: Mapping[str, Level] = dataclasses.field(default_factory=dict)
     series: list[Series] = dataclasses.field(default_factory=list)
     trials: list[Trial] = dataclasses.field(default_factory=list)
 

@@ -42,7 +42,7 @@ def _arm(recipe: str, arm: dict[str, Any], labels: dict[str, str]) -> dict[str, 
             (figure, point), over = found[0].groups(), found[1]
             if over == "strength":
                 over = _STRENGTHS.get(arm["name"].partition(".")[2], "steps")
-            series.setdefault(("welch" if figure == "p" else figure, over), {})[float(point)] = values
+            series.setdefault((figure if figure != "p" else "welch", over), {})[float(point)] = values
         elif tested and name in _TESTS:
             trials.setdefault(name, {"test": name})["p_values"] = values
         elif tested and name.startswith("false_positives_"):
@@ -54,7 +54,7 @@ def _arm(recipe: str, arm: dict[str, Any], labels: dict[str, str]) -> dict[str, 
         **arm,
         "metrics": metrics,
         "factors": _factors(recipe, arm, labels),
-        "series": [_series(*key, points) for key, points in series.items()],
+        "series": [_series(figure, over, points) for (figure, over), points in series.items()],
         "trials": list(trials.values()),
     }
 
@@ -69,9 +69,10 @@ def _factors(recipe: str, arm: dict[str, Any], labels: dict[str, str]) -> dict[s
     if recipe == "defences" and _BEHIND in name:
         attack, _, defence = arm["label"].partition(" behind ")
         return {"attack": attack, "defence": defence}
-    if recipe in _EXTRACTION and (match := _AT.fullmatch(name.removesuffix("_control"))):
+    match = _AT.fullmatch(name.removesuffix("_control"))
+    if recipe in _EXTRACTION and match:
         budget = int(match[2])
-        label = labels.get(match[0], arm["label"]).removesuffix(f", {budget:,} queries")
+        label = (labels.get(match[0]) or arm["label"]).removesuffix(f", {budget:,} queries")
         return {"attack": label, "queries": budget}
     if recipe == "watermark-removal":
         mark, _, attack = name.partition(".")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +13,16 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method, Static
 from dfke_jax.core.types import Array, Key
 from dfke_jax.distillation import data_impressions
-from dfke_jax.distillation.response import (
-    cross_entropy_training,
-    knowledge_distillation,
-    response_loss,
-    table_of_answers,
-)
+from dfke_jax.distillation.response import knowledge_distillation, response_loss, table_of_answers
 from dfke_jax.evaluation import pgd
 from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.students import distil
-from dfke_jax.experiments.bench.workbench import Answers, Workbench
+from dfke_jax.experiments.bench.workbench import Answers
 from dfke_jax.experiments.ownership.settings import TheftSettings, ThreatSettings
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.many import SPARE
+from dfke_jax.nn.supervised import cross_entropy_training
 from dfke_jax.nn.training import optimiser, trained, training
 from dfke_jax.oracle import GaussianNoise, Ledger, Reveal, oracle_for
 
@@ -84,18 +80,21 @@ def cut(images: np.ndarray, labels: np.ndarray, sizes: tuple[int, int, int], see
 
 
 class Theft(NamedTuple):
-    """What a thief works with: the workbench and its settings, the seed, the data and the victim."""
+    """What a thief works with: the run of a seed, the data and the victim."""
 
-    bench: Workbench
-    config: TheftSettings
-    seed: int
+    run: Run[Any]
     parts: Parts
     victim: Classifier
+
+    @property
+    def config(self) -> TheftSettings:
+        """The recipe's settings."""
+        return self.run.config
 
     def train(self, name: str, method: Method, steps: int, network: Classifier) -> Classifier:
         """Runs a training as a stage of its own."""
         rows = self.config.distillation_batch
-        return trained(network, self.bench.stage("theft", f"{name}/model", self.seed, method, steps, rows=rows))
+        return trained(network, self.run.stage("theft", f"{name}/model", method, steps, rows=rows))
 
     @property
     def means(self) -> ThreatSettings:
@@ -106,7 +105,7 @@ class Theft(NamedTuple):
     @property
     def student(self) -> Classifier:
         """The thief's network, untrained."""
-        return self.bench.network(self.config.student)
+        return self.run.network(self.config.student)
 
     def ask(self, reveal: Reveal) -> tuple[Array, int]:
         """The victim's answers to the others' images, and how many rows that took."""
@@ -165,7 +164,7 @@ def _early_stopping(theft: Theft) -> Suspect:
 
 def _different_architecture(theft: Theft) -> Suspect:
     images, labels = map(jnp.asarray, theft.parts.private)
-    network = theft.bench.network(theft.means.other_network)
+    network = theft.run.network(theft.means.other_network)
     method = cross_entropy_training(network, images, labels, **_learning(theft))  # type: ignore[arg-type]
     model = theft.train("different_architecture", method, theft.config.distillation_steps, network)
     return Suspect(model, {"private_samples": len(images), "steps": theft.config.distillation_steps})
@@ -174,8 +173,8 @@ def _different_architecture(theft: Theft) -> Suspect:
 def _zero_shot(theft: Theft) -> Suspect:
     c = theft.means
     synthesis = data_impressions(theft.victim, c.synthesis, c.impressions, c.impressions)
-    pool = Run(theft.bench, theft.seed).pool("zero_shot", synthesis, c.impressions, c.impressions)
-    model = distil(Run(theft.bench, theft.seed), "zero_shot", pool.images, teacher=theft.victim)
+    pool = theft.run.pool("zero_shot", synthesis, c.impressions, c.impressions)
+    model = distil(theft.run, "zero_shot", pool.images, teacher=theft.victim)
     return Suspect(model, {"synthetic_samples": c.impressions, "steps": c.distillation_steps})
 
 
@@ -238,7 +237,7 @@ def _worst(static: Static, key: Key, network: Callable, images: Array, logits: A
 
 
 def _noisy_answers(theft: Theft) -> Suspect:
-    noise = GaussianNoise(theft.means.answer_noise, seed=theft.seed)
+    noise = GaussianNoise(theft.means.answer_noise, seed=theft.run.seed)
     return Suspect(Answers(oracle_for(theft.victim, Reveal("probabilities"), [noise])), {"steps": 0})
 
 
