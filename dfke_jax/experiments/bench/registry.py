@@ -10,6 +10,7 @@ from typing import Any
 
 from dfke_jax.core.errors import UnknownNameError
 from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.views import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Recipe:
       time: what it takes, and where, e.g. ``"1 min, 2 CPU cores (digits)"``.
       datasets: the sets it has presets and figures for; others work too.
       presets: data set -> fields whose defaults differ for it.
+      views: what the report shows of its results besides arms and accuracies.
       by_seed: whether a seed's figures depend on that seed alone, so that seeds can run in processes of their own.
     """
 
@@ -53,6 +55,7 @@ class Recipe:
     datasets: tuple[str, ...] = ("digits", "mnist", "fashion_mnist")
     presets: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     by_seed: bool = True
+    views: tuple[View, ...] = ()
 
     def settings(self, dataset: str | None = None, **changes: Any) -> Any:
         """The configuration for a data set: defaults, then its preset, then `changes`."""

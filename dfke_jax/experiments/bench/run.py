@@ -100,7 +100,7 @@ def _over_seeds(recipe: Recipe, bench: Workbench) -> list[Arm]:
         make = functools.partial(_one_seed, recipe, bench, seed, arms, shared)
         found = bench.once("figures", seed, make, *arms)
         bench.notes += found["notes"]
-        parts.append([Arm(**arm) for arm in found["arms"]])
+        parts.append([Arm.from_json(arm) for arm in found["arms"]])
     return [joined(same) for same in zip(*parts, strict=True)]
 
 
