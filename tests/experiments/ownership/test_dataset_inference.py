@@ -1,26 +1,18 @@
 """Dataset inference as a recipe: how data are cut, who is trained on what, what is entered, and what the report makes of it."""
 
 import dataclasses
-import itertools
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import Partial
 from small_runs import options, reads_of, run_small
 
 from dfke_jax import report
-from dfke_jax.core import run
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.dataset_inference import BlindWalkSettings, InferenceSettings, RegressorSettings
 from dfke_jax.experiments import recipe, run_recipe
-from dfke_jax.experiments.bench.settings import network
 from dfke_jax.experiments.ownership import inference_limits, theft
-from dfke_jax.experiments.ownership.thieves import THREATS, Parts, Theft, cut, independent_models, member, shares
-from dfke_jax.nn.losses import cross_entropy
-from dfke_jax.nn.training import optimiser, trained, training
+from dfke_jax.experiments.ownership.thieves import THREATS, Parts, Theft, cut
 from dfke_jax.report import threats
 
 RECIPES = ("dataset-inference", "dataset-inference-limits")
@@ -179,35 +171,6 @@ def test_parts_share_no_image_and_repetitions_are_left_out():
         cut(images, labels, (40, 15, 10), 3)
     with pytest.raises(InputError, match="with 44 left for independent models"):  # 90 − 47 = 43: they would share most
         cut(images, labels, (22, 15, 10), 3)
-
-
-def test_shares_are_disjoint_where_they_can_be():
-    rows = shares(100, 10, 10, 0)
-    assert len(np.unique(rows)) == 100
-    rows = shares(100, 11, 10, 0)
-    assert rows.shape == (11, 10)
-    assert all(len(np.unique(row)) == 10 for row in rows)
-    shared = [len(np.intersect1d(*pair)) / 50 for pair in itertools.combinations(shares(100, 8, 50, 0), 2)]
-    assert np.mean(shared) == pytest.approx(0.5, abs=0.05)
-    for size, share in ((51, "51%"), (100, "100%"), (101, "100%")):
-        with pytest.raises(InputError, match=f"any two would share {share} of their images; at least {2 * size}"):
-            shares(100, 2, size, 0)
-
-
-def test_independent_models_are_what_each_would_be_alone():
-    rng = np.random.default_rng(1)
-    images = jnp.asarray(rng.uniform(size=(3, 12, 4, 4, 1)), jnp.float32)
-    labels = jnp.asarray(rng.integers(0, 3, (3, 12)))
-    net = network("mlp_small", 3, (4, 4, 1))
-    keys = jax.random.split(jax.random.key(0), 3)
-    method = independent_models(net, images, labels, steps=5, batch_size=4, learning_rate=1e-2)
-    together = run(method, keys, 5, chunk=5).state
-    alone = training(
-        net, images[1], labels[1], loss=Partial(cross_entropy), optimizer=optimiser("adam", 1e-2, 5), batch_size=4
-    )
-    one = trained(net, run(alone, keys[1], 5, chunk=5).state)
-    np.testing.assert_allclose(member(net, together, 1)(images[0]), one(images[0]), atol=1e-5)
-    assert not np.allclose(member(net, together, 0)(images[0]), one(images[0]), atol=1e-2)
 
 
 def test_public_samples_overlap_as_told():
