@@ -17,8 +17,9 @@ from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.distillation.cost import Cost
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
-from dfke_jax.nn.players import OPTIMISERS, OUTPUTS, SCHEDULES, Learner, Maker, Observed, descend, observe, scheduled
-from dfke_jax.nn.training import Training
+from dfke_jax.nn.observation import Observed
+from dfke_jax.nn.players import OPTIMISERS, OUTPUTS, SCHEDULES, Learner, Maker, scheduled
+from dfke_jax.nn.training import Training, descend
 
 MODES = ("train", "eval")
 
@@ -247,7 +248,7 @@ def _step(
 def _answers(of: _Fixed, teacher: Classifier, images: Array) -> Observed:
     """What the teacher shows of images that are given."""
     images = jax.lax.stop_gradient(images)
-    seen = observe(teacher.module, teacher.variables, teacher.preprocessing(images), activations=of.activations)
+    seen = teacher.observe(images, activations=of.activations)
     return jax.lax.stop_gradient(seen)
 
 
@@ -259,7 +260,7 @@ def _generator_step(
 
     def objective(params: PyTree) -> tuple[Array, tuple[Any, PyTree]]:
         images, statistics = of.maker.images({**state.generator.variables, "params": params}, z)
-        shown = observe(teacher.module, teacher.variables, teacher.preprocessing(images), activations=of.activations)
+        shown = teacher.observe(images, activations=of.activations)
         own = of.learner.observe(
             state.student.variables, images, train=train, activations=of.activations,
             key=jax.random.fold_in(key, 0) if train else None,

@@ -1,8 +1,10 @@
 """A classifier as a value: a network, its parameters, and the way from pixels to its input."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -10,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.errors import CheckpointError, InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key, PyTree
-from dfke_jax.nn.layers import RECORD_MARK
+from dfke_jax.nn import saved
+from dfke_jax.nn.observation import Observed, observe
 from dfke_jax.nn.precision import apply
 
 
@@ -75,15 +78,6 @@ class Preprocessing:
         return jnp.pad(images, pads, constant_values=self.box[0])
 
 
-class Moments(NamedTuple):
-    """Statistics of what enters one normalisation layer: over this batch, and as stored while training. Shapes (C,)."""
-
-    mean: Array
-    var: Array
-    running_mean: Array
-    running_var: Array
-
-
 @flax.struct.dataclass
 class Classifier:
     """Images in pixel space in, logits out; a pytree, so that it travels into compiled programs as an argument.
@@ -118,6 +112,74 @@ class Classifier:
         variables = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
         height, width, channels = input_shape
         return cls(module, variables, preprocessing, (height, width, channels))
+
+    def sizes(self) -> tuple[int | None, int]:
+        """How many models the arrays are of, None where this is no stack, and K."""
+        images = jax.ShapeDtypeStruct((2, *self.input_shape), jnp.float32)
+        logits = lambda one, images: one.logits(images)
+        try:
+            return None, jax.eval_shape(logits, self, images).shape[-1]
+        except Exception:  # Flax has an error of its own for arrays with an axis more
+            models = {leaf.shape[:1] for leaf in jax.tree.leaves(self.variables)}
+            if len(models) != 1 or models == {()}:
+                raise
+            return models.pop()[0], jax.eval_shape(jax.vmap(logits, (0, None)), self, images).shape[-1]
+
+    def save(
+        self, path: str | os.PathLike, *, made_by: Mapping[str, Any] | None = None, overwrite: bool = False
+    ) -> Path:
+        """Writes the whole function into a directory: network, arrays, preprocessing, shape and classes.
+
+        `dfke_jax.load` gives it back in another process, to the bit. A stack is written as one.
+
+        Args:
+          path: directory, to be made. made_by: JSON-able, what made it.
+          overwrite: whether a saved model that is there may be replaced.
+
+        Raises:
+          InputError: something is there, or a field of the network cannot be written.
+          CheckpointError: it cannot be written.
+        """
+        models, classes = self.sizes()
+        facts = {
+            "num_classes": classes,
+            "input_shape": list(self.input_shape),
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "models": models,
+        }
+        return saved.write(path, self.module, self.variables, facts, made_by=made_by, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, *, module: nn.Module | None = None) -> "Classifier":
+        """What `save` wrote.
+
+        Args:
+          path: the directory. module: of a network whose class is not this package's, which must be
+            given; of any other it is checked.
+
+        Raises:
+          CheckpointError: there is none, or it is damaged. InputError: the module is another one.
+        """
+        found = saved.about(path)
+        network = saved.module_of(found.get("module"), module)
+        try:
+            values = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in found["preprocessing"].items()
+            }
+            height, width, channels = (int(size) for size in found["input_shape"])
+            preprocessing = Preprocessing(**values)  # type: ignore[arg-type]
+            kinds, said = found["arrays"], (found["models"], found["num_classes"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path}: {saved.FILE} does not describe a classifier: {error!r}") from error
+        made = cls(network, saved.arrays(path, kinds), preprocessing, (height, width, channels))
+        try:
+            own = made.sizes()
+        except Exception as error:  # Flax has errors of its own for arrays that are not there
+            raise CheckpointError(f"{path}: the arrays are not those of {network!r}: {error}") from error
+        if own != said:
+            raise CheckpointError(f"{path}: {said[1]} classes of {said[0] or 1} models are named, and there are {own}")
+        return made
 
     @property
     def num_classes(self) -> int:
@@ -154,7 +216,17 @@ class Classifier:
 
     def activations(self, images: Array) -> dict[str, Array]:
         """What the network records on the way (`layers.record`): pre-activations by layer, and ``features``; and ``logits``."""
-        return apply_recording(self.module, self.variables, self.preprocessing(images))[0]
+        seen = self.observe(images, activations=True)
+        return {**seen.activations, "logits": seen.logits}
+
+    def observe(self, images: Array, *, activations: bool = False, moments: bool = False) -> Observed:
+        """Logits and what else is asked for, in one pass with running statistics; see `dfke_jax.nn.observation`.
+
+        Raises:
+          InputError: for moments of a network without batch normalisation.
+        """
+        inputs = self.preprocessing(images)
+        return observe(self.module, self.variables, inputs, activations=activations, moments=moments)
 
     def check_layers(self, names: Sequence[str]) -> None:
         """Raises `UnknownNameError` unless the network records all of these layers; nothing is computed."""
@@ -163,24 +235,6 @@ class Classifier:
         for name in names:
             if name not in known:
                 raise UnknownNameError(f"recorded layer of {type(self.module).__name__}", name, known)
-
-    def logits_and_moments(self, images: Array) -> tuple[Array, tuple[Moments, ...]]:
-        """Logits, and for every normalisation layer the statistics of its input, sorted by path.
-
-        The network normalises with its running statistics, which stay as they are.
-
-        Raises:
-          InputError: for a network without batch normalisation, which has nothing to compare with.
-        """
-        if not self.has_normalisation:
-            raise InputError(
-                f"{type(self.module).__name__} has no batch normalisation, so a statistics prior has nothing to match; "
-                "use a network with it (lenet5_bn, a ResNet, a WRN) or switch the prior off"
-            )
-        logits, reported = apply(
-            self.module, self.variables, self.preprocessing(images), train=False, mutable=["normalisation"]
-        )
-        return logits.astype(jnp.float32), tuple(_moments(reported["normalisation"], self.variables["batch_stats"]))
 
     def predict(self, images: Any, batch_size: int = 500) -> np.ndarray:
         """Logits (N, K) of any number of images, on the host, computed in equal batches.
@@ -208,33 +262,6 @@ class Classifier:
 @jax.jit
 def _predict(classifier: Classifier, images: Array) -> Array:
     return classifier.logits(as_float(images))
-
-
-def apply_recording(
-    module: nn.Module,
-    variables: PyTree,
-    inputs: Array,
-    *,
-    train: bool = False,
-    mutable: Sequence[str] = (),
-    rngs: dict[str, Key] | None = None,
-) -> tuple[dict[str, Array], dict[str, PyTree]]:
-    """Applies a network and collects what its layers record, for losses on hidden layers while it trains.
-
-    Args:
-      module, variables: the network. inputs: what it takes (after preprocessing).
-      train: as in training, so that normalisation uses the batch.
-      mutable: collections that may change, such as ``batch_stats``.
-      rngs: keys of random layers, by kind.
-
-    Returns:
-      Activations by layer (see `dfke_jax.nn.layers.record`) with ``logits`` in float32 among them, and the changed
-      collections.
-    """
-    logits, changed = apply(module, variables, inputs, train=train, mutable=["activations", *mutable], rngs=rngs)
-    updated = dict(changed)
-    recorded = _flat(updated.pop("activations", None) or {})
-    return {**recorded, "logits": logits.astype(jnp.float32)}, updated
 
 
 def as_float(images: Array) -> Array:
@@ -291,23 +318,4 @@ def check_labels(labels: Any, count: int, num_classes: int, what: str = "labels"
             raise InputError(f"{what} have no sample of class {', '.join(map(str, empty))}")
 
 
-def _flat(tree: Mapping, prefix: str = "") -> dict[str, Array]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}/"))
-        else:
-            flat[prefix + name.removeprefix(RECORD_MARK)] = value
-    return flat
-
-
-def _moments(reported: Mapping, running: Mapping):
-    for name, stored in sorted(running.items()):  # compiled programs see dictionaries sorted
-        if "mean" in stored and not isinstance(stored["mean"], Mapping):
-            mean, var = reported[name]["moments"]
-            yield Moments(mean, var, stored["mean"], stored["var"])
-        else:
-            yield from _moments(reported[name], stored)
-
-
-__all__ = ["Classifier", "Moments", "Preprocessing", "apply_recording", "as_float", "check_images", "check_labels"]
+__all__ = ["Classifier", "Preprocessing", "as_float", "check_images", "check_labels"]

@@ -110,7 +110,7 @@ def plain_oracle(victim: Classifier, config: "ExtractionSettings") -> Oracle | H
 
 @dataclasses.dataclass(frozen=True)
 class AttackRecipe:
-    """What one attack is made of.
+    """What one attack is made of; its `arms` and `measure` are those of a `Recipe`.
 
     Attributes:
       name: of its arms. label: in figures.
@@ -141,6 +141,53 @@ class AttackRecipe:
     opening: Callable[[AttackRun, Any], tuple[Any, int]] | None = None
     opening_rows: Callable[[Any], int] = lambda config: 0
 
+    def factors(self, budget: int) -> dict[str, str | int]:
+        """Where the attack at a budget stands among the arms; see `Arm.factors`."""
+        return {"attack": self.label, "queries": budget}
+
+    def published(self, budget: int, dataset: str, value: float, source: str, note: str = "") -> Published:
+        """A figure of a table in the literature at a budget, whether we have an arm for it or not."""
+        factors = self.factors(budget)
+        return Published(f"{self.name}_{budget}", dataset, value, source, "table", note, factors=factors)
+
+    def reruns(self, *figures: tuple[int, float], note: str = "") -> tuple[Published, ...]:
+        """Figures of the small setting, (budget, per cent): the attack's paper has none for it."""
+        source = "independent re-run of the attack on MNIST with LeNet (caumin/model-extraction-benchmark)"
+        return tuple(self.published(budget, "mnist", value, source, note) for budget, value in figures)
+
+    def arms(self, config: ExtractionSettings) -> list[Arm]:
+        """The victim, an independent one, and per budget the attack and its control."""
+        made = victim_arms(config)
+        for budget in config.budgets:
+            name = f"{self.name}_{budget}"
+            place, control = self.factors(budget), f"{self.control_label}, {budget:,}"
+            made.append(Arm(name, f"{self.label}, {budget:,} queries", "method", factors=place))
+            if config.control:
+                made.append(Arm(f"{name}_control", control, "control", factors=place))
+        return made
+
+    def measure(self, run: Run[Any]) -> None:
+        """Makes the attack and its control at every budget and measures the clones."""
+        measure_victims(run)
+        c, opening_rows = run.config, self.opening_rows(run.config)
+        for budget in c.budgets:
+            settings, name = c.attack.with_budget(budget - opening_rows), f"{self.name}_{budget}"
+            plain = AttackRun(c, settings, c.answers, run.network(c.student), run.bench, run.seed, run.shared)
+            sides = [(name, plain, self.attack)]
+            if c.control:
+                sides.append((f"{name}_control", self.without(plain), self.control or self.attack))
+            for arm, here, make in sides:
+                here, state, counts, updates = extracted(
+                    self, here, make, run.teacher, budget, arm, f"{name}/attack", c.points
+                )
+                learnt = self.read(here.clone, state)
+                way = {opening_rows + n: value for n, value in progress(run.bench, arm, run.seed).items()}
+                series = [Series.of_seed("accuracy", "queries", way)] if way else []
+                used = {**counts, "steps": self.steps(settings), "clone_updates": updates}
+                run.record(arm, learnt, closeness(run, learnt), budget=used, series=series)
+                images = self.pictures(here, state, learnt)
+                run.keep(arm, images, jnp.argmax(jnp.asarray(learnt.predict(np.asarray(images))), -1))
+
 
 def victim_arms(config: CloneSettings) -> list[Arm]:
     """The victim, and another one that was trained independently: the fidelity that a perfect learner of the task has."""
@@ -153,58 +200,6 @@ def measure_victims(run: Run[Any]) -> None:
     budget = run.bench.supervised_budget
     run.record("teacher", run.teacher, budget=budget)
     run.record("independent", run.bench.teacher(run.seed + run.config.seeds), budget=budget)
-
-
-def arms(attack: AttackRecipe, config: ExtractionSettings) -> list[Arm]:
-    """The victim, an independent one, and per budget the attack and its control."""
-    made = victim_arms(config)
-    for budget in config.budgets:
-        name = f"{attack.name}_{budget}"
-        place = factors(attack, budget)
-        made.append(Arm(name, f"{attack.label}, {budget:,} queries", "method", factors=place))
-        if config.control:
-            made.append(Arm(f"{name}_control", f"{attack.control_label}, {budget:,}", "control", factors=place))
-    return made
-
-
-def factors(attack: AttackRecipe, budget: int) -> dict[str, str | int]:
-    """Where an attack at a budget stands among the arms; see `Arm.factors`."""
-    return {"attack": attack.label, "queries": budget}
-
-
-def published_at(
-    attack: AttackRecipe, budget: int, dataset: str, value: float, source: str, note: str = ""
-) -> Published:
-    """A figure of a table in the literature for an attack at a budget, whether we have an arm for it or not."""
-    name = f"{attack.name}_{budget}"
-    return Published(name, dataset, value, source, "table", note, factors=factors(attack, budget))
-
-
-def measure(attack: AttackRecipe, run: Run[Any]) -> None:
-    """Makes the attack and its control at every budget and measures the clones."""
-    measure_victims(run)
-    c, opening_rows = run.config, attack.opening_rows(run.config)
-    for budget in c.budgets:
-        settings, name = c.attack.with_budget(budget - opening_rows), f"{attack.name}_{budget}"
-        plain = AttackRun(c, settings, c.answers, run.network(c.student), run.bench, run.seed, run.shared)
-        sides = [(name, plain, attack.attack)]
-        if c.control:
-            sides.append((f"{name}_control", attack.without(plain), attack.control or attack.attack))
-        for arm, here, make in sides:
-            here, state, counts, updates = extracted(
-                attack, here, make, run.teacher, budget, arm, f"{name}/attack", c.points
-            )
-            learnt = attack.read(here.clone, state)
-            way = {n + opening_rows: value for n, value in progress(run.bench, arm, run.seed).items()}
-            run.record(
-                arm,
-                learnt,
-                closeness(run, learnt),
-                budget={**counts, "steps": attack.steps(settings), "clone_updates": updates},
-                series=[Series.of_seed("accuracy", "queries", way)] if way else [],
-            )
-            images = attack.pictures(here, state, learnt)
-            run.keep(arm, images, jnp.argmax(jnp.asarray(learnt.predict(np.asarray(images))), -1))
 
 
 def extracted(
@@ -330,26 +325,18 @@ def closeness(run: Run[Any], clone: Any) -> dict[str, float]:
     return {"total_variation": far} | ({} if moved["rate"] is None else {"transfer": 100 * moved["rate"]})
 
 
-RERUN = "independent re-run of the attack on MNIST with LeNet (caumin/model-extraction-benchmark)"
-"""Where figures of the small setting come from: the papers have none for it."""
-
 __all__ = [
-    "RERUN",
     "AttackRecipe",
     "AttackRun",
     "CloneSettings",
     "EndpointSettings",
     "ExtractionSettings",
-    "arms",
     "closeness",
     "extracted",
-    "factors",
-    "measure",
     "measure_victims",
     "paid",
     "plain_oracle",
     "progress",
-    "published_at",
     "rows_asked",
     "victim_arms",
 ]
