@@ -32,7 +32,6 @@ class Recipe:
         `dfke_jax.experiments.Run`.
       prepare: ``prepare(bench)`` makes once what all seeds share, ``run.shared``. It draws from the first seed's key
         and knows nothing of the other seeds, so that each process makes the same.
-      execute: ``execute(config, bench) -> list of arms``, for recipes that loop over their seeds themselves.
       published: figures from the literature.
       time: what it takes, and where, e.g. ``"1 min, 2 CPU cores (digits)"``.
       datasets: the sets it has presets and figures for; others work too.
@@ -46,10 +45,9 @@ class Recipe:
     summary: str
     paper: str
     config: type
-    arms: Callable[[Any], Sequence[Arm]] | None = None
-    measure: Callable[[Any], None] | None = None
+    arms: Callable[[Any], Sequence[Arm]]
+    measure: Callable[[Any], None]
     prepare: Callable[[Any], Any] | None = None
-    execute: Callable[..., Any] | None = None
     published: tuple[Published, ...] = ()
     time: str = ""
     datasets: tuple[str, ...] = ("digits", "mnist", "fashion_mnist")

@@ -71,7 +71,7 @@ def _run(
 ) -> Result:
     bench = Workbench(config, out, data_dir=data_dir, progress=progress, devices=devices, only=seeds)
     with compute_precision(config.precision):
-        arms = recipe.execute(config, bench) if recipe.execute else _over_seeds(recipe, bench)
+        arms = _over_seeds(recipe, bench)
     result = Result(
         recipe=recipe.name,
         title=recipe.title,
@@ -90,7 +90,6 @@ def _run(
 
 def _over_seeds(recipe: Recipe, bench: Workbench) -> list[Arm]:
     """Every seed in its turn; one that is done is read."""
-    assert recipe.arms is not None
     arms = list(recipe.arms(bench.config))
     if len({arm.name for arm in arms}) < len(arms):
         raise ValueError(f"two arms of {recipe.name} have one name: {[arm.name for arm in arms]}")
@@ -106,7 +105,6 @@ def _over_seeds(recipe: Recipe, bench: Workbench) -> list[Arm]:
 
 def _one_seed(recipe: Recipe, bench: Workbench, seed: int, arms: Sequence[Arm], shared: Any) -> dict[str, Any]:
     """What a recipe records for one seed."""
-    assert recipe.measure is not None
     run = Run(bench, seed, arms, shared)
     recipe.measure(run)
     empty = [arm.name for arm in run.arms.values() if not (arm.accuracy or arm.metrics)]
