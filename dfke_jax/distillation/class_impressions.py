@@ -12,8 +12,8 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method, Static
 from dfke_jax.core.types import Array, Augmentation, Key
 from dfke_jax.data.augment import affine
-from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import optimiser
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.noise import optimise_noise
 from dfke_jax.synthesis.pool import Batch, fill_pool
 from dfke_jax.synthesis.starts import Range, SynthesisSettings
@@ -48,7 +48,7 @@ class ClassImpressionSettings(SynthesisSettings):
 
 
 def class_impressions(
-    teacher: Classifier, settings: ClassImpressionSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: WhiteBox, settings: ClassImpressionSettings, count: int, batch_size: int, *, control: bool = False
 ) -> Method:
     """Fills a pool with class impressions.
 
@@ -78,7 +78,7 @@ def class_impressions(
     return fill_pool(synthesiser, count, batch_size, teacher.input_shape)
 
 
-def _impressions(teacher: Classifier, static: Static, key: Key, rows: Array, carry: tuple) -> Batch:
+def _impressions(teacher: WhiteBox, static: Static, key: Key, rows: Array, carry: tuple) -> Batch:
     settings, control, batch_size = static.value
     start_key, stop_key, move_key = jax.random.split(key, 3)
     labels = balanced_labels(rows, teacher.num_classes)

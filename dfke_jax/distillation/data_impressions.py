@@ -12,9 +12,10 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method, Static
 from dfke_jax.core.types import Array, Key
-from dfke_jax.nn.classifier import Classifier
+from dfke_jax.distillation.needs import check_teacher
 from dfke_jax.nn.losses import soft_cross_entropy
 from dfke_jax.nn.training import optimiser
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.noise import optimise_noise
 from dfke_jax.synthesis.pool import Batch, fill_pool
 from dfke_jax.synthesis.priors import l2, total_variation
@@ -63,7 +64,7 @@ class ImpressionSettings(SynthesisSettings):
 
 
 def data_impressions(
-    teacher: Classifier, settings: ImpressionSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: WhiteBox, settings: ImpressionSettings, count: int, batch_size: int, *, control: bool = False
 ) -> Method:
     """Fills a pool with data impressions.
 
@@ -74,7 +75,7 @@ def data_impressions(
     ``released`` whole batches are of one class and scale; classes are equally frequent where K divides the number of batches.
 
     Args:
-      teacher: frozen; its last layer must be called ``head``.
+      teacher: frozen; it must show its last layer (see `needs`).
       settings: see `ImpressionSettings`.
       count: N, a multiple of `batch_size`.
       batch_size: samples optimised side by side. They are independent: it changes speed and nothing else (except with
@@ -85,14 +86,18 @@ def data_impressions(
     Returns:
       A `Method` over `Pool`, one batch per step.
 
+    Raises:
+      InputError: for a teacher without a dense last layer.
+
     Source: Nayak, Mopuri, Shaj, Babu, Chakraborty, ICML 2019; the image prior is not in the paper.
     """
+    check_teacher(teacher, "data_impressions")
     step = _released if settings.released and not control else _impressions
     synthesiser = Partial(step, teacher, Static((settings, control, count, batch_size)))
     return fill_pool(synthesiser, count, batch_size, teacher.input_shape, _carry(teacher, settings, batch_size, step))
 
 
-def _carry(teacher: Classifier, settings: ImpressionSettings, batch_size: int, step: Any) -> Any:
+def _carry(teacher: WhiteBox, settings: ImpressionSettings, batch_size: int, step: Any) -> Any:
     if step is not _released:
         return ()
     start = jnp.zeros((batch_size, *teacher.input_shape))
@@ -103,12 +108,12 @@ def _start(key: Key, settings: ImpressionSettings, shape: tuple[int, ...]) -> Ar
     return uniform_noise(key, shape) if settings.released else settings.draw(key, shape)
 
 
-def _targets(key: Key, teacher: Classifier, settings: ImpressionSettings, labels: Array, scale: Array | float) -> Array:
+def _targets(key: Key, teacher: WhiteBox, settings: ImpressionSettings, labels: Array, scale: Array | float) -> Array:
     alpha = concentrations(class_similarity(teacher.head_kernel), settings.floor)
     return dirichlet_targets(key, alpha, labels, scale)
 
 
-def _objective(teacher: Classifier, settings: ImpressionSettings) -> Any:
+def _objective(teacher: WhiteBox, settings: ImpressionSettings) -> Any:
     box = teacher.preprocessing.box
 
     def objective(key: Key, images: Array, context: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -134,7 +139,7 @@ def _smoothness(settings: ImpressionSettings, rows: Array, count: int) -> Array:
     return low * (high / low) ** place
 
 
-def _impressions(teacher: Classifier, static: Static, key: Key, rows: Array, carry: Any) -> Batch:
+def _impressions(teacher: WhiteBox, static: Static, key: Key, rows: Array, carry: Any) -> Batch:
     settings, control, count, batch_size = static.value
     start_key, target_key, noise_key = jax.random.split(key, 3)
     labels = balanced_labels(rows, teacher.num_classes)
@@ -167,7 +172,7 @@ def _order(batches: int, classes: int, scales: int) -> tuple[np.ndarray, np.ndar
     return order, first
 
 
-def _released(teacher: Classifier, static: Static, key: Key, rows: Array, carry: Any) -> Batch:
+def _released(teacher: WhiteBox, static: Static, key: Key, rows: Array, carry: Any) -> Batch:
     settings, _, count, batch_size = static.value
     order, first = _order(count // batch_size, teacher.num_classes, len(settings.scales))
     position = rows[0] // batch_size

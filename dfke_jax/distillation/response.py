@@ -10,11 +10,12 @@ from dfke_jax.core.types import Array, Augmentation
 from dfke_jax.nn.classifier import Classifier, check_labels
 from dfke_jax.nn.losses import cross_entropy, response_kl, response_mix
 from dfke_jax.nn.training import Loss, optimiser, training
+from dfke_jax.nn.whitebox import WhiteBox
 
 
 def knowledge_distillation(
     student: Classifier,
-    teacher: Classifier,
+    teacher: WhiteBox,
     images: Array,
     *,
     labels: Array | None = None,
@@ -92,7 +93,7 @@ def response_loss(temperature: float) -> Loss:
     return Partial(_kl, float(temperature))
 
 
-def table_of_answers(teacher: Classifier, images: Array, batch_size: int = 500) -> Array:
+def table_of_answers(teacher: WhiteBox, images: Array, batch_size: int = 500) -> Array:
     """The teacher's logits (N, K) for every image, each computed once."""
     return jnp.asarray(teacher.predict(np.asarray(images), batch_size))
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.nn.classifier import Classifier, check_images
+from dfke_jax.nn.classifier import check_images
+from dfke_jax.nn.whitebox import WhiteBox
 
 
 def fitted(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -34,7 +35,7 @@ def fitted(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     return np.clip(images, 0, 1)
 
 
-def balanced(images: np.ndarray, teacher: Classifier, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def balanced(images: np.ndarray, teacher: WhiteBox, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A transfer set with equally many samples of every class *as the teacher sees them*.
 
     Classes with too few rows repeat them, which only augmentation during distillation tells apart; classes that the

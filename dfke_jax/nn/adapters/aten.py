@@ -221,9 +221,9 @@ def _pad(x: Array, pads: Sequence[int], *rest: Any) -> Array:
 
 
 def _nearest(x: Array, size: Any, *scales: Any) -> Array:
-    factors = next((s for s in scales if s is not None), None)
     if size is None:
-        steps = _pair(factors) if not isinstance(factors, float) else (factors, factors)
+        factors = next(factor for factor in scales if factor is not None)
+        steps = (factors, factors) if isinstance(factors, float) else factors
         size = [int(length * step) for length, step in zip(x.shape[-2:], steps, strict=True)]
     for axis, wanted in zip((-2, -1), size, strict=True):
         length = x.shape[axis]
@@ -375,15 +375,22 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "view": _reshape,
     "where": jnp.where,
     "zeros": lambda sizes, **options: _full(sizes, 0, **options),
+    "square": jnp.square,
+    "_prelu_kernel": lambda x, slope: jnp.where(x >= 0, x, slope * x),
+    "ge": operator.ge,
+    "gt": operator.gt,
+    "le": operator.le,
+    "lt": operator.lt,
+    "eq": operator.eq,
+    "ne": operator.ne,
     # whole numbers: sizes of the batch
     "floordiv": operator.floordiv,
     "truediv": operator.truediv,
 }  # fmt: skip
 
-CHECKS = frozenset({
-    "_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range", "ge", "le", "eq",
-    "gt", "lt",
-})  # fmt: skip
+CHECKS = frozenset(
+    {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range"}
+)
 """Operations that only check sizes; nothing depends on them."""
 
 __all__ = ["CHECKS", "OPERATIONS", "batch_norm"]
