@@ -1,15 +1,13 @@
 """Data impressions (zero-shot knowledge distillation): samples whose softmax the teacher's weights ask for."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
+<<<<<<< HEAD
 from dfke_jax.core.method import Method, Static
 from dfke_jax.core.types import Array, Key
 from dfke_jax.distillation.needs import check_teacher
@@ -18,9 +16,19 @@ from dfke_jax.nn.training import optimiser
 from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.noise import optimise_noise
 from dfke_jax.synthesis.pool import Batch, fill_pool
+=======
+from dfke_jax.core.method import Method
+from dfke_jax.core.records import record
+from dfke_jax.core.types import Array, Key, PyTree
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.losses import soft_cross_entropy
+from dfke_jax.nn.training import optimiser
+from dfke_jax.synthesis.noise import Synthesised
+>>>>>>> lead
 from dfke_jax.synthesis.priors import l2, total_variation
 from dfke_jax.synthesis.starts import Range, SynthesisSettings, uniform_noise
-from dfke_jax.synthesis.targets import balanced_labels, class_similarity, concentrations, dirichlet_targets, per_row
+from dfke_jax.synthesis.synthesiser import Options, Synthesis
+from dfke_jax.synthesis.targets import class_similarity, concentrations, dirichlet_targets, per_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +99,7 @@ def data_impressions(
 
     Source: Nayak, Mopuri, Shaj, Babu, Chakraborty, ICML 2019; the image prior is not in the paper.
     """
+<<<<<<< HEAD
     check_teacher(teacher, "data_impressions")
     step = _released if settings.released and not control else _impressions
     synthesiser = Partial(step, teacher, Static((settings, control, count, batch_size)))
@@ -102,11 +111,30 @@ def _carry(teacher: WhiteBox, settings: ImpressionSettings, batch_size: int, ste
         return ()
     start = jnp.zeros((batch_size, *teacher.input_shape))
     return start, optimiser("adam", settings.learning_rate).init(start)
+=======
+    kind = _Released if settings.released and not control else _Impressions
+    return kind(teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control).method()
 
 
-def _start(key: Key, settings: ImpressionSettings, shape: tuple[int, ...]) -> Array:
-    return uniform_noise(key, shape) if settings.released else settings.draw(key, shape)
+@record
+class _Impressions(Synthesis[ImpressionSettings]):
+    def start(self, key: Key) -> Array:
+        if self.settings.released:
+            return uniform_noise(key, (self.batch_size, *self.teacher.input_shape))
+        return super().start(key)
+>>>>>>> lead
 
+    def wanted(self, key: Key, labels: Array, rows: Array) -> tuple[Array, Array]:
+        """Targets (B, K), and weights of the total variation (B,)."""
+        scale = per_row(self.settings.scales, rows, self.teacher.num_classes)
+        return self.targets(key, labels, scale), _smoothness(self.settings, rows, self.count)
+
+    def targets(self, key: Key, labels: Array, scale: Array | float) -> Array:
+        """y ~ Dir(β·α^k), (B, K), for scales β."""
+        alpha = concentrations(class_similarity(self.teacher.head_kernel), self.settings.floor)
+        return dirichlet_targets(key, alpha, labels, scale)
+
+<<<<<<< HEAD
 
 def _targets(key: Key, teacher: WhiteBox, settings: ImpressionSettings, labels: Array, scale: Array | float) -> Array:
     alpha = concentrations(class_similarity(teacher.head_kernel), settings.floor)
@@ -120,25 +148,33 @@ def _objective(teacher: WhiteBox, settings: ImpressionSettings) -> Any:
         targets, smoothness = context
         loss = soft_cross_entropy(teacher(images), targets, settings.temperature)
         if settings.total_variation[1]:
+=======
+    def loss(self, key: Key, images: Array, wanted: tuple[Array, Array]) -> Array:
+        targets, smoothness = wanted
+        loss = soft_cross_entropy(self.teacher(images), targets, self.settings.temperature)
+        if self.settings.total_variation[1]:
+>>>>>>> lead
             loss = loss + smoothness * total_variation(images)
-        if settings.l2:
-            loss = loss + settings.l2 * l2(images - box[0])
-        return loss, jnp.zeros_like(loss)
+        if self.settings.l2:
+            loss = loss + self.settings.l2 * l2(images - self.teacher.preprocessing.box[0])
+        return loss
 
-    return objective
+    def options(self, wanted: PyTree) -> Options:
+        return {"jitter": self.settings.jitter}
 
 
 def _smoothness(settings: ImpressionSettings, rows: Array, count: int) -> Array:
-    """Per-sample weights, evenly spaced in the logarithm; a stride decorrelates them from class and scale."""
+    """Weights (B,) evenly spaced in the logarithm; a stride decorrelates them from class and scale."""
     low, high = settings.total_variation
     if not high:
         return jnp.zeros(rows.shape)
     levels = min(count, 512)
-    stride = 197 if levels % 197 else 199  # prime to the number of levels, so that every level is taken
+    stride = 197 if levels % 197 else 199  # prime to the number of levels: every level is taken
     place = (rows * stride % levels).astype(jnp.float32) / max(levels - 1, 1)
     return low * (high / low) ** place
 
 
+<<<<<<< HEAD
 def _impressions(teacher: WhiteBox, static: Static, key: Key, rows: Array, carry: Any) -> Batch:
     settings, control, count, batch_size = static.value
     start_key, target_key, noise_key = jax.random.split(key, 3)
@@ -161,6 +197,8 @@ def _impressions(teacher: WhiteBox, static: Static, key: Key, rows: Array, carry
     return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})
 
 
+=======
+>>>>>>> lead
 def _order(batches: int, classes: int, scales: int) -> tuple[np.ndarray, np.ndarray]:
     """Class of every batch, and whether it is the first of its class and scale; what is left over goes to the first classes."""
     share = batches // classes
@@ -172,6 +210,7 @@ def _order(batches: int, classes: int, scales: int) -> tuple[np.ndarray, np.ndar
     return order, first
 
 
+<<<<<<< HEAD
 def _released(teacher: WhiteBox, static: Static, key: Key, rows: Array, carry: Any) -> Batch:
     settings, _, count, batch_size = static.value
     order, first = _order(count // batch_size, teacher.num_classes, len(settings.scales))
@@ -195,6 +234,38 @@ def _released(teacher: WhiteBox, static: Static, key: Key, rows: Array, carry: A
         context=(targets, jnp.zeros(batch_size)),
     )
     return Batch(made.images, labels, (made.images, made.optimizer_state), {"loss": jnp.mean(made.loss)})
+=======
+@record
+class _Released(_Impressions):
+    """Batches of one class and scale, each begun where the last of the same ended."""
+
+    def first_carry(self) -> PyTree:
+        start = jnp.zeros((self.batch_size, *self.teacher.input_shape))
+        return start, optimiser("adam", self.settings.learning_rate).init(start)
+
+    def of_batch(self, rows: Array) -> tuple[Array, Array]:
+        """Class of the batch of these samples, and whether it is the first of its class and scale."""
+        order, first = _order(self.count // self.batch_size, self.teacher.num_classes, len(self.settings.scales))
+        position = rows[0] // self.batch_size
+        return jnp.asarray(order)[position], jnp.asarray(first)[position]
+
+    def labels(self, rows: Array) -> Array:
+        return jnp.full(self.batch_size, self.of_batch(rows)[0], jnp.int32)
+
+    def wanted(self, key: Key, labels: Array, rows: Array) -> tuple[Array, Array]:
+        return self.targets(key, labels, 1.0), jnp.zeros(self.batch_size)
+
+    def resumed(self, start: Array, rows: Array, carry: PyTree) -> tuple[Array, PyTree]:
+        begins = self.of_batch(rows)[1]
+        fresh = start, optimiser("adam", self.settings.learning_rate).init(start)
+        return jax.tree.map(lambda new, old: jnp.where(begins, new, old), fresh, carry)
+
+    def carried(self, made: Synthesised) -> PyTree:
+        return made.images, made.optimizer_state
+
+    def options(self, wanted: PyTree) -> Options:
+        return {"parametrisation": "rescale"}
+>>>>>>> lead
 
 
 __all__ = ["ImpressionSettings", "data_impressions"]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from dfke_jax.core.errors import InputError
+<<<<<<< HEAD
 from dfke_jax.nn.classifier import check_images
 from dfke_jax.nn.whitebox import WhiteBox
 
@@ -33,6 +34,10 @@ def fitted(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     if images.shape[1:3] != (height, width):
         images = np.asarray(jax.image.resize(images, (len(images), height, width, channels), "bilinear"))
     return np.clip(images, 0, 1)
+=======
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.synthesis.fitting import fitted
+>>>>>>> lead
 
 
 def balanced(images: np.ndarray, teacher: WhiteBox, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -63,7 +63,7 @@ def from_torch(
         instructions, variables, batch = _read(program.run_decompositions({}), name)
 
     def original(inputs: np.ndarray) -> np.ndarray:
-        rows = torch.from_numpy(np.ascontiguousarray(_moved(inputs, layout)))
+        rows = torch.from_numpy(np.array(_moved(inputs, layout), order="C"))  # a copy that may be written to
         with torch.no_grad():
             answers = [run(rows[i : i + 1]) for i in range(2)] if batch == 1 else [run(rows)]
         if not all(isinstance(answer, torch.Tensor) for answer in answers):
