@@ -12,16 +12,8 @@ from dfke_jax.core import records
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Key
-<<<<<<< HEAD
 from dfke_jax.distillation.needs import check_teacher
 from dfke_jax.nn.classifier import as_float, check_images, check_labels
-from dfke_jax.nn.training import optimiser
-from dfke_jax.nn.whitebox import WhiteBox
-from dfke_jax.synthesis.noise import optimise_noise
-from dfke_jax.synthesis.pool import Batch, fill_pool
-=======
-from dfke_jax.nn.classifier import Classifier, as_float, check_images, check_labels
->>>>>>> lead
 from dfke_jax.synthesis.starts import Range, SynthesisSettings
 from dfke_jax.synthesis.synthesiser import Synthesis
 
@@ -178,26 +170,9 @@ def draw(key: Key, record: LayerRecord, count: int) -> Array:
     return record.mean[None] + leading + record.rest[None] * jax.random.normal(rest_key, (count, classes, width))
 
 
-<<<<<<< HEAD
-def _synthesise(teacher: WhiteBox, record: Record, static: Static, key: Key, rows: Array, carry: tuple) -> Batch:
-    settings, control, batch_size = static.value
-    start_key, record_key, noise_key = jax.random.split(key, 3)
-    labels = balanced_labels(rows, teacher.num_classes)
-    shape = (batch_size, *teacher.input_shape)
-    start = settings.draw(start_key, shape)
-    if control:
-        return Batch(start, labels, carry, {})
-    per_class = batch_size // teacher.num_classes
-    wanted = {}
-    for i, name in enumerate(sorted(record)):
-        drawn = draw(jax.random.fold_in(record_key, i), record[name], per_class)
-        # Rows come as r, r + 1, ... with r a multiple of K, so class k stands at every K-th place.
-        wanted[name] = drawn.reshape(batch_size, -1)
-=======
 @records.record
 class _FromRecords(Synthesis[RecordSettings]):
     """Attributes beside those of `Synthesis`: recorded, of the layers to match."""
->>>>>>> lead
 
     recorded: Record
 

@@ -12,15 +12,8 @@ from dfke_jax.core.method import Method
 from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics
 from dfke_jax.data.augment import affine
-<<<<<<< HEAD
-from dfke_jax.nn.training import optimiser
 from dfke_jax.nn.whitebox import WhiteBox
-from dfke_jax.synthesis.noise import optimise_noise
-from dfke_jax.synthesis.pool import Batch, fill_pool
-=======
-from dfke_jax.nn.classifier import Classifier
 from dfke_jax.synthesis.noise import Synthesised
->>>>>>> lead
 from dfke_jax.synthesis.starts import Range, SynthesisSettings
 from dfke_jax.synthesis.synthesiser import Options, Synthesis
 
@@ -84,26 +77,10 @@ def class_impressions(
     ).method()
 
 
-<<<<<<< HEAD
-def _impressions(teacher: WhiteBox, static: Static, key: Key, rows: Array, carry: tuple) -> Batch:
-    settings, control, batch_size = static.value
-    start_key, stop_key, move_key = jax.random.split(key, 3)
-    labels = balanced_labels(rows, teacher.num_classes)
-    shape = (batch_size, *teacher.input_shape)
-    start = settings.draw(start_key, shape)
-    if control:
-        return Batch(start, labels, carry, {})
-    box = teacher.preprocessing.box
-    rule = optimiser("adam", settings.learning_rate)
-    if settings.rotation or settings.shift or settings.scaling != (1.0, 1.0):
-        transform = affine(settings.rotation, settings.scaling, settings.shift)
-        rule = _with_moves_between(rule, transform, move_key, settings.steps, box)
-=======
 @record
 class _Impressions(Synthesis[ClassImpressionSettings]):
     # one draw of the transformation's key serves the whole batch
     independent: ClassVar[bool] = False
->>>>>>> lead
 
     def wanted(self, key: Key, labels: Array, rows: Array) -> tuple[Array, Array]:
         """Labels (B,), and the confidence (B,) to stop at."""

@@ -7,24 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-<<<<<<< HEAD
-from dfke_jax.core.method import Method, Static
-from dfke_jax.core.types import Array, Key
+from dfke_jax.core.method import Method
+from dfke_jax.core.records import record
+from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.distillation.needs import check_teacher
 from dfke_jax.nn.losses import soft_cross_entropy
 from dfke_jax.nn.training import optimiser
 from dfke_jax.nn.whitebox import WhiteBox
-from dfke_jax.synthesis.noise import optimise_noise
-from dfke_jax.synthesis.pool import Batch, fill_pool
-=======
-from dfke_jax.core.method import Method
-from dfke_jax.core.records import record
-from dfke_jax.core.types import Array, Key, PyTree
-from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.losses import soft_cross_entropy
-from dfke_jax.nn.training import optimiser
 from dfke_jax.synthesis.noise import Synthesised
->>>>>>> lead
 from dfke_jax.synthesis.priors import l2, total_variation
 from dfke_jax.synthesis.starts import Range, SynthesisSettings, uniform_noise
 from dfke_jax.synthesis.synthesiser import Options, Synthesis
@@ -99,19 +89,7 @@ def data_impressions(
 
     Source: Nayak, Mopuri, Shaj, Babu, Chakraborty, ICML 2019; the image prior is not in the paper.
     """
-<<<<<<< HEAD
     check_teacher(teacher, "data_impressions")
-    step = _released if settings.released and not control else _impressions
-    synthesiser = Partial(step, teacher, Static((settings, control, count, batch_size)))
-    return fill_pool(synthesiser, count, batch_size, teacher.input_shape, _carry(teacher, settings, batch_size, step))
-
-
-def _carry(teacher: WhiteBox, settings: ImpressionSettings, batch_size: int, step: Any) -> Any:
-    if step is not _released:
-        return ()
-    start = jnp.zeros((batch_size, *teacher.input_shape))
-    return start, optimiser("adam", settings.learning_rate).init(start)
-=======
     kind = _Released if settings.released and not control else _Impressions
     return kind(teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control).method()
 
@@ -122,7 +100,6 @@ class _Impressions(Synthesis[ImpressionSettings]):
         if self.settings.released:
             return uniform_noise(key, (self.batch_size, *self.teacher.input_shape))
         return super().start(key)
->>>>>>> lead
 
     def wanted(self, key: Key, labels: Array, rows: Array) -> tuple[Array, Array]:
         """Targets (B, K), and weights of the total variation (B,)."""
@@ -134,26 +111,10 @@ class _Impressions(Synthesis[ImpressionSettings]):
         alpha = concentrations(class_similarity(self.teacher.head_kernel), self.settings.floor)
         return dirichlet_targets(key, alpha, labels, scale)
 
-<<<<<<< HEAD
-
-def _targets(key: Key, teacher: WhiteBox, settings: ImpressionSettings, labels: Array, scale: Array | float) -> Array:
-    alpha = concentrations(class_similarity(teacher.head_kernel), settings.floor)
-    return dirichlet_targets(key, alpha, labels, scale)
-
-
-def _objective(teacher: WhiteBox, settings: ImpressionSettings) -> Any:
-    box = teacher.preprocessing.box
-
-    def objective(key: Key, images: Array, context: tuple[Array, Array]) -> tuple[Array, Array]:
-        targets, smoothness = context
-        loss = soft_cross_entropy(teacher(images), targets, settings.temperature)
-        if settings.total_variation[1]:
-=======
     def loss(self, key: Key, images: Array, wanted: tuple[Array, Array]) -> Array:
         targets, smoothness = wanted
         loss = soft_cross_entropy(self.teacher(images), targets, self.settings.temperature)
         if self.settings.total_variation[1]:
->>>>>>> lead
             loss = loss + smoothness * total_variation(images)
         if self.settings.l2:
             loss = loss + self.settings.l2 * l2(images - self.teacher.preprocessing.box[0])
@@ -174,31 +135,6 @@ def _smoothness(settings: ImpressionSettings, rows: Array, count: int) -> Array:
     return low * (high / low) ** place
 
 
-<<<<<<< HEAD
-def _impressions(teacher: WhiteBox, static: Static, key: Key, rows: Array, carry: Any) -> Batch:
-    settings, control, count, batch_size = static.value
-    start_key, target_key, noise_key = jax.random.split(key, 3)
-    labels = balanced_labels(rows, teacher.num_classes)
-    start = _start(start_key, settings, (batch_size, *teacher.input_shape))
-    if control:
-        return Batch(start, labels, carry, {})
-    scale = per_row(settings.scales, rows, teacher.num_classes)
-    targets = _targets(target_key, teacher, settings, labels, scale)
-    made = optimise_noise(
-        noise_key,
-        _objective(teacher, settings),
-        start,
-        steps=settings.steps,
-        optimizer=optimiser("adam", settings.learning_rate),
-        box=teacher.preprocessing.box,
-        jitter=settings.jitter,
-        context=(targets, _smoothness(settings, rows, count)),
-    )
-    return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})
-
-
-=======
->>>>>>> lead
 def _order(batches: int, classes: int, scales: int) -> tuple[np.ndarray, np.ndarray]:
     """Class of every batch, and whether it is the first of its class and scale; what is left over goes to the first classes."""
     share = batches // classes
@@ -210,31 +146,6 @@ def _order(batches: int, classes: int, scales: int) -> tuple[np.ndarray, np.ndar
     return order, first
 
 
-<<<<<<< HEAD
-def _released(teacher: WhiteBox, static: Static, key: Key, rows: Array, carry: Any) -> Batch:
-    settings, _, count, batch_size = static.value
-    order, first = _order(count // batch_size, teacher.num_classes, len(settings.scales))
-    position = rows[0] // batch_size
-    labels = jnp.full(batch_size, jnp.asarray(order)[position], jnp.int32)
-    start_key, target_key, noise_key = jax.random.split(key, 3)
-    rule: optax.GradientTransformation = optimiser("adam", settings.learning_rate)
-    fresh = _start(start_key, settings, (batch_size, *teacher.input_shape))
-    begins = jnp.asarray(first)[position]
-    start, state = jax.tree.map(lambda new, old: jnp.where(begins, new, old), (fresh, rule.init(fresh)), carry)
-    targets = _targets(target_key, teacher, settings, labels, 1.0)
-    made = optimise_noise(
-        noise_key,
-        _objective(teacher, settings),
-        start,
-        steps=settings.steps,
-        optimizer=rule,
-        box=teacher.preprocessing.box,
-        parametrisation="rescale",
-        optimizer_state=state,
-        context=(targets, jnp.zeros(batch_size)),
-    )
-    return Batch(made.images, labels, (made.images, made.optimizer_state), {"loss": jnp.mean(made.loss)})
-=======
 @record
 class _Released(_Impressions):
     """Batches of one class and scale, each begun where the last of the same ended."""
@@ -265,7 +176,6 @@ class _Released(_Impressions):
 
     def options(self, wanted: PyTree) -> Options:
         return {"parametrisation": "rescale"}
->>>>>>> lead
 
 
 __all__ = ["ImpressionSettings", "data_impressions"]

@@ -17,14 +17,9 @@ from dfke_jax.distillation.response import response_loss
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy, jensen_shannon
 from dfke_jax.nn.training import Training, on_images, optimiser, trained, training
-<<<<<<< HEAD
 from dfke_jax.nn.whitebox import WhiteBox
-from dfke_jax.synthesis.noise import Parametrisation, optimise_noise
-from dfke_jax.synthesis.pool import Batch, Pool, added, fill_pool
-=======
 from dfke_jax.synthesis.noise import Parametrisation
 from dfke_jax.synthesis.pool import Pool, added
->>>>>>> lead
 from dfke_jax.synthesis.priors import (
     StatisticsForm,
     l2_norm,
@@ -102,14 +97,8 @@ def deep_inversion(
     start from `settings` there (released: N(0, 1) in normalised units), and the last iterate is kept (the released
     "best" images are the last iterate too, by an aliasing error).
     """
-<<<<<<< HEAD
     check_teacher(teacher, "deep_inversion" if settings.statistics else "deep_inversion(statistics=0)")
-    synthesiser = Partial(_inversion, teacher, Static((settings, control, batch_size)))
-    return fill_pool(synthesiser, count, batch_size, teacher.input_shape)
-=======
-    _check(teacher, settings)
     return _Inversion(teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control).method()
->>>>>>> lead
 
 
 class Adaptive(NamedTuple):
@@ -151,14 +140,9 @@ def adaptive_deep_inversion(
     probabilities to [0.01, 0.99], which has no gradient for confident samples; it is in units of log 2, so that it lies
     in [0, 1].
     """
-<<<<<<< HEAD
     if settings.statistics:
         check_teacher(teacher, "adaptive_deep_inversion")
-    plain = deep_inversion(teacher, settings, count, batch_size)
-=======
-    _check(teacher, settings)
     synthesis = _Inversion(teacher=teacher, settings=settings, count=count, batch_size=batch_size)
->>>>>>> lead
     learning = training(
         student,
         jnp.zeros((1, *teacher.input_shape)),
@@ -172,38 +156,9 @@ def adaptive_deep_inversion(
     return as_method(_Adaptive(synthesis=synthesis, student=student, learning=learning, student_steps=student_steps))
 
 
-<<<<<<< HEAD
-def _inversion(
-    teacher: WhiteBox, static: Static, key: Key, rows: Array, carry: tuple, student: Classifier | None = None,
-    competes: Array | float = 0.0,
-) -> Batch:  # fmt: skip
-    settings, control, batch_size = static.value
-    start_key, noise_key = jax.random.split(key)
-    labels = balanced_labels(rows, teacher.num_classes)
-    shape = (batch_size, *teacher.input_shape)
-    start = settings.draw(start_key, shape)
-    if control:
-        return Batch(start, labels, carry, {})
-    # The published images live in the network's normalised units, channel by channel: there the rate is one number.
-    each_channel = (1, 1, 1, teacher.input_shape[-1])
-    mean, std = (np.broadcast_to(v, each_channel) for v in (teacher.preprocessing.mean, teacher.preprocessing.std))
-    centre, spread, rate = (jnp.asarray(v, jnp.float32) for v in (mean, std, settings.learning_rate * std))
-    adam = optax.chain(
-        optax.scale_by_adam(), optax.stateless(lambda updates, _: jax.tree.map(lambda u: -rate * u, updates))
-    )
-=======
-def _check(teacher: Classifier, settings: InversionSettings) -> None:
-    if settings.statistics and not teacher.has_normalisation:
-        raise InputError(
-            f"DeepInversion needs a teacher with batch normalisation and {type(teacher.module).__name__} has none; "
-            "use lenet5_bn, a ResNet or a WRN, or the DeepDream prior"
-        )
-
-
 @record
 class _Inversion(Synthesis[InversionSettings]):
     """Attributes beside those of `Synthesis`: opponent, of adaptive DeepInversion, a student and its weight ()."""
->>>>>>> lead
 
     opponent: tuple[Classifier, Array] | None = None
 
@@ -260,25 +215,6 @@ class _Adaptive:
         pool_key, student_key = jax.random.split(key)
         return Adaptive(self.synthesis.method().init(pool_key), self.learning.init(student_key))
 
-<<<<<<< HEAD
-def _adaptive_step(
-    plain: Method,
-    teacher: WhiteBox,
-    student: Classifier,
-    learning: Method,
-    static: Static,
-    key: Key,
-    state: Adaptive,
-) -> tuple[Adaptive, Metrics]:
-    settings, batch_size, student_steps = static.value
-    synthesis_key, student_key = jax.random.split(key)
-    pool = state.pool
-    rows = pool.filled + jnp.arange(batch_size, dtype=jnp.int32)
-    opponent = trained(student, state.student)
-    competes = (pool.filled > 0).astype(jnp.float32)
-    batch = _inversion(teacher, Static((settings, False, batch_size)), synthesis_key, rows, (), opponent, competes)
-    pool = added(pool, batch)
-=======
     def step(self, key: Key, state: Adaptive) -> tuple[Adaptive, Metrics]:
         synthesis_key, student_key = jax.random.split(key)
         pool = state.pool
@@ -288,7 +224,6 @@ def _adaptive_step(
         batch = dataclasses.replace(self.synthesis, opponent=opponent)(synthesis_key, rows, ())
         pool = added(pool, batch)
         learn = on_images(self.learning, pool.images, pool.filled).step
->>>>>>> lead
 
         def body(carry: Training, i: Array) -> tuple[Training, Array]:
             carry, metrics = learn(jax.random.fold_in(student_key, i), carry)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dfke_jax.core.types import Array
@@ -125,12 +126,13 @@ def _avg_pool2d(
     total = _pool(x, 0.0, lax.add, kernel, stride, padding, 1, ceil)
     if divisor:
         return total / divisor
-    inside = jnp.ones(x.shape[-2:], x.dtype)
-    if count_padding:  # padding that was asked for counts, what ceil adds behind it does not
-        rows, columns = _pair(padding)
-        inside = jnp.pad(inside, ((rows, rows), (columns, columns)), constant_values=1)
-        return total / _pool(inside, 0.0, lax.add, kernel, stride or kernel, 0, 1, ceil)
-    return total / _pool(inside, 0.0, lax.add, kernel, stride, padding, 1, ceil)
+    counts = []
+    sizes = zip(x.shape[-2:], total.shape[-2:], _pair(kernel), _pair(stride or kernel), _pair(padding), strict=True)
+    for size, cells, span, step, pad in sizes:
+        start = np.arange(cells) * step - pad
+        end = np.minimum(start + span, size + pad)  # padding that was asked for counts, what ceil adds does not
+        counts.append(end - start if count_padding else np.minimum(end, size) - np.maximum(start, 0))
+    return total / jnp.asarray(np.outer(*counts), x.dtype)
 
 
 def _adaptive(x: Array, size: Sizes, function: Callable) -> Array:
@@ -388,9 +390,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "truediv": operator.truediv,
 }  # fmt: skip
 
-CHECKS = frozenset(
-    {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range"}
-)
+CHECKS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range"})
 """Operations that only check sizes; nothing depends on them."""
 
 __all__ = ["CHECKS", "OPERATIONS", "batch_norm"]
