@@ -1,4 +1,6 @@
-"""Independent clean models, many in one program: what innocent suspects answer. Knows nothing of any mark."""
+"""Independent clean models, many in one program: what innocent suspects answer. Knows nothing of
+any mark.
+"""
 
 from typing import Any, Literal
 
@@ -26,8 +28,8 @@ def shares(key: Key, rows: int, models: int, sharing: Sharing, size: int | None 
     Args:
       key: of the draws.
       rows: N, of the data set. models: M.
-      sharing: ``disjoint``: no row belongs to two models, n = ⌊N/M⌋ by default. ``bootstrap``: n rows with replacement for
-        each, n = N by default.
+      sharing: ``disjoint``: no row belongs to two models, n = ⌊N/M⌋ by default. ``bootstrap``: n
+        rows with replacement for each, n = N by default.
       size: n.
 
     Raises:
@@ -40,10 +42,14 @@ def shares(key: Key, rows: int, models: int, sharing: Sharing, size: int | None 
         size = rows // models if size is None else size
         if not 1 <= size * models <= rows or size < 1:
             raise InputError(
-                f"{models} disjoint shares of {size} rows from {rows}; take fewer models, smaller shares or "
-                "sharing='bootstrap'"
+                f"{models} disjoint shares of {size} rows from {rows}; take fewer models, smaller "
+                "shares or sharing='bootstrap'"
             )
-        return jax.random.permutation(key, rows)[: models * size].reshape(models, size).astype(jnp.int32)
+        return (
+            jax.random.permutation(key, rows)[: models * size]
+            .reshape(models, size)
+            .astype(jnp.int32)
+        )
     if sharing == "bootstrap":
         size = rows if size is None else size
         if size < 1:
@@ -64,7 +70,8 @@ def null_training(
     strategy: Strategy = "auto",
     mesh: Mesh | None = None,
 ) -> Method:
-    """Cross-entropy training of M models on their shares of one array, as one method over a stacked state.
+    """Cross-entropy training of M models on their shares of one array, as one method over a stacked
+    state.
 
     Args:
       classifier: the network; every model draws variables of its own.
@@ -85,7 +92,12 @@ def null_training(
 
 
 def _member(
-    fixed: Static, classifier: Classifier, images: Array, labels: Array, augment: Augmentation | None, rows: Array
+    fixed: Static,
+    classifier: Classifier,
+    images: Array,
+    labels: Array,
+    augment: Augmentation | None,
+    rows: Array,
 ) -> Method:
     optimizer, batch_size = fixed.value
     return training(
@@ -121,10 +133,12 @@ def null_population(
 
     Args:
       classifier: the network.
-      images: (N, H, W, C) on the device. labels: (N,). Data of the task, best such as innocent owners have.
+      images: (N, H, W, C) on the device. labels: (N,). Data of the task, best such as innocent
+        owners have.
       key: of shares, initial variables and batches.
       models: M. An empirical p-value cannot fall below 1/(M + 1).
-      sharing, size: see `shares`. Disjoint shares make independent models; bootstrapped ones see enough data to be good.
+      sharing, size: see `shares`. Disjoint shares make independent models; bootstrapped ones see
+        enough data to be good.
       steps, batch_size, augment: of every model.
       optimizer: Adam at 2e-3 along a cosine by default.
       strategy, mesh: see `core.population`.
@@ -160,7 +174,9 @@ def models_of(stack: Classifier) -> int:
       InputError: for a single one.
     """
     if stack.head_kernel.ndim != 3:
-        raise InputError("a stack of classifiers has variables with a leading axis M; got a single one")
+        raise InputError(
+            "a stack of classifiers has variables with a leading axis M; got a single one"
+        )
     return stack.head_kernel.shape[0]
 
 
@@ -176,7 +192,8 @@ def stacked_answers(stack: Classifier, images: Any) -> Array:
 
 @jax.jit
 def _answers(stack: Classifier, images: Array) -> Array:
-    # one model after another: a convolution with kernels of its own for every row has no fast form on CPU
+    # one model after another: a convolution with kernels of its own for every row has no fast form
+    # on CPU
     return jax.lax.map(lambda one: jnp.argmax(one.logits(images), -1).astype(jnp.int32), stack)
 
 

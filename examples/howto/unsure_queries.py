@@ -47,7 +47,7 @@ def unsure_queries(
       clone: gives the network. pool: (N, H, W, C), N ≥ c·q. reveal: what the victim answers.
 
     Returns:
-      An `Attack` over `Training`. Metrics: ``loss`` (of the last update), ``entropy`` (of the rows).
+      An `Attack` over `Training`. Metrics: ``loss`` (of the last update), ``entropy`` (rows).
 
     Source: Lewis and Gale, A Sequential Algorithm for Training Text Classifiers, SIGIR 1994.
     """

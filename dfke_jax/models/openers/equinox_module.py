@@ -15,7 +15,8 @@ from dfke_jax.models.openers.images import PREPARED, prepared
 
 
 def open(where: Any, said: Declared) -> Found:
-    """A module that takes one sample, as Equinox's do, or (module, state); in inference mode, images CHW.
+    """A module that takes one sample, as Equinox's do, or (module, state); in inference mode,
+    images CHW.
 
     Weights are a file of ``equinox.tree_serialise_leaves``.
     """

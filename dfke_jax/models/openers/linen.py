@@ -20,7 +20,8 @@ _TAKES = ("weights", "size", "fit", "mean", "std")
 
 
 def open(where: nn.Module, said: Declared) -> Found:
-    """A Linen module and its variables by name (``params/Dense_0/kernel``), as `dfke export` writes them.
+    """A Linen module and its variables by name (``params/Dense_0/kernel``), as `dfke export` writes
+    them.
 
     One that is called with ``train=`` becomes a `Classifier`; another is traced as it is.
 
@@ -31,12 +32,17 @@ def open(where: nn.Module, said: Declared) -> Found:
     name = type(where).__name__
     if said.weights is None:
         raise InputError(
-            f"{name} is a network without variables; declare weights=FILE.safetensors, or open a Classifier"
+            f"{name} is a network without variables; declare weights=FILE.safetensors, or open a "
+            "Classifier"
         )
     shape = said.shape(None, name)
     default = Preprocessing()
     preprocessing = Preprocessing(
-        said.size, said.fit or default.fit, said.mean or default.mean, said.std or default.std, said.box or default.box
+        said.size,
+        said.fit or default.fit,
+        said.mean or default.mean,
+        said.std or default.std,
+        said.box or default.box,
     )
     trains = "train" in inspect.signature(type(where).__call__).parameters
     ready = preprocessing if len(shape) == 3 else (lambda rows: rows)
@@ -45,12 +51,16 @@ def open(where: nn.Module, said: Declared) -> Found:
     try:
         made = jax.eval_shape(lambda: where.init(jax.random.key(0), rows, **train))
     except Exception as error:
-        raise InputError(f"{name} cannot be made for rows {shape}: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{name} cannot be made for rows {shape}: {type(error).__name__}: {error}"
+        ) from error
     kept = {kind: tree for kind, tree in made.items() if kind in ("params", "batch_stats")}
     weights = flat_weights(said.weights)
     flat: dict[str, Any] = flatten_dict(kept, sep="/")  # type: ignore[assignment]
     fitted(weights, {key: tuple(value.shape) for key, value in flat.items()}, said.weights)
-    variables = unflatten_dict({key: jnp.asarray(weights[key], flat[key].dtype) for key in flat}, sep="/")
+    variables = unflatten_dict(
+        {key: jnp.asarray(weights[key], flat[key].dtype) for key in flat}, sep="/"
+    )
     if trains and len(shape) == 3:
         traced: Any = Classifier(where, variables, preprocessing, (shape[0], shape[1], shape[2]))
     else:

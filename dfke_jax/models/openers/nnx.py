@@ -26,7 +26,9 @@ def open(where: nnx.Module, said: Declared) -> Found:
         state = _filled(state, said.weights)
     shape = said.shape(getattr(where, "input_shape", None), name)
     ready = prepared(said, shape, "NHWC")
-    return Found("an NNX module", name, shape, traced=Partial(_applied, Static((graph, ready)), state))
+    return Found(
+        "an NNX module", name, shape, traced=Partial(_applied, Static((graph, ready)), state)
+    )
 
 
 def _filled(state: Any, path: str) -> Any:

@@ -23,7 +23,8 @@ def open(where: Any, said: Declared) -> Found:
 
 
 def load_weights(module: Any, path: str) -> None:
-    """Puts a ``state_dict`` (.pt, .pth; read without running code) or a safetensors file into a module.
+    """Puts a ``state_dict`` (.pt, .pth; read without running code) or a safetensors file into a
+    module.
 
     A dictionary that holds the ``state_dict`` under that name is unwrapped.
 
