@@ -112,7 +112,9 @@ def execute(options: argparse.Namespace) -> int:
     with open_model(options.model, said) as model:
         if model.gives == "label" and options.reveal is None:
             reveal = Reveal("label")
-        explained = explaining(model.needed_classifier("--explain"), reveal, setting) if setting else None
+        explained = (
+            explaining(model.needed_classifier("--explain"), reveal, setting) if setting else None
+        )
         oracle = model.oracle(reveal)
         app = create_app(
             oracle if model.on_host else answering(model.victim, reveal, model.gives),

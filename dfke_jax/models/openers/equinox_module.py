@@ -43,10 +43,17 @@ def open(where: Any, said: Declared) -> Found:
 
         layout: Any = ready.layout
         return from_equinox(
-            model, image_shape(shape, name), state=state, layout=layout, preprocessing=preprocessing(said), gives=gives
+            model,
+            image_shape(shape, name),
+            state=state,
+            layout=layout,
+            preprocessing=preprocessing(said),
+            gives=gives,
         )
 
-    return Found("an Equinox module", name, shape, traced=Partial(_applied, fixed, arrays), adapt=adapt)
+    return Found(
+        "an Equinox module", name, shape, traced=Partial(_applied, fixed, arrays), adapt=adapt
+    )
 
 
 class _Rest:

@@ -26,7 +26,9 @@ def preprocessing(said: Declared, box: tuple[float, float] | None = None) -> Pre
     """The declared normalisation, as a white box has it."""
     default = Preprocessing()
     return Preprocessing(
-        mean=said.mean or default.mean, std=said.std or default.std, box=said.box or box or default.box
+        mean=said.mean or default.mean,
+        std=said.std or default.std,
+        box=said.box or box or default.box,
     )
 
 
@@ -108,4 +110,12 @@ def fitted(weights: dict[str, Any], wanted: dict[str, tuple[int, ...]], path: st
             )
 
 
-__all__ = ["PREPARED", "fitted", "flat_weights", "image_shape", "layout_of", "prepared", "preprocessing"]
+__all__ = [
+    "PREPARED",
+    "fitted",
+    "flat_weights",
+    "image_shape",
+    "layout_of",
+    "prepared",
+    "preprocessing",
+]

@@ -26,7 +26,11 @@ def open(where: Any, said: Declared) -> Found:
 
         layout: Any = ready.layout
         return from_torch(
-            where, image_shape(shape, name), layout=layout, preprocessing=preprocessing(said), gives=gives
+            where,
+            image_shape(shape, name),
+            layout=layout,
+            preprocessing=preprocessing(said),
+            gives=gives,
         )
 
     return Found("a PyTorch module", name, shape, ask=ask, batch_size=256, adapt=adapt)

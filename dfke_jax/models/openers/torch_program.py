@@ -58,7 +58,13 @@ def open(where: str, said: Declared) -> Found:
 
         program = torch.export.load(path)
         own: Any = layout
-        return from_torch(program, image_shape(shape, name), layout=own, preprocessing=preprocessing(said), gives=gives)
+        return from_torch(
+            program,
+            image_shape(shape, name),
+            layout=own,
+            preprocessing=preprocessing(said),
+            gives=gives,
+        )
 
     readable = bool(said.trusted) and path.suffix == ".pt2"
     return Found(kind, name, shape, ask=ask, close=close, adapt=adapt if readable else None)

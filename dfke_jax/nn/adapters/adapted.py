@@ -253,7 +253,9 @@ def _apart(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
 
 
-def _missing(seen: Traced, answers: np.ndarray, tolerance: float, norms: int | None) -> tuple[tuple[str, str], ...]:
+def _missing(
+    seen: Traced, answers: np.ndarray, tolerance: float, norms: int | None
+) -> tuple[tuple[str, str], ...]:
     """What the model does not show, and why."""
     found = {}
     if not seen.normalised:
