@@ -10,13 +10,10 @@ from dfke_jax.watermarking.removal.common import (
 )
 from dfke_jax.watermarking.removal.fine_tuning import (
     REFIT,
+    fine_tune,
     fine_tuned,
     fine_tuning,
-    ftal,
-    ftll,
     high_rate_fine_tuning,
-    rtal,
-    rtll,
     with_private_head,
 )
 from dfke_jax.watermarking.removal.matrix import (
@@ -85,10 +82,9 @@ __all__ = [
     "dormant_units",
     "filtered",
     "fine_pruning",
+    "fine_tune",
     "fine_tuned",
     "fine_tuning",
-    "ftal",
-    "ftll",
     "half_precision",
     "high_rate_fine_tuning",
     "input_filter",
@@ -110,8 +106,6 @@ __all__ = [
     "retraining",
     "reverse_triggers",
     "reversed_triggers",
-    "rtal",
-    "rtll",
     "standing",
     "transfer_learning",
     "trigger_reversal",
