@@ -377,7 +377,8 @@ class Ledger:
 
     @contextlib.contextmanager
     def paying(self, rows: int, *, explained: bool = False) -> Iterator[None]:
-        """Reserves rows before a block that has a fused victim answer them, and charges them when it is through.
+        """Reserves rows before a block that has a fused victim answer them, and charges them when
+        it is through.
 
         Where the block fails they stay reserved: nobody knows how many of them were answered.
 

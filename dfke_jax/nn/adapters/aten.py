@@ -148,11 +148,21 @@ def _avg_pool2d(
     if divisor:
         return total / divisor
     counts = []
-    sizes = zip(x.shape[-2:], total.shape[-2:], _pair(kernel), _pair(stride or kernel), _pair(padding), strict=True)
+    sizes = zip(
+        x.shape[-2:],
+        total.shape[-2:],
+        _pair(kernel),
+        _pair(stride or kernel),
+        _pair(padding),
+        strict=True,
+    )
     for size, cells, span, step, pad in sizes:
         start = np.arange(cells) * step - pad
-        end = np.minimum(start + span, size + pad)  # padding that was asked for counts, what ceil adds does not
-        counts.append(end - start if count_padding else np.minimum(end, size) - np.maximum(start, 0))
+        # padding that was asked for counts, what ceil adds does not
+        end = np.minimum(start + span, size + pad)
+        counts.append(
+            end - start if count_padding else np.minimum(end, size) - np.maximum(start, 0)
+        )
     return total / jnp.asarray(np.outer(*counts), x.dtype)
 
 
@@ -421,7 +431,14 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "truediv": operator.truediv,
 }  # fmt: skip
 
-CHECKS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range"})
+CHECKS = frozenset(
+    {
+        "_assert_tensor_metadata",
+        "_assert_scalar",
+        "sym_constrain_range_for_size",
+        "sym_constrain_range",
+    }
+)
 """Operations that only check sizes; nothing depends on them."""
 
 __all__ = ["CHECKS", "OPERATIONS", "batch_norm"]
