@@ -76,15 +76,21 @@ def open_own(config: Settings, dataset: "Dataset") -> OwnModel:
     fits = {"input_shape": dataset.shape, "num_classes": dataset.num_classes}
     said = dataclasses.replace(said, **{name: value for name, value in fits.items() if getattr(said, name) is None})
     opened = open_model(config.teacher, said)
+    try:
+        return OwnModel(opened, _checked(config, opened, fits), mark_of(config.teacher))
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _checked(config: Settings, opened: "OpenedModel", fits: dict[str, Any]) -> Any:
+    """What the recipe takes of an opened model that fits the data."""
     for name, value in fits.items():
         if tuple(np.atleast_1d(getattr(opened, name))) != tuple(np.atleast_1d(value)):
             raise InputError(f"{config.teacher} has {name} {getattr(opened, name)}, and the data set {value}")
-    teacher: Any = Victim(opened)
     if config.own == "network":
-        teacher = opened.needed_classifier("distillation")
-    elif opened.white_box and not opened.on_host:
-        teacher = opened.classifier
-    return OwnModel(opened, teacher, mark_of(config.teacher))
+        return opened.needed_classifier("distillation")
+    return opened.classifier if opened.white_box and not opened.on_host else Victim(opened)
 
 
 def mark_of(where: str) -> str:

@@ -309,6 +309,11 @@ class Workbench:
         """What a teacher used, for its row: see `Arm.budget`."""
         return {"real_samples": len(self.dataset.train), "training_steps": self.config.teacher_steps}
 
+    def close(self) -> None:
+        """Ends what was started to ask a model of the user's own."""
+        if self.own is not None:
+            self.own.opened.close()
+
     # ---- pictures
 
     def keep_samples(self, name: str, images: Array | np.ndarray, labels: Array | np.ndarray) -> None:
