@@ -14,6 +14,7 @@ from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Key
 from dfke_jax.distillation.needs import check_teacher
 from dfke_jax.nn.classifier import as_float, check_images, check_labels
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.starts import Range, SynthesisSettings
 from dfke_jax.synthesis.synthesiser import Synthesis
 

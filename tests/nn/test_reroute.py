@@ -46,7 +46,7 @@ def test_values_and_gradients_are_the_functions_own():
 @on_cpu
 @pytest.mark.parametrize("reroute", [True, False])
 def test_gradients_inside_a_loop_have_the_fast_form(reroute):
-    function = with_fast_convolutions(lambda kernels, x: foreign(kernels[:2] + [jnp.zeros((24, 1, 3, 3))], x)["sum"])
+    function = with_fast_convolutions(lambda kernels, x: foreign([*kernels[:2], jnp.zeros((24, 1, 3, 3))], x)["sum"])
 
     def descent(kernels, x):
         step = lambda x, _: (x - jax.grad(lambda x: jnp.sum(jnp.square(function(kernels, x))))(x), None)
