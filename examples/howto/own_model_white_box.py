@@ -29,7 +29,9 @@ def white_box(key: jax.Array):
     """The network with variables, here fresh ones, as a teacher of every method that it has enough for."""
     module = MyNetwork()
     variables = module.init(key, jnp.zeros((1, *SHAPE)), training=False)
-    return from_linen(module, variables, SHAPE, preprocessing=Preprocessing(mean=(0.5,), std=(0.25,)))
+    return from_linen(
+        module, variables, SHAPE, preprocessing=Preprocessing(mean=(0.5,), std=(0.25,))
+    )
 
 
 def images_of(teacher, steps: int = 100) -> jax.Array:

@@ -88,9 +88,10 @@ def test_logits_statistics_and_layers_are_those_that_pytorch_has(pair, white):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["deep_inversion", "deep_inversion_first_layer", "data_impressions"])
 def test_images_are_those_of_the_same_weights_in_this_package(pair, white, method):
-    inversion = InversionSettings(steps=50, start="smooth", first_layer=10.0 if method.endswith("layer") else 1.0)
+    """After ten updates; later ReLUs and Adam's signs take rounding apart, also between forms of one convolution."""
+    inversion = InversionSettings(steps=10, start="smooth", first_layer=10.0 if method.endswith("layer") else 1.0)
     make, settings = {
-        "data_impressions": (data_impressions, ImpressionSettings(steps=50, learning_rate=0.01, start_mean=(0.5, 0.5))),
+        "data_impressions": (data_impressions, ImpressionSettings(steps=10, learning_rate=0.01, start_mean=(0.5, 0.5))),
     }.get(method, (deep_inversion, inversion))
     one, other = (
         np.asarray(core.run(make(teacher, settings, 20, 20), jax.random.key(1), 1).state.images)
