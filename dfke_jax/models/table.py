@@ -79,6 +79,7 @@ OPENERS: list[Opener] = [
     Opener("PyTorch program", "FILE.pt2, FILE.pt, FILE.pth", suffix(".pt2", ".pt", ".pth"), _HERE + "torch_program", ("torch", "torch")),
     Opener("ONNX graph", "FILE.onnx", suffix(".onnx"), _HERE + "onnx", ("onnxruntime", "onnx")),
     Opener("scikit-learn estimator", "FILE.skops, an estimator", either(suffix(".skops"), instance("sklearn.base", "BaseEstimator")), _HERE + "sklearn", ("skops", "sklearn")),
+    Opener("exported model", "FILE.safetensors or FILE.stablehlo of dfke export", suffix(".safetensors", ".stablehlo"), _HERE + "exported", ("safetensors", "safetensors")),
     Opener("pickle", "refused", suffix(".pkl", ".pickle", ".joblib"), _HERE + "pickled"),
     Opener("Hugging Face model", "a folder with config.json", _folder_of("config.json", '"model_type"'), _HERE + "hugging_face", ("transformers", "huggingface")),
     Opener("saved model", "a directory that dfke_jax wrote, a Classifier", either(_directory, instance("dfke_jax.nn.classifier", "Classifier")), _HERE + "directory"),
