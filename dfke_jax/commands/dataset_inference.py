@@ -320,7 +320,8 @@ def _trained(
     from dfke_jax.core.loop import run
     from dfke_jax.dataset_inference import overlap
     from dfke_jax.dataset_inference.samples import distinct
-    from dfke_jax.experiments.ownership.thieves import independent_models, member, shares
+    from dfke_jax.nn.many import independent_training, member, separate_shares
+    from dfke_jax.nn.training import optimiser
 
     images, labels = samples["others"]
     if images.shape[1:] != victim.input_shape or labels.max() >= victim.num_classes:
@@ -339,7 +340,7 @@ def _trained(
     count = options.references + options.independents
     size = len(samples["private"][0])
     try:
-        rows = shares(len(images), count, size, options.seed)
+        rows = separate_shares(len(images), count, size, options.seed)
     except InputError as error:
         raise InputError(f"--others is too small: {error}") from error
     said = ()
@@ -350,9 +351,13 @@ def _trained(
             f"makes them more alike than a suspect that shares none; {count * size} images would do "
             "for models that share none",
         )
-    method = independent_models(
-        victim, jnp.asarray(images[rows]), jnp.asarray(labels[rows]), steps=options.training_steps, batch_size=64, learning_rate=2e-3
-    )  # fmt: skip
+    method = independent_training(
+        victim,
+        jnp.asarray(images),
+        jnp.asarray(labels),
+        jnp.asarray(rows),
+        optimizer=optimiser("adam", 2e-3, options.training_steps),
+    )
     keys = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), 1), count)
     state = run(method, keys, options.training_steps, progress="independent models").state
     return [member(victim, state, index) for index in range(count)], said

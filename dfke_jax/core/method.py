@@ -47,7 +47,7 @@ class Attack(NamedTuple):
 
     init: Callable[[Key], PyTree]
     ask: Callable[[Key, PyTree], tuple[PyTree, Array]]
-    tell: Callable[[Key, PyTree, Array, Any], tuple[PyTree, Metrics]]
+    tell: Callable[[Key, PyTree, Array, PyTree], tuple[PyTree, Metrics]]
 
 
 class HostMethod(NamedTuple):
@@ -129,7 +129,7 @@ class Steps(Protocol):
         """The first state."""
         ...
 
-    def step(self, key: Key, state: Any) -> tuple[PyTree, Metrics]:
+    def step(self, key: Key, state: PyTree) -> tuple[PyTree, Metrics]:
         """The next state, and metrics."""
         ...
 
@@ -141,11 +141,11 @@ class Asks(Protocol):
         """The first state."""
         ...
 
-    def ask(self, key: Key, state: Any) -> tuple[PyTree, Array]:
+    def ask(self, key: Key, state: PyTree) -> tuple[PyTree, Array]:
         """The state, and the images to ask."""
         ...
 
-    def tell(self, key: Key, state: Any, rows: Array, answers: Any) -> tuple[PyTree, Metrics]:
+    def tell(self, key: Key, state: PyTree, rows: Array, answers: PyTree) -> tuple[PyTree, Metrics]:
         """The next state, and metrics."""
         ...
 
@@ -217,7 +217,7 @@ def _ask(attack: Attack, key: Key, state: PyTree) -> tuple[PyTree, Array]:
 
 
 @jax.jit
-def _tell(attack: Attack, key: Key, state: PyTree, rows: Array, answers: Any) -> tuple[PyTree, Metrics]:
+def _tell(attack: Attack, key: Key, state: PyTree, rows: Array, answers: PyTree) -> tuple[PyTree, Metrics]:
     return attack.tell(key, state, rows, answers)
 
 

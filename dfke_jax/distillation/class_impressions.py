@@ -1,7 +1,7 @@
 """Class impressions: images that a class's logit rises on, with random transformations between the steps."""
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from dfke_jax.core.method import Method
 from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics
 from dfke_jax.data.augment import affine
-from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.noise import Synthesised
 from dfke_jax.synthesis.starts import Range, SynthesisSettings
-from dfke_jax.synthesis.synthesiser import Synthesis
+from dfke_jax.synthesis.synthesiser import Options, Synthesis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ClassImpressionSettings(SynthesisSettings):
 
 
 def class_impressions(
-    teacher: Classifier, settings: ClassImpressionSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: WhiteBox, settings: ClassImpressionSettings, count: int, batch_size: int, *, control: bool = False
 ) -> Method:
     """Fills a pool with class impressions.
 
@@ -101,7 +101,7 @@ class _Impressions(Synthesis[ClassImpressionSettings]):
         # the objective draws nothing, so that the key is the transformations' alone
         return _with_moves_between(plain, transform, key, settings.steps, box)
 
-    def options(self, wanted: tuple[Array, Array]) -> dict[str, Any]:
+    def options(self, wanted: tuple[Array, Array]) -> Options:
         return {"stop_at": wanted[1]}
 
     def metrics(self, made: Synthesised, wanted: tuple[Array, Array]) -> Metrics:
@@ -120,10 +120,12 @@ def _with_moves_between(
     Update i draws from ``fold_in(key, i)``; the last one of `steps` is left as it is.
     """
 
-    def init(images: Array) -> tuple[Any, Array]:
+    def init(images: Array) -> tuple[optax.OptState, Array]:
         return rule.init(images), jnp.zeros((), jnp.int32)
 
-    def update(gradient: Array, state: tuple[Any, Array], images: Array) -> tuple[Array, tuple[Any, Array]]:
+    def update(
+        gradient: Array, state: tuple[optax.OptState, Array], images: Array
+    ) -> tuple[Array, tuple[optax.OptState, Array]]:
         inner, count = state
         change, inner = rule.update(gradient, inner, images)
         moved = jnp.clip(images + change, *box)  # type: ignore[operator]

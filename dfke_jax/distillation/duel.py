@@ -20,6 +20,7 @@ from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.observation import Observed
 from dfke_jax.nn.players import OPTIMISERS, OUTPUTS, SCHEDULES, Learner, Maker, scheduled
 from dfke_jax.nn.training import Training, descend
+from dfke_jax.nn.whitebox import WhiteBox
 
 MODES = ("train", "eval")
 
@@ -149,7 +150,7 @@ class _Fixed:
 
 
 def duel(
-    teacher: Classifier,
+    teacher: WhiteBox,
     student: Classifier,
     settings: DuelSettings,
     schedule: Schedule,
@@ -204,14 +205,14 @@ def duel_cost(settings: DuelSettings, schedule: Schedule) -> Cost:
     )
 
 
-def _init(fixed: Static, teacher: Classifier, gain: Gain, loss: StudentLoss, key: Key) -> DuelState:
+def _init(fixed: Static, teacher: WhiteBox, gain: Gain, loss: StudentLoss, key: Key) -> DuelState:
     of: _Fixed = fixed.value
     student_key, generator_key = jax.random.split(key)
     return DuelState(of.learner.new(student_key), of.maker.new(generator_key))
 
 
 def _step(
-    fixed: Static, teacher: Classifier, gain: Gain, loss: StudentLoss, key: Key, state: DuelState
+    fixed: Static, teacher: WhiteBox, gain: Gain, loss: StudentLoss, key: Key, state: DuelState
 ) -> tuple[DuelState, Metrics]:
     of: _Fixed = fixed.value
     schedule, size = of.schedule, of.batch_size
@@ -245,7 +246,7 @@ def _step(
     return DuelState(student, generator), {"student_loss": learnt, **metrics}
 
 
-def _answers(of: _Fixed, teacher: Classifier, images: Array) -> Observed:
+def _answers(of: _Fixed, teacher: WhiteBox, images: Array) -> Observed:
     """What the teacher shows of images that are given."""
     images = jax.lax.stop_gradient(images)
     seen = teacher.observe(images, activations=of.activations)
@@ -253,7 +254,7 @@ def _answers(of: _Fixed, teacher: Classifier, images: Array) -> Observed:
 
 
 def _generator_step(
-    of: _Fixed, teacher: Classifier, gain: Gain, state: DuelState, z: Array, key: Key
+    of: _Fixed, teacher: WhiteBox, gain: Gain, state: DuelState, z: Array, key: Key
 ) -> tuple[Training, Array, Observed, Metrics]:
     """The generator after its update, its images before it, what the teacher shows of them, and metrics."""
     train = of.schedule.student_mode == "train"

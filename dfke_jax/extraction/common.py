@@ -270,7 +270,7 @@ class GenerativeAttack(Generic[GenerativeSettingsT]):
         """The classifier with these variables; calling it is evaluation mode."""
         return self.learner.classifier(variables)
 
-    def targets(self, answers: Any) -> Array:
+    def targets(self, answers: PyTree) -> Array:
         """What the clone learns from answers: (B, K) logits or probabilities, or (B,) labels."""
         check_classes(answers, self.reveal, self.num_classes)
         if self.loss_name == "l1":
@@ -319,7 +319,7 @@ def batches(tree: PyTree, count: int, size: int, start: int = 0) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[start : start + count * size].reshape(count, size, *leaf.shape[1:]), tree)
 
 
-def clone_of(classifier: Classifier, state: Any) -> Classifier:
+def clone_of(classifier: Classifier, state: PyTree) -> Classifier:
     """The clone that an attack's state holds (one with a field ``clone``).
 
     Args:

@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +181,7 @@ class Draws(NamedTuple):
 class GeneratorAndClone(GenerativeAttack[GenerativeSettingsT]):
     """An attack whose iteration is n_S batches of a clone, and one of the generator."""
 
-    def init(self, key: Key) -> Any:
+    def init(self, key: Key) -> PyTree:
         """Both players, fresh."""
         clone_key, generator_key = jax.random.split(key)
         return DFMEState(self.learner.new(clone_key), self.maker.new(generator_key), self.new_replay())
@@ -205,7 +205,7 @@ DFMESettingsT = TypeVar("DFMESettingsT", bound=DFMESettings)
 class ZerothOrderAttack(GeneratorAndClone[DFMESettingsT]):
     """DFME and MAZE, which differ by their settings."""
 
-    def ask(self, key: Key, state: Any) -> tuple[Any, Array]:
+    def ask(self, key: Key, state: PyTree) -> tuple[PyTree, Array]:
         """The images of one iteration, for any state with a field ``generator``."""
         drawn = self.draws(key)
         variables = state.generator.variables
@@ -214,7 +214,7 @@ class ZerothOrderAttack(GeneratorAndClone[DFMESettingsT]):
         points = perturbed_rows(drawn.directions, x, self.settings.differences)
         return state, jnp.concatenate([fresh.reshape(-1, *self.input_shape), self.maker.shown(points)])
 
-    def tell(self, key: Key, state: Any, rows: Array, answers: Any) -> tuple[Any, Metrics]:
+    def tell(self, key: Key, state: PyTree, rows: Array, answers: PyTree) -> tuple[PyTree, Metrics]:
         """The clone's steps, on fresh images and old ones, and the generator's."""
         return self.iteration(key, state, rows, answers)
 
@@ -223,7 +223,7 @@ class ZerothOrderAttack(GeneratorAndClone[DFMESettingsT]):
         key: Key,
         state: DFMEState,
         rows: Array,
-        answers: Any,
+        answers: PyTree,
         extra_gradient: Callable[[Array], Array] | None = None,
     ) -> tuple[DFMEState, Metrics]:
         """`tell`, with what `generator_step` takes besides."""

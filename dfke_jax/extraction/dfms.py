@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -286,7 +286,7 @@ def _draw(key: Key, images: Array, settings: DFMSSettings) -> Array:
 
 
 def _deceive(
-    generator: Generator, settings: DFMSSettings, state: Any, z: Array, clone: Classifier | None
+    generator: Generator, settings: DFMSSettings, state: PyTree, z: Array, clone: Classifier | None
 ) -> tuple[Training, Array, Array, Array]:
     """The generator's step; its state, the images before it, its adversarial loss, and the entropy of the classes."""
     before: Training = state.generator
@@ -347,7 +347,7 @@ class _DFMS(GenerativeAttack[DFMSSettings]):
         rows = self.maker.shown(x)
         return state, rows if self.augment is None else self.augment(jax.random.fold_in(key, 4), rows)
 
-    def tell(self, key: Key, state: DFMSState, rows: Array, answers: Any) -> tuple[DFMSState, Metrics]:
+    def tell(self, key: Key, state: DFMSState, rows: Array, answers: PyTree) -> tuple[DFMSState, Metrics]:
         settings = self.settings
         learn_key, image_key, replay_key = (jax.random.fold_in(key, i) for i in (1, 2, 3))
         targets = self.targets(answers)

@@ -1,7 +1,7 @@
 """Generators that seek disagreement among clones, for which the victim need not be asked: Dual Students and DisGUIDE."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +179,9 @@ class _Disagreement(GenerativeAttack[DisagreementSettings]):
             rows = jnp.where(grey, rows.mean(-1, keepdims=True), rows)
         return state, rows.reshape(-1, *self.input_shape)
 
-    def tell(self, key: Key, state: DisagreementState, rows: Array, answers: Any) -> tuple[DisagreementState, Metrics]:
+    def tell(
+        self, key: Key, state: DisagreementState, rows: Array, answers: PyTree
+    ) -> tuple[DisagreementState, Metrics]:
         settings, box = self.settings, self.preprocessing.box
         latent_key, learn_key, choose_key, again_key = (jax.random.fold_in(key, i) for i in range(1, 5))
         targets = self.targets(answers)

@@ -1,7 +1,7 @@
 """MAZE-PD: MAZE with a few images of the victim's kind, which a critic holds the generator to."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ class MAZEPDState(NamedTuple):
 def maze_pd(
     clone: Classifier,
     seeds: Array,
-    answers: Any,
+    answers: PyTree,
     settings: MAZEPDSettings | None = None,
     reveal: Reveal | None = None,
     num_classes: int | None = None,
@@ -157,7 +157,7 @@ class _MAZEPD(ZerothOrderAttack[MAZEPDSettings]):
             replay = remember(replay, as_float(self.seeds), self.seed_targets, self.preprocessing.box)
         return MAZEPDState(clone, generator, critic, replay)
 
-    def tell(self, key: Key, state: MAZEPDState, rows: Array, answers: Any) -> tuple[MAZEPDState, Metrics]:
+    def tell(self, key: Key, state: MAZEPDState, rows: Array, answers: PyTree) -> tuple[MAZEPDState, Metrics]:
         settings = self.settings
         critic, judged = self.critic_steps(jax.random.fold_in(self.draws(key).updates, 3), state.critic, rows)
 

@@ -9,7 +9,7 @@ the front, so that every step has the same shapes. Every state has a field ``clo
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -223,7 +223,7 @@ def _append(table: Answered, indices: Array, targets: Array) -> Answered:
     )
 
 
-def read_targets(answers: Any, reveal: Reveal, num_classes: int, hard: bool = False) -> Array:
+def read_targets(answers: PyTree, reveal: Reveal, num_classes: int, hard: bool = False) -> Array:
     """(B, K) targets from any kind of answer; one-hot labels if `hard`.
 
     Raises:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dfke_jax.core.method import Attack, as_attack, check_arguments
 from dfke_jax.core.records import record, static_field
-from dfke_jax.core.types import Array, Augmentation, Key, Metrics
+from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
 from dfke_jax.extraction.pool import (
     CloneTraining,
     PoolAttackSettings,
@@ -99,15 +99,15 @@ class PoolAttack(Generic[SpendingT]):
         )
         return as_attack(attack)
 
-    def init(self, key: Key) -> Any:
+    def init(self, key: Key) -> PyTree:
         """The first state."""
         raise NotImplementedError
 
-    def ask(self, key: Key, state: Any) -> tuple[Any, Array]:
+    def ask(self, key: Key, state: PyTree) -> tuple[PyTree, Array]:
         """The images (B, H, W, C) to ask next."""
         raise NotImplementedError
 
-    def tell(self, key: Key, state: Any, rows: Array, answers: Any) -> tuple[Any, Metrics]:
+    def tell(self, key: Key, state: PyTree, rows: Array, answers: PyTree) -> tuple[PyTree, Metrics]:
         """Reads the answers, labels the images with them, and learns."""
         targets = read_targets(answers, self.reveal, self.clone.num_classes, self.hard)
         metrics = prequential(self.learner(state), rows, targets) | self.report(state)
@@ -115,23 +115,23 @@ class PoolAttack(Generic[SpendingT]):
         metrics["asked"] = self.asked(told).astype(jnp.float32)
         return told._replace(clone=self.learn(key, state, told)), metrics
 
-    def learner(self, state: Any) -> Classifier:
+    def learner(self, state: PyTree) -> Classifier:
         """The clone as it is."""
         return trained(self.clone, state.clone)
 
-    def report(self, state: Any) -> Metrics:
+    def report(self, state: PyTree) -> Metrics:
         """Metrics of the attack's own, of the state that chose the images."""
         return {}
 
-    def asked(self, state: Any) -> Array:
+    def asked(self, state: PyTree) -> Array:
         """Queries answered so far, () int32."""
         raise NotImplementedError
 
-    def label(self, key: Key, state: Any, rows: Array, targets: Array) -> Any:
+    def label(self, key: Key, state: PyTree, rows: Array, targets: Array) -> PyTree:
         """The state with images (B, H, W, C) and their targets (B, K) among what was answered."""
         raise NotImplementedError
 
-    def learn(self, key: Key, before: Any, told: Any) -> Training:
+    def learn(self, key: Key, before: PyTree, told: PyTree) -> Training:
         """The clone after learning.
 
         Args:
@@ -147,24 +147,24 @@ class ChoosingAttack(PoolAttack[PoolSettingsT]):
     held_key: ClassVar[int] = 1
     """Which split of a step's key decides what is held out."""
 
-    def choose(self, key: Key, state: Any) -> Array:
+    def choose(self, key: Key, state: PyTree) -> Array:
         """(q,) int32, the numbers of the images to ask next."""
         raise NotImplementedError
 
-    def chosen(self, state: Any) -> Array:
+    def chosen(self, state: PyTree) -> Array:
         """(q,) int32, of the step in progress."""
         return state.chosen
 
-    def ask(self, key: Key, state: Any) -> tuple[Any, Array]:
+    def ask(self, key: Key, state: PyTree) -> tuple[PyTree, Array]:
         """The chosen images, and their numbers in the state."""
         chosen = self.choose(key, state)
         return state._replace(chosen=chosen), as_float(self.pool[chosen])
 
-    def asked(self, state: Any) -> Array:
+    def asked(self, state: PyTree) -> Array:
         """Queries answered so far, () int32."""
         return state.labelled.asked
 
-    def label(self, key: Key, state: Any, rows: Array, targets: Array) -> Any:
+    def label(self, key: Key, state: PyTree, rows: Array, targets: Array) -> PyTree:
         """The state with the chosen images and their targets (B, K) among what was answered."""
         held_key = jax.random.fold_in(key, self.held_key)
         held = self.settings.held_per_step
@@ -173,7 +173,7 @@ class ChoosingAttack(PoolAttack[PoolSettingsT]):
     def learn_all(
         self,
         key: Key,
-        told: Any,
+        told: PyTree,
         start: Training,
         due: Array | bool = True,
         steps: int | Array | None = None,
@@ -188,11 +188,11 @@ class ChoosingAttack(PoolAttack[PoolSettingsT]):
 class GrowingAttack(PoolAttack[SpendingT]):
     """Asks images that it makes. Its states have ``images``, ``targets`` and ``filled``: a table filled from the front."""
 
-    def asked(self, state: Any) -> Array:
+    def asked(self, state: PyTree) -> Array:
         """Queries answered so far, () int32."""
         return state.filled
 
-    def label(self, key: Key, state: Any, rows: Array, targets: Array) -> Any:
+    def label(self, key: Key, state: PyTree, rows: Array, targets: Array) -> PyTree:
         """The state with images (B, H, W, C) and their targets (B, K) in the table; what exceeds it is dropped."""
         count = self.settings.rows_per_step
         place = state.filled + jnp.arange(count, dtype=jnp.int32)

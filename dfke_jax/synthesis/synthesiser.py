@@ -1,6 +1,6 @@
 """What methods that optimise noise have in common: labels, a start, its optimisation, a batch of a pool."""
 
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,22 @@ import optax
 from dfke_jax.core.method import Method
 from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import optimiser
-from dfke_jax.synthesis.noise import Synthesised, optimise_noise
+from dfke_jax.nn.whitebox import WhiteBox
+from dfke_jax.synthesis.noise import Parametrisation, Synthesised, optimise_noise
 from dfke_jax.synthesis.pool import Batch, fill_pool
 from dfke_jax.synthesis.starts import SynthesisSettings
 from dfke_jax.synthesis.targets import balanced_labels
 
 S = TypeVar("S", bound=SynthesisSettings)
+
+
+class Options(TypedDict, total=False):
+    """Arguments of `optimise_noise` that a method may give."""
+
+    jitter: int
+    parametrisation: Parametrisation
+    stop_at: Array
 
 
 @record
@@ -32,7 +40,7 @@ class Synthesis(Generic[S]):
       control: whether the start images are returned as they are.
     """
 
-    teacher: Classifier
+    teacher: WhiteBox
     settings: S = static_field()
     count: int = static_field()
     batch_size: int = static_field()
@@ -89,8 +97,8 @@ class Synthesis(Generic[S]):
         """The optimiser of the pixels; `key` is that of the optimisation."""
         return optimiser("adam", self.settings.learning_rate)
 
-    def options(self, wanted: PyTree) -> dict[str, Any]:
-        """What else `optimise_noise` is told: ``jitter``, ``parametrisation``, ``stop_at``."""
+    def options(self, wanted: PyTree) -> Options:
+        """What else `optimise_noise` is told."""
         return {}
 
     def optimise(self, key: Key, start: Array, wanted: PyTree, optimizer_state: PyTree) -> Synthesised:
@@ -126,4 +134,4 @@ class Synthesis(Generic[S]):
         return {"loss": jnp.mean(made.loss)}
 
 
-__all__ = ["Synthesis"]
+__all__ = ["Options", "Synthesis"]

@@ -77,7 +77,7 @@ class ZSKTRecipeSettings(DuelRecipeSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class Duel:
+class DuelRecipe:
     """A method of this kind: its arms' name, the method itself, and what an iteration costs."""
 
     name: str
@@ -118,7 +118,11 @@ def _look(run: Run, name: str, state: DuelState, settings: DuelSettings) -> floa
     return histogram_entropy(np.asarray(jax.nn.softmax(logits)).mean(0), normalised=True)
 
 
-DAFL, DFAD, ZSKT = Duel("dafl", dafl, dafl_cost), Duel("dfad", dfad, dfad_cost), Duel("zskt", zskt, zskt_cost)
+DAFL, DFAD, ZSKT = (
+    DuelRecipe("dafl", dafl, dafl_cost),
+    DuelRecipe("dfad", dfad, dfad_cost),
+    DuelRecipe("zskt", zskt, zskt_cost),
+)
 _PRESETS = {"digits": {**DISTILLED_DIGITS, "iterations": 1000}}
 
 
@@ -171,4 +175,4 @@ register(
     )
 )
 
-__all__ = ["DAFLRecipeSettings", "DFADRecipeSettings", "Duel", "DuelRecipeSettings", "ZSKTRecipeSettings"]
+__all__ = ["DAFLRecipeSettings", "DFADRecipeSettings", "DuelRecipe", "DuelRecipeSettings", "ZSKTRecipeSettings"]

@@ -12,7 +12,6 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array
 from dfke_jax.experiments.bench.registry import Recipe, register
-from dfke_jax.experiments.bench.result import Published
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Answers
 from dfke_jax.experiments.extraction.attacks import (
@@ -22,9 +21,9 @@ from dfke_jax.experiments.extraction.attacks import (
     ExtractionSettings,
     paid,
     plain_oracle,
-    reruns,
 )
 from dfke_jax.experiments.extraction.pool import KNOCKOFF
+from dfke_jax.experiments.extraction.views import QUERIES
 from dfke_jax.extraction import (
     FIRST_CLONE,
     SMALL_CLONE,
@@ -166,20 +165,13 @@ def _pictures(generator: type[DFMEGenerator] | type[DCGANGenerator], run: Attack
     return jax.jit(made.apply)(state.generator.variables, z)  # pyright: ignore[reportReturnType]
 
 
-def _dfme(run: AttackRun) -> Attack:
-    return dfme(run.clone, run.settings, run.answers, run.bench.dataset.num_classes)
-
-
-def _maze(run: AttackRun) -> Attack:
-    return maze(run.clone, run.settings, run.answers, run.bench.dataset.num_classes)
+def _on_answers(attack: Callable[..., Attack]) -> Callable[[AttackRun], Attack]:
+    """An attack that is given the clone, its settings, what is answered and the number of classes."""
+    return lambda run: attack(run.clone, run.settings, run.answers, run.bench.dataset.num_classes)
 
 
 def _megex(run: AttackRun) -> Attack:
     return megex(run.clone, run.settings, run.bench.dataset.num_classes, run.config.explained)
-
-
-def _disagreement(run: AttackRun) -> Attack:
-    return disagreement(run.clone, run.settings, run.answers, run.bench.dataset.num_classes)
 
 
 class DFMSStart(NamedTuple):
@@ -259,8 +251,8 @@ def _precise(victim: Classifier, config: ExtractionSettings) -> Any:
     return precise(plain_oracle(victim, config))
 
 
-DFME = _recipe("dfme", "DFME", _dfme, "dfme", _directions, oracle=_precise)
-MAZE = _recipe("maze", "MAZE", _maze, "maze", _directions, oracle=_precise)
+DFME = _recipe("dfme", "DFME", _on_answers(dfme), "dfme", _directions, oracle=_precise)
+MAZE = _recipe("maze", "MAZE", _on_answers(maze), "maze", _directions, oracle=_precise)
 MEGEX = _recipe(
     "megex",
     "MEGEX",
@@ -270,7 +262,7 @@ MEGEX = _recipe(
     oracle=lambda victim, config: explanation_oracle(victim, config.explained, config.answers),
     explains=True,
 )
-DISGUIDE = _recipe("disguide", "DisGUIDE", _disagreement, "disguide", read=_voting)
+DISGUIDE = _recipe("disguide", "DisGUIDE", _on_answers(disagreement), "disguide", read=_voting)
 DUAL_STUDENTS = dataclasses.replace(DISGUIDE, name="dual_students", label="Dual Students")
 DFMS = _recipe(
     "dfms",
@@ -310,9 +302,10 @@ register(
         config=DFMERecipeSettings,
         arms=DFME.arms,
         measure=DFME.measure,
+        views=(QUERIES,),
         published=(
-            *reruns("dfme", (10_000, 63.4), (20_000, 72.7), (50_000, 83.4), (100_000, 89.3)),
-            Published("dfme_20000000", "cifar10", 88.1, "Truong et al., CVPR 2021", "table", "victim of 95.5 %"),
+            *DFME.reruns((10_000, 63.4), (20_000, 72.7), (50_000, 83.4), (100_000, 89.3)),
+            DFME.published(20_000_000, "cifar10", 88.1, "Truong et al., CVPR 2021", "victim of 95.5 %"),
         ),
         datasets=_DATASETS,
         presets={**_PRESETS, "cifar10": {**CIFAR10, "attack": DFMESettings(), "budgets": (20_000_000,)}},
@@ -328,6 +321,7 @@ register(
         config=MAZERecipeSettings,
         arms=MAZE.arms,
         measure=MAZE.measure,
+        views=(QUERIES,),
         presets=_PRESETS,
     )
 )
@@ -340,6 +334,7 @@ register(
         config=MEGEXRecipeSettings,
         arms=MEGEX.arms,
         measure=MEGEX.measure,
+        views=(QUERIES,),
         presets=_PRESETS,
     )
 )
@@ -353,6 +348,7 @@ register(
         config=DisagreementRecipeSettings,
         arms=DISGUIDE.arms,
         measure=DISGUIDE.measure,
+        views=(QUERIES,),
         presets=_PRESETS,
     )
 )
@@ -365,6 +361,7 @@ register(
         config=DualStudentsRecipeSettings,
         arms=DUAL_STUDENTS.arms,
         measure=DUAL_STUDENTS.measure,
+        views=(QUERIES,),
         presets=_PRESETS,
     )
 )
@@ -378,10 +375,9 @@ register(
         config=DFMSRecipeSettings,
         arms=DFMS.arms,
         measure=DFMS.measure,
+        views=(QUERIES,),
         published=(
-            Published(
-                "dfms_8000000", "cifar10", 85.92, "Sanyal et al., CVPR 2022", "table", "victim a ResNet-18 of 93.7 %"
-            ),
+            DFMS.published(8_000_000, "cifar10", 85.92, "Sanyal et al., CVPR 2022", "victim a ResNet-18 of 93.7 %"),
         ),
         datasets=_DATASETS,
         presets={

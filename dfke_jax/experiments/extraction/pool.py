@@ -12,11 +12,11 @@ from dfke_jax import data
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array
 from dfke_jax.data.augment import affine
-from dfke_jax.distillation.transfer_sets import fitted
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, EndpointSettings, reruns
+from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, EndpointSettings
+from dfke_jax.experiments.extraction.views import QUERIES
 from dfke_jax.extraction import (
     SMALL_CLONE,
     ActiveThiefSettings,
@@ -33,6 +33,7 @@ from dfke_jax.extraction import (
     random_attack,
 )
 from dfke_jax.oracle import rows_per_step
+from dfke_jax.synthesis.fitting import fitted
 from dfke_jax.synthesis.shapes import synthetic_shapes
 from dfke_jax.synthesis.starts import start_images
 
@@ -151,25 +152,14 @@ def _prepare(bench: Workbench) -> ImagePool:
 # ---- attacks
 
 
-def _knockoff(run: AttackRun) -> Attack:
-    return knockoff(run.clone, run.material.images, run.answers, run.settings)
+def _on_pool(attack: Callable[..., Attack], **options: Any) -> Callable[[AttackRun], Attack]:
+    """An attack that is given the clone, the pool, what is answered and its settings."""
+    return lambda run: attack(run.clone, run.material.images, run.answers, run.settings, **options)
 
 
 def _bandit(run: AttackRun) -> Attack:
     pool = run.material
     return adaptive_knockoff(run.clone, pool.images, pool.groups, pool.num_groups, run.answers, run.settings)
-
-
-def _active_thief(run: AttackRun) -> Attack:
-    return active_thief(run.clone, run.material.images, run.answers, run.settings)
-
-
-def _copycat(run: AttackRun) -> Attack:
-    return copycat(run.clone, run.material.images, run.answers, run.settings)
-
-
-def _dissector(run: AttackRun) -> Attack:
-    return dissector(run.clone, run.material.images, run.answers, run.settings)
 
 
 def _jacobian(run: AttackRun) -> Attack:
@@ -186,15 +176,6 @@ def _on_noise(run: AttackRun) -> AttackRun:
     shape = (run.settings.budget, *run.bench.dataset.shape)
     images = start_images(run.config.noise, run.bench.key(run.seed, "noise"), shape)
     return run._replace(material=run.material._replace(images=images))
-
-
-def _at_random(run: AttackRun) -> Attack:
-    """The same pool, budget, answers and training, asked in random order."""
-    return random_attack(run.clone, run.material.images, run.answers, run.settings)
-
-
-def _labels_at_random(run: AttackRun) -> Attack:
-    return random_attack(run.clone, run.material.images, run.answers, run.settings, hard=True)
 
 
 # ---- what is asked, to look at
@@ -222,28 +203,29 @@ def _recipe(name: str, label: str, attack: Callable[[AttackRun], Attack], **opti
     return AttackRecipe(name, label, attack=attack, **{**of_pool, **options})
 
 
+_AT_RANDOM = _on_pool(random_attack)  # the same pool, budget, answers and training, in random order
 _NOISE: dict[str, Any] = {"control_label": "Noise for a pool", "without": _on_noise}
-KNOCKOFF = _recipe("knockoff", "Knockoff", _knockoff, **_NOISE)
+KNOCKOFF = _recipe("knockoff", "Knockoff", _on_pool(knockoff), **_NOISE)
 BANDIT = dataclasses.replace(
-    _recipe("knockoff", "Knockoff, bandit", _bandit, control=_at_random),
+    _recipe("knockoff", "Knockoff, bandit", _bandit, control=_AT_RANDOM),
     name="knockoff_bandit",
     updates=lambda settings: settings.clone.steps + settings.rounds * settings.learner_steps,
 )
 ACTIVE_THIEF = _recipe(
     "active_thief",
     "ActiveThief",
-    _active_thief,
-    control=_at_random,
+    _on_pool(active_thief),
+    control=_AT_RANDOM,
     updates=lambda settings: (
         settings.clone.steps + (settings.rounds - 1) * (settings.round_steps or settings.clone.steps)
     ),
 )
-COPYCAT = _recipe("copycat", "Copycat", _copycat, **_NOISE)
+COPYCAT = _recipe("copycat", "Copycat", _on_pool(copycat), **_NOISE)
 DISSECTOR = _recipe(
     "dissector",
     "Dissector",
-    _dissector,
-    control=_labels_at_random,
+    _on_pool(dissector),
+    control=_on_pool(random_attack, hard=True),
     pictures=_rows_made,
     updates=lambda settings: settings.clone.steps * settings.rounds,
 )
@@ -279,7 +261,8 @@ register(
         arms=KNOCKOFF.arms,
         measure=KNOCKOFF.measure,
         prepare=_prepare,
-        published=reruns("knockoff", (10_000, 91.5), (20_000, 95.9), note=_NOTE),
+        views=(QUERIES,),
+        published=KNOCKOFF.reruns((10_000, 91.5), (20_000, 95.9), note=_NOTE),
         presets=_TENTHS,
     )
 )
@@ -294,6 +277,7 @@ register(
         arms=BANDIT.arms,
         measure=BANDIT.measure,
         prepare=_prepare,
+        views=(QUERIES,),
         presets=_PRESETS,
     )
 )
@@ -308,7 +292,8 @@ register(
         arms=ACTIVE_THIEF.arms,
         measure=ACTIVE_THIEF.measure,
         prepare=_prepare,
-        published=reruns("active_thief", (10_000, 92.1), (20_000, 96.9), note=_NOTE),
+        views=(QUERIES,),
+        published=ACTIVE_THIEF.reruns((10_000, 92.1), (20_000, 96.9), note=_NOTE),
         presets=_PRESETS,
     )
 )
@@ -323,7 +308,8 @@ register(
         arms=COPYCAT.arms,
         measure=COPYCAT.measure,
         prepare=_prepare,
-        published=reruns("copycat", (10_000, 90.1), (20_000, 95.7), note=_NOTE),
+        views=(QUERIES,),
+        published=COPYCAT.reruns((10_000, 90.1), (20_000, 95.7), note=_NOTE),
         presets=_TENTHS,
     )
 )
@@ -338,7 +324,8 @@ register(
         arms=DISSECTOR.arms,
         measure=DISSECTOR.measure,
         prepare=_prepare,
-        published=reruns("dissector", (10_000, 88.9), (20_000, 94.3), note=_NOTE),
+        views=(QUERIES,),
+        published=DISSECTOR.reruns((10_000, 88.9), (20_000, 94.3), note=_NOTE),
         presets={**_PRESETS, "digits": {**_PRESETS["digits"], "attack": _SMALL_DISSECTOR}},
     )
 )
@@ -353,6 +340,7 @@ register(
         arms=JBDA.arms,
         measure=JBDA.measure,
         prepare=_prepare,
+        views=(QUERIES,),
         presets=_PRESETS,
     )
 )
