@@ -6,7 +6,12 @@ from pathlib import Path
 from dfke_jax.commands.common import OK, enable_compilation_cache
 from dfke_jax.commands.models import MODEL, add_declarations, declarations
 
-_SUFFIX = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx", "torch": ".pt"}
+_SUFFIX = {
+    "safetensors": ".safetensors",
+    "stablehlo": ".stablehlo",
+    "onnx": ".onnx",
+    "torch": ".pt",
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +19,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     add_declarations(parser)
     parser.add_argument("--to", required=True, choices=tuple(_SUFFIX), help="the format")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="(default: the model's name with the format's ending)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="(default: the model's name with the format's ending)",
+    )
 
 
 def execute(options: argparse.Namespace) -> int:

@@ -22,7 +22,9 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
 
 
 def check_teacher(teacher: WhiteBox, method: str) -> None:
-    """Raises `InputError` where a teacher lacks what a method of `NEEDS` reads; the message names methods that work."""
+    """Raises `InputError` where a teacher lacks what a method of `NEEDS` reads; the message names
+    methods that work.
+    """
     check_shows(teacher, method, NEEDS[method], NEEDS)
 
 

@@ -26,10 +26,10 @@ _TORCH = ("LeNet5", "MLP", "ResNet", "TwoConv", "VGG", "WideResNet")
 def export(model: WhiteBox, to: str, path: str | Path) -> list[Path]:
     """Writes a model in another format; rows are pixels in its box, and answers are logits.
 
-    ``safetensors``: the variables by name (``params/head/kernel``), with all that `Classifier.save` says beside
-    them. ``stablehlo``: the function of any batch size, for CPU, CUDA and TPU (`jax.export`). ``onnx``: the
-    same as a graph, rows NHWC. ``torch``: a ``state_dict``, and beside it a file of the network in PyTorch, whose
-    ``net()`` takes NCHW and needs this package no more.
+    ``safetensors``: the variables by name (``params/head/kernel``), with all that `Classifier.save`
+    says beside them. ``stablehlo``: the function of any batch size, for CPU, CUDA and TPU
+    (`jax.export`). ``onnx``: the same as a graph, rows NHWC. ``torch``: a ``state_dict``, and beside
+    it a file of the network in PyTorch, whose ``net()`` takes NCHW and needs this package no more.
 
     Args:
       model: a `Classifier`; another white box to stablehlo and onnx only.
@@ -39,8 +39,9 @@ def export(model: WhiteBox, to: str, path: str | Path) -> list[Path]:
       The files.
 
     Raises:
-      UnknownNameError: another format. InputError: something is there already, what writes the format is not
-        installed, or the network has no counterpart in it. CheckpointError: it cannot be written.
+      UnknownNameError: another format. InputError: something is there already, what writes the
+        format is not installed, or the network has no counterpart in it. CheckpointError: it cannot
+        be written.
     """
     if to not in FORMATS:
         raise UnknownNameError("format", to, FORMATS)
@@ -50,7 +51,9 @@ def export(model: WhiteBox, to: str, path: str | Path) -> list[Path]:
         if file.exists():
             raise InputError(f"{file} exists, and nothing is overwritten; choose another name")
     if to in ("safetensors", "torch") and not isinstance(model, Classifier):
-        raise InputError(f"{to} takes networks of this package, and {model.name} is none; take stablehlo or onnx")
+        raise InputError(
+            f"{to} takes networks of this package, and {model.name} is none; take stablehlo or onnx"
+        )
     writable_directory(place.absolute().parent, needed_bytes=0)
     try:
         for file, content in zip(files, FORMATS[to](model, place), strict=True):
@@ -66,7 +69,9 @@ def _safetensors(classifier: Classifier, path: Path) -> list[bytes]:
     try:
         from safetensors.numpy import save
     except ImportError:
-        raise InputError('safetensors: `pip install -e ".[safetensors]"` in a clone of the repository') from None
+        raise InputError(
+            'safetensors: `pip install -e ".[safetensors]"` in a clone of the repository'
+        ) from None
     arrays = flatten_dict(saved.plain(classifier.variables), sep="/")
     about = saved.description(classifier.module, classifier.variables, classifier.facts())
     tensors = {str(name): np.ascontiguousarray(np.asarray(value)) for name, value in arrays.items()}
@@ -80,7 +85,9 @@ def _stablehlo(model: WhiteBox, path: Path) -> list[bytes]:
     rows = jax.ShapeDtypeStruct((batch, *model.input_shape), jnp.float32)
     try:
         with convolution("lax"):
-            made = exporting.export(jax.jit(lambda rows: model(rows)), platforms=("cpu", "cuda", "tpu"))(rows)
+            made = exporting.export(
+                jax.jit(lambda rows: model(rows)), platforms=("cpu", "cuda", "tpu")
+            )(rows)
     except Exception as error:  # shapes of a symbolic batch have errors of many kinds
         raise InputError(
             f"{model.name} cannot be exported for any batch size: {type(error).__name__}: {error}"
@@ -103,7 +110,9 @@ def _onnx(model: WhiteBox, path: Path) -> list[bytes]:
         with convolution("lax"):
             made: Any = to_onnx(lambda rows: model(rows), [("B", *model.input_shape)])
     except Exception as error:
-        raise InputError(f"jax2onnx cannot write {model.name}: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"jax2onnx cannot write {model.name}: {type(error).__name__}: {error}"
+        ) from error
     finally:
         loud.setLevel(level)
     return [made.SerializeToString()]
@@ -115,7 +124,9 @@ def _torch(classifier: Classifier, path: Path) -> list[bytes]:
     try:
         import torch
     except ImportError:
-        raise InputError('torch: `pip install -e ".[torch]"` in a clone of the repository') from None
+        raise InputError(
+            'torch: `pip install -e ".[torch]"` in a clone of the repository'
+        ) from None
     kind, own = type(classifier.module).__name__, classifier.preprocessing
     if kind not in _TORCH or not type(classifier.module).__module__.startswith("dfke_jax.nn."):
         raise InputError(f"{kind} has no counterpart in PyTorch; those of {', '.join(_TORCH)} have")
@@ -128,14 +139,17 @@ def _torch(classifier: Classifier, path: Path) -> list[bytes]:
         f'\n\ndef net() -> Classifier:\n    """The network of {path.name}, without its weights."""\n'
         f"    return Classifier({kind}({arguments}), {', '.join(map(repr, given))})\n"
     )
-    state = {f"network.{name}": torch.tensor(value) for name, value in torch_state(classifier.variables).items()}
+    state = {
+        f"network.{name}": torch.tensor(value)
+        for name, value in torch_state(classifier.variables).items()
+    }
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return [buffer.getvalue(), source.encode()]
 
 
 def torch_state(variables: Any) -> dict[str, np.ndarray]:
-    """Flax variables as PyTorch names and orders them: kernels (H, W, I, O) as (O, I, H, W), (I, O) as (O, I)."""
+    """Flax variables as PyTorch names and orders them: (H, W, I, O) -> (O, I, H, W), (I, O) -> (O, I)."""
     named = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     state: dict[str, np.ndarray] = {}
     for kind in ("params", "batch_stats"):
@@ -143,8 +157,8 @@ def torch_state(variables: Any) -> dict[str, np.ndarray]:
             array = np.asarray(value)
             if name[-1] == "kernel":
                 array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
-            state[".".join((*map(str, name[:-1]), named.get(str(name[-1]), str(name[-1]))))] = np.ascontiguousarray(
-                array
+            state[".".join((*map(str, name[:-1]), named.get(str(name[-1]), str(name[-1]))))] = (
+                np.ascontiguousarray(array)
             )
             if name[-1] == "mean":
                 state[".".join((*map(str, name[:-1]), "num_batches_tracked"))] = np.asarray(0)

@@ -74,23 +74,91 @@ _HERE = "dfke_jax.models.openers."
 OPENERS: list[Opener] = [
     Opener("built-in", "digits", lambda where: where == "digits", _HERE + "built_in"),
     Opener("endpoint", "http(s)://...", _address, _HERE + "endpoint", ("httpx", "serve")),
-    Opener("declaration", "FILE.toml, which names the model and declares", suffix(".toml"), _HERE + "declaration"),
-    Opener("name in a file", "FILE.py:NAME", lambda w: isinstance(w, str) and ".py:" in w, _HERE + "named"),
-    Opener("PyTorch program", "FILE.pt2, FILE.pt, FILE.pth", suffix(".pt2", ".pt", ".pth"), _HERE + "torch_program", ("torch", "torch")),
+    Opener(
+        "declaration",
+        "FILE.toml, which names the model and declares",
+        suffix(".toml"),
+        _HERE + "declaration",
+    ),
+    Opener(
+        "name in a file",
+        "FILE.py:NAME",
+        lambda w: isinstance(w, str) and ".py:" in w,
+        _HERE + "named",
+    ),
+    Opener(
+        "PyTorch program",
+        "FILE.pt2, FILE.pt, FILE.pth",
+        suffix(".pt2", ".pt", ".pth"),
+        _HERE + "torch_program",
+        ("torch", "torch"),
+    ),
     Opener("ONNX graph", "FILE.onnx", suffix(".onnx"), _HERE + "onnx", ("onnxruntime", "onnx")),
-    Opener("scikit-learn estimator", "FILE.skops, an estimator", either(suffix(".skops"), instance("sklearn.base", "BaseEstimator")), _HERE + "sklearn", ("skops", "sklearn")),
-    Opener("exported model", "FILE.safetensors or FILE.stablehlo of dfke export", suffix(".safetensors", ".stablehlo"), _HERE + "exported", ("safetensors", "safetensors")),
+    Opener(
+        "scikit-learn estimator",
+        "FILE.skops, an estimator",
+        either(suffix(".skops"), instance("sklearn.base", "BaseEstimator")),
+        _HERE + "sklearn",
+        ("skops", "sklearn"),
+    ),
+    Opener(
+        "exported model",
+        "FILE.safetensors or FILE.stablehlo of dfke export",
+        suffix(".safetensors", ".stablehlo"),
+        _HERE + "exported",
+        ("safetensors", "safetensors"),
+    ),
     Opener("pickle", "refused", suffix(".pkl", ".pickle", ".joblib"), _HERE + "pickled"),
-    Opener("Hugging Face model", "a folder with config.json", _folder_of("config.json", '"model_type"'), _HERE + "hugging_face", ("transformers", "huggingface")),
-    Opener("saved model", "a directory that dfke_jax wrote, a Classifier", either(_directory, instance("dfke_jax.nn.classifier", "Classifier")), _HERE + "directory"),
-    Opener("PyTorch module", "a torch.nn.Module", instance("torch.nn", "Module"), _HERE + "torch_module", ("torch", "torch")),
-    Opener("Linen module", "a flax.linen.Module, with weights", instance("flax.linen", "Module"), _HERE + "linen"),
+    Opener(
+        "Hugging Face model",
+        "a folder with config.json",
+        _folder_of("config.json", '"model_type"'),
+        _HERE + "hugging_face",
+        ("transformers", "huggingface"),
+    ),
+    Opener(
+        "saved model",
+        "a directory that dfke_jax wrote, a Classifier",
+        either(_directory, instance("dfke_jax.nn.classifier", "Classifier")),
+        _HERE + "directory",
+    ),
+    Opener(
+        "PyTorch module",
+        "a torch.nn.Module",
+        instance("torch.nn", "Module"),
+        _HERE + "torch_module",
+        ("torch", "torch"),
+    ),
+    Opener(
+        "Linen module",
+        "a flax.linen.Module, with weights",
+        instance("flax.linen", "Module"),
+        _HERE + "linen",
+    ),
     Opener("NNX module", "a flax.nnx.Module", instance("flax.nnx", "Module"), _HERE + "nnx"),
-    Opener("Equinox module", "an equinox.Module, or (module, state)", either(instance("equinox", "Module"), _pair), _HERE + "equinox_module", ("equinox", "equinox")),
-    Opener("ART estimator", "a classifier of the Adversarial Robustness Toolbox", instance("art.estimators.classification", "ClassifierMixin"), _HERE + "art", ("art", "art")),
-    Opener("host victim", "a HostVictim", instance("dfke_jax.oracle.victims", "HostVictim"), _HERE + "host_victim"),
+    Opener(
+        "Equinox module",
+        "an equinox.Module, or (module, state)",
+        either(instance("equinox", "Module"), _pair),
+        _HERE + "equinox_module",
+        ("equinox", "equinox"),
+    ),
+    Opener(
+        "ART estimator",
+        "a classifier of the Adversarial Robustness Toolbox",
+        instance("art.estimators.classification", "ClassifierMixin"),
+        _HERE + "art",
+        ("art", "art"),
+    ),
+    Opener(
+        "host victim",
+        "a HostVictim",
+        instance("dfke_jax.oracle.victims", "HostVictim"),
+        _HERE + "host_victim",
+    ),
     Opener("function", "a function of rows", callable, _HERE + "function"),
-]  # fmt: skip
-"""The first that recognises a model opens it. A package of one's own appends, or inserts, its line."""
+]
+"""The first that recognises a model opens it. A package of one's own appends, or inserts, its line.
+"""
 
 __all__ = ["OPENERS", "Opener", "either", "instance", "suffix"]

@@ -109,7 +109,9 @@ class ResNet(nn.Module):
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True), 1):
             for i in range(1, depth + 1):
                 self.blocks.append(f"stage{stage}_block{i}")
-                self.add_module(self.blocks[-1], BasicBlock(inputs, width, 2 if stage > 1 and i == 1 else 1))
+                self.add_module(
+                    self.blocks[-1], BasicBlock(inputs, width, 2 if stage > 1 and i == 1 else 1)
+                )
                 inputs = width
         self.head = nn.Linear(inputs, num_classes)
 
@@ -148,7 +150,9 @@ class WideResNet(nn.Module):
             filters = 8 * 2**stage * width
             for i in range(1, count + 1):
                 self.blocks.append(f"stage{stage}_block{i:0{digits}}")
-                self.add_module(self.blocks[-1], WideBlock(inputs, filters, 2 if stage > 1 and i == 1 else 1))
+                self.add_module(
+                    self.blocks[-1], WideBlock(inputs, filters, 2 if stage > 1 and i == 1 else 1)
+                )
                 inputs = filters
         self.top_norm = norm(inputs)
         self.head = nn.Linear(inputs, num_classes)
@@ -161,7 +165,9 @@ class WideResNet(nn.Module):
 
 
 class VGG(nn.Module):
-    def __init__(self, shape, num_classes=10, depths=(1, 1, 2, 2, 2), widths=(64, 128, 256, 512, 512)):
+    def __init__(
+        self, shape, num_classes=10, depths=(1, 1, 2, 2, 2), widths=(64, 128, 256, 512, 512)
+    ):
         super().__init__()
         self.depths, inputs = depths, shape[2]
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True), 1):
@@ -183,7 +189,7 @@ class VGG(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Images (B, C, H, W) as pixels in the box -> logits: size, fit, mean and std, then the network."""
+    """Pixels (B, C, H, W) in the box -> logits: size, fit, mean and std, then the network."""
 
     def __init__(self, network: nn.Module, size, fit: str, mean, std, low: float):
         super().__init__()

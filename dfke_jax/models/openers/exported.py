@@ -53,7 +53,9 @@ def _weights(path: Path, said: Declared) -> Found:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read as safetensors: {error}") from error
     if about is None:
-        raise InputError(f"{path} holds weights alone; open their class, FILE.py:NAME, with weights={path.name}")
+        raise InputError(
+            f"{path} holds weights alone; open their class, FILE.py:NAME, with weights={path.name}"
+        )
     try:
         described = json.loads(about)
     except ValueError as error:
