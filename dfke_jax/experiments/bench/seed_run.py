@@ -113,7 +113,7 @@ class Run(Generic[C]):
         label: str = "",
         series: Sequence[Series] = (),
     ) -> None:
-        """Measures a network on the test set and enters it into an arm.
+        """Measures a network on the test set and enters it into an arm; that of the first seed is kept.
 
         Args:
           arm: name. network: what it trained.
@@ -132,6 +132,8 @@ class Run(Generic[C]):
             if not alone or beside is not None:
                 answers = (beside or self.teacher).predict(test.images)
                 alike = round(100 * agreement(logits, answers), 4)
+        if self.first and isinstance(network, Classifier):
+            self.bench.keep_model(arm, network, self.seed)
         rounded = {name: round(float(value), 6) for name, value in (metrics or {}).items()}
         series = [dataclasses.replace(one, y=[[round(y, 6) for y in one.y[0]]]) for one in series]
         self.enter(arm, rounded, accuracy=right, agreement=alike, budget=budget, label=label, series=series)

@@ -324,6 +324,13 @@ class Workbench:
         self._samples[f"{name}_labels"] = labels[rows]
         np.savez_compressed(self.out / "samples.npz", **self._samples)  # pyright: ignore[reportArgumentType]
 
+    # ---- models
+
+    def keep_model(self, name: str, network: Classifier, seed: int) -> None:
+        """Keeps a network whole, for `dfke_jax.load` and every command: ``models/NAME`` in the run's directory."""
+        made_by = {"run": str(self.out), "arm": name, "seed": seed, "settings": type(self.config).__name__}
+        network.save(self.out / "models" / name, made_by=made_by, overwrite=True)
+
 
 def _hashes(settings: Any, root: Path) -> list[str]:
     """Of the files of data sets that settings name: a path says nothing of what it holds."""
