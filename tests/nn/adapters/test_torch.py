@@ -13,6 +13,7 @@ from dfke_jax.core import InputError
 from dfke_jax.distillation import ImpressionSettings, InversionSettings, data_impressions, deep_inversion
 from dfke_jax.nn import Classifier, Preprocessing, build
 from dfke_jax.nn.adapters import from_torch
+from dfke_jax.synthesis.synthesiser import Synthesis
 
 torch = pytest.importorskip("torch")
 torch_networks = pytest.importorskip("torch_networks")
@@ -87,19 +88,49 @@ def test_logits_statistics_and_layers_are_those_that_pytorch_has(pair, white):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["deep_inversion", "deep_inversion_first_layer", "data_impressions"])
-def test_images_are_those_of_the_same_weights_in_this_package(pair, white, method):
-    """After ten updates; later ReLUs and Adam's signs take rounding apart, also between forms of one convolution."""
-    inversion = InversionSettings(steps=10, start="smooth", first_layer=10.0 if method.endswith("layer") else 1.0)
+def test_images_descend_by_the_gradients_of_the_same_weights_in_this_package(pair, white, method):
+    """The loss of both, and its gradient, wherever this package's own run of fifty updates comes by.
+
+    Two images of twenty may have a unit so near the bend of its ReLU that rounding decides its slope, which changes that
+    image's gradient by several per cent; the others agree.
+
+    Whole runs are not compared: an update of Adam has the size of its rate whatever the gradient's, so that a pixel whose
+    gradient is rounding moves by twice the rate from one arithmetic to another, and what follows is another run.
+    """
     make, settings = {
-        "data_impressions": (data_impressions, ImpressionSettings(steps=10, learning_rate=0.01, start_mean=(0.5, 0.5))),
-    }.get(method, (deep_inversion, inversion))
-    one, other = (
-        np.asarray(core.run(make(teacher, settings, 20, 20), jax.random.key(1), 1).state.images)
-        for teacher in (pair[0], white)
+        "data_impressions": (data_impressions, ImpressionSettings(steps=1, learning_rate=0.01, start_mean=(0.5, 0.5))),
+    }.get(
+        method,
+        (
+            deep_inversion,
+            InversionSettings(steps=1, start="smooth", first_layer=10.0 if method.endswith("layer") else 1.0),
+        ),
     )
-    np.testing.assert_allclose(other, one, atol=1e-3)
+
+    @jax.jit
+    def loss_and_gradient(synthesis, images, wanted):
+        loss = lambda images: jnp.mean(synthesis.loss(jax.random.key(3), images, wanted))
+        return jax.value_and_grad(loss)(images)
+
+    rows = jnp.arange(20)
+    sides = [synthesis_of(make(teacher, settings, 20, 20)) for teacher in (pair[0], white)]
+    labels = sides[0].labels(rows)
+    wanted = sides[0].wanted(jax.random.key(2), labels, rows)
+    for steps in (0, 1, 5, 20, 50):
+        made = make(pair[0], dataclasses.replace(settings, steps=max(steps, 1)), 20, 20, control=not steps)
+        images = core.run(made, jax.random.key(1), 1).state.images
+        (loss, own), (other_loss, other) = (loss_and_gradient(side, images, wanted) for side in sides)
+        np.testing.assert_allclose(other_loss, loss, rtol=1e-4)
+        apart, size = (np.linalg.norm(np.asarray(part).reshape(20, -1), axis=1) for part in (own - other, own))
+        assert (apart <= 1e-3 * size).sum() >= 18, (steps, apart / size)
     start = core.run(make(white, settings, 20, 20, control=True), jax.random.key(1), 1).state.images
-    assert np.abs(one - start).mean() > 0.02  # the images are made, not those of the start
+    assert np.abs(np.asarray(images) - np.asarray(start)).mean() > 0.02  # the images are made, not those of the start
+
+
+def synthesis_of(method):
+    """The record behind a method that fills a pool."""
+    held = jax.tree.leaves(method.step, is_leaf=lambda node: isinstance(node, Synthesis))
+    return next(node for node in held if isinstance(node, Synthesis))
 
 
 class Many(nn.Module):
