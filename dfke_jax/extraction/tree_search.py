@@ -264,7 +264,7 @@ def differing(start: np.ndarray, identity: int, moves: Sequence[tuple[int, int]]
         probes = [group[: (len(group) + 1) // 2] if leads else group for group, leads in tests]
         found = yield np.stack([moved(start, *probe) for probe in probes])
         pending = []
-        for (group, leads), probe, changed in zip(tests, probes, found != identity, strict=True):
+        for (group, _), probe, changed in zip(tests, probes, found != identity, strict=True):
             rest = group[len(probe) :]
             if changed:
                 pending.append((probe, True))
