@@ -13,7 +13,8 @@ float64; it is zero at the victim. Of the last two it is not convex, and may end
 
 Source: Tramèr, Zhang, Juels, Reiter, Ristenpart, "Stealing Machine Learning Models via Prediction
 APIs", USENIX Security 2016, sections 4.1.2 and 4.1.3. Deviations: L-BFGS throughout, where the
-paper descends the gradient of networks and kernels; no regularisation.
+paper descends the gradient of networks and kernels; no regularisation; models that are affine in
+the row are searched on uncorrelated features.
 """
 
 import dataclasses
@@ -271,8 +272,9 @@ def _least(
         rows, targets = jnp.asarray(rows), jnp.asarray(targets)  # once on the device
         settings = {"maxiter": iterations, "maxfun": 2 * iterations, "maxcor": 50, "ftol": 0.0, "gtol": 1e-9}
         start = np.concatenate([of.ravel() for of in moving.values()])
-        found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options=settings)
-    return FittedModel({**unravelled(found.x), **kept}, logs, max(float(found.fun), 0.0) / len(answers))
+        found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options=settings).x
+        value = loss(found)[0]
+    return FittedModel({**unravelled(found), **kept}, logs, max(value, 0.0) / len(answers))
 
 
 def _value(moving: Any, kept: Any, rows: Array, targets: Array, logs: Logs) -> Array:

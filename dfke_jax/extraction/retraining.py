@@ -68,7 +68,7 @@ def mlp_clone(hidden: int = 20) -> Clone:
     """A network with one hidden layer."""
     from sklearn.neural_network import MLPClassifier
 
-    return MLPClassifier((hidden,), activation="tanh", alpha=1e-5, solver="lbfgs", max_iter=1000, random_state=0)
+    return MLPClassifier((hidden,), activation="tanh", alpha=1e-3, solver="lbfgs", max_iter=1000, random_state=0)
 
 
 CLONES: dict[str, Callable[[], Clone]] = {

@@ -41,6 +41,7 @@ from dfke_jax.oracle.reveal import (
     check_answers,
 )
 from dfke_jax.oracle.serve import background, create_app
+from dfke_jax.oracle.tree_victims import tree_victim
 from dfke_jax.oracle.victims import (
     HostVictim,
     PrecisionWarning,
@@ -101,4 +102,5 @@ __all__ = [
     "reverse_cross_entropy",
     "rows_per_step",
     "traced_torch",
+    "tree_victim",
 ]
