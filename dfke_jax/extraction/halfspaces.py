@@ -3,7 +3,7 @@
 Rows are written with one coordinate more, z = (x, 1), so that the boundary goes through the origin;
 any z but those with z_0 = 0 is a row, x = z/z_0, whose label turns over where z_0 < 0. Of orthogonal
 u and v the label of cos(α) u + sin(α) v changes at right angles to the projection of w on their
-plane: log2(1/ε) labels find its direction. The D + 1 axes are coupled in pairs, then the pairs, ...:
+plane: log2(1/ε) labels find its direction. D + 1 axes, turned at random, are coupled in pairs, then the pairs, ...:
 D couplings in log2(D + 1) rounds, all of a round side by side, O(D log(1/ε)) rows in all.
 
 Source: Chandrasekaran, Chaudhuri, Giacomelli, Jha, Yan, "Exploring Connections Between Active
@@ -56,7 +56,7 @@ def coupled_halfspace(schema: Schema, *, precision: float = 2.0**-16) -> HostAtt
             asked = middle + half * points[:, :-1] / last
             return np.where(labels(asked) == both[1], 1.0, -1.0) * np.sign(last[:, 0])
 
-        axes = np.eye(schema.width + 1)
+        axes = np.linalg.qr(rng.normal(size=(schema.width + 1, schema.width + 1)))[0]
         with ask.phase("signs"):
             vectors = list(axes * signs(axes)[:, None])
         steps = int(np.ceil(-np.log2(precision)))

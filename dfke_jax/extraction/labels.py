@@ -64,17 +64,20 @@ def two_sides(
 
 
 def bisected(
-    labels: Callable[[np.ndarray], np.ndarray], first: np.ndarray, second: np.ndarray, steps: int
+    labels: Callable[[np.ndarray], np.ndarray],
+    first: np.ndarray,
+    second: np.ndarray,
+    start: np.ndarray,
+    steps: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Between rows `first` and `second` (n, D) with different labels, points on either side of a boundary.
+    """Between rows `first`, of labels `start` (n,), and `second`, of others, points on either side of a boundary.
 
-    All n bisections go side by side, `steps` calls of n rows.
+    Rows are (n, D). All n bisections go side by side, `steps` calls of n rows.
 
     Returns:
       (near, far), each (n, D), |near − far| = 2^-steps |first − second|; `near` has the label of
       `first`.
     """
-    start = labels(first) if steps else None
     near, far = first.copy(), second.copy()
     for _ in range(steps):
         middle = (near + far) / 2

@@ -120,17 +120,18 @@ class _LowdMeek:
     def _linear(self, rng: Any, ask: Ask, labels: Any, rows: Any, found: Any, positive: int) -> Halfspace:
         first, second = rows[found != positive][:1], rows[found == positive][:1]
         with ask.phase("boundary"):
-            near, _ = bisected(labels, first, second, _APPROACH)
+            near, _ = bisected(labels, first, second, found[found != positive][:1], _APPROACH)
         point, span = near[0], float(np.abs(second - first).max())
         # 16 times the last bracket: far enough that the score is not lost in rounding
         point = point + (first - second)[0] / np.linalg.norm(first - second) * span * 2.0 ** (4 - _APPROACH)
         low, high = self.schema.box
         with ask.phase("axes"):
-            reached = self._axes(labels, point, int(labels(point[None])[0]), (high - low) / 2)
+            label = int(labels(point[None])[0])
+            reached = self._axes(labels, point, label, (high - low) / 2)
         weights = np.divide(-1.0, reached, out=np.zeros_like(reached), where=np.isfinite(reached))
         if not weights.any():
             raise InputError("no axis meets the boundary: the model is not linear, or the endpoint clips rows")
-        sign = 1.0 if int(labels(point[None])[0]) == positive else -1.0
+        sign = 1.0 if label == positive else -1.0
         bias = 1.0 - weights @ point
         return Halfspace(sign * weights, float(sign * bias), _both(found))
 
@@ -192,7 +193,7 @@ class _LowdMeek:
             )
         steps = int(np.ceil(-np.log2(self.precision)))
         with ask.phase("boundary"):
-            near, far = bisected(labels, ones[pairs[:, 0]], others[pairs[:, 1]], steps)
+            near, far = bisected(labels, ones[pairs[:, 0]], others[pairs[:, 1]], np.full(len(pairs), positive), steps)
         matrix = np.concatenate([monomials((near + far) / 2, exponents), np.ones((len(pairs), 1))], 1)
         solved = np.linalg.svd(matrix)[2][-1]
         halfspace = Halfspace(solved[:-1], float(solved[-1]), _both(found), exponents)
@@ -209,7 +210,7 @@ class _LowdMeek:
         ones, others = rows[found == halfspace.labels[1]], rows[found == halfspace.labels[0]]
         count = (self.checks + 1) // 2
         first, second = ones[rng.integers(len(ones), size=count)], others[rng.integers(len(others), size=count)]
-        near, far = bisected(halfspace.predict, first, second, 30)
+        near, far = bisected(halfspace.predict, first, second, halfspace.predict(first), 30)
         slope = (first - second) / np.linalg.norm(first - second, axis=1, keepdims=True)
         width = float(np.max(np.subtract(*self.schema.box[::-1])))
         asked = [near + slope * width * 2e-3, far - slope * width * 2e-3]

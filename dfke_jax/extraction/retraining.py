@@ -202,7 +202,7 @@ class _Retraining:
         first, second, _ = _brackets(rng, rows, found, count)
         predicted = [np.asarray(clone.predict(side)) for side in (first, second)]
         told_apart = predicted[0] != predicted[1]
-        near, far = bisected(clone.predict, first[told_apart], second[told_apart], 20)
+        near, far = bisected(clone.predict, first[told_apart], second[told_apart], predicted[0][told_apart], 20)
         middle = (first + second) / 2  # where it does not tell them apart
         middle[told_apart] = (near + far) / 2
         return middle
