@@ -34,6 +34,7 @@ from dfke_jax.data.schema import Schema
 from dfke_jax.oracle.reveal import Reveal, check_answers
 
 Parameters = dict[str, np.ndarray]
+_FOUND = 1e-9
 Logs = Callable[[dict[str, Array], Array], Array]
 
 
@@ -111,7 +112,13 @@ def one_versus_rest(schema: Schema, *, rows: int | None = None, reveal: Reveal |
 
 
 def hidden_layer(
-    schema: Schema, hidden: int, *, rows: int | None = None, reveal: Reveal | None = None, iterations: int = 1500
+    schema: Schema,
+    hidden: int,
+    *,
+    rows: int | None = None,
+    reveal: Reveal | None = None,
+    iterations: int = 1500,
+    starts: int = 1,
 ) -> HostAttack:
     """A network with one hidden layer of tanh units.
 
@@ -121,6 +128,7 @@ def hidden_layer(
       rows: how many are asked; 5 k by default.
       reveal: what is answered: probabilities.
       iterations: of L-BFGS at most.
+      starts: of the search at most, of which the one of least divergence is kept; they ask nothing.
 
     Returns, Raises: as `one_versus_rest`.
     """
@@ -135,7 +143,7 @@ def hidden_layer(
             "last_bias": np.zeros(classes),
         }
 
-    return _attack(schema, rows, reveal, hidden_layer_logs, start, (), iterations, factor=5)
+    return _attack(schema, rows, reveal, hidden_layer_logs, start, (), iterations, factor=5, starts=starts)
 
 
 def kernel_regression(
@@ -146,6 +154,7 @@ def kernel_regression(
     rows: int | None = None,
     reveal: Reveal | None = None,
     iterations: int = 2000,
+    starts: int = 1,
 ) -> HostAttack:
     """A kernel logistic regression, and with it the rows that it was trained on.
 
@@ -156,6 +165,7 @@ def kernel_regression(
       rows: how many are asked; 5 k by default.
       reveal: what is answered: probabilities.
       iterations: of L-BFGS at most.
+      starts: of the search at most, of which the one of least divergence is kept; they ask nothing.
 
     Returns:
       A `HostAttack` for answers (B, K); it finds a `FittedModel` whose parameter ``representers``
@@ -174,7 +184,7 @@ def kernel_regression(
             "gamma": np.float64(gamma),
         }
 
-    return _attack(schema, rows, reveal, kernel_logs, start, ("gamma",), iterations, factor=5)
+    return _attack(schema, rows, reveal, kernel_logs, start, ("gamma",), iterations, factor=5, starts=starts)
 
 
 def _attack(
@@ -187,12 +197,13 @@ def _attack(
     iterations: int,
     *,
     factor: int = 1,
+    starts: int = 1,
 ) -> HostAttack:
     reveal = reveal or Reveal()
     if reveal.kind != "probabilities":
         raise InputError(f"a cross-entropy is taken of all probabilities, not of {reveal.kind!r}")
-    if count is not None and count < 2:
-        raise InputError(f"rows must be at least 2, got {count}")
+    if (count is not None and count < 2) or starts < 1:
+        raise InputError(f"rows must be at least 2 and starts at least 1, got {count} and {starts}")
 
     def solve(rng: np.random.Generator, ask: Ask) -> Solution:
         with ask.phase("equations"):
@@ -208,7 +219,13 @@ def _attack(
                 f"all {len(rows)} answers are equal: the model is constant in this box, or the endpoint does "
                 "not look at rows"
             )
-        return Solution(_fitted(rows, answers, logs, first, fixed, iterations))
+        best = _fitted(rows, answers, logs, first, fixed, iterations)
+        for _ in range(starts - 1):
+            if best.divergence is not None and best.divergence < _FOUND:
+                break
+            other = _fitted(rows, answers, logs, start(rng, answers.shape[1]), fixed, iterations)
+            best = min(best, other, key=lambda model: model.divergence or 0.0)
+        return Solution(best)
 
     return HostAttack(solve)
 

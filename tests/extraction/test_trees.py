@@ -1,5 +1,7 @@
 """Trees are found leaf by leaf, and held against scikit-learn's own."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
@@ -75,15 +77,16 @@ def test_from_the_root_down_it_costs_less():
 
 def test_shared_identities_are_repaired_by_validation():
     """Labels alone: two answers for all leaves of a checkerboard, whose faces path finding does not see."""
-    rows = drawn(600)
-    board = DecisionTreeClassifier(random_state=0).fit(rows, (np.floor(4 * rows[:, 0]) + np.floor(2 * rows[:, 4])) % 2)
-    victim, reveal = victims.from_sklearn(board, (7,)), Reveal("label")
-    settings = TreeSettings(2.0**-12, identified=False, checks=300)
-    alone = steal(find_paths(SCHEMA, TreeSettings(2.0**-12, identified=False, rounds=0)), victim, reveal).found
-    found = steal(find_paths(SCHEMA, settings), victim, reveal).found
-    wrong = [(tree.predict(UNIFORM) != board.predict(UNIFORM)).mean() for tree in (alone, found)]
-    assert wrong[1] < 0.005
-    assert wrong[1] < wrong[0]
+    schema = Schema.of_numbers(2, 0.0, 1.0)
+    rows, uniform = (schema.uniform(np.random.default_rng(seed), 2000) for seed in (0, 1))
+    board = DecisionTreeClassifier(random_state=0).fit(rows[:300], np.floor(3 * rows[:300]).sum(1) % 2)
+    oracle = oracle_for(victims.from_sklearn(board, (2,)), Reveal("label"))
+    settings = TreeSettings(2.0**-10, identified=False, checks=150, rounds=12)
+    found = core.run_host(find_paths(schema, settings), oracle, 0).found
+    alone = core.run_host(find_paths(schema, dataclasses.replace(settings, rounds=0)), oracle, 0).found
+    wrong = [(tree.predict(uniform) != board.predict(uniform)).mean() for tree in (alone, found)]
+    assert wrong[0] > 0.02
+    assert wrong[1] < 0.01
 
 
 def test_identities_that_are_said_to_be_unique_and_are_not_are_noticed():
@@ -91,9 +94,9 @@ def test_identities_that_are_said_to_be_unique_and_are_not_are_noticed():
     shared = victims.from_function(
         lambda rows: np.concatenate([nodes(rows)[:, :1] % 3 + 1, nodes(rows)[:, 1:]], 1), (7,), 5, gives="logits"
     )
-    tree = steal(find_paths(SCHEMA, TreeSettings(2.0**-12, checks=300)), shared).found
+    tree = steal(find_paths(SCHEMA, TreeSettings(2.0**-12, checks=150, rounds=12)), shared).found
     answers, found = shared(UNIFORM.astype(np.float32))[:, 0], tree.answers[tree.apply(UNIFORM), 0]
-    assert (answers != found).mean() < 0.005
+    assert (answers != found).mean() < 0.02
 
 
 def test_a_regression_tree_and_one_of_a_single_leaf():
