@@ -1,4 +1,4 @@
-"""Labelled images, where they come from, and how they are varied."""
+"""Labelled images and tables, where they come from, and how images are varied."""
 
 from dfke_jax.data import augment
 from dfke_jax.data.augment import (
@@ -14,14 +14,20 @@ from dfke_jax.data.augment import (
     warp,
 )
 from dfke_jax.data.dataset import Dataset, Split
+from dfke_jax.data.schema import Column, Schema
 from dfke_jax.data.sources import Availability, available, load, tfds_directory
+from dfke_jax.data.tables import TABLES, Table, load_table
 from dfke_jax.data.tones import TONES, tones
 
 __all__ = [
+    "TABLES",
     "TONES",
     "Availability",
+    "Column",
     "Dataset",
+    "Schema",
     "Split",
+    "Table",
     "affine",
     "augment",
     "available",
@@ -31,6 +37,7 @@ __all__ = [
     "gaussian_noise",
     "identity",
     "load",
+    "load_table",
     "random_crop",
     "salt_and_pepper",
     "shift",

@@ -8,7 +8,13 @@ from dfke_jax.evaluation.agreement import (
     total_variation,
 )
 from dfke_jax.evaluation.diversity import class_histogram, histogram_entropy, mean_pairwise_distance
-from dfke_jax.evaluation.fidelity import bootstrap_interval, class_fidelity, fidelity, self_fidelity
+from dfke_jax.evaluation.fidelity import (
+    bootstrap_interval,
+    class_fidelity,
+    extraction_errors,
+    fidelity,
+    self_fidelity,
+)
 from dfke_jax.evaluation.probe import linear_probe
 from dfke_jax.evaluation.summary import summarise, wilson_interval
 from dfke_jax.evaluation.transfer import fgsm, pgd, transfer_rate
@@ -21,6 +27,7 @@ __all__ = [
     "class_accuracies",
     "class_fidelity",
     "class_histogram",
+    "extraction_errors",
     "fgsm",
     "fidelity",
     "histogram_entropy",

@@ -48,6 +48,7 @@ from dfke_jax.oracle.reveal import (
     check_answers,
 )
 from dfke_jax.oracle.serve import background, create_app
+from dfke_jax.oracle.tree_victims import tree_victim
 from dfke_jax.oracle.victims import HostVictim, PrecisionWarning, from_function, from_jax
 
 __all__ = [
@@ -101,4 +102,5 @@ __all__ = [
     "reverse_cross_entropy",
     "rows_per_step",
     "traced_torch",
+    "tree_victim",
 ]
