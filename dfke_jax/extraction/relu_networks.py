@@ -1,0 +1,501 @@
+"""Two-layer ReLU networks, exactly: f(x) = A1 relu(A0 x + b0) + b1 from its answers alone.
+
+On a line every neuron has one critical point, where the slope jumps by |w_i'v| a_i. Between two
+neighbouring pieces of the line the whole gradient ∇f (D, K) jumps by the rank-one matrix ±w_i a_i';
+over several critical points by the sum of theirs. Since all a_i are known from the slopes on the
+line, the jump of the gradient over up to K points is solved for all of their normals at once,
+
+    ∇f_after − ∇f_before = Σ_i n_i â_i',   n_i'v = 1,   so that   N = (∇f_after − ∇f_before) Â⁺,
+
+and one finite-difference gradient, D + 1 rows, serves K/2 neurons; what K leaves over shows whether
+a difference was taken across a neuron. With scalar outputs a gradient serves one. Orientation costs
+nothing: relu(−z) = relu(z) − z, so that a neuron taken the wrong way round changes an affine term
+alone (`affine skip`), which the gradient of any piece determines. Which way round each was, and
+thereby the network itself, is read from that term, if it can be: h ≤ D K, and no neuron missing.
+
+| phase | rows |
+|---|---|
+| ``rounding`` | 27, and 22 where probabilities limit how far lines go |
+| ``kinks`` | about 12 a neuron and line; two lines at least, the second confirms what the first found |
+| ``gradients`` | (D + 1) (2h/K + 1), or (D + 1) (h + 1) of a scalar output, and those repeated that fail |
+| ``check`` | `check_rows` |
+
+Source: Jagielski et al., USENIX Security 2020, section 4; Milli, Schmidt, Dragan, Hardt, "Model
+Reconstruction from Model Explanations", FAT* 2019 (jumps of gradients). Deviations: gradients shared
+between neurons, the affine skip, confirmation by a second line, and vector outputs are ours.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.core.method import Ask, HostAttack, Solution
+from dfke_jax.extraction.piecewise_linear import Line, Pieces, Rounding, Values, find_pieces, measure_rounding
+
+Gives = Literal["logits", "log_probabilities", "probabilities"]
+_CHUNK = 8192
+_LEAST_PROBABILITY = 1e-280
+_CONDITION = 0.05
+_ROUNDS = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReluNetwork:
+    """f(x) = relu(x W + b) A + x S + c, as it was found.
+
+    Attributes:
+      weights: W (D, h). bias: b (h,). Columns of W have length 1.
+      output: A (h, K).
+      skip: S (D, K); None of a network that is of two layers to the last bit that could be told.
+      constant: c (K,).
+      residual: the largest difference of its outputs from the victim's in the rows that check it.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    output: np.ndarray
+    skip: np.ndarray | None
+    constant: np.ndarray
+    residual: float | None = None
+
+    def __call__(self, rows: Any) -> np.ndarray:
+        """Outputs (B, K) of rows (B, ...): logits, less their mean over the classes where probabilities were revealed."""
+        rows = np.asarray(rows, np.float64)
+        rows = rows.reshape(len(rows), -1)
+        outputs = np.maximum(rows @ self.weights + self.bias, 0) @ self.output + self.constant
+        return outputs if self.skip is None else outputs + rows @ self.skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReluSearch:
+    """Where a ReLU network is asked, and what is taken for its answers.
+
+    Attributes:
+      shape: of a row: (D,), (H, W, C) or such; D for (D,).
+      box: (low, high), numbers or arrays of the shape of a row: where lines begin and the result is
+        checked.
+      inside: whether rows must stay in the box. Neurons that divide no line through it are not
+        found then, and more lines are searched.
+      gives: what the answers are. Of probabilities, log p_k − mean_j log p_j is piecewise linear.
+      neurons_per_jump: of one difference of gradients; half the outputs by default, at least 1.
+      most_neurons: more critical points on a line are taken for another kind of model.
+      check_rows: on which the result is compared with the victim.
+      tolerance: largest difference there, in units of the size of the answers.
+      precision: ``float64``; ``float32`` sends such rows, and makes do with what comes of such answers:
+        see `relu_refinement.refined`.
+
+    Raises:
+      InputError: for settings that mean nothing.
+    """
+
+    shape: tuple[int, ...] | int
+    box: tuple[Any, Any] = (0.0, 1.0)
+    inside: bool = False
+    gives: Gives = "logits"
+    neurons_per_jump: int | None = None
+    most_neurons: int = 2048
+    check_rows: int = 128
+    tolerance: float = 1e-6
+    precision: Literal["float64", "float32"] = "float64"
+
+    def __post_init__(self):
+        if not self.row_shape or any(size < 1 for size in self.row_shape):
+            raise InputError(f"shape must be (D,), (H, W, C) or such, or D, got {self.shape}")
+        if self.gives not in ("logits", "log_probabilities", "probabilities"):
+            raise InputError(f"gives must be 'logits', 'log_probabilities' or 'probabilities', not {self.gives!r}")
+        if self.precision not in ("float64", "float32"):
+            raise InputError(f"precision must be 'float64' or 'float32', not {self.precision!r}")
+        if self.neurons_per_jump is not None and self.neurons_per_jump < 1:
+            raise InputError(f"neurons_per_jump must be at least 1, got {self.neurons_per_jump}")
+        if min(self.most_neurons, self.check_rows) < 1 or not self.tolerance > 0:
+            raise InputError("most_neurons and check_rows must be at least 1, and tolerance positive")
+        low, high = self.ends()
+        if not (np.isfinite(high - low).all() and (high > low).all()):
+            raise InputError(f"box must be (low, high) with low < high in every feature, got {self.box}")
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Of a row."""
+        return (self.shape,) if isinstance(self.shape, int) else tuple(self.shape)
+
+    @property
+    def features(self) -> int:
+        """D."""
+        return math.prod(self.row_shape)
+
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """The box as (low (D,), high (D,))."""
+        try:
+            low, high = (np.broadcast_to(np.asarray(end, np.float64), self.row_shape).ravel() for end in self.box)
+        except ValueError as error:
+            raise InputError(f"box must be (low, high), numbers or arrays of shape {self.row_shape}") from error
+        return low, high
+
+    @property
+    def scale(self) -> float:
+        """R, half the diagonal of the box."""
+        low, high = self.ends()
+        return float(np.linalg.norm(high - low)) / 2
+
+    def values(self, ask: Ask) -> Values:
+        """Rows (N, D) -> outputs (N, K) in float64, checked, in which a network's answers are piecewise linear."""
+
+        def values(rows: np.ndarray) -> np.ndarray:
+            rows = rows.reshape(len(rows), *self.row_shape).astype(self.precision, copy=False)
+            parts = [self.read(ask(rows[start : start + _CHUNK])) for start in range(0, len(rows), _CHUNK)]
+            return np.concatenate(parts)
+
+        return values
+
+    def read(self, answers: Any) -> np.ndarray:
+        """Outputs (N, K) of answers.
+
+        Raises:
+          InputError: for what are no such answers, or in float32.
+        """
+        answers = np.asarray(answers)
+        if answers.dtype.kind != "f":
+            raise InputError(f"weights are differences of real numbers, and the answers are {answers.dtype}: labels?")
+        if answers.ndim == 1:
+            answers = answers[:, None]
+        if answers.ndim != 2 or not np.isfinite(answers).all():
+            raise InputError(f"answers must be finite numbers (N, K), got shape {answers.shape}")
+        odd = answers[answers != np.round(answers)]
+        if self.precision == "float64" and (
+            answers.dtype.itemsize < 8 or (odd.size > 8 and np.array_equal(odd, odd.astype(np.float32)))
+        ):
+            raise InputError(
+                "the answers have no more than float32's seven digits: use an oracle with transport='float64' (an endpoint "
+                "with dtype='float64'), or precision='float32' and less exact weights"
+            )
+        answers = answers.astype(np.float64)
+        if self.gives == "logits":
+            return answers
+        if answers.shape[1] < 2:
+            raise InputError(f"{self.gives} are those of two classes or more, got one column")
+        if self.gives == "probabilities":
+            if answers.min() <= 0 or np.abs(answers.sum(1) - 1).max() > 1e-6:
+                raise InputError(
+                    "probabilities must be positive and sum to one; where one is zero its logarithm says nothing: "
+                    "stay in the box (inside=True)"
+                )
+            answers = np.log(answers)
+        return answers - answers.mean(1, keepdims=True)
+
+    def interior(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Points of the box (count, D): every feature near one of its ends, a random share of them near the upper."""
+        low, high = self.ends()
+        upper = rng.random((count, self.features)) < rng.random((count, 1))
+        share = np.where(upper, 1 - 0.5 * rng.random(upper.shape), 0.5 * rng.random(upper.shape))
+        return low + share * (high - low)
+
+    def draw_lines(self, rng: np.random.Generator, reach: float | None) -> list[Line]:
+        """The lines of a round: one without ends, or four through the box."""
+        low, high = self.ends()
+        if self.inside:
+            points = self.interior(rng, 8)
+            return [Line.chord(one, other, low, high) for one, other in points.reshape(4, 2, -1)]
+        start, way = low + rng.random(self.features) * (high - low), rng.normal(size=self.features)
+        return [Line.unlimited(start, way / np.linalg.norm(way), self.scale, reach)]
+
+
+def relu_network(search: ReluSearch) -> HostAttack:
+    """The weights of a two-layer ReLU network, up to the order and scale of its neurons.
+
+    Args:
+      search: where it is asked, and what it answers.
+
+    Returns:
+      A `HostAttack`; it finds a `ReluNetwork`.
+
+    Raises, while it runs:
+      InputError: for an endpoint that answers in float32, clips or quantises rows where they leave the
+        box, rounds, or answers labels; a model that is constant or no ReLU network of two layers.
+
+    Source: as of this module.
+    """
+    return HostAttack(_Extraction(search).solve)
+
+
+@dataclasses.dataclass(eq=False)
+class _Neurons:
+    """Neurons as they are found: normals (h, D) of length 1, biases (h,), outputs (h, K); either way round."""
+
+    normals: np.ndarray
+    biases: np.ndarray
+    outputs: np.ndarray
+
+    def add(self, normals: np.ndarray, biases: np.ndarray, outputs: np.ndarray) -> None:
+        self.normals = np.concatenate([self.normals, normals])
+        self.biases = np.concatenate([self.biases, biases])
+        self.outputs = np.concatenate([self.outputs, outputs])
+
+    def keep(self, chosen: np.ndarray) -> None:
+        self.normals, self.biases, self.outputs = self.normals[chosen], self.biases[chosen], self.outputs[chosen]
+
+    def active(self, rows: np.ndarray) -> np.ndarray:
+        """relu(x n + c) (N, h)."""
+        return np.maximum(rows @ self.normals.T + self.biases, 0)
+
+    def gradient(self, row: np.ndarray) -> np.ndarray:
+        """Of their sum at a row (D,): (D, K)."""
+        on = self.normals @ row + self.biases > 0
+        return self.normals[on].T @ self.outputs[on]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Extraction:
+    """The attack: lines, gradients, and what they make together."""
+
+    search: ReluSearch
+
+    def solve(self, rng: np.random.Generator, ask: Ask) -> Solution:
+        search, values = self.search, self.search.values(ask)
+        with ask.phase("rounding"):
+            reach = self._reach(rng, ask)
+            single = search.precision == "float32"
+            rounding = measure_rounding(values, search.draw_lines(rng, reach)[0], single=single)
+        neurons: _Neurons | None = None
+        affine: tuple[np.ndarray, np.ndarray, float] | None = None  # point, gradient and its error
+        network, quiet = None, 0
+        for _ in range(_ROUNDS):
+            lines = search.draw_lines(rng, reach)
+            with ask.phase("kinks"):
+                found = find_pieces(values, lines, rounding, most=search.most_neurons)
+            if neurons is None:
+                outputs = found[0].slopes.shape[1]
+                neurons = _Neurons(np.zeros((0, search.features)), np.zeros(0), np.zeros((0, outputs)))
+            new = 0
+            for pieces in found:
+                known, contradicted = self._matched(neurons, pieces, rounding)
+                if contradicted.any():
+                    neurons.keep(~contradicted)
+                    known, _ = self._matched(neurons, pieces, rounding)
+                unknown = pieces.clear & ~known
+                new += int(unknown.sum()) + int(contradicted.sum())
+                if unknown.any() or affine is None:
+                    with ask.phase("gradients"):
+                        gradient = self._solve_line(values, neurons, pieces, unknown, rounding)
+                    if gradient is not None and (affine is None or gradient[2] < affine[2]):
+                        affine = gradient
+            quiet = 0 if new else quiet + 1
+            if quiet < (2 if search.inside else 1) or affine is None:
+                continue
+            with ask.phase("check"):
+                rows = self._check_rows(rng)
+                answers = values(rows)
+            network = _assembled(neurons, affine, rows, answers)
+            ask.keep(network)
+            if network.residual is not None and network.residual <= self._allowed(rounding, answers):
+                return Solution(network)
+            quiet = 0
+        if network is None or not math.isfinite(network.residual or 0.0):
+            raise InputError("no line was found whose pieces could be told apart: the model is no two-layer ReLU network")
+        raise InputError(
+            f"the answers are not those of a two-layer ReLU network: they differ by {network.residual:.2g} from the nearest "
+            f"that was found, of {len(network.bias)} neurons. The endpoint changes rows or answers, or has another model"
+        )
+
+    def _allowed(self, rounding: Rounding, answers: np.ndarray) -> float:
+        tolerance = self.search.tolerance if self.search.precision == "float64" else max(self.search.tolerance, 0.05)
+        return tolerance * max(rounding.size, float(np.abs(answers).max()))
+
+    def _reach(self, rng: np.random.Generator, ask: Ask) -> float | None:
+        """How far lines may go until a probability comes back as zero; None for as far as they like."""
+        search = self.search
+        if search.gives != "probabilities" or search.inside:
+            return None
+        line = search.draw_lines(rng, None)[0]
+        t = search.scale * 3.0 ** np.arange(11)
+        rows = line.rows(np.concatenate([-t, t])).reshape(-1, *search.row_shape).astype(search.precision)
+        answers = np.asarray(ask(rows))
+        least = np.sort(answers, 1)[:, 0].reshape(2, -1).min(0) if answers.ndim == 2 else np.ones(len(t))
+        floor = _LEAST_PROBABILITY if search.precision == "float64" else 1e-30
+        small = np.flatnonzero(least < floor)
+        # other lines are steeper: a third of what this one allows
+        return float(t[small[0]] / 9 if len(small) else t[-1])
+
+    def _check_rows(self, rng: np.random.Generator) -> np.ndarray:
+        search = self.search
+        low, high = search.ends()
+        rows = low + rng.random((search.check_rows, search.features)) * (high - low)
+        half = search.check_rows // 2
+        if search.inside:
+            rows[:half] = search.interior(rng, half)
+        elif search.gives != "probabilities":  # farther out, where every neuron divides
+            rows[:half] += 2 * (high - low) * rng.normal(size=(half, search.features))
+        return rows.astype(search.precision).astype(np.float64)
+
+    def _matched(self, neurons: _Neurons, pieces: Pieces, rounding: Rounding) -> tuple[np.ndarray, np.ndarray]:
+        """(points (n,) that known neurons explain, neurons (h,) whose point should be there and is not)."""
+        line, double = pieces.line, self.search.precision == "float64"
+        near, alike = (1e-5, 1e-3) if double else (1e-2, 0.2)
+        known, missed = np.zeros(len(pieces.places), bool), np.zeros(len(neurons.biases), bool)
+        if not len(missed):
+            return known, missed
+        across = neurons.normals @ line.direction
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = -(neurons.normals @ line.start + neurons.biases) / across
+        jumps = np.abs(across)[:, None] * neurons.outputs
+        size = np.linalg.norm(jumps, axis=1)
+        strongest = max(float(np.abs(pieces.slopes).max()), rounding.size / line.scale)
+        expected = np.isfinite(t) & (t > 0.98 * line.low) & (t < 0.98 * line.high) & (size > 1e-5 * strongest)
+        for i in np.flatnonzero(np.isfinite(t)):
+            apart = np.abs(pieces.places - t[i]) / (line.scale + np.abs(t[i]))
+            fits = pieces.clear & (apart < near)
+            fits &= np.linalg.norm(pieces.jumps - jumps[i], axis=1) <= alike * size[i]
+            known |= fits
+            missed[i] = expected[i] and not fits.any() and not (apart[~pieces.clear] < 1e-3).any()
+        return known, missed
+
+    def _solve_line(
+        self, values: Values, neurons: _Neurons, pieces: Pieces, unknown: np.ndarray, rounding: Rounding
+    ) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """Adds the neurons of unknown points; (point, gradient (D, K), error) of the piece whose gradient is best."""
+        group = self.search.neurons_per_jump or max(1, pieces.slopes.shape[1] // 2)
+        blocks = _blocks(pieces, unknown, group)
+        wanted = sorted({end for block in blocks for end in block})
+        wanted = wanted or [int(np.argmin(np.abs(pieces.middles)))]
+        points, gradients, errors = self._gradients(values, pieces, wanted, rounding)
+        place = {piece: i for i, piece in enumerate(wanted)}
+        for first, last in blocks:
+            before, after = place[first], place[last]
+            if not np.isfinite(errors[[before, after]]).all():
+                continue
+            outputs = pieces.jumps[first:last]
+            jump = gradients[after] - gradients[before]
+            normals = (jump @ np.linalg.pinv(outputs)).T
+            left = np.abs(jump - normals.T @ outputs).max()
+            loose = 1e-5 if self.search.precision == "float64" else 0.1
+            if left > loose * np.abs(jump).max() + 30 * errors[[before, after]].sum():
+                continue
+            length = np.linalg.norm(normals, axis=1)
+            normals = normals / length[:, None]
+            at = pieces.line.rows(pieces.places[first:last])
+            neurons.add(normals, -(normals * at).sum(1), outputs * length[:, None])
+        best = int(np.argmin(errors))
+        return (points[best], gradients[best], float(errors[best])) if np.isfinite(errors[best]) else None
+
+    def _gradients(
+        self, values: Values, pieces: Pieces, wanted: list[int], rounding: Rounding
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(points (n, D), gradients (n, D, K), errors (n,)) of pieces, by differences; infinite error where none was had.
+
+        A gradient must agree with the slope of its piece along the line; where it does not, a
+        difference was taken across a neuron, and all are taken again, sixteen times as near.
+        """
+        search, line = self.search, pieces.line
+        double = search.precision == "float64"
+        points = line.rows(pieces.middles[wanted]).astype(search.precision).astype(np.float64)
+        gradients = np.zeros((len(wanted), search.features, pieces.slopes.shape[1]))
+        errors = np.full(len(wanted), np.inf)
+        share, most = (2.0**-6, 2.0**-12) if double else (2.0**-2, 2.0**-5)
+        steps = np.minimum(share * pieces.room[wanted], most * line.scale)
+        slack, size = 1e-7 if double else 2e-2, np.abs(pieces.slopes).max()
+        middles = values(points)
+        left = np.arange(len(wanted))
+        at_once = max(1, _CHUNK // search.features)
+        for _ in range(4 if double else 1):
+            failed = []
+            for start in range(0, len(left), at_once):
+                part = left[start : start + at_once]
+                moved = [self._moved(points[i], steps[i]) for i in part]
+                answers = values(np.concatenate(moved)).reshape(len(part), search.features, -1)
+                for i, rows, seen in zip(part, moved, answers, strict=True):
+                    gradient = (seen - middles[i]) / (np.diagonal(rows) - points[i])[:, None]
+                    error = float(rounding.at(pieces.middles[wanted[i]], line.scale) / steps[i])
+                    apart = np.abs(line.direction @ gradient - pieces.slopes[wanted[i]]).max()
+                    if apart <= slack * size + 8 * error:
+                        gradients[i], errors[i] = gradient, error
+                    else:
+                        failed.append(i)
+            left = np.array(failed, int)
+            steps[left] /= 16
+        return points, gradients, errors
+
+    def _moved(self, point: np.ndarray, step: float) -> np.ndarray:
+        """The point moved along every axis by itself (D, D); inwards where it would leave a box that it must stay in."""
+        steps: float | np.ndarray = step
+        if self.search.inside:
+            _, high = self.search.ends()
+            steps = np.where(point + step > high, -step, step)
+        moved = np.tile(point.astype(self.search.precision), (len(point), 1))
+        moved.reshape(-1)[:: len(point) + 1] += steps
+        return moved
+
+
+def _blocks(pieces: Pieces, unknown: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """(first piece, last piece) over whose points [first, last) gradients are compared.
+
+    Points of a block are unknown, at most so many, and the directions of their jumps differ enough
+    to be told apart. Of the places where a block may end that with most room is taken.
+    """
+    blocks, first = [], 0
+    while first < len(unknown):
+        if not unknown[first]:
+            first += 1
+            continue
+        ends = []
+        for last in range(first + 1, min(first + most, len(unknown)) + 1):
+            if not unknown[last - 1]:
+                break
+            jumps = pieces.jumps[first:last]
+            sizes = np.linalg.svd(jumps / np.linalg.norm(jumps, axis=1, keepdims=True), compute_uv=False)
+            if last > first + 1 and sizes[-1] < _CONDITION:
+                break
+            ends.append(last)
+        late = ends[len(ends) // 2 :] if len(ends) > 1 else ends
+        last = max(late, key=lambda end: pieces.room[end])
+        blocks.append((first, last))
+        first = last
+    return blocks
+
+
+def _assembled(
+    neurons: _Neurons, affine: tuple[np.ndarray, np.ndarray, float], rows: np.ndarray, answers: np.ndarray
+) -> ReluNetwork:
+    """The network of these neurons that has this gradient, and these answers on the average."""
+    point, gradient, _ = affine
+    skip = gradient - neurons.gradient(point)
+    flipped = _orientation(neurons, skip)
+    normals, biases, outputs = neurons.normals, neurons.biases, neurons.outputs
+    pure = None
+    if flipped is not None:
+        turned = skip + (normals[flipped].T @ outputs[flipped])
+        if np.abs(turned).max(initial=0) <= 1e-6 * max(float(np.abs(gradient).max()), 1e-300):
+            sign = np.where(flipped, -1.0, 1.0)
+            pure = sign[:, None] * normals, sign * biases
+    if pure is not None:
+        normals, biases = pure
+    found = np.maximum(rows @ normals.T + biases, 0) @ outputs
+    if pure is None:
+        found = found + rows @ skip
+    constant = np.median(answers - found, axis=0)
+    residual = float(np.abs(answers - found - constant).max())
+    return ReluNetwork(normals.T.copy(), biases, outputs, skip if pure is None else None, constant, residual)
+
+
+def _orientation(neurons: _Neurons, skip: np.ndarray) -> np.ndarray | None:
+    """Which neurons (h,) stand the wrong way round: S = −Σ_i z_i n_i a_i', z_i 0 or 1; None where that is not told.
+
+    The normal equations of that are those of the h x h matrix (n_i'n_j)(a_i'a_j).
+    """
+    if not len(neurons.biases):
+        return np.zeros(0, bool)
+    size = np.linalg.norm(neurons.outputs, axis=1)
+    if (size == 0).any():
+        return None
+    outputs = neurons.outputs / size[:, None]
+    matrix = (neurons.normals @ neurons.normals.T) * (outputs @ outputs.T)
+    right = -np.einsum("hd,dk,hk->h", neurons.normals, skip, outputs)
+    shares = np.linalg.lstsq(matrix, right, rcond=1e-12)[0] / size
+    whole = np.round(shares)
+    if np.abs(shares - whole).max() > 0.05 or not np.isin(whole, (0, 1)).all():
+        return None
+    return whole == 1
+
+
+__all__ = ["Gives", "ReluNetwork", "ReluSearch", "relu_network"]
