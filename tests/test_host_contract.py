@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from dfke_jax import core
-from dfke_jax.extraction import Questions, linear_regression, logistic_regression, softmax_regression
+from dfke_jax.extraction import (
+    Questions,
+    ReluSearch,
+    linear_regression,
+    logistic_regression,
+    relu_network,
+    softmax_regression,
+)
 from dfke_jax.oracle import Ledger, Metered, Reveal
 
 RNG = np.random.default_rng(8)
@@ -30,6 +37,10 @@ def logistic(rows):
     return np.concatenate([1 - p, p], 1)
 
 
+def relu(rows):
+    return np.maximum(rows @ WEIGHTS + 0.1, 0) @ WEIGHTS[:3, :2]
+
+
 def rounded(rows):
     return np.round(softmax(rows), 4)
 
@@ -45,6 +56,7 @@ ATTACKS = {
         Reveal(decimals=4),
         30,
     ),
+    "ReLU network": (lambda: relu_network(ReluSearch(6, check_rows=4)), relu, Reveal("logits"), 161),
 }
 every_attack = pytest.mark.parametrize("name", ATTACKS)
 

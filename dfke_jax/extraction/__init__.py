@@ -37,6 +37,10 @@ from dfke_jax.extraction.maze_pd import MAZEPDSettings, MAZEPDState, maze_pd
 from dfke_jax.extraction.megex import SMALL_MEGEX, MEGEXSettings, megex
 from dfke_jax.extraction.pool import SMALL_CLONE, CloneTraining, PoolSettings
 from dfke_jax.extraction.random_queries import RandomState, random_attack
+from dfke_jax.extraction.relu_baseline import second_differences
+from dfke_jax.extraction.relu_gradients import gradient_network
+from dfke_jax.extraction.relu_networks import ReluNetwork, ReluSearch, relu_network
+from dfke_jax.extraction.relu_refinement import hybrid, refined
 
 __all__ = [
     "DUAL_STUDENTS",
@@ -71,6 +75,8 @@ __all__ = [
     "PoolSettings",
     "Questions",
     "RandomState",
+    "ReluNetwork",
+    "ReluSearch",
     "active_thief",
     "adaptive_knockoff",
     "adversarial_pretraining",
@@ -83,7 +89,9 @@ __all__ = [
     "dissector",
     "diversity_tuning",
     "first_samples",
+    "gradient_network",
     "heavy_augmentation",
+    "hybrid",
     "jacobian_augmentation",
     "knockoff",
     "linear_regression",
@@ -92,6 +100,9 @@ __all__ = [
     "maze_pd",
     "megex",
     "random_attack",
+    "refined",
+    "relu_network",
+    "second_differences",
     "softmax_regression",
     "steps_for",
     "vote",

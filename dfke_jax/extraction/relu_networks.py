@@ -15,8 +15,8 @@ thereby the network itself, is read from that term, if it can be: h ≤ D K, and
 
 | phase | rows |
 |---|---|
-| ``rounding`` | 27, and 22 where probabilities limit how far lines go |
-| ``kinks`` | about 12 a neuron and line; two lines at least, the second confirms what the first found |
+| ``rounding`` | 27, and 46 where probabilities limit how far a line goes |
+| ``kinks`` | about 9 a neuron and line, and such 46; two lines at least, the second confirms what the first found |
 | ``gradients`` | (D + 1) (2h/K + 1), or (D + 1) (h + 1) of a scalar output, and those repeated that fail |
 | ``check`` | `check_rows` |
 
@@ -39,7 +39,7 @@ Gives = Literal["logits", "log_probabilities", "probabilities"]
 _CHUNK = 8192
 _LEAST_PROBABILITY = 1e-280
 _CONDITION = 0.05
-_ROUNDS = 16
+_ROUNDS, _FEW_ROUNDS = 40, 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,13 +192,22 @@ class ReluSearch:
         share = np.where(upper, 1 - 0.5 * rng.random(upper.shape), 0.5 * rng.random(upper.shape))
         return low + share * (high - low)
 
-    def draw_lines(self, rng: np.random.Generator, reach: float | None) -> list[Line]:
-        """The lines of a round: one without ends, or four through the box."""
+    def draw_lines(self, rng: np.random.Generator, gradients: list[np.ndarray]) -> list[Line]:
+        """The lines of a round: one without ends, or eight through the box.
+
+        Of those through the box half lead to corners in which a combination of outputs is largest
+        by one of these gradients (D, K): there neurons change that random corners leave alone.
+        """
         low, high = self.ends()
         if self.inside:
-            points = self.interior(rng, 8)
-            return [Line.chord(one, other, low, high) for one, other in points.reshape(4, 2, -1)]
-        start, way = low + rng.random(self.features) * (high - low), rng.normal(size=self.features)
+            points = self.interior(rng, 16).reshape(8, 2, -1)
+            for i in range(4 if gradients else 0):
+                gradient = gradients[rng.integers(len(gradients))]
+                upper = gradient @ rng.normal(size=gradient.shape[1]) > 0
+                points[i, 1] = np.where(upper, low + 0.99 * (high - low), low + 0.01 * (high - low))
+            return [Line.chord(one, other, low, high) for one, other in points]
+        start, way = self.interior(rng, 1)[0], rng.normal(size=self.features)
+        reach = None if self.precision == "float64" else 20 * self.scale
         return [Line.unlimited(start, way / np.linalg.norm(way), self.scale, reach)]
 
 
@@ -221,12 +230,17 @@ def relu_network(search: ReluSearch) -> HostAttack:
 
 
 @dataclasses.dataclass(eq=False)
-class _Neurons:
+class Neurons:
     """Neurons as they are found: normals (h, D) of length 1, biases (h,), outputs (h, K); either way round."""
 
     normals: np.ndarray
     biases: np.ndarray
     outputs: np.ndarray
+
+    @classmethod
+    def none(cls, features: int, outputs: int) -> "Neurons":
+        """No neurons yet."""
+        return cls(np.zeros((0, features)), np.zeros(0), np.zeros((0, outputs)))
 
     def add(self, normals: np.ndarray, biases: np.ndarray, outputs: np.ndarray) -> None:
         self.normals = np.concatenate([self.normals, normals])
@@ -255,19 +269,18 @@ class _Extraction:
     def solve(self, rng: np.random.Generator, ask: Ask) -> Solution:
         search, values = self.search, self.search.values(ask)
         with ask.phase("rounding"):
-            reach = self._reach(rng, ask)
-            single = search.precision == "float32"
-            rounding = measure_rounding(values, search.draw_lines(rng, reach)[0], single=single)
-        neurons: _Neurons | None = None
+            line = self._limited(search.draw_lines(rng, [])[0], ask)
+            rounding = measure_rounding(values, line, single=search.precision == "float32")
+        neurons: Neurons | None = None
+        gradients: list[np.ndarray] = []
         affine: tuple[np.ndarray, np.ndarray, float] | None = None  # point, gradient and its error
-        network, quiet = None, 0
-        for _ in range(_ROUNDS):
-            lines = search.draw_lines(rng, reach)
+        network, quiet, strange = None, 0, 0
+        for number in range(_ROUNDS if search.inside else _FEW_ROUNDS):
             with ask.phase("kinks"):
+                lines = [self._limited(line, ask) for line in search.draw_lines(rng, gradients)]
                 found = find_pieces(values, lines, rounding, most=search.most_neurons)
             if neurons is None:
-                outputs = found[0].slopes.shape[1]
-                neurons = _Neurons(np.zeros((0, search.features)), np.zeros(0), np.zeros((0, outputs)))
+                neurons = Neurons.none(search.features, found[0].slopes.shape[1])
             new = 0
             for pieces in found:
                 known, contradicted = self._matched(neurons, pieces, rounding)
@@ -279,21 +292,29 @@ class _Extraction:
                 if unknown.any() or affine is None:
                     with ask.phase("gradients"):
                         gradient = self._solve_line(values, neurons, pieces, unknown, rounding)
-                    if gradient is not None and (affine is None or gradient[2] < affine[2]):
-                        affine = gradient
+                    if gradient is not None:
+                        gradients.append(gradient[1])
+                        affine = gradient if affine is None or gradient[2] < affine[2] else affine
+            if number and not search.inside and search.gives != "probabilities":
+                strange += new > max(2, sum(len(pieces.places) for pieces in found) // 2)
+            if strange > 1 or len(neurons.biases) > search.most_neurons:
+                break
             quiet = 0 if new else quiet + 1
-            if quiet < (2 if search.inside else 1) or affine is None:
+            if quiet < self._quiet or affine is None:
                 continue
             with ask.phase("check"):
                 rows = self._check_rows(rng)
                 answers = values(rows)
-            network = _assembled(neurons, affine, rows, answers)
+            network = assembled(neurons, affine, rows, answers)
             ask.keep(network)
             if network.residual is not None and network.residual <= self._allowed(rounding, answers):
                 return Solution(network)
             quiet = 0
-        if network is None or not math.isfinite(network.residual or 0.0):
-            raise InputError("no line was found whose pieces could be told apart: the model is no two-layer ReLU network")
+        if network is None:
+            raise InputError(
+                "what one line shows another does not confirm: the model is no ReLU network of two layers, or has more neurons "
+                "than most_neurons"
+            )
         raise InputError(
             f"the answers are not those of a two-layer ReLU network: they differ by {network.residual:.2g} from the nearest "
             f"that was found, of {len(network.bias)} neurons. The endpoint changes rows or answers, or has another model"
@@ -303,20 +324,28 @@ class _Extraction:
         tolerance = self.search.tolerance if self.search.precision == "float64" else max(self.search.tolerance, 0.05)
         return tolerance * max(rounding.size, float(np.abs(answers).max()))
 
-    def _reach(self, rng: np.random.Generator, ask: Ask) -> float | None:
-        """How far lines may go until a probability comes back as zero; None for as far as they like."""
+    @property
+    def _quiet(self) -> int:
+        """Rounds without a new neuron after which no more are expected."""
+        if self.search.inside:
+            return 8
+        return 4 if self.search.gives == "probabilities" else 1
+
+    def _limited(self, line: Line, ask: Ask) -> Line:
+        """The line as far as no probability on it comes back as zero; 46 rows of an endpoint that gives them."""
         search = self.search
         if search.gives != "probabilities" or search.inside:
-            return None
-        line = search.draw_lines(rng, None)[0]
-        t = search.scale * 3.0 ** np.arange(11)
-        rows = line.rows(np.concatenate([-t, t])).reshape(-1, *search.row_shape).astype(search.precision)
+            return line
+        t = search.scale * 1.6 ** np.arange(-1, 22)
+        rows = line.rows(np.concatenate([-t[::-1], t])).reshape(-1, *search.row_shape).astype(search.precision)
         answers = np.asarray(ask(rows))
-        least = np.sort(answers, 1)[:, 0].reshape(2, -1).min(0) if answers.ndim == 2 else np.ones(len(t))
+        if answers.ndim != 2:
+            raise InputError(f"probabilities are of two classes or more, and the answers have shape {answers.shape}")
         floor = _LEAST_PROBABILITY if search.precision == "float64" else 1e-30
-        small = np.flatnonzero(least < floor)
-        # other lines are steeper: a third of what this one allows
-        return float(t[small[0]] / 9 if len(small) else t[-1])
+        gone = (answers < floor).any(1)
+        small = np.flatnonzero(gone[: len(t)][::-1] | gone[len(t) :])
+        reach = float(t[small[0] - 1]) if len(small) and small[0] else float(t[-1 if not len(small) else 0])
+        return dataclasses.replace(line, low=-reach, high=reach)
 
     def _check_rows(self, rng: np.random.Generator) -> np.ndarray:
         search = self.search
@@ -329,7 +358,7 @@ class _Extraction:
             rows[:half] += 2 * (high - low) * rng.normal(size=(half, search.features))
         return rows.astype(search.precision).astype(np.float64)
 
-    def _matched(self, neurons: _Neurons, pieces: Pieces, rounding: Rounding) -> tuple[np.ndarray, np.ndarray]:
+    def _matched(self, neurons: Neurons, pieces: Pieces, rounding: Rounding) -> tuple[np.ndarray, np.ndarray]:
         """(points (n,) that known neurons explain, neurons (h,) whose point should be there and is not)."""
         line, double = pieces.line, self.search.precision == "float64"
         near, alike = (1e-5, 1e-3) if double else (1e-2, 0.2)
@@ -352,7 +381,7 @@ class _Extraction:
         return known, missed
 
     def _solve_line(
-        self, values: Values, neurons: _Neurons, pieces: Pieces, unknown: np.ndarray, rounding: Rounding
+        self, values: Values, neurons: Neurons, pieces: Pieces, unknown: np.ndarray, rounding: Rounding
     ) -> tuple[np.ndarray, np.ndarray, float] | None:
         """Adds the neurons of unknown points; (point, gradient (D, K), error) of the piece whose gradient is best."""
         group = self.search.neurons_per_jump or max(1, pieces.slopes.shape[1] // 2)
@@ -454,8 +483,8 @@ def _blocks(pieces: Pieces, unknown: np.ndarray, most: int) -> list[tuple[int, i
     return blocks
 
 
-def _assembled(
-    neurons: _Neurons, affine: tuple[np.ndarray, np.ndarray, float], rows: np.ndarray, answers: np.ndarray
+def assembled(
+    neurons: Neurons, affine: tuple[np.ndarray, np.ndarray, float], rows: np.ndarray, answers: np.ndarray
 ) -> ReluNetwork:
     """The network of these neurons that has this gradient, and these answers on the average."""
     point, gradient, _ = affine
@@ -478,7 +507,7 @@ def _assembled(
     return ReluNetwork(normals.T.copy(), biases, outputs, skip if pure is None else None, constant, residual)
 
 
-def _orientation(neurons: _Neurons, skip: np.ndarray) -> np.ndarray | None:
+def _orientation(neurons: Neurons, skip: np.ndarray) -> np.ndarray | None:
     """Which neurons (h,) stand the wrong way round: S = −Σ_i z_i n_i a_i', z_i 0 or 1; None where that is not told.
 
     The normal equations of that are those of the h x h matrix (n_i'n_j)(a_i'a_j).
@@ -498,4 +527,4 @@ def _orientation(neurons: _Neurons, skip: np.ndarray) -> np.ndarray | None:
     return whole == 1
 
 
-__all__ = ["Gives", "ReluNetwork", "ReluSearch", "relu_network"]
+__all__ = ["Gives", "Neurons", "ReluNetwork", "ReluSearch", "assembled", "relu_network"]
