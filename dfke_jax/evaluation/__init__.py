@@ -2,14 +2,17 @@
 
 from dfke_jax.evaluation.agreement import accuracy, agreement, total_variation
 from dfke_jax.evaluation.diversity import class_histogram, histogram_entropy, mean_pairwise_distance
+from dfke_jax.evaluation.endpoint_equality import Equality, agreement_kernel, same_endpoint
 from dfke_jax.evaluation.fidelity import bootstrap_interval, class_fidelity, fidelity, self_fidelity
 from dfke_jax.evaluation.probe import linear_probe
 from dfke_jax.evaluation.summary import summarise, wilson_interval
 from dfke_jax.evaluation.transfer import fgsm, pgd, transfer_rate
 
 __all__ = [
+    "Equality",
     "accuracy",
     "agreement",
+    "agreement_kernel",
     "bootstrap_interval",
     "class_fidelity",
     "class_histogram",
@@ -19,6 +22,7 @@ __all__ = [
     "linear_probe",
     "mean_pairwise_distance",
     "pgd",
+    "same_endpoint",
     "self_fidelity",
     "summarise",
     "total_variation",

@@ -32,6 +32,7 @@ from dfke_jax.extraction.equations import (
 )
 from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, JacobianState, jacobian_augmentation
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
+from dfke_jax.extraction.last_layer import LastLayer, complete_outputs, last_layer
 from dfke_jax.extraction.maze import SMALL_MAZE, MAZESettings, maze
 from dfke_jax.extraction.maze_pd import MAZEPDSettings, MAZEPDState, maze_pd
 from dfke_jax.extraction.megex import SMALL_MEGEX, MEGEXSettings, megex
@@ -41,6 +42,7 @@ from dfke_jax.extraction.relu_baseline import second_differences
 from dfke_jax.extraction.relu_gradients import gradient_network
 from dfke_jax.extraction.relu_networks import ReluNetwork, ReluSearch, relu_network
 from dfke_jax.extraction.relu_refinement import hybrid, refined
+from dfke_jax.extraction.token_reveals import TokenReading
 
 __all__ = [
     "DUAL_STUDENTS",
@@ -68,6 +70,7 @@ __all__ = [
     "GenerativeSettings",
     "JacobianSettings",
     "JacobianState",
+    "LastLayer",
     "MAZEPDSettings",
     "MAZEPDState",
     "MAZESettings",
@@ -77,10 +80,12 @@ __all__ = [
     "RandomState",
     "ReluNetwork",
     "ReluSearch",
+    "TokenReading",
     "active_thief",
     "adaptive_knockoff",
     "adversarial_pretraining",
     "clone_of",
+    "complete_outputs",
     "copycat",
     "deepfool_norm",
     "dfme",
@@ -94,6 +99,7 @@ __all__ = [
     "hybrid",
     "jacobian_augmentation",
     "knockoff",
+    "last_layer",
     "linear_regression",
     "logistic_regression",
     "maze",

@@ -18,16 +18,19 @@ from dfke_jax.nn.precision import compute_precision
 from dfke_jax.nn.registry import NetworkInfo, build, describe, names
 from dfke_jax.nn.soft_nearest import neighbour_mixing, pairwise_distances, soft_nearest_neighbour_loss
 from dfke_jax.nn.training import Training, optimiser, trained, training
+from dfke_jax.nn.transformer import ByteTransformer, LanguageModel, train_language_model
 from dfke_jax.nn.upsample import upsample_convolve
 
 __all__ = [
     "BatchNorm",
+    "ByteTransformer",
     "Classifier",
     "Contrastive",
     "Conv",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DFMEGenerator",
+    "LanguageModel",
     "Moments",
     "NetworkInfo",
     "Preprocessing",
@@ -52,6 +55,7 @@ __all__ = [
     "representation",
     "soft_nearest_neighbour_loss",
     "squash",
+    "train_language_model",
     "trained",
     "training",
     "upsample_convolve",

@@ -26,7 +26,9 @@ from dfke_jax.oracle.explanations import (
     explanation_oracle,
 )
 from dfke_jax.oracle.formulas import check_spent, rows_per_step
+from dfke_jax.oracle.hugging_face import from_hugging_face
 from dfke_jax.oracle.journal import Journal
+from dfke_jax.oracle.language_model import LanguageModelOracle, TokenQuestions, TokenReveal
 from dfke_jax.oracle.ledger import Ledger, LedgerWarning
 from dfke_jax.oracle.metered import Metered
 from dfke_jax.oracle.oracle import HostOracle, Oracle, ZerothOrderWarning, check_zeroth_order, oracle_for
@@ -65,6 +67,7 @@ __all__ = [
     "HostOracle",
     "HostVictim",
     "Journal",
+    "LanguageModelOracle",
     "Ledger",
     "LedgerWarning",
     "Metered",
@@ -77,6 +80,8 @@ __all__ = [
     "ReverseSigmoid",
     "Rounding",
     "Temperature",
+    "TokenQuestions",
+    "TokenReveal",
     "TopK",
     "ZerothOrderWarning",
     "answered_labels",
@@ -93,6 +98,7 @@ __all__ = [
     "explanation",
     "explanation_oracle",
     "from_function",
+    "from_hugging_face",
     "from_jax",
     "from_sklearn",
     "from_torch",

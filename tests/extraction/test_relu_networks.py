@@ -246,7 +246,7 @@ def mnist_network(neurons, outputs):
         return optax.apply_updates(parameters, updates), state
 
     state = optimizer.init(parameters)
-    for _ in range(1500):
+    for _ in range(600):
         rows = rng.integers(0, len(images), 128)
         parameters, state = step(parameters, state, np.float32(images[rows] / 255), labels[rows])
     start.weights, start.bias, start.output, start.constant = (np.asarray(p, np.float64) for p in parameters)
