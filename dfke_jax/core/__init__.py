@@ -35,9 +35,12 @@ from dfke_jax.core.method import (
     Solution,
     Static,
     against,
+    as_attack,
+    as_method,
     method,
 )
 from dfke_jax.core.population import population
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.tracking import JsonLines, TensorBoard, WeightsAndBiases
 
 __all__ = [
@@ -67,6 +70,8 @@ __all__ = [
     "UnknownOutcomeError",
     "WeightsAndBiases",
     "against",
+    "as_attack",
+    "as_method",
     "constrain_samples",
     "default_sharding",
     "device_mesh",
@@ -74,6 +79,7 @@ __all__ = [
     "initialise_hosts",
     "method",
     "population",
+    "record",
     "replicate",
     "restore",
     "run",
@@ -81,5 +87,6 @@ __all__ = [
     "save",
     "shard",
     "split_cpu",
+    "static_field",
     "writable_directory",
 ]

@@ -1,4 +1,6 @@
-"""The loop that runs any method: compiled chunks, progress, a guard, checkpoints, interruption and resumption."""
+"""The loop that runs any method: compiled chunks, progress, a guard, checkpoints, interruption and
+resumption.
+"""
 
 import contextlib
 import functools
@@ -13,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax.core.checkpoint import Checkpoints, alone
-from dfke_jax.core.errors import BudgetError, CheckpointError, InputError, Interrupted, NonFiniteError
+from dfke_jax.core.errors import (
+    BudgetError,
+    CheckpointError,
+    InputError,
+    Interrupted,
+    NonFiniteError,
+)
 from dfke_jax.core.method import HostAttack, HostMethod, Method, Solution, check_arguments
 from dfke_jax.core.tracking import Tracker
 from dfke_jax.core.types import Key, Metrics, PyTree
@@ -24,8 +32,8 @@ class Run(NamedTuple):
 
     Attributes:
       state: the method's last state.
-      metrics: name -> array (steps,) of what every step *of this call* reported, with a trailing axis M for populations;
-        empty when a resumed run was complete already.
+      metrics: name -> array (steps,) of what every step *of this call* reported, with a trailing
+        axis M for populations; empty when a resumed run was complete already.
       steps: how many steps the run has taken in all, those before a resumption included.
       seconds: of stepping in this call, the first chunk's compilation excluded.
       compile_seconds: of lowering and compiling.
@@ -57,34 +65,42 @@ def run(
 ) -> Run:
     """Runs a method for a number of steps.
 
-    Steps are scanned in compiled chunks; nothing leaves the device inside one. Step *t* gets the key
-    ``fold_in(key, t)`` and chunks always begin at multiples of `chunk`, so a run that is interrupted and resumed
-    executes the same programs on the same numbers as one that is not.
+    Steps are scanned in compiled chunks; nothing leaves the device inside one. Step *t* gets the
+    key ``fold_in(key, t)`` and chunks always begin at multiples of `chunk`, so a run that is
+    interrupted and resumed executes the same programs on the same numbers as one that is not.
 
     Args:
       method: what to run.
       key: a typed key (``jax.random.key``), or stacked keys (M,) for a `population`.
       steps: total number of steps, >= 1.
       chunk: steps per compiled call; a tenth of `steps` by default, at most 500.
-      state: where to start instead of ``method.init(fold_in(key, 2³² − 1))``. It is copied and stays the caller's.
-      checkpoints: where to save the state, after every `every` chunks, at the end, and when interrupted. One run at a
-        time may use a directory.
-      resume: continue from the newest checkpoint if there is one, whatever `state` is. With `stop`, a run that it has
-        ended stays ended.
+      state: where to start instead of ``method.init(fold_in(key, 2³² − 1))``. It is copied and
+        stays the caller's.
+      checkpoints: where to save the state, after every `every` chunks, at the end, and when
+        interrupted. One run at a time may use a directory.
+      resume: continue from the newest checkpoint if there is one, whatever `state` is. With `stop`,
+        a run that it has ended stays ended.
       trackers: receive the mean of each metric over every chunk.
-      callback: called after every chunk with (steps taken, state, that chunk's metrics); must not keep the state.
-      stop: called after every chunk with its metrics; True ends the run early, and the checkpoint says so.
-      progress: title of a progress bar, None for none. It shows `unit` per second, `rows_per_step` of them a step.
+      callback: called after every chunk with (steps taken, state, that chunk's metrics); must not
+        keep the state.
+      stop: called after every chunk with its metrics; True ends the run early, and the checkpoint
+        says so.
+      progress: title of a progress bar, None for none. It shows `unit` per second, `rows_per_step`
+        of them a step.
 
     Returns:
       A `Run`.
 
     Raises:
-      NonFiniteError: a metric is NaN or infinite, or an array of the state holds NaN after a chunk; names the step and the
-        metric or the array. Infinity is allowed in the state, where it stands for "not found yet".
-      CheckpointError: another process runs with these checkpoints, or they are of another configuration or damaged.
-      Interrupted: Ctrl-C or SIGTERM; the state after the current chunk is saved first if there are checkpoints.
-      InputError: `steps` or `chunk` below one, a key that is not typed, a bare function that the method holds.
+      NonFiniteError: a metric is NaN or infinite, or an array of the state holds NaN after a chunk;
+        names the step and the metric or the array. Infinity is allowed in the state, where it
+        stands for "not found yet".
+      CheckpointError: another process runs with these checkpoints, or they are of another
+        configuration or damaged.
+      Interrupted: Ctrl-C or SIGTERM; the state after the current chunk is saved first if there are
+        checkpoints.
+      InputError: `steps` or `chunk` below one, a key that is not typed, a bare function that the
+        method holds.
     """
     _check_key(key)
     if isinstance(method, Method):
@@ -94,7 +110,11 @@ def run(
     chunk = min(steps, max(1, min(500, steps // 10)) if chunk is None else chunk)
     if chunk < 1:
         raise InputError(f"chunk must be at least 1, got {chunk}")
-    with alone(checkpoints.directory / "run", wait=False) if checkpoints else contextlib.nullcontext():
+    with (
+        alone(checkpoints.directory / "run", wait=False)
+        if checkpoints
+        else contextlib.nullcontext()
+    ):
         return _run(
             method, key, steps, chunk, state, checkpoints, every, resume, trackers, callback, stop,
             (progress, rows_per_step, unit),
@@ -121,9 +141,12 @@ def _run(
         start = checkpoints.latest
         if start > steps:
             raise CheckpointError(
-                f"{checkpoints.directory} holds the state after {start} steps, beyond the {steps} asked for"
+                f"{checkpoints.directory} holds the state after {start} steps, beyond the {steps} "
+                "asked for"
             )
-        state = checkpoints.restore(jax.eval_shape(method.init, init_key) if state is None else state)
+        state = checkpoints.restore(
+            jax.eval_shape(method.init, init_key) if state is None else state
+        )
         stopped = stop is not None and bool(checkpoints.facts(start).get("stopped"))
     elif state is None:
         state = method.init(init_key) if isinstance(method, HostMethod) else _init(method, init_key)
@@ -137,7 +160,10 @@ def _run(
     done = steps if stopped else start
     began = time.perf_counter()
     title, rows_per_step, unit = bar
-    with _interruptions() as interrupted, _bar(title, steps, start, rows_per_step or 1, unit) as advance:
+    with (
+        _interruptions() as interrupted,
+        _bar(title, steps, start, rows_per_step or 1, unit) as advance,
+    ):
         while done < steps:
             length = min(chunk - done % chunk, steps - done)
             state, stacked, spoilt = execute(method, key, state, done, length)
@@ -167,9 +193,13 @@ def _run(
             if ends:
                 break
     compile_seconds = getattr(execute, "seconds", 0.0)
-    metrics = {name: np.concatenate([h[name] for h in history]) for name in history[0]} if history else {}
+    metrics = (
+        {name: np.concatenate([h[name] for h in history]) for name in history[0]} if history else {}
+    )
     taken = done if history else start
-    return Run(state, metrics, taken, time.perf_counter() - began - compile_seconds, compile_seconds)
+    return Run(
+        state, metrics, taken, time.perf_counter() - began - compile_seconds, compile_seconds
+    )
 
 
 def run_host(attack: HostAttack, oracle: Callable[[np.ndarray], Any], seed: int) -> Solution:
@@ -216,7 +246,9 @@ class _Asking:
     def __call__(self, rows: np.ndarray) -> Any:
         rows = np.asarray(rows)
         if rows.ndim < 1 or not len(rows) or rows.dtype.kind not in "biuf":
-            raise InputError(f"rows must be numbers (B, ...) with B >= 1, got shape {rows.shape} of {rows.dtype}")
+            raise InputError(
+                f"rows must be numbers (B, ...) with B >= 1, got shape {rows.shape} of {rows.dtype}"
+            )
         self.check()
         answers = jax.device_get(self.oracle(rows))
         self.queries += len(rows)
@@ -233,8 +265,8 @@ class _Asking:
     def check(self) -> None:
         if self.interrupted():
             raise Interrupted(
-                f"stopped after {self.queries} rows; what a ledger holds of them is not paid again: "
-                "run the same attack with the same seed and ledger"
+                f"stopped after {self.queries} rows; what a ledger holds of them is not paid "
+                "again: run the same attack with the same seed and ledger"
             )
 
 
@@ -242,8 +274,8 @@ def _check_key(key: Any) -> None:
     if not hasattr(key, "dtype") or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         what = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key)
         raise InputError(
-            f"a run needs a typed key, jax.random.key(0), not {what}: jax.random.PRNGKey gives bare numbers, which "
-            "jax.random.wrap_key_data turns into one"
+            f"a run needs a typed key, jax.random.key(0), not {what}: jax.random.PRNGKey gives "
+            "bare numbers, which jax.random.wrap_key_data turns into one"
         )
 
 
@@ -262,7 +294,9 @@ def _fold(key: Key, data: jax.Array) -> Key:
 
 
 @functools.partial(jax.jit, static_argnums=4, donate_argnums=2)
-def _chunk(method: Method, key: Key, state: PyTree, start: jax.Array, length: int) -> tuple[PyTree, Metrics, jax.Array]:
+def _chunk(
+    method: Method, key: Key, state: PyTree, start: jax.Array, length: int
+) -> tuple[PyTree, Metrics, jax.Array]:
     """The state after so many steps, what every step reported, and whether the state holds NaN."""
 
     def body(state: PyTree, step: jax.Array) -> tuple[PyTree, Metrics]:
@@ -306,7 +340,11 @@ def _host_chunk(method: HostMethod, key: Key, state: PyTree, start: int, length:
         state, metrics = method.step(_fold(key, jnp.uint32(step)), state)
         history.append(metrics)
     stacked = {name: np.stack([np.asarray(m[name]) for m in history]) for name in history[0]}
-    return state, stacked, _holds_nan_alone([leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, "dtype")])
+    return (
+        state,
+        stacked,
+        _holds_nan_alone([leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, "dtype")]),
+    )
 
 
 def _guard(metrics: dict[str, np.ndarray], offset: int, checkpoints: Checkpoints | None) -> None:
@@ -314,7 +352,9 @@ def _guard(metrics: dict[str, np.ndarray], offset: int, checkpoints: Checkpoints
         bad = ~np.isfinite(value).reshape(len(value), -1).all(1)
         if bad.any():
             step = offset + int(bad.argmax())
-            raise NonFiniteError(f"metric {name!r} is not finite at step {step}{_last_sound(checkpoints)}")
+            raise NonFiniteError(
+                f"metric {name!r} is not finite at step {step}{_last_sound(checkpoints)}"
+            )
 
 
 def _name_spoilt(state: PyTree, done: int, checkpoints: Checkpoints | None) -> None:
@@ -324,13 +364,17 @@ def _name_spoilt(state: PyTree, done: int, checkpoints: Checkpoints | None) -> N
         if hasattr(leaf, "dtype") and bool(_holds_nan_alone(leaf))
     ]
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    raise NonFiniteError(f"the state holds NaN after step {done - 1}: {shown}{_last_sound(checkpoints)}")
+    raise NonFiniteError(
+        f"the state holds NaN after step {done - 1}: {shown}{_last_sound(checkpoints)}"
+    )
 
 
 def _last_sound(checkpoints: Checkpoints | None) -> str:
     if checkpoints is None or checkpoints.latest is None:
         return ""
-    return f"; the last sound state is that after step {checkpoints.latest} in {checkpoints.directory}"
+    return (
+        f"; the last sound state is that after step {checkpoints.latest} in {checkpoints.directory}"
+    )
 
 
 def _scalars(metrics: Metrics) -> dict[str, float]:
@@ -338,7 +382,9 @@ def _scalars(metrics: Metrics) -> dict[str, float]:
     for name, value in metrics.items():
         value = np.asarray(value)
         flat |= (
-            {name: float(value)} if value.ndim == 0 else {f"{name}/{i}": float(v) for i, v in enumerate(value.ravel())}
+            {name: float(value)}
+            if value.ndim == 0
+            else {f"{name}/{i}": float(v) for i, v in enumerate(value.ravel())}
         )
     return flat
 
@@ -397,7 +443,9 @@ def _bar(title: str | None, steps: int, start: int, rows: int, unit: str) -> Ite
             now = time.perf_counter()
             rate = length * rows / max(now - clock[0], 1e-9)
             clock[0] = now
-            shown = " ".join(f"{name} {float(np.mean(value)):.4g}" for name, value in list(metrics.items())[:2])
+            shown = " ".join(
+                f"{name} {float(np.mean(value)):.4g}" for name, value in list(metrics.items())[:2]
+            )
             bar.update(task, advance=length, rate=f"{rate:,.0f} {unit}/s", metrics=shown)
 
         yield advance

@@ -2,135 +2,87 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dfke_jax.core.errors import InputError
+from dfke_jax.core.method import answers_on_host
 from dfke_jax.core.types import Key
 from dfke_jax.dataset_inference.case import (
     Case,
     Embedded,
     InferenceSettings,
     accuracies,
-    compare,
     embed,
     prepare,
     scores,
 )
+from dfke_jax.dataset_inference.judgement import Judgement, decide, looked_at
 from dfke_jax.dataset_inference.regressor import saturation
-from dfke_jax.dataset_inference.statistics import (
-    SampleCurve,
-    WelchTest,
-    conformal_p_value,
-    p_value_curve,
-    permutation_test,
-    two_sided,
-)
+from dfke_jax.dataset_inference.statistics import p_value_curve
+from dfke_jax.oracle.frameworks import as_host_victim
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What can be said about a suspect.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict(Judgement):
+    """What can be said about a suspected classifier.
 
     Attributes:
-      stolen: whether the deciding p-value is below alpha / looks and the test works on the victim
-        itself. False means inconclusive, never innocent.
-      p_value: the one that decides: ``conformal`` where there are independent models, else ``welch``.
-      decided_by: which one that is.
-      p_values: all of them by name: ``welch``, ``permutation``, and ``conformal`` if there are independent models.
-      alpha: the level of all verdicts that are looked at.
-      looks: how many these are, as fixed beforehand; this one accuses below alpha / looks.
-      false_alarm_rate: how often the deciding rule accuses an independent model in this one
-        verdict: guaranteed for ``conformal``, nominal (alpha / looks) for ``welch``.
-      accused_independents: (how many, of how many) independent models have a Welch p-value below alpha; None without
-        any. It shows what the Welch test is worth here.
-      test: Welch test of the suspect: effect Δμ, its interval, degrees of freedom.
-      control: Welch p-value of the victim itself on the same samples; where it is not small the test has no power here.
-      curve: p-value against the number of revealed samples.
-      samples_revealed: private samples, and as many public ones, that the suspect saw.
-      tested: (private, public) samples that entered the test; fewer than revealed with `both_correct`.
+      control: of the victim on the same samples; curve: against the number of revealed samples.
+      samples_revealed: private samples, and as many public ones, that the suspect saw; fewer are
+        `tested` with `both_correct`.
       queries: label queries that an attacker who asks step by step would have spent, accuracy
         included.
-      rows_sent: rows that were sent to it in fact, which is what an endpoint charges (one that knows
-        repeated rows again, less).
+      rows_sent: rows that were sent to it in fact, which is what an endpoint charges (one that
+        knows repeated rows again, less).
       gradients: gradients of the suspect that were taken (``mingd``).
       never: fraction of its walks, or of its descents, that ended at the cap.
       saturated: fraction of its scores at the edge of the regressor's range.
       accuracy: of ``victim`` and ``suspect`` on the tested ``private`` and ``public`` samples.
-      assumptions: what has to be true for the p-value to mean what it says.
-      notes: what was found that weakens the verdict.
+
+    All others are those of `Judgement`.
     """
 
-    stolen: bool
-    p_value: float
-    decided_by: str
-    p_values: dict[str, float]
-    alpha: float
-    looks: int
-    false_alarm_rate: float
-    accused_independents: tuple[int, int] | None
-    test: WelchTest
-    control: float
-    curve: SampleCurve
     samples_revealed: int
-    tested: tuple[int, int]
-    queries: int
     rows_sent: int
     gradients: int
     never: float
     saturated: float
     accuracy: dict[str, dict[str, float]]
-    assumptions: tuple[str, ...]
-    notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields as JSON takes them: arrays as lists, an interval without an end as None."""
-        return plain(self)
-
-    def __str__(self) -> str:
-        low, high = self.test.interval
-        lines = [
-            f"{'stolen' if self.stolen else 'inconclusive'}: p = {self.p_value:.3g} ({self.decided_by}), "
-            f"false-alarm rate {self.false_alarm_rate:.3g}",
-            f"effect {self.test.effect:.3f} [{low:.3f}, {high:.3f}], {self.samples_revealed} private and as many public "
-            f"samples revealed, {self.rows_sent} rows sent ({self.queries} step by step), "
-            f"{self.gradients} gradients",
-            *(f"assumes: {text}" for text in self.assumptions),
-            *(f"note: {text}" for text in self.notes),
-        ]
-        return "\n".join(lines)
+    @property
+    def effort(self) -> str:
+        """Samples revealed, rows and gradients."""
+        return (
+            f", {self.samples_revealed} private and as many public samples revealed, "
+            f"{self.rows_sent} rows sent ({self.queries} step by step), {self.gradients} gradients"
+        )
 
 
-def plain(value: Any) -> Any:
-    """A verdict, or a part of one, as JSON takes it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: plain(part) for name, part in value._asdict().items()}  # type: ignore[attr-defined]
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(part) for part in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def judge(case: Case, suspect: Callable, *, host: bool = False) -> Verdict:
+def judge(case: Case, suspect: Callable, *, host: bool | None = None) -> Verdict:
     """The verdict on one suspect.
 
     Args:
       case: from `prepare`.
-      suspect: traceable, images -> logits; or with `host` any function of NumPy rows -> labels or logits.
-      host: the suspect answers on the host; then only walks are possible.
+      suspect: traceable, images -> logits; a victim, oracle or endpoint on the host, a PyTorch
+        module or a fitted scikit-learn estimator; or with `host` any function of NumPy rows ->
+        labels or logits.
+      host: whether the suspect answers on the host (then only walks are possible); it is known of
+        all but functions.
 
     Raises:
-      InputError: MinGD on a suspect without gradients, or too few samples that both models classify correctly.
+      InputError: MinGD on a suspect without gradients, or too few samples that both models classify
+        correctly.
     """
     settings = case.settings
+    suspect = as_host_victim(suspect, case.samples[0][0].shape[1:], None) or suspect
+    host = answers_on_host(suspect, host)
     if host and settings.embedding == "mingd":
-        raise InputError("MinGD needs the suspect's gradients; a suspect on the host can only be walked (blind_walk)")
+        raise InputError(
+            "MinGD needs the suspect's gradients; a suspect on the host can only be walked "
+            "(blind_walk)"
+        )
     return judge_embedded(case, embed(suspect, case.samples, case.key, settings, case.box, host))
 
 
@@ -144,8 +96,8 @@ def judge_embedded(case: Case, found: Embedded) -> Verdict:
     private, public = scores(case, found)
     if min(len(private), len(public)) < settings.minimum:
         raise InputError(
-            f"only {len(private)} private and {len(public)} public samples are classified correctly by both models; "
-            f"the test needs {settings.minimum} of each"
+            f"only {len(private)} private and {len(public)} public samples are classified "
+            f"correctly by both models; the test needs {settings.minimum} of each"
         )
     test, p_values, decided_by, rate, accused = decide(
         private, public, case.null, settings.level, settings.permutations, settings.seed
@@ -178,50 +130,6 @@ def judge_embedded(case: Case, found: Embedded) -> Verdict:
     )
 
 
-class Decision(NamedTuple):
-    """What the tests say of one suspect's scores; the fields are those of `Verdict`."""
-
-    test: WelchTest
-    p_values: dict[str, float]
-    decided_by: str
-    false_alarm_rate: float
-    accused_independents: tuple[int, int] | None
-
-
-def decide(
-    private: np.ndarray,
-    public: np.ndarray,
-    null: Sequence[WelchTest],
-    level: float,
-    permutations: int,
-    seed: int,
-    *,
-    either: bool = False,
-) -> Decision:
-    """Tests the scores of private against public samples; where there are independent models, their ranks decide.
-
-    A p-value below `level` accuses. With `either`, a difference in any direction counts: twice the
-    smaller one-sided p-value, and ranks of |t|.
-    """
-    test = compare(private, public)
-    p_values = {
-        "welch": two_sided(test) if either else test.p_value,
-        "permutation": permutation_test(private, public, permutations, seed),
-    }
-    if either:
-        p_values["permutation"] = min(
-            1.0, 2 * min(p_values["permutation"], permutation_test(public, private, permutations, seed))
-        )
-    if not null:
-        return Decision(test, p_values, "welch", level, None)
-    size = abs if either else float
-    p_values["conformal"] = conformal_p_value(size(test.statistic), [size(result.statistic) for result in null])
-    ranks = len(null) + 1
-    rate = int(np.sum(np.arange(1, ranks + 1) / ranks < level)) / ranks
-    found = [two_sided(result) if either else result.p_value for result in null]
-    return Decision(test, p_values, "conformal", rate, (sum(p < level for p in found), len(null)))
-
-
 def dataset_inference(
     victim_private: tuple[Any, Any],
     victim_public: tuple[Any, Any],
@@ -233,22 +141,27 @@ def dataset_inference(
     references: Sequence[Callable] = (),
     settings: InferenceSettings | None = None,
     box: tuple[float, float] = (0.0, 1.0),
-    host: bool = False,
+    host: bool | None = None,
 ) -> Verdict:
     """Tests whether a suspect was made from the victim's private samples.
 
-    Half of the samples train a regressor on the victim's distances to its decision boundary; on the other half, disjoint by
-    image, the suspect is embedded in the same way, and the scores of private and public samples are compared. With
-    `references`, distances are calibrated by difficulty; with `independents`, the suspect's t statistic is ranked among
-    theirs, which is the calibrated decision and should be preferred. For several suspects, `prepare` once and `judge` each.
+    Half of the samples train a regressor on the victim's distances to its decision boundary; on the
+    other half, disjoint by image, the suspect is embedded in the same way, and the scores of
+    private and public samples are compared. With `references`, distances are calibrated by
+    difficulty; with `independents`, the suspect's t statistic is ranked among theirs, which is the
+    calibrated decision and should be preferred. For several suspects, `prepare` once and `judge`
+    each.
 
     Args:
       victim_private: (images (N, H, W, C), labels (N,)) that the victim was trained on.
-      victim_public: (images, labels) of the same distribution that neither it nor an independent model has seen; as many.
-      suspect: traceable, images -> logits; or with `host` any function of NumPy rows -> labels or logits.
+      victim_public: (images, labels) of the same distribution that neither it nor an independent
+        model has seen; as many.
+      suspect: traceable, images -> logits; or with `host` any function of NumPy rows -> labels or
+        logits.
       victim: the victim, traceable.
       key: of the walks.
-      independents: at least 20 traceable models of the same task, trained on data disjoint from both sets of samples.
+      independents: at least 20 traceable models of the same task, trained on data disjoint from
+        both sets of samples.
       references: other such models, for difficulty calibration; two or more are better than one.
       settings: see `InferenceSettings`.
       box: lowest and highest pixel value.
@@ -258,14 +171,19 @@ def dataset_inference(
       A `Verdict`.
 
     Raises:
-      InputError: private and public samples that overlap, sets of different sizes or shapes, too few samples, 1 to 19
-        independent models or too few for alpha, or MinGD on a suspect without gradients.
+      InputError: private and public samples that overlap, sets of different sizes or shapes, too
+        few samples, 1 to 19 independent models or too few for alpha, or MinGD on a suspect without
+        gradients.
 
-    Source: Maini, Yaghini, Papernot, ICLR 2021; conformal p-values and difficulty calibration answer Szyller et al., TMLR
-    2023, who found false positives for independent models.
+    Source: Maini, Yaghini, Papernot, ICLR 2021; conformal p-values and difficulty calibration
+    answer Szyller et al., TMLR 2023, who found false positives for independent models.
     """
-    if host and settings is not None and settings.embedding == "mingd":  # before any work
-        raise InputError("MinGD needs the suspect's gradients; a suspect on the host can only be walked (blind_walk)")
+    # before any work
+    if answers_on_host(suspect, host) and settings is not None and settings.embedding == "mingd":
+        raise InputError(
+            "MinGD needs the suspect's gradients; a suspect on the host can only be walked "
+            "(blind_walk)"
+        )
     case = prepare(
         victim_private,
         victim_public,
@@ -279,30 +197,20 @@ def dataset_inference(
     return judge(case, suspect, host=host)
 
 
-def looked_at(looks: int) -> str:
-    """What a verdict assumes of the other verdicts that there are."""
-    if looks == 1:
-        return (
-            "this is the only verdict that is looked at: a second suspect, split or number of samples, "
-            "and every look before the end, is one more chance to accuse (looks=N allows for N)"
-        )
-    return (
-        f"no more than {looks} verdicts are looked at, this one included, as fixed beforehand: each "
-        f"accuses below alpha / {looks}"
-    )
-
-
 def _assumptions(conformal: bool, calibrated: bool, looks: int) -> tuple[str, ...]:
     found = [
-        "private and public samples come from one distribution; only the private ones reached the victim's training",
-        "the suspect's maker did not have the public samples, nor others that overlap with the private ones, by right",
+        "private and public samples come from one distribution; only the private ones reached the "
+        "victim's training",
+        "the suspect's maker did not have the public samples, nor others that overlap with the "
+        "private ones, by right",
         "the split and the seed were fixed before anybody looked at results",
         looked_at(looks),
         "the test is on samples that the regressor has not seen; every image counts once",
     ]
     if conformal:
         found.append(
-            "the independent models are what an innocent suspect would be: same task and recipe, data disjoint from both sets"
+            "the independent models are what an innocent suspect would be: same task and recipe, "
+            "data disjoint from both sets"
         )
     else:
         found.append(
@@ -324,32 +232,40 @@ def _notes(
     notes = []
     if control >= settings.alpha:
         notes.append(
-            f"the victim itself is not recognised (p = {control:.3g}): the test has no power here, so nothing follows"
+            f"the victim itself is not recognised (p = {control:.3g}): the test has no power here, "
+            "so nothing follows"
         )
     lower = accuracy["victim"]["public"] - accuracy["suspect"]["public"]
     if lower > settings.accuracy_margin:
         notes.append(
-            f"the suspect's accuracy on public samples is {accuracy['suspect']['public']:.1%}, the victim's "
-            f"{accuracy['victim']['public']:.1%}: distances of a weaker model are not comparable"
+            f"the suspect's accuracy on public samples is {accuracy['suspect']['public']:.1%}, the "
+            f"victim's {accuracy['victim']['public']:.1%}: distances of a weaker model are not "
+            "comparable"
             + ("" if settings.both_correct else "; both_correct=True tests what both get right")
         )
     if never > 0.5:
         notes.append(
-            f"{never:.0%} of the {'walks' if settings.embedding == 'blind_walk' else 'descents'} ended at the cap: "
+            f"{never:.0%} of the {'walks' if settings.embedding == 'blind_walk' else 'descents'} "
+            "ended at the cap: "
             f"{'raise the noise' if settings.embedding == 'blind_walk' else 'raise max_steps'}"
         )
     if saturated > 0.5:
-        notes.append(f"{saturated:.0%} of the scores are at the edge of the regressor's range: stop it earlier")
+        notes.append(
+            f"{saturated:.0%} of the scores are at the edge of the regressor's range: stop it "
+            "earlier"
+        )
     if accused is None:
         notes.append(
-            "no independent models: the false-alarm rate is nominal, and the literature measures more"
+            "no independent models: the false-alarm rate is nominal, and the literature measures "
+            "more"
             + ("" if calibrated else "; references or at least 20 independent models calibrate it")
         )
     elif accused[0] > 2 * settings.level * accused[1] + 1:
         notes.append(
-            f"the Welch test accuses {accused[0]} of {accused[1]} independent models: only the conformal p-value counts"
+            f"the Welch test accuses {accused[0]} of {accused[1]} independent models: only the "
+            "conformal p-value counts"
         )
     return tuple(notes)
 
 
-__all__ = ["Decision", "Verdict", "dataset_inference", "decide", "judge", "judge_embedded", "looked_at", "plain"]
+__all__ = ["Verdict", "dataset_inference", "judge", "judge_embedded"]

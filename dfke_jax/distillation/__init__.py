@@ -1,10 +1,18 @@
 """White-box, data-free knowledge distillation: one file a method."""
 
-from dfke_jax.distillation.activation_records import RecordSettings, from_records, record_activations
+from dfke_jax.distillation.activation_records import (
+    RecordSettings,
+    from_records,
+    record_activations,
+)
 from dfke_jax.distillation.class_impressions import ClassImpressionSettings, class_impressions
 from dfke_jax.distillation.dafl import DAFLSettings, dafl
 from dfke_jax.distillation.data_impressions import ImpressionSettings, data_impressions
-from dfke_jax.distillation.deep_inversion import InversionSettings, adaptive_deep_inversion, deep_inversion
+from dfke_jax.distillation.deep_inversion import (
+    InversionSettings,
+    adaptive_deep_inversion,
+    deep_inversion,
+)
 from dfke_jax.distillation.dfad import DFADSettings, dfad
 from dfke_jax.distillation.duel import DuelSettings, DuelState, Schedule, student_of
 from dfke_jax.distillation.representations import representation_distillation

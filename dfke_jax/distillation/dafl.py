@@ -1,4 +1,6 @@
-"""DAFL: a generator of images that the teacher is sure of, that excite it, and that cover all of its classes."""
+"""DAFL: a generator of images that the teacher is sure of, that excite it, and that cover all of
+its classes.
+"""
 
 import dataclasses
 import math
@@ -12,9 +14,11 @@ from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Metrics
 from dfke_jax.distillation.cost import Cost
 from dfke_jax.distillation.duel import DuelSettings, Schedule, Seen, duel, duel_cost
+from dfke_jax.distillation.needs import check_teacher
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import response_kl
-from dfke_jax.nn.players import Observed
+from dfke_jax.nn.observation import Observed
+from dfke_jax.nn.whitebox import WhiteBox
 
 JOINT = Schedule(student=1, joint=True)
 
@@ -24,12 +28,13 @@ class DAFLSettings(DuelSettings):
     """How DAFL runs. The defaults are the published ones for MNIST, but for the output.
 
     Attributes:
-      one_hot: weight of L_oh. activation: α, of L_a. entropy: β, of L_ie, as published: for logarithms of base 10.
-      output: the published generator gives BN(tanh(·)), normalised over the batch; ``normalised`` (BN alone) is nearest to
-        it, ``box`` keeps to pictures.
+      one_hot: weight of L_oh. activation: α, of L_a. entropy: β, of L_ie, as published: for
+        logarithms of base 10.
+      output: the published generator gives BN(tanh(·)), normalised over the batch; ``normalised``
+        (BN alone) is nearest to it, ``box`` keeps to pictures.
 
-    In the released code the two middle normalisations of the generator have ε = 0.8 (a momentum in the place of an
-    epsilon); here it is 1e-5.
+    In the released code the two middle normalisations of the generator have ε = 0.8 (a momentum in
+    the place of an epsilon); here it is 1e-5.
     """
 
     batch_size: int = 512
@@ -42,30 +47,36 @@ class DAFLSettings(DuelSettings):
     def __post_init__(self):
         super().__post_init__()
         if min(self.one_hot, self.activation, self.entropy) < 0:
-            raise InputError(f"weights must not be negative, got {self.one_hot}, {self.activation} and {self.entropy}")
+            raise InputError(
+                f"weights must not be negative, got {self.one_hot}, {self.activation} and "
+                f"{self.entropy}"
+            )
 
 
-def dafl(teacher: Classifier, student: Classifier, settings: DAFLSettings) -> Method:
+def dafl(teacher: WhiteBox, student: Classifier, settings: DAFLSettings) -> Method:
     """Data-free learning of student networks.
 
-    L_G = w·L_oh + α·L_a + β·L_ie with L_oh = CE(T(x), argmax T(x)), L_a = −mean |f_T(x)| over the penultimate features,
-    L_ie = Σ_k p̄_k log₁₀ p̄_k of the batch's mean answer p̄; L_S = KL(p_T ‖ p_S). Both players are updated from one batch.
+    L_G = w·L_oh + α·L_a + β·L_ie with L_oh = CE(T(x), argmax T(x)), L_a = −mean |f_T(x)| over the
+    penultimate features, L_ie = Σ_k p̄_k log₁₀ p̄_k of the batch's mean answer p̄; L_S = KL(p_T ‖
+    p_S). Both players are updated from one batch.
 
-    p̄ is the batch's: with few samples a class it is noise, and every weight must be found again (B ≥ 25 K or so).
+    p̄ is the batch's: with few samples a class it is noise, and every weight must be found again (B
+    ≥ 25 K or so).
 
     Args:
       teacher: frozen; its input of the last layer are the features. student: gives the network.
       settings: see `DAFLSettings`. ``generator_rate=0`` is the control.
 
     Returns:
-      A `Method` over `DuelState` with the metrics of `duel` and ``one_hot``, ``activation``, ``entropy`` (the three losses
-      without their weights; entropy in base 10).
+      A `Method` over `DuelState` with the metrics of `duel` and ``one_hot``, ``activation``,
+      ``entropy`` (the three losses without their weights; entropy in base 10).
 
-    Source: Chen, Wang, Xu, Yang, Liu, Shi, Xu, Xu and Tian, Data-Free Learning of Student Networks, ICCV 2019, section 3,
-      and its released code (the joint step, base 10).
-    Deviations: the generator's output is x̃ or pictures (see `DAFLSettings.output`); 0·log 0 = 0, where released code gives
-      NaN as soon as a class is never answered.
+    Source: Chen, Wang, Xu, Yang, Liu, Shi, Xu, Xu and Tian, Data-Free Learning of Student Networks,
+      ICCV 2019, section 3, and its released code (the joint step, base 10).
+    Deviations: the generator's output is x̃ or pictures (see `DAFLSettings.output`); 0·log 0 = 0,
+      where released code gives NaN as soon as a class is never answered.
     """
+    check_teacher(teacher, "dafl")
     gain = Partial(_gain, settings.one_hot, settings.activation, settings.entropy)
     return duel(teacher, student, settings, JOINT, gain, Partial(_response), activations=True)
 

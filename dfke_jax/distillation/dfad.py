@@ -13,7 +13,8 @@ from dfke_jax.distillation.cost import Cost
 from dfke_jax.distillation.duel import DuelSettings, Schedule, Seen, duel, duel_cost
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import logit_l1
-from dfke_jax.nn.players import Observed
+from dfke_jax.nn.observation import Observed
+from dfke_jax.nn.whitebox import WhiteBox
 
 FORMS = ("l1", "log_l1")
 
@@ -24,8 +25,10 @@ class DFADSettings(DuelSettings):
 
     Attributes:
       student_steps: updates of the student per update of the generator.
-      student_mode: of the student while the generator moves, see `Schedule`; released code: ``train``.
-      form: of what the generator climbs: ``l1``, or ``log_l1`` for log(1 + L), as published for segmentation.
+      student_mode: of the student while the generator moves, see `Schedule`; released code:
+        ``train``.
+      form: of what the generator climbs: ``l1``, or ``log_l1`` for log(1 + L), as published for
+        segmentation.
     """
 
     batch_size: int = 512
@@ -49,20 +52,22 @@ class DFADSettings(DuelSettings):
         return Schedule(self.student_steps, student_mode=self.student_mode)
 
 
-def dfad(teacher: Classifier, student: Classifier, settings: DFADSettings) -> Method:
+def dfad(teacher: WhiteBox, student: Classifier, settings: DFADSettings) -> Method:
     """Data-free adversarial distillation.
 
-    min_S max_G L with L = (1/BK) Σ |T(x) − S(x)| on logits, x = G(z); five updates of S on fresh latents, then one of G.
+    min_S max_G L with L = (1/BK) Σ |T(x) − S(x)| on logits, x = G(z); five updates of S on fresh
+    latents, then one of G.
 
     Args:
       teacher: frozen. student: gives the network.
       settings: see `DFADSettings`. ``generator_rate=0`` is the control.
 
     Returns:
-      A `Method` over `DuelState` with the metrics of `duel`; ``generator_loss`` is −L, or −log(1 + L).
+      A `Method` over `DuelState` with the metrics of `duel`; ``generator_loss`` is −L, or −log(1 +
+      L).
 
-    Source: Fang, Song, Shen, Wang, Chen and Song, Data-Free Adversarial Distillation, 2019, section 3, and its released
-      code (schedule, modes).
+    Source: Fang, Song, Shen, Wang, Chen and Song, Data-Free Adversarial Distillation, 2019, section
+      3, and its released code (schedule, modes).
     Deviation: images are pictures in the box unless ``output`` says otherwise.
     """
     gain = Partial(_log_gain if settings.form == "log_l1" else _gain)

@@ -1,7 +1,9 @@
-"""Generator against student: what the white-box methods with a generator share, the schedule of the two players included.
+"""Generator against student: what the white-box methods with a generator share, the schedule of the
+two players included.
 
-A method is a *gain*, what the generator descends, and a `Schedule`. Both players see the teacher's own answers; nothing is
-asked of real data. With a generator rate of 0 the generator stays as it was drawn: the matched control.
+A method is a *gain*, what the generator descends, and a `Schedule`. Both players see the teacher's
+own answers; nothing is asked of real data. With a generator rate of 0 the generator stays as it was
+drawn: the matched control.
 """
 
 import dataclasses
@@ -17,8 +19,10 @@ from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.distillation.cost import Cost
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
-from dfke_jax.nn.players import OPTIMISERS, OUTPUTS, SCHEDULES, Learner, Maker, Observed, descend, observe, scheduled
-from dfke_jax.nn.training import Training
+from dfke_jax.nn.observation import Observed
+from dfke_jax.nn.players import OPTIMISERS, OUTPUTS, SCHEDULES, Learner, Maker, scheduled
+from dfke_jax.nn.training import Training, descend
+from dfke_jax.nn.whitebox import WhiteBox
 
 MODES = ("train", "eval")
 
@@ -29,11 +33,13 @@ class Schedule:
 
     Attributes:
       student: updates of the student per update of the generator, n_S.
-      same_latents: the generator moves first, and all n_S updates of the student are on the images that it then makes of
-        the same latents; the teacher answers them once. Otherwise the student moves first, on fresh latents every time.
-      joint: one batch serves both: the student learns the images that the generator's step has just judged. Then n_S = 1.
-      student_mode: of the student while the generator moves: ``train`` normalises by the batch, ``eval`` by running
-        statistics. The student's running statistics are its own steps' alone.
+      same_latents: the generator moves first, and all n_S updates of the student are on the images
+        that it then makes of the same latents; the teacher answers them once. Otherwise the student
+        moves first, on fresh latents every time.
+      joint: one batch serves both: the student learns the images that the generator's step has just
+        judged. Then n_S = 1.
+      student_mode: of the student while the generator moves: ``train`` normalises by the batch,
+        ``eval`` by running statistics. The student's running statistics are its own steps' alone.
 
     Raises:
       InputError: for schedules that contradict themselves.
@@ -48,7 +54,9 @@ class Schedule:
         if self.student < 1:
             raise InputError(f"the student needs at least one update, got {self.student}")
         if self.joint and (self.student != 1 or self.same_latents):
-            raise InputError("a joint step is one batch and one update of the student, without same_latents")
+            raise InputError(
+                "a joint step is one batch and one update of the student, without same_latents"
+            )
         if self.student_mode not in MODES:
             raise UnknownNameError("mode of the student", self.student_mode, MODES)
 
@@ -60,12 +68,13 @@ class DuelSettings:
     Attributes:
       steps: iterations that the schedules of the rates span, each of one update of the generator.
       batch_size: B. latent, width: of the generator.
-      student_optimizer, student_rate: ``sgd`` (with `momentum` and `weight_decay`) or ``adam`` (without them).
+      student_optimizer, student_rate: ``sgd`` (with `momentum` and `weight_decay`) or ``adam``
+        (without them).
       generator_optimizer, generator_rate: the same; a rate of 0 is the control.
       schedule, drops, drop_factor: of both rates, see `dfke_jax.nn.players.scheduled`.
       clip: largest norm of either player's gradient; 0 for any.
-      output: what of the generator the networks see, see `dfke_jax.nn.players.Maker`: ``box`` keeps to pictures, the others
-        presume the normalisation of the data and leave the box.
+      output: what of the generator the networks see, see `dfke_jax.nn.players.Maker`: ``box`` keeps
+        to pictures, the others presume the normalisation of the data and leave the box.
 
     Raises:
       InputError, UnknownNameError: for values that mean nothing.
@@ -93,15 +102,22 @@ class DuelSettings:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.student_rate > 0 or not self.drop_factor > 0:
             raise InputError(
-                f"student_rate and drop_factor must be positive, got {self.student_rate} and {self.drop_factor}"
+                f"student_rate and drop_factor must be positive, got {self.student_rate} and "
+                f"{self.drop_factor}"
             )
-        if not 0 <= self.momentum < 1 or not min(self.generator_rate, self.steps, self.weight_decay, self.clip) >= 0:
+        if (
+            not 0 <= self.momentum < 1
+            or not min(self.generator_rate, self.steps, self.weight_decay, self.clip) >= 0
+        ):
             raise InputError(
-                "generator_rate, steps, weight_decay and clip must not be negative and momentum must lie in [0, 1), got "
-                f"{self.generator_rate}, {self.steps}, {self.weight_decay}, {self.clip} and {self.momentum}"
+                "generator_rate, steps, weight_decay and clip must not be negative and momentum "
+                f"must lie in [0, 1), got {self.generator_rate}, {self.steps}, "
+                f"{self.weight_decay}, {self.clip} and {self.momentum}"
             )
         if list(self.drops) != sorted(self.drops) or not all(0 < drop < 1 for drop in self.drops):
-            raise InputError(f"drops must be increasing fractions of the steps in (0, 1), got {self.drops}")
+            raise InputError(
+                f"drops must be increasing fractions of the steps in (0, 1), got {self.drops}"
+            )
         for what, name, known in (
             ("schedule", self.schedule, SCHEDULES),
             ("optimiser", self.student_optimizer, OPTIMISERS),
@@ -148,7 +164,7 @@ class _Fixed:
 
 
 def duel(
-    teacher: Classifier,
+    teacher: WhiteBox,
     student: Classifier,
     settings: DuelSettings,
     schedule: Schedule,
@@ -167,25 +183,44 @@ def duel(
       activations: whether either reads hidden layers.
 
     Returns:
-      A `Method` over `DuelState` with metrics ``student_loss``, ``generator_loss``, ``class_entropy`` (of the teacher's mean
-      answer to the generator's batch, as a share of log K: near 0 the generator has collapsed) and the gain's own.
+      A `Method` over `DuelState` with metrics ``student_loss``, ``generator_loss``,
+      ``class_entropy`` (of the teacher's mean answer to the generator's batch, as a share of log K:
+      near 0 the generator has collapsed) and the gain's own.
 
     Raises:
       InputError: teacher and student of other classes or images.
     """
     if (teacher.num_classes, teacher.input_shape) != (student.num_classes, student.input_shape):
         raise InputError(
-            f"teacher and student must agree on classes and images; the teacher has {teacher.num_classes} classes of "
-            f"{teacher.input_shape}, the student {student.num_classes} of {student.input_shape}"
+            "teacher and student must agree on classes and images; the teacher has "
+            f"{teacher.num_classes} classes of {teacher.input_shape}, the student "
+            f"{student.num_classes} of {student.input_shape}"
         )
     s = settings
 
     def rule(name: str, rate: float, steps: int) -> Any:
-        return scheduled(name, rate, steps, s.schedule, s.drops, s.drop_factor, s.momentum, s.weight_decay, s.clip)
+        return scheduled(
+            name,
+            rate,
+            steps,
+            s.schedule,
+            s.drops,
+            s.drop_factor,
+            s.momentum,
+            s.weight_decay,
+            s.clip,
+        )
 
-    learner = Learner.of(student, rule(s.student_optimizer, s.student_rate, s.steps * schedule.student))
+    learner = Learner.of(
+        student, rule(s.student_optimizer, s.student_rate, s.steps * schedule.student)
+    )
     generator = DFMEGenerator(teacher.input_shape, s.width, s.latent)
-    maker = Maker(generator, teacher.preprocessing, rule(s.generator_optimizer, s.generator_rate, s.steps), s.output)
+    maker = Maker(
+        generator,
+        teacher.preprocessing,
+        rule(s.generator_optimizer, s.generator_rate, s.steps),
+        s.output,
+    )
     fixed = Static(_Fixed(learner, maker, schedule, s.batch_size, activations))
     return method(_init, _step, fixed, teacher, gain, student_loss)
 
@@ -203,14 +238,14 @@ def duel_cost(settings: DuelSettings, schedule: Schedule) -> Cost:
     )
 
 
-def _init(fixed: Static, teacher: Classifier, gain: Gain, loss: StudentLoss, key: Key) -> DuelState:
+def _init(fixed: Static, teacher: WhiteBox, gain: Gain, loss: StudentLoss, key: Key) -> DuelState:
     of: _Fixed = fixed.value
     student_key, generator_key = jax.random.split(key)
     return DuelState(of.learner.new(student_key), of.maker.new(generator_key))
 
 
 def _step(
-    fixed: Static, teacher: Classifier, gain: Gain, loss: StudentLoss, key: Key, state: DuelState
+    fixed: Static, teacher: WhiteBox, gain: Gain, loss: StudentLoss, key: Key, state: DuelState
 ) -> tuple[DuelState, Metrics]:
     of: _Fixed = fixed.value
     schedule, size = of.schedule, of.batch_size
@@ -218,48 +253,59 @@ def _step(
     z = draw_latents(latent_key, (size,), of.maker.generator)
 
     if schedule.joint:
-        generator, images, answers, metrics = _generator_step(of, teacher, gain, state, z, learn_key)
-        student, learnt = of.learner.learn(learn_key, state.student, images, answers, loss, activations=of.activations)
+        generator, images, answers, metrics = _generator_step(
+            of, teacher, gain, state, z, learn_key
+        )
+        student, learnt = of.learner.learn(
+            learn_key, state.student, images, answers, loss, activations=of.activations
+        )
     elif schedule.same_latents:
         generator, _, _, metrics = _generator_step(of, teacher, gain, state, z, learn_key)
         images, _ = of.maker.images(generator.variables, z)
         answers = _answers(of, teacher, images)
         again = lambda leaf: jnp.broadcast_to(leaf, (schedule.student, *leaf.shape))
         student, learnt = of.learner.learn_all(
-            learn_key, state.student, again(images), jax.tree.map(again, answers), loss, activations=of.activations
+            learn_key,
+            state.student,
+            again(images),
+            jax.tree.map(again, answers),
+            loss,
+            activations=of.activations,
         )
     else:
 
         def learn(student: Training, i: Array) -> tuple[Training, Array]:
             fresh = draw_latents(jax.random.fold_in(fresh_key, i), (size,), of.maker.generator)
             images, _ = of.maker.images(state.generator.variables, fresh)
-            return of.learner.learn(
-                jax.random.fold_in(learn_key, i), student, images, _answers(of, teacher, images), loss,
-                activations=of.activations,
-            )  # fmt: skip
+            answers, key = _answers(of, teacher, images), jax.random.fold_in(learn_key, i)
+            return of.learner.learn(key, student, images, answers, loss, activations=of.activations)
 
         student, losses = jax.lax.scan(learn, state.student, jnp.arange(schedule.student))
         learnt = jnp.mean(losses)
-        generator, _, _, metrics = _generator_step(of, teacher, gain, state._replace(student=student), z, learn_key)
+        generator, _, _, metrics = _generator_step(
+            of, teacher, gain, state._replace(student=student), z, learn_key
+        )
     return DuelState(student, generator), {"student_loss": learnt, **metrics}
 
 
-def _answers(of: _Fixed, teacher: Classifier, images: Array) -> Observed:
+def _answers(of: _Fixed, teacher: WhiteBox, images: Array) -> Observed:
     """What the teacher shows of images that are given."""
     images = jax.lax.stop_gradient(images)
-    seen = observe(teacher.module, teacher.variables, teacher.preprocessing(images), activations=of.activations)
+    seen = teacher.observe(images, activations=of.activations)
     return jax.lax.stop_gradient(seen)
 
 
 def _generator_step(
-    of: _Fixed, teacher: Classifier, gain: Gain, state: DuelState, z: Array, key: Key
+    of: _Fixed, teacher: WhiteBox, gain: Gain, state: DuelState, z: Array, key: Key
 ) -> tuple[Training, Array, Observed, Metrics]:
-    """The generator after its update, its images before it, what the teacher shows of them, and metrics."""
+    """The generator after its update, its images before it, what the teacher shows of them, and
+    metrics.
+    """
     train = of.schedule.student_mode == "train"
 
     def objective(params: PyTree) -> tuple[Array, tuple[Any, PyTree]]:
         images, statistics = of.maker.images({**state.generator.variables, "params": params}, z)
-        shown = observe(teacher.module, teacher.variables, teacher.preprocessing(images), activations=of.activations)
+        shown = teacher.observe(images, activations=of.activations)
         own = of.learner.observe(
             state.student.variables, images, train=train, activations=of.activations,
             key=jax.random.fold_in(key, 0) if train else None,
@@ -267,7 +313,9 @@ def _generator_step(
         value, metrics = gain(Seen(images, shown, own._replace(updated={})))
         return value, ((images, shown, metrics), statistics)
 
-    generator, value, (images, shown, metrics) = descend(of.maker.optimizer, state.generator, objective)
+    generator, value, (images, shown, metrics) = descend(
+        of.maker.optimizer, state.generator, objective
+    )
     images, shown = jax.lax.stop_gradient((images, shown))
     mean = jnp.mean(jax.nn.softmax(shown.logits), 0)
     entropy = -jnp.sum(jax.scipy.special.xlogy(mean, mean)) / jnp.log(mean.shape[0])

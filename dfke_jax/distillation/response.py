@@ -7,14 +7,16 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Augmentation
-from dfke_jax.nn.classifier import Classifier, check_labels
-from dfke_jax.nn.losses import cross_entropy, response_kl, response_mix
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.losses import response_kl, response_mix
+from dfke_jax.nn.supervised import cross_entropy_training
 from dfke_jax.nn.training import Loss, optimiser, training
+from dfke_jax.nn.whitebox import WhiteBox
 
 
 def knowledge_distillation(
     student: Classifier,
-    teacher: Classifier,
+    teacher: WhiteBox,
     images: Array,
     *,
     labels: Array | None = None,
@@ -33,12 +35,14 @@ def knowledge_distillation(
     Args:
       student: gives the network to train; fresh parameters are drawn.
       teacher: frozen.
-      images: (N, H, W, C) on the device: a pool of synthesised samples, real data, or any transfer set.
+      images: (N, H, W, C) on the device: a pool of synthesised samples, real data, or any transfer
+        set.
       labels, label_weight: labels (N,) and λ. Data-free methods use neither.
       temperature: τ.
       steps: length of the cosine schedule; run the method for that many.
       batch_size, learning_rate, optimizer: of the training.
-      augment: applied before both networks see the batch. Without it the teacher's answers are a fixed table.
+      augment: applied before both networks see the batch. Without it the teacher's answers are a
+        fixed table.
 
     Returns:
       A `Method` over `dfke_jax.nn.training.Training`.
@@ -53,36 +57,16 @@ def knowledge_distillation(
     if labels is not None:
         if augment is not None:
             raise InputError(
-                "labels can be mixed in without augmentation only: the teacher's answers are aligned with them"
+                "labels can be mixed in without augmentation only: the teacher's answers are "
+                "aligned with them"
             )
         mix = Partial(_mix, float(temperature), float(label_weight))
-        return training(student, images, (table_of_answers(teacher, images), labels), loss=mix, **common)
+        return training(
+            student, images, (table_of_answers(teacher, images), labels), loss=mix, **common
+        )
     if augment is None:
         return training(student, images, table_of_answers(teacher, images), loss=loss, **common)
     return training(student, images, None, loss=loss, teacher=teacher, **common)
-
-
-def cross_entropy_training(
-    classifier: Classifier,
-    images: Array,
-    labels: Array,
-    *,
-    steps: int,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
-    optimizer: str = "adam",
-    augment: Augmentation | None = None,
-) -> Method:
-    """Trains a classifier on labels; teachers and the from-scratch anchor are made so.
-
-    Raises:
-      InputError: for labels of another length, type or range.
-    """
-    check_labels(labels, len(images), classifier.num_classes, every_class=False)
-    rule = optimiser(optimizer, learning_rate, steps)
-    return training(
-        classifier, images, labels, loss=Partial(cross_entropy), optimizer=rule, batch_size=batch_size, augment=augment
-    )
 
 
 def response_loss(temperature: float) -> Loss:
@@ -92,7 +76,7 @@ def response_loss(temperature: float) -> Loss:
     return Partial(_kl, float(temperature))
 
 
-def table_of_answers(teacher: Classifier, images: Array, batch_size: int = 500) -> Array:
+def table_of_answers(teacher: WhiteBox, images: Array, batch_size: int = 500) -> Array:
     """The teacher's logits (N, K) for every image, each computed once."""
     return jnp.asarray(teacher.predict(np.asarray(images), batch_size))
 
@@ -101,7 +85,9 @@ def _kl(temperature: Array, student_logits: Array, teacher_logits: Array) -> Arr
     return response_kl(student_logits, teacher_logits, temperature)
 
 
-def _mix(temperature: Array, weight: Array, student_logits: Array, wanted: tuple[Array, Array]) -> Array:
+def _mix(
+    temperature: Array, weight: Array, student_logits: Array, wanted: tuple[Array, Array]
+) -> Array:
     return response_mix(student_logits, wanted[0], wanted[1], temperature, weight)
 
 

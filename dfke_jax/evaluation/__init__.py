@@ -1,6 +1,12 @@
 """How good, how alike and how varied: numbers about classifiers and pools."""
 
-from dfke_jax.evaluation.agreement import accuracy, agreement, total_variation
+from dfke_jax.evaluation.agreement import (
+    accuracy,
+    agreement,
+    balanced_accuracy,
+    class_accuracies,
+    total_variation,
+)
 from dfke_jax.evaluation.diversity import class_histogram, histogram_entropy, mean_pairwise_distance
 from dfke_jax.evaluation.endpoint_equality import Equality, agreement_kernel, same_endpoint
 from dfke_jax.evaluation.fidelity import bootstrap_interval, class_fidelity, fidelity, self_fidelity
@@ -13,7 +19,9 @@ __all__ = [
     "accuracy",
     "agreement",
     "agreement_kernel",
+    "balanced_accuracy",
     "bootstrap_interval",
+    "class_accuracies",
     "class_fidelity",
     "class_histogram",
     "fgsm",

@@ -37,7 +37,9 @@ class Equality(NamedTuple):
         return self.p_value <= level
 
 
-def same_endpoint(first: Any, second: Any, rng: np.random.Generator, *, permutations: int = 199) -> Equality:
+def same_endpoint(
+    first: Any, second: Any, rng: np.random.Generator, *, permutations: int = 199
+) -> Equality:
     """Tests whether two samples of texts come from one model.
 
     Args:
@@ -49,8 +51,14 @@ def same_endpoint(first: Any, second: Any, rng: np.random.Generator, *, permutat
       InputError: for other shapes, or fewer than two texts a prompt.
     """
     first, second = np.asarray(first), np.asarray(second)
-    if first.ndim != 3 or second.ndim != 3 or (first.shape[0], first.shape[2]) != (second.shape[0], second.shape[2]):
-        raise InputError(f"samples must be (P, n, L) and (P, m, L), got shapes {first.shape} and {second.shape}")
+    if (
+        first.ndim != 3
+        or second.ndim != 3
+        or (first.shape[0], first.shape[2]) != (second.shape[0], second.shape[2])
+    ):
+        raise InputError(
+            f"samples must be (P, n, L) and (P, m, L), got shapes {first.shape} and {second.shape}"
+        )
     n, m = first.shape[1], second.shape[1]
     if min(n, m) < 2 or min(first.shape) < 1 or permutations < 1:
         raise InputError("two texts a prompt and one permutation at least are needed")

@@ -1,6 +1,11 @@
 """Black-box extraction: one file an attack."""
 
-from dfke_jax.extraction.active_thief import ActiveThiefSettings, ActiveThiefState, active_thief, deepfool_norm
+from dfke_jax.extraction.active_thief import (
+    ActiveThiefSettings,
+    ActiveThiefState,
+    active_thief,
+    deepfool_norm,
+)
 from dfke_jax.extraction.common import GenerativeSettings, clone_of, steps_for
 from dfke_jax.extraction.copycat import copycat, heavy_augmentation
 from dfke_jax.extraction.dfme import SMALL_DFME, DFMESettings, DFMEState, dfme
@@ -30,13 +35,17 @@ from dfke_jax.extraction.equations import (
     logistic_regression,
     softmax_regression,
 )
-from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, JacobianState, jacobian_augmentation
+from dfke_jax.extraction.jacobian_augmentation import (
+    JacobianSettings,
+    JacobianState,
+    jacobian_augmentation,
+)
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
 from dfke_jax.extraction.last_layer import LastLayer, complete_outputs, last_layer
 from dfke_jax.extraction.maze import SMALL_MAZE, MAZESettings, maze
 from dfke_jax.extraction.maze_pd import MAZEPDSettings, MAZEPDState, maze_pd
 from dfke_jax.extraction.megex import SMALL_MEGEX, MEGEXSettings, megex
-from dfke_jax.extraction.pool import SMALL_CLONE, CloneTraining, PoolSettings
+from dfke_jax.extraction.pool import SMALL_CLONE, CloneTraining, PoolAttackSettings
 from dfke_jax.extraction.random_queries import RandomState, random_attack
 from dfke_jax.extraction.relu_baseline import second_differences
 from dfke_jax.extraction.relu_gradients import gradient_network
@@ -75,7 +84,7 @@ __all__ = [
     "MAZEPDState",
     "MAZESettings",
     "MEGEXSettings",
-    "PoolSettings",
+    "PoolAttackSettings",
     "Questions",
     "RandomState",
     "ReluNetwork",

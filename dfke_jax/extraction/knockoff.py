@@ -1,33 +1,28 @@
 """Knockoff Nets: a public pool, asked at random or by a bandit over its classes."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.method import Attack, Static
+from dfke_jax.core.method import Attack
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics
 from dfke_jax.extraction.pool import (
     Labelled,
-    PoolSettings,
-    check_pool,
-    foreseen,
-    label,
-    learn_labelled,
+    PoolAttackSettings,
+    empty_table,
     new_clone,
-    nothing_labelled,
-    read_targets,
-    suited,
     train_clone,
 )
+from dfke_jax.extraction.pool_attack import ChoosingAttack
 from dfke_jax.extraction.random_queries import random_attack
-from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import soft_cross_entropy
-from dfke_jax.nn.training import Training, trained
+from dfke_jax.nn.training import Training
 from dfke_jax.oracle.reveal import Reveal
 
 REWARDS = ("certainty", "diversity", "loss")
@@ -37,15 +32,16 @@ def knockoff(
     clone: Classifier,
     pool: Array,
     reveal: Reveal,
-    settings: PoolSettings | None = None,
+    settings: PoolAttackSettings | None = None,
     *,
     train_every: int | None = None,
     augment: Augmentation | None = None,
 ) -> Attack:
-    """Knockoff Nets with random sampling: min_S E_{x ∈ pool} H(V(x), S(x)), x drawn without replacement.
+    """Knockoff Nets with random sampling: min_S E_{x ∈ pool} H(V(x), S(x)), x drawn without
+    replacement.
 
-    The defaults are the published ones: 60,000 rows, SGD with learning rate 0.01 and momentum 0.5, ×0.1 after 60 of 100
-    epochs in batches of 64.
+    The defaults are the published ones: 60,000 rows, SGD with learning rate 0.01 and momentum 0.5,
+    ×0.1 after 60 of 100 epochs in batches of 64.
 
     Args:
       clone: gives the network; fresh parameters are drawn (the paper begins from ImageNet's).
@@ -58,22 +54,31 @@ def knockoff(
     Raises:
       InputError: for a pool that does not fit.
 
-    Source: Orekondy, Schiele and Fritz, Knockoff Nets, CVPR 2019, section 4. Deviations: new parameters, batches drawn
-    with replacement, and the last iterate is kept (the released code reports the best on test data).
+    Source: Orekondy, Schiele and Fritz, Knockoff Nets, CVPR 2019, section 4. Deviations: new
+    parameters, batches drawn with replacement, and the last iterate is kept (the released code
+    reports the best on test data).
     """
-    return random_attack(clone, pool, reveal, settings or PoolSettings(), train_every=train_every, augment=augment)
+    return random_attack(
+        clone,
+        pool,
+        reveal,
+        settings or PoolAttackSettings(),
+        train_every=train_every,
+        augment=augment,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class BanditSettings(PoolSettings):
+class BanditSettings(PoolAttackSettings):
     """How the bandit asks.
 
     Attributes:
-      rows_per_step: actions drawn from one policy before it is updated; the paper's is 1. Larger ones give the device
-        more to do at once.
+      rows_per_step: actions drawn from one policy before it is updated; the paper's is 1. Larger
+        ones give the device more to do at once.
       rewards: which of ``certainty``, ``diversity`` and ``loss`` are averaged.
       window: Δ, answers that rewards are rescaled by and compared with (published: 100).
-      learner_steps: updates of the clone after every step, so that the loss it is rewarded for is that of a learner.
+      learner_steps: updates of the clone after every step, so that the loss it is rewarded for is
+        that of a learner.
 
     Raises:
       UnknownNameError: for another reward.
@@ -94,7 +99,8 @@ class BanditSettings(PoolSettings):
             raise InputError(f"rewards must be distinct and at least one, got {self.rewards}")
         if self.window < 1 or self.learner_steps < 0:
             raise InputError(
-                f"window must be at least 1 and learner_steps not negative, got {self.window}, {self.learner_steps}"
+                f"window must be at least 1 and learner_steps not negative, got {self.window}, "
+                f"{self.learner_steps}"
             )
 
 
@@ -139,17 +145,18 @@ def adaptive_knockoff(
     *,
     augment: Augmentation | None = None,
 ) -> Attack:
-    """Knockoff Nets with a policy π = softmax(H) over groups z of the pool, such as the pool's own labels.
+    """Knockoff Nets with a policy π = softmax(H) over groups z of the pool, such as the pool's own
+    labels.
 
-    After the answer to an image of group z: N(z) += 1 and H += (1/N(z)) · (r − r̄) · (e_z − π), where r averages the
-    chosen rewards, each rescaled to [0, 1] over the last Δ:
+    After the answer to an image of group z: N(z) += 1 and H += (1/N(z)) · (r − r̄) · (e_z − π),
+    where r averages the chosen rewards, each rescaled to [0, 1] over the last Δ:
 
     - certainty: p₁ − p₂, the two largest probabilities answered;
     - diversity: Σ_k max(0, p_k − p̄_k), p̄ the mean of the last Δ answers;
     - loss: H(p, S(x)) of the clone at the beginning of the step.
 
-    r̄ is the mean over the last Δ, so (r − r̄) is Σ_j (r_j − mean_j)/(max_j − min_j) over the number of rewards; a
-    reward that did not vary counts as 0, and so does the first action.
+    r̄ is the mean over the last Δ, so (r − r̄) is Σ_j (r_j − mean_j)/(max_j − min_j) over the
+    number of rewards; a reward that did not vary counts as 0, and so does the first action.
 
     Args:
       clone, pool, reveal: as for `knockoff`.
@@ -159,39 +166,106 @@ def adaptive_knockoff(
       augment: of the clone's batches.
 
     Returns:
-      An `Attack` over `AdaptiveState`. Metrics: as `random_attack`, and the policy's ``entropy`` in nats. When the
+      An `Attack` over `AdaptiveState`. Metrics: as `random_attack`, and the policy's ``entropy`` in
+        nats. When the
       budget is spent, the clone is trained once more from new parameters on everything.
 
     Raises:
       InputError: for a pool or groups that do not fit.
 
-    Source: Orekondy, Schiele and Fritz, Knockoff Nets, CVPR 2019, section 4.2 and equations 3 to 8. Deviations: groups
-    are flat (the paper's tree of classes has one level); several actions are drawn from one policy (the successive
-    draws of a step are without replacement, so a group's weight shrinks by 1/n_z with each); exhausted groups leave the
-    policy. No released code has this part.
+    Source: Orekondy, Schiele and Fritz, Knockoff Nets, CVPR 2019, section 4.2 and equations 3 to 8.
+    Deviations: groups are flat (the paper's tree of classes has one level); several actions are
+    drawn from one policy (the successive draws of a step are without replacement, so a group's
+    weight shrinks by 1/n_z with each); exhausted groups leave the policy. No released code has this
+    part.
     """
-    settings = suited(settings or BanditSettings(), reveal)
-    check_pool(clone, pool, settings.budget)
-    if groups.shape != pool.shape[:1] or not jnp.issubdtype(groups.dtype, jnp.integer) or num_groups < 1:
+    if (
+        groups.shape != pool.shape[:1]
+        or not jnp.issubdtype(groups.dtype, jnp.integer)
+        or num_groups < 1
+    ):
         raise InputError(
-            f"groups must be integers ({pool.shape[0]},), one per image, below num_groups >= 1; got {groups.dtype} "
-            f"{groups.shape} and {num_groups}"
+            f"groups must be integers ({pool.shape[0]},), one per image, below num_groups >= 1; "
+            f"got {groups.dtype} {groups.shape} and {num_groups}"
         )
-    shared = (clone, pool, jnp.asarray(groups, jnp.int32), augment, Static((reveal, settings, num_groups)))
-    return Attack(Partial(_init, *shared), Partial(_ask, *shared), Partial(_tell, *shared))
-
-
-def _init(
-    clone: Classifier, pool: Array, groups: Array, augment: Augmentation | None, static: Static, key: Key
-) -> AdaptiveState:
-    _, settings, num_groups = static.value
-    return AdaptiveState(
-        jnp.zeros(pool.shape[0], bool),
-        jnp.zeros(settings.rows_per_step, jnp.int32),
-        new_bandit(num_groups, settings.window, clone.num_classes),
-        nothing_labelled(settings, clone.num_classes),
-        new_clone(clone, settings.clone, key),
+    return _Adaptive.on(
+        clone,
+        pool,
+        reveal,
+        settings or BanditSettings(),
+        augment=augment,
+        groups=jnp.asarray(groups, jnp.int32),
+        num_groups=num_groups,
     )
+
+
+@record
+class _Adaptive(ChoosingAttack[BanditSettings]):
+    """Attributes beside those of `ChoosingAttack`: groups (N,) int32, and num_groups."""
+
+    groups: Array
+    num_groups: int = static_field()
+
+    def init(self, key: Key) -> AdaptiveState:
+        settings, classes = self.settings, self.clone.num_classes
+        return AdaptiveState(
+            jnp.zeros(self.pool.shape[0], bool),
+            jnp.zeros(settings.rows_per_step, jnp.int32),
+            new_bandit(self.num_groups, settings.window, classes),
+            empty_table(settings, classes),
+            new_clone(self.clone, settings.clone, key),
+        )
+
+    def policy(self, state: AdaptiveState) -> Array:
+        """log π, (Z,)."""
+        return policy(state.bandit.preferences, self.groups, state.asked)
+
+    def choose(self, key: Key, state: AdaptiveState) -> Array:
+        count = self.settings.rows_per_step
+        return draw(jax.random.fold_in(key, 0), self.policy(state), self.groups, state.asked, count)
+
+    def report(self, state: AdaptiveState) -> Metrics:
+        log_policy = self.policy(state)
+        shares = jnp.exp(log_policy)
+        # an exhausted group has a share of 0 and a logarithm of −inf
+        return {"entropy": -jnp.sum(jnp.where(shares > 0, shares * log_policy, 0))}
+
+    def label(self, key: Key, state: AdaptiveState, rows: Array, targets: Array) -> AdaptiveState:
+        losses = soft_cross_entropy(self.learner(state)(rows), targets)
+        shares, groups = jnp.exp(self.policy(state)), self.groups[state.chosen]
+        bandit = update_bandit(state.bandit, shares, groups, targets, losses, self.settings.rewards)
+        told = super().label(key, state, rows, targets)
+        return told._replace(asked=state.asked.at[state.chosen].set(True), bandit=bandit)
+
+    def learn(self, key: Key, before: AdaptiveState, told: AdaptiveState) -> Training:
+        learner_key, train_key = jax.random.fold_in(key, 2), jax.random.fold_in(key, 3)
+        ends = told.labelled.asked >= self.settings.budget
+        start = (
+            self.learn_some(learner_key, told, ~ends) if self.settings.learner_steps else told.clone
+        )
+        return self.learn_all(train_key, told, start, ends)
+
+    def learn_some(self, key: Key, told: AdaptiveState, due: Array) -> Training:
+        """A few updates on what was answered so far, so that the loss is that of a learner."""
+        settings, learnt = self.settings, told.labelled.learnt
+        # as many rows as the learner will use: a gather of the whole table would cost more than the
+        # updates
+        draws_key, train_key = jax.random.split(key)
+        count = settings.learner_steps * settings.clone.batch_size
+        places = jax.random.randint(draws_key, (count,), 0, learnt.filled)
+        return train_clone(
+            train_key,
+            self.clone,
+            self.pool[learnt.indices[places]],
+            learnt.targets[places],
+            jnp.full((), count, jnp.int32),
+            settings.clone,
+            start=told.clone,
+            due=due,
+            fresh=False,
+            steps=settings.learner_steps,
+            augment=self.augment,
+        )
 
 
 def new_bandit(num_groups: int, window: int, num_classes: int) -> Bandit:
@@ -206,7 +280,8 @@ def new_bandit(num_groups: int, window: int, num_classes: int) -> Bandit:
 
 
 def draw(key: Key, log_policy: Array, groups: Array, asked: Array, count: int) -> Array:
-    """`count` rows that were not asked: a group from the policy, then an image of it uniformly; without replacement.
+    """`count` rows that were not asked: a group from the policy, then an image of it uniformly;
+    without replacement.
 
     Args:
       log_policy: (Z,). groups: (N,). asked: (N,) bool, with at least `count` False.
@@ -231,7 +306,12 @@ def _left(groups: Array, asked: Array, num_groups: int) -> Array:
 
 
 def update_bandit(
-    bandit: Bandit, probabilities: Array, groups: Array, answers: Array, losses: Array, used: tuple[str, ...] = REWARDS
+    bandit: Bandit,
+    probabilities: Array,
+    groups: Array,
+    answers: Array,
+    losses: Array,
+    used: tuple[str, ...] = REWARDS,
 ) -> Bandit:
     """Takes in the answers to q actions, one after another.
 
@@ -268,68 +348,6 @@ def update_bandit(
         ), None
 
     return lax.scan(one, bandit, (groups, answers, losses))[0]
-
-
-def _ask(
-    clone: Classifier,
-    pool: Array,
-    groups: Array,
-    augment: Augmentation | None,
-    static: Static,
-    key: Key,
-    state: AdaptiveState,
-) -> tuple[AdaptiveState, Array]:
-    settings = static.value[1]
-    draw_key = jax.random.split(key, 4)[0]
-    log_policy = policy(state.bandit.preferences, groups, state.asked)
-    chosen = draw(draw_key, log_policy, groups, state.asked, settings.rows_per_step)
-    return state._replace(chosen=chosen), as_float(pool[chosen])
-
-
-def _tell(
-    clone: Classifier,
-    pool: Array,
-    groups: Array,
-    augment: Augmentation | None,
-    static: Static,
-    key: Key,
-    state: AdaptiveState,
-    rows: Array,
-    answers: Any,
-) -> tuple[AdaptiveState, Metrics]:
-    reveal, settings, _ = static.value
-    _, held_key, learner_key, train_key = jax.random.split(key, 4)
-    targets = read_targets(answers, reveal, clone.num_classes)
-    learner = trained(clone, state.clone)
-    losses = soft_cross_entropy(learner(rows), targets)
-    metrics = foreseen(learner, rows, targets)
-    log_policy = policy(state.bandit.preferences, groups, state.asked)
-    shares = jnp.exp(log_policy)
-    bandit = update_bandit(state.bandit, shares, groups[state.chosen], targets, losses, settings.rewards)
-    labelled = label(held_key, state.labelled, state.chosen, targets, settings.held_per_step)
-    start, ends = state.clone, labelled.asked >= settings.budget
-    if settings.learner_steps:
-        # as many rows as the learner will use: a gather of the whole table would cost more than the updates
-        draws_key, learner_key = jax.random.split(learner_key)
-        count = settings.learner_steps * settings.clone.batch_size
-        places = jax.random.randint(draws_key, (count,), 0, labelled.learnt.filled)
-        start = train_clone(
-            learner_key,
-            clone,
-            pool[labelled.learnt.indices[places]],
-            labelled.learnt.targets[places],
-            jnp.full((), count, jnp.int32),
-            settings.clone,
-            start=start,
-            due=~ends,
-            fresh=False,
-            steps=settings.learner_steps,
-            augment=augment,
-        )
-    trained_clone = learn_labelled(train_key, clone, pool, labelled, settings.clone, start, ends, augment)
-    entropy = -jnp.sum(jnp.where(shares > 0, shares * log_policy, 0))
-    state = AdaptiveState(state.asked.at[state.chosen].set(True), state.chosen, bandit, labelled, trained_clone)
-    return state, {"asked": labelled.asked.astype(jnp.float32), "entropy": entropy, **metrics}
 
 
 __all__ = [

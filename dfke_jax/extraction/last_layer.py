@@ -82,7 +82,9 @@ class LastLayer:
         return np.linalg.norm(left, axis=1) / np.linalg.norm(outputs, axis=1)
 
 
-def last_layer(reading: TokenReading, prompts: int | Any, *, tokens: int | None = None) -> HostAttack:
+def last_layer(
+    reading: TokenReading, prompts: int | Any, *, tokens: int | None = None
+) -> HostAttack:
     """Width, image and layer of a language model from n prompts.
 
     Args:
@@ -107,7 +109,9 @@ def last_layer(reading: TokenReading, prompts: int | Any, *, tokens: int | None 
         raise InputError("two prompts at least are needed, and more than the width of the model")
 
     def solve(rng: np.random.Generator, ask: Ask) -> Solution:
-        asked = draw_prompts(reading, prompts, rng) if isinstance(prompts, int) else np.asarray(prompts)
+        asked = (
+            draw_prompts(reading, prompts, rng) if isinstance(prompts, int) else np.asarray(prompts)
+        )
         others = np.delete(np.arange(questions.vocabulary), reading.reference)
         chosen = np.sort(rng.permutation(others)[: count - 1])
         with ask.phase("logits"):
@@ -132,7 +136,9 @@ def decomposed(vectors: np.ndarray, reading: TokenReading, tokens: np.ndarray) -
     left, sizes, _ = np.linalg.svd(centred.T, full_matrices=False)
     level = _level(vectors, reading)
     if not sizes[0] > 0:
-        raise InputError("the outputs are the same for all tokens of every prompt: there is no last layer to find")
+        raise InputError(
+            "the outputs are the same for all tokens of every prompt: there is no last layer to find"
+        )
     safe = np.maximum(sizes, 1e-17 * sizes[0])
     falls = np.log(safe[:-1]) - np.log(safe[1:])
     # centring leaves one dimension less than there are tokens: what is zero for that says nothing
@@ -151,7 +157,11 @@ def decomposed(vectors: np.ndarray, reading: TokenReading, tokens: np.ndarray) -
             "more prompts"
         )
     gap = float(falls[size - 1]) if size <= len(falls) else 0.0
-    layer = left[:, : 0 if refusal else size] * sizes[: 0 if refusal else size] / math.sqrt(len(vectors))
+    layer = (
+        left[:, : 0 if refusal else size]
+        * sizes[: 0 if refusal else size]
+        / math.sqrt(len(vectors))
+    )
     return LastLayer(None if refusal else size, refusal, gap, level, sizes, layer, tokens)
 
 
@@ -163,15 +173,24 @@ def _level(vectors: np.ndarray, reading: TokenReading) -> float:
     """
     n, count = vectors.shape
     s = math.hypot(reading.unit / math.sqrt(12), reading.relative * float(np.abs(vectors).max()))
-    if reading.reveal.kind in ("token", "logits"):  # of logits the reference is common to all, and goes with the mean
+    if reading.reveal.kind in (
+        "token",
+        "logits",
+    ):  # of logits the reference is common to all, and goes with the mean
         return s * (math.sqrt(n) + math.sqrt(count))
     if reading.reveal.kind == "top_k" and reading.reveal.k == 1:
         # Δ = −log(exp(−y) − 1) moves by twice what y does where that is −log 2, and more elsewhere
-        return (2.0 if reading.reveal.decimals is not None else 8.0) * s * (math.sqrt(n) + math.sqrt(count))
+        return (
+            (2.0 if reading.reveal.decimals is not None else 8.0)
+            * s
+            * (math.sqrt(n) + math.sqrt(count))
+        )
     return s * (math.sqrt(n * (1 + reading.tokens_at_once)) + math.sqrt(2 * count))
 
 
-def complete_outputs(reading: TokenReading, found: LastLayer, prompts: Any, *, spare: int = 0) -> HostAttack:
+def complete_outputs(
+    reading: TokenReading, found: LastLayer, prompts: Any, *, spare: int = 0
+) -> HostAttack:
     """Full outputs of further prompts from few tokens, once the image is known.
 
     z_i − z_r = (u_i − u_r)'a of the tokens with the best conditioned rows of the image U gives a, and z = U a.
@@ -194,7 +213,9 @@ def complete_outputs(reading: TokenReading, found: LastLayer, prompts: Any, *, s
     place = int(np.flatnonzero(found.tokens == reading.reference)[0])
     relative = found.image - found.image[place]
     if spare < 0 or count > len(found.tokens) - 1:
-        raise InputError(f"spare must be from 0 to {len(found.tokens) - 1 - found.size}, got {spare}")
+        raise InputError(
+            f"spare must be from 0 to {len(found.tokens) - 1 - found.size}, got {spare}"
+        )
     order = _best_rows(np.delete(relative, place, 0), count)
     order = order + (order >= place)
 

@@ -2,20 +2,18 @@
 
 import dataclasses
 
-from jax.tree_util import Partial
-
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Attack, Static
-from dfke_jax.extraction.common import SMALL, Game, LossName
-from dfke_jax.extraction.dfme import DFMESettings, ask, begin, check_differences, tell
+from dfke_jax.core.method import Attack
+from dfke_jax.extraction.common import SMALL, LossName
+from dfke_jax.extraction.dfme import DFMESettings, zeroth_order_attack
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.oracle.reveal import Reveal
 
 
 @dataclasses.dataclass(frozen=True)
 class MAZESettings(DFMESettings):
-    """How MAZE runs. The defaults are the published ones (both players by SGD, cosine, ten directions).
+    """How MAZE runs. The defaults are the published ones (both players by SGD, cosine, ten
+    directions).
 
     Attributes:
       replay_batches: N_R.
@@ -52,16 +50,18 @@ def maze(
 ) -> Attack:
     """Model stealing by zeroth-order gradient estimation.
 
-    L = KL(V(x) ‖ S(x)); S descends it, G ascends it along the estimate of ∇_x̃ L; after its n_S fresh batches the clone
-    takes N_R steps on batches drawn from earlier answers.
+    L = KL(V(x) ‖ S(x)); S descends it, G ascends it along the estimate of ∇_x̃ L; after its n_S
+    fresh batches the clone takes N_R steps on batches drawn from earlier answers.
 
-    Rows and their order are `dfke_jax.extraction.dfme`'s: B·(n_S + m + 1) an iteration, 2,048 by default.
+    Rows and their order are `dfke_jax.extraction.dfme`'s: B·(n_S + m + 1) an iteration, 2,048 by
+    default.
 
     Args:
       clone, settings, reveal, num_classes: see `dfke_jax.extraction.dfme.dfme`.
 
     Returns:
-      An `Attack` over `dfke_jax.extraction.dfme.DFMEState` with metrics ``loss``, ``disagreement``, ``flat`` and, with replay, ``replay_loss``.
+      An `Attack` over `dfke_jax.extraction.dfme.DFMEState` with metrics ``loss``, ``disagreement``,
+      ``flat`` and, with replay, ``replay_loss``.
 
     Raises:
       InputError: as `dfme`.
@@ -70,16 +70,12 @@ def maze(
       UserWarning: for rounded answers.
 
     Source: Kariyappa, Prakash and Qureshi, MAZE, CVPR 2021, section 3.
-    Deviations: all n_S fresh batches enter the ring (released code keeps the last one alone), which is bounded and
-      rounded as `remember` says; no batch of the generator serves the clone, as in the text (released code uses one
-      twice and asks again for it); the generator is `DFMEGenerator`; no evaluation between iterations.
+    Deviations: all n_S fresh batches enter the ring (released code keeps the last one alone), which
+      is bounded and rounded as `remember` says; no batch of the generator serves the clone, as in
+      the text (released code uses one twice and asks again for it); the generator is
+      `DFMEGenerator`; no evaluation between iterations.
     """
-    settings = settings or MAZESettings()
-    reveal = reveal or Reveal()
-    check_differences(reveal, "MAZE")
-    generator = DFMEGenerator(clone.input_shape, settings.width, settings.latent)
-    game = Static(Game.between(clone, generator, settings, reveal, num_classes))
-    return Attack(Partial(begin, game), Partial(ask, game), Partial(tell, game))
+    return zeroth_order_attack("MAZE", clone, settings or MAZESettings(), reveal, num_classes)
 
 
 __all__ = ["SMALL_MAZE", "MAZESettings", "maze"]

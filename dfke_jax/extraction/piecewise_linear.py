@@ -57,13 +57,17 @@ class Line:
         return self.start + t[:, None] * self.direction
 
     @classmethod
-    def unlimited(cls, start: np.ndarray, direction: np.ndarray, scale: float, reach: float | None = None) -> "Line":
+    def unlimited(
+        cls, start: np.ndarray, direction: np.ndarray, scale: float, reach: float | None = None
+    ) -> "Line":
         """A line so long that less than one neuron in 30,000 has its critical point beyond it; or to ±`reach`."""
         end = scale * np.tan(np.pi / 2 * _FARTHEST) if reach is None else reach
         return cls(start, direction, -end, end, scale)
 
     @classmethod
-    def chord(cls, first: np.ndarray, second: np.ndarray, low: np.ndarray, high: np.ndarray) -> "Line":
+    def chord(
+        cls, first: np.ndarray, second: np.ndarray, low: np.ndarray, high: np.ndarray
+    ) -> "Line":
         """The line through two points, as far as a box goes; its start is the middle."""
         direction = (second - first) / np.linalg.norm(second - first)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -131,17 +135,25 @@ def measure_rounding(values: Values, line: Line, *, single: bool = False) -> Rou
     t = places[:, None] + step[:, None] * np.array([-1.0, 0.0, 1.0])
     answers = values(line.rows(t.ravel())).reshape(9, 3, -1)
     inner = answers[:, 1]
-    alike = 1e-12 * np.abs(answers).max()  # a row's last bits depend on its place in a product of matrices
+    alike = (
+        1e-12 * np.abs(answers).max()
+    )  # a row's last bits depend on its place in a product of matrices
     if (np.abs(answers - answers[:1, :1]) <= alike).all():
-        raise InputError("the answers are equal everywhere on a line: the model is constant, or rows are not looked at")
-    still = (np.abs(answers - answers[:, :1]) <= 1e-12 * np.abs(answers).max((1, 2), keepdims=True)).all((1, 2))
+        raise InputError(
+            "the answers are equal everywhere on a line: the model is constant, or rows are not looked at"
+        )
+    still = (
+        np.abs(answers - answers[:, :1]) <= 1e-12 * np.abs(answers).max((1, 2), keepdims=True)
+    ).all((1, 2))
     if still[[0, -1]].all() and not still[1:-1].all():
         raise InputError(
             "the answers no longer change far from the middle of the box: the endpoint clips its rows, or has another "
             "model; stay in the box that it takes (inside=True)"
         )
     if still[1:-1].all():
-        raise InputError("small steps change nothing: the endpoint quantises its rows, or rounds its answers")
+        raise InputError(
+            "small steps change nothing: the endpoint quantises its rows, or rounds its answers"
+        )
     slope = np.abs(inner[1:] - inner[:-1]).max(1) / np.diff(places)
     size = max(float(np.abs(inner[3:6]).max()), float(slope.max()) * line.scale)
     differences = np.abs(answers[:, 0] - 2 * inner + answers[:, 2]).max(1) / 2
@@ -156,7 +168,9 @@ def measure_rounding(values: Values, line: Line, *, single: bool = False) -> Rou
     return rounding
 
 
-def find_pieces(values: Values, lines: list[Line], rounding: Rounding, *, most: int) -> list[Pieces]:
+def find_pieces(
+    values: Values, lines: list[Line], rounding: Rounding, *, most: int
+) -> list[Pieces]:
     """The critical points of lines, and what lies between them.
 
     Args:
@@ -189,12 +203,17 @@ class _Brackets:
     @staticmethod
     def joined(parts: list["_Brackets"]) -> "_Brackets":
         names = [field.name for field in dataclasses.fields(_Brackets)]
-        return _Brackets(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        return _Brackets(
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in names)
+        )
 
 
 def _rows(lines: list[Line], line: np.ndarray, t: np.ndarray) -> np.ndarray:
     """x(t) of t (n, ...) on lines (n,) -> (n · ..., D)."""
-    starts, ways = np.stack([one.start for one in lines]), np.stack([one.direction for one in lines])
+    starts, ways = (
+        np.stack([one.start for one in lines]),
+        np.stack([one.direction for one in lines]),
+    )
     t = t.reshape(len(line), -1)
     return (starts[line, None] + t[..., None] * ways[line, None]).reshape(-1, starts.shape[1])
 
@@ -207,10 +226,14 @@ def _opened(values: Values, lines: list[Line], rounding: Rounding) -> _Brackets:
     slopes = np.stack([f[:, 1] - f[:, 0], f[:, 3] - f[:, 2]], 1) / step[:, None, None]
     noise = np.stack([rounding.at(end, one.scale) for end, one in zip(ends, lines, strict=True)])
     blank = np.zeros(len(lines), int)
-    return _Brackets(np.arange(len(lines)), ends, f[:, [0, 3]], slopes, noise / step[:, None], blank, blank > 0)
+    return _Brackets(
+        np.arange(len(lines)), ends, f[:, [0, 3]], slopes, noise / step[:, None], blank, blank > 0
+    )
 
 
-def _search(values: Values, lines: list[Line], rounding: Rounding, most: int) -> list[list[tuple[float, bool]]]:
+def _search(
+    values: Values, lines: list[Line], rounding: Rounding, most: int
+) -> list[list[tuple[float, bool]]]:
     """(t, whether it is one point) of each line."""
     found: list[list[tuple[float, bool]]] = [[] for _ in lines]
     scales = np.array([one.scale for one in lines])
@@ -225,7 +248,9 @@ def _search(values: Values, lines: list[Line], rounding: Rounding, most: int) ->
         straight = (np.abs(bend).max(1) <= _SURE * opened.error.sum(1)) & (
             np.abs(rise - opened.m[:, 0] * width[:, None]).max(1) <= slack
         )
-        narrow = ~straight & ((width <= _NARROWEST * (scale + np.abs(opened.t).max(1))) | (opened.tries > _TRIES))
+        narrow = ~straight & (
+            (width <= _NARROWEST * (scale + np.abs(opened.t).max(1))) | (opened.tries > _TRIES)
+        )
         for one, (low, high) in zip(opened.line[narrow], opened.t[narrow], strict=True):
             found[one].append(((low + high) / 2, False))
         opened = opened.take(~straight & ~narrow)
@@ -263,13 +288,18 @@ def _level(
 
     # where to divide the others: the middle in s, a little beside it at every further try
     s = np.arctan(opened.t / scale[:, None]) / np.pi
-    share = 0.5 + np.array([0.0, 0.09, -0.12, 0.21, -0.23, 0.31, -0.33])[np.minimum(opened.tries, _TRIES)]
+    share = (
+        0.5
+        + np.array([0.0, 0.09, -0.12, 0.21, -0.23, 0.31, -0.33])[np.minimum(opened.tries, _TRIES)]
+    )
     middle = scale * np.tan(np.pi * (s[:, 0] + share * (s[:, 1] - s[:, 0])))
     middle = np.clip(middle, low + 0.02 * width, high - 0.02 * width)
     step = _STEP * 8.0**-opened.tries * np.minimum(middle - low, high - middle)
     # as near as a change of slope can be told: what is farther away looks like one point from there
     with np.errstate(divide="ignore"):
-        beside = np.minimum(32 * slack / np.abs(bend).max(1), _STEP * np.minimum(shift, width - shift))
+        beside = np.minimum(
+            32 * slack / np.abs(bend).max(1), _STEP * np.minimum(shift, width - shift)
+        )
 
     t = [((low + shift)[:, None] + beside[:, None] * np.array([-1, 1]))[single].ravel()]
     t += [(middle[:, None] + step[:, None] * np.array([-1, 0, 1]))[~single].ravel()]
@@ -280,7 +310,9 @@ def _level(
     seen = answers[: 2 * len(first.line)]
     before = first.f[:, 0] + first.m[:, 0] * (shift - beside)[single, None]
     after = first.f[:, 1] - first.m[:, 1] * (width - shift - beside)[single, None]
-    apart = np.abs(seen.reshape(len(before), 2, answers.shape[1]) - np.stack([before, after], 1)).max((1, 2))
+    apart = np.abs(
+        seen.reshape(len(before), 2, answers.shape[1]) - np.stack([before, after], 1)
+    ).max((1, 2))
     one = apart <= slack[single]
     for line, place in zip(first.line[one], (low + shift)[single][one], strict=True):
         found[line].append((float(place), True))
@@ -295,7 +327,12 @@ def _level(
     halves = []
     for side in (0, 1):
         half = rest.take(even)
-        half.t, half.f, half.m, half.error = half.t.copy(), half.f.copy(), half.m.copy(), half.error.copy()
+        half.t, half.f, half.m, half.error = (
+            half.t.copy(),
+            half.f.copy(),
+            half.m.copy(),
+            half.error.copy(),
+        )
         half.t[:, 1 - side], half.f[:, 1 - side] = middle[even], seen[even, 1]
         half.m[:, 1 - side], half.error[:, 1 - side] = slopes[even], errors[even]
         half.tries, half.split = np.zeros_like(half.tries), np.zeros_like(half.split)
@@ -313,9 +350,13 @@ def _measured(
     for line, points in zip(lines, found, strict=True):
         points.sort()
         t = np.array([place for place, _ in points])
-        span = np.maximum(line.scale, np.abs(t[[0, -1]])) / 2 if len(t) else np.full(2, line.scale / 2)
+        span = (
+            np.maximum(line.scale, np.abs(t[[0, -1]])) / 2 if len(t) else np.full(2, line.scale / 2)
+        )
         first, last = (t[0], t[-1]) if len(t) else (0.0, 0.0)
-        ends = np.concatenate([[max(line.low, first - span[0])], t, [min(line.high, last + span[1])]])
+        ends = np.concatenate(
+            [[max(line.low, first - span[0])], t, [min(line.high, last + span[1])]]
+        )
         sorted_.append((t, np.array([clear for _, clear in points], bool), ends))
         width = np.diff(ends)
         asked.append(np.stack([ends[:-1] + 0.2 * width, ends[:-1] + 0.8 * width], 1))
@@ -328,7 +369,9 @@ def _measured(
         middles, mean = two.mean(1), f.mean(1)
         jumps = np.diff(slopes, axis=0)
         # where the lines of two neighbouring pieces meet
-        gap = mean[1:] - mean[:-1] + slopes[:-1] * middles[:-1, None] - slopes[1:] * middles[1:, None]
+        gap = (
+            mean[1:] - mean[:-1] + slopes[:-1] * middles[:-1, None] - slopes[1:] * middles[1:, None]
+        )
         with np.errstate(divide="ignore", invalid="ignore"):
             meet = -(gap * jumps).sum(1) / (jumps**2).sum(1)
         places = np.where(clear & (meet > two[:-1, 1]) & (meet < two[1:, 0]), meet, t)
@@ -342,7 +385,10 @@ def _measured(
 def _without(pieces: Pieces, dropped: np.ndarray) -> Pieces:
     """The same without some points (n,), at which nothing happens; of the pieces beside them the longest stays."""
     run = np.concatenate([[0], np.cumsum(~dropped)])
-    longest = [max(np.flatnonzero(run == i), key=lambda piece: pieces.room[piece]) for i in range(run[-1] + 1)]
+    longest = [
+        max(np.flatnonzero(run == i), key=lambda piece: pieces.room[piece])
+        for i in range(run[-1] + 1)
+    ]
     slopes, kept = pieces.slopes[longest], ~dropped
     return Pieces(
         pieces.line,

@@ -50,7 +50,9 @@ def second_differences(search: ReluSearch) -> HostAttack:
     Source: as of this module.
     """
     if search.inside or search.gives != "logits" or search.precision != "float64":
-        raise InputError("second differences need logits in float64, and rows anywhere (inside=False)")
+        raise InputError(
+            "second differences need logits in float64, and rows anywhere (inside=False)"
+        )
     return HostAttack(_SecondDifferences(search).solve)
 
 
@@ -64,7 +66,9 @@ class _SecondDifferences:
             rounding = measure_rounding(values, search.draw_lines(rng, [])[0])
         for _ in range(_LINES):
             with ask.phase("kinks"):
-                pieces = find_pieces(values, search.draw_lines(rng, []), rounding, most=search.most_neurons)[0]
+                pieces = find_pieces(
+                    values, search.draw_lines(rng, []), rounding, most=search.most_neurons
+                )[0]
             if pieces.clear.all():
                 break
         else:
@@ -76,7 +80,9 @@ class _SecondDifferences:
             )
         points = pieces.line.rows(pieces.places)
         # near enough for no other neuron, far enough for rounding
-        steps = np.minimum(2.0**-8 * np.minimum(pieces.room[1:], pieces.room[:-1]), 2.0**-12 * search.scale)
+        steps = np.minimum(
+            2.0**-8 * np.minimum(pieces.room[1:], pieces.room[:-1]), 2.0**-12 * search.scale
+        )
         neurons = [
             self._normal(values, ask, point, step, pieces, i)
             for i, (point, step) in enumerate(zip(points, steps, strict=True))
@@ -103,9 +109,14 @@ class _SecondDifferences:
         if len(others):
             sums = axes[others] + axes[reference]
             with ask.phase("signs"):
-                answers = values(np.concatenate([point + sums, point - sums]))[:, output].reshape(2, -1)
+                answers = values(np.concatenate([point + sums, point - sums]))[:, output].reshape(
+                    2, -1
+                )
             both = np.abs(answers.sum(0) - 2 * middle)
-            alike, unlike = sizes[reference] + sizes[others], np.abs(sizes[reference] - sizes[others])
+            alike, unlike = (
+                sizes[reference] + sizes[others],
+                np.abs(sizes[reference] - sizes[others]),
+            )
             sizes[others] *= np.where(np.abs(both - alike) < np.abs(both - unlike), 1.0, -1.0)
         return sizes / np.linalg.norm(sizes)
 
@@ -118,16 +129,25 @@ class _SecondDifferences:
         return np.where(ahead > behind, 1.0, -1.0)
 
     def _last_layer(
-        self, values: Values, ask: Ask, rng: np.random.Generator, normals: np.ndarray, biases: np.ndarray
+        self,
+        values: Values,
+        ask: Ask,
+        rng: np.random.Generator,
+        normals: np.ndarray,
+        biases: np.ndarray,
     ) -> ReluNetwork:
         low, high = self.search.ends()
         count = 4 * (len(biases) + 1)
 
         def drawn(count: int) -> np.ndarray:
-            return low + (high - low) * (rng.random((count, len(low))) + rng.normal(size=(count, len(low))))
+            return low + (high - low) * (
+                rng.random((count, len(low))) + rng.normal(size=(count, len(low)))
+            )
 
         def hidden(rows: np.ndarray) -> np.ndarray:
-            return np.concatenate([np.maximum(rows @ normals.T + biases, 0), np.ones((len(rows), 1))], 1)
+            return np.concatenate(
+                [np.maximum(rows @ normals.T + biases, 0), np.ones((len(rows), 1))], 1
+            )
 
         rows, checks = drawn(count), drawn(self.search.check_rows)
         with ask.phase("last layer"):

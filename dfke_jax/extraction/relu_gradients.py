@@ -72,9 +72,13 @@ class _Gradients:
             rows = low + rng.random((search.check_rows, search.features)) * (high - low)
             with ask.phase("check"):
                 answers, _ = self._ask(ask, rows)
-            network = assembled(neurons, (line.rows(np.array([first.t]))[0], first.gradient, 0.0), rows, answers)
+            network = assembled(
+                neurons, (line.rows(np.array([first.t]))[0], first.gradient, 0.0), rows, answers
+            )
             ask.keep(network)
-            if (network.residual or 0.0) <= search.tolerance * max(float(np.abs(answers).max()), 1e-300):
+            if (network.residual or 0.0) <= search.tolerance * max(
+                float(np.abs(answers).max()), 1e-300
+            ):
                 return Solution(network)
         raise InputError(
             f"the answers are not those of a two-layer ReLU network: they differ by {network.residual:.2g} from the nearest "
@@ -86,7 +90,9 @@ class _Gradients:
         search = self.search
         answers: Any = ask(rows.reshape(-1, *search.row_shape))
         if not isinstance(answers, tuple) or len(answers) != 2:
-            raise InputError("gradients are asked, and the answers have none: an endpoint that explains is needed")
+            raise InputError(
+                "gradients are asked, and the answers have none: an endpoint that explains is needed"
+            )
         values, gradients = (np.asarray(part) for part in answers)
         gradients = np.asarray(gradients, np.float64).reshape(len(rows), -1, search.features)
         if values.ndim != 2 or gradients.shape[1] != values.shape[1]:
@@ -112,7 +118,11 @@ class _Gradients:
         opened = [(first, last, False)]
         scale = max(float(np.abs(first.gradient).max()), float(np.abs(last.gradient).max()), 1e-300)
         while opened:
-            bent = [one for one in opened if np.abs(one[0].gradient - one[1].gradient).max() > _ALIKE * scale]
+            bent = [
+                one
+                for one in opened
+                if np.abs(one[0].gradient - one[1].gradient).max() > _ALIKE * scale
+            ]
             opened = []
             for left, right, divide in bent:
                 if right.t - left.t > self._narrow * (line.scale + abs(left.t)):
@@ -120,7 +130,9 @@ class _Gradients:
                 else:
                     _add(neurons, line, left, right)
             if len(opened) > 2 * self.search.most_neurons:
-                raise InputError("the gradient changes everywhere: the model is no ReLU network of two layers")
+                raise InputError(
+                    "the gradient changes everywhere: the model is no ReLU network of two layers"
+                )
             if not opened:
                 break
             places = [self._places(line, *bracket) for bracket in opened]
@@ -133,7 +145,10 @@ class _Gradients:
                     following += [(left, found[0], False), (found[0], right, False)]
                     continue
                 before, after = found
-                same = max(np.abs(before.gradient - left.gradient).max(), np.abs(after.gradient - right.gradient).max())
+                same = max(
+                    np.abs(before.gradient - left.gradient).max(),
+                    np.abs(after.gradient - right.gradient).max(),
+                )
                 if same <= _ALIKE * scale:
                     _add(neurons, line, before, after)
                 else:
@@ -156,12 +171,18 @@ class _Gradients:
         bend = slopes[0] - slopes[1]
         if divide or not self.predicted or not (bend**2).sum() > 0:
             return [middle]
-        shift = float(((right.value - left.value - width * slopes[1]) * bend).sum() / (bend**2).sum())
+        shift = float(
+            ((right.value - left.value - width * slopes[1]) * bend).sum() / (bend**2).sum()
+        )
         left_over = right.value - left.value - slopes[0] * shift - slopes[1] * (width - shift)
         size = np.abs(left.value).max() + np.abs(right.value).max() + np.abs(slopes).max() * width
         if not 0 < shift < width or np.abs(left_over).max() > 1e-10 * size:
             return [middle]
-        beside = min(1e-8 * (line.scale + abs(left.t + shift)) + 1e-11 * width, 0.25 * shift, 0.25 * (width - shift))
+        beside = min(
+            1e-8 * (line.scale + abs(left.t + shift)) + 1e-11 * width,
+            0.25 * shift,
+            0.25 * (width - shift),
+        )
         return [left.t + shift - beside, left.t + shift + beside]
 
 

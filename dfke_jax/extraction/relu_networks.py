@@ -33,7 +33,14 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Ask, HostAttack, Solution
-from dfke_jax.extraction.piecewise_linear import Line, Pieces, Rounding, Values, find_pieces, measure_rounding
+from dfke_jax.extraction.piecewise_linear import (
+    Line,
+    Pieces,
+    Rounding,
+    Values,
+    find_pieces,
+    measure_rounding,
+)
 
 Gives = Literal["logits", "log_probabilities", "probabilities"]
 _CHUNK = 8192
@@ -105,16 +112,22 @@ class ReluSearch:
         if not self.row_shape or any(size < 1 for size in self.row_shape):
             raise InputError(f"shape must be (D,), (H, W, C) or such, or D, got {self.shape}")
         if self.gives not in ("logits", "log_probabilities", "probabilities"):
-            raise InputError(f"gives must be 'logits', 'log_probabilities' or 'probabilities', not {self.gives!r}")
+            raise InputError(
+                f"gives must be 'logits', 'log_probabilities' or 'probabilities', not {self.gives!r}"
+            )
         if self.precision not in ("float64", "float32"):
             raise InputError(f"precision must be 'float64' or 'float32', not {self.precision!r}")
         if self.neurons_per_jump is not None and self.neurons_per_jump < 1:
             raise InputError(f"neurons_per_jump must be at least 1, got {self.neurons_per_jump}")
         if min(self.most_neurons, self.check_rows) < 1 or not self.tolerance > 0:
-            raise InputError("most_neurons and check_rows must be at least 1, and tolerance positive")
+            raise InputError(
+                "most_neurons and check_rows must be at least 1, and tolerance positive"
+            )
         low, high = self.ends()
         if not (np.isfinite(high - low).all() and (high > low).all()):
-            raise InputError(f"box must be (low, high) with low < high in every feature, got {self.box}")
+            raise InputError(
+                f"box must be (low, high) with low < high in every feature, got {self.box}"
+            )
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -129,9 +142,14 @@ class ReluSearch:
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """The box as (low (D,), high (D,))."""
         try:
-            low, high = (np.broadcast_to(np.asarray(end, np.float64), self.row_shape).ravel() for end in self.box)
+            low, high = (
+                np.broadcast_to(np.asarray(end, np.float64), self.row_shape).ravel()
+                for end in self.box
+            )
         except ValueError as error:
-            raise InputError(f"box must be (low, high), numbers or arrays of shape {self.row_shape}") from error
+            raise InputError(
+                f"box must be (low, high), numbers or arrays of shape {self.row_shape}"
+            ) from error
         return low, high
 
     @property
@@ -145,7 +163,10 @@ class ReluSearch:
 
         def values(rows: np.ndarray) -> np.ndarray:
             rows = rows.reshape(len(rows), *self.row_shape).astype(self.precision, copy=False)
-            parts = [self.read(ask(rows[start : start + _CHUNK])) for start in range(0, len(rows), _CHUNK)]
+            parts = [
+                self.read(ask(rows[start : start + _CHUNK]))
+                for start in range(0, len(rows), _CHUNK)
+            ]
             return np.concatenate(parts)
 
         return values
@@ -158,14 +179,17 @@ class ReluSearch:
         """
         answers = np.asarray(answers)
         if answers.dtype.kind != "f":
-            raise InputError(f"weights are differences of real numbers, and the answers are {answers.dtype}: labels?")
+            raise InputError(
+                f"weights are differences of real numbers, and the answers are {answers.dtype}: labels?"
+            )
         if answers.ndim == 1:
             answers = answers[:, None]
         if answers.ndim != 2 or not np.isfinite(answers).all():
             raise InputError(f"answers must be finite numbers (N, K), got shape {answers.shape}")
         odd = answers[answers != np.round(answers)]
         if self.precision == "float64" and (
-            answers.dtype.itemsize < 8 or (odd.size > 8 and np.array_equal(odd, odd.astype(np.float32)))
+            answers.dtype.itemsize < 8
+            or (odd.size > 8 and np.array_equal(odd, odd.astype(np.float32)))
         ):
             raise InputError(
                 "the answers have no more than float32's seven digits: use an oracle with transport='float64' (an endpoint "
@@ -248,7 +272,11 @@ class Neurons:
         self.outputs = np.concatenate([self.outputs, outputs])
 
     def keep(self, chosen: np.ndarray) -> None:
-        self.normals, self.biases, self.outputs = self.normals[chosen], self.biases[chosen], self.outputs[chosen]
+        self.normals, self.biases, self.outputs = (
+            self.normals[chosen],
+            self.biases[chosen],
+            self.outputs[chosen],
+        )
 
     def active(self, rows: np.ndarray) -> np.ndarray:
         """relu(x n + c) (N, h)."""
@@ -307,7 +335,9 @@ class _Extraction:
                 answers = values(rows)
             network = assembled(neurons, affine, rows, answers)
             ask.keep(network)
-            if network.residual is not None and network.residual <= self._allowed(rounding, answers):
+            if network.residual is not None and network.residual <= self._allowed(
+                rounding, answers
+            ):
                 return Solution(network)
             quiet = 0
         if network is None:
@@ -321,7 +351,11 @@ class _Extraction:
         )
 
     def _allowed(self, rounding: Rounding, answers: np.ndarray) -> float:
-        tolerance = self.search.tolerance if self.search.precision == "float64" else max(self.search.tolerance, 0.05)
+        tolerance = (
+            self.search.tolerance
+            if self.search.precision == "float64"
+            else max(self.search.tolerance, 0.05)
+        )
         return tolerance * max(rounding.size, float(np.abs(answers).max()))
 
     @property
@@ -337,14 +371,24 @@ class _Extraction:
         if search.gives != "probabilities" or search.inside:
             return line
         t = search.scale * 1.6 ** np.arange(-1, 22)
-        rows = line.rows(np.concatenate([-t[::-1], t])).reshape(-1, *search.row_shape).astype(search.precision)
+        rows = (
+            line.rows(np.concatenate([-t[::-1], t]))
+            .reshape(-1, *search.row_shape)
+            .astype(search.precision)
+        )
         answers = np.asarray(ask(rows))
         if answers.ndim != 2:
-            raise InputError(f"probabilities are of two classes or more, and the answers have shape {answers.shape}")
+            raise InputError(
+                f"probabilities are of two classes or more, and the answers have shape {answers.shape}"
+            )
         floor = _LEAST_PROBABILITY if search.precision == "float64" else 1e-30
         gone = (answers < floor).any(1)
         small = np.flatnonzero(gone[: len(t)][::-1] | gone[len(t) :])
-        reach = float(t[small[0] - 1]) if len(small) and small[0] else float(t[-1 if not len(small) else 0])
+        reach = (
+            float(t[small[0] - 1])
+            if len(small) and small[0]
+            else float(t[-1 if not len(small) else 0])
+        )
         return dataclasses.replace(line, low=-reach, high=reach)
 
     def _check_rows(self, rng: np.random.Generator) -> np.ndarray:
@@ -358,7 +402,9 @@ class _Extraction:
             rows[:half] += 2 * (high - low) * rng.normal(size=(half, search.features))
         return rows.astype(search.precision).astype(np.float64)
 
-    def _matched(self, neurons: Neurons, pieces: Pieces, rounding: Rounding) -> tuple[np.ndarray, np.ndarray]:
+    def _matched(
+        self, neurons: Neurons, pieces: Pieces, rounding: Rounding
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(points (n,) that known neurons explain, neurons (h,) whose point should be there and is not)."""
         line, double = pieces.line, self.search.precision == "float64"
         near, alike = (1e-5, 1e-3) if double else (1e-2, 0.2)
@@ -371,7 +417,12 @@ class _Extraction:
         jumps = np.abs(across)[:, None] * neurons.outputs
         size = np.linalg.norm(jumps, axis=1)
         strongest = max(float(np.abs(pieces.slopes).max()), rounding.size / line.scale)
-        expected = np.isfinite(t) & (t > 0.98 * line.low) & (t < 0.98 * line.high) & (size > 1e-5 * strongest)
+        expected = (
+            np.isfinite(t)
+            & (t > 0.98 * line.low)
+            & (t < 0.98 * line.high)
+            & (size > 1e-5 * strongest)
+        )
         for i in np.flatnonzero(np.isfinite(t)):
             apart = np.abs(pieces.places - t[i]) / (line.scale + np.abs(t[i]))
             fits = pieces.clear & (apart < near)
@@ -381,7 +432,12 @@ class _Extraction:
         return known, missed
 
     def _solve_line(
-        self, values: Values, neurons: Neurons, pieces: Pieces, unknown: np.ndarray, rounding: Rounding
+        self,
+        values: Values,
+        neurons: Neurons,
+        pieces: Pieces,
+        unknown: np.ndarray,
+        rounding: Rounding,
     ) -> tuple[np.ndarray, np.ndarray, float] | None:
         """Adds the neurons of unknown points; (point, gradient (D, K), error) of the piece whose gradient is best."""
         group = self.search.neurons_per_jump or max(1, pieces.slopes.shape[1] // 2)
@@ -406,7 +462,11 @@ class _Extraction:
             at = pieces.line.rows(pieces.places[first:last])
             neurons.add(normals, -(normals * at).sum(1), outputs * length[:, None])
         best = int(np.argmin(errors))
-        return (points[best], gradients[best], float(errors[best])) if np.isfinite(errors[best]) else None
+        return (
+            (points[best], gradients[best], float(errors[best]))
+            if np.isfinite(errors[best])
+            else None
+        )
 
     def _gradients(
         self, values: Values, pieces: Pieces, wanted: list[int], rounding: Rounding
@@ -472,7 +532,9 @@ def _blocks(pieces: Pieces, unknown: np.ndarray, most: int) -> list[tuple[int, i
             if not unknown[last - 1]:
                 break
             jumps = pieces.jumps[first:last]
-            sizes = np.linalg.svd(jumps / np.linalg.norm(jumps, axis=1, keepdims=True), compute_uv=False)
+            sizes = np.linalg.svd(
+                jumps / np.linalg.norm(jumps, axis=1, keepdims=True), compute_uv=False
+            )
             if last > first + 1 and sizes[-1] < _CONDITION:
                 break
             ends.append(last)
@@ -484,7 +546,10 @@ def _blocks(pieces: Pieces, unknown: np.ndarray, most: int) -> list[tuple[int, i
 
 
 def assembled(
-    neurons: Neurons, affine: tuple[np.ndarray, np.ndarray, float], rows: np.ndarray, answers: np.ndarray
+    neurons: Neurons,
+    affine: tuple[np.ndarray, np.ndarray, float],
+    rows: np.ndarray,
+    answers: np.ndarray,
 ) -> ReluNetwork:
     """The network of these neurons that has this gradient, and these answers on the average."""
     point, gradient, _ = affine
@@ -504,7 +569,9 @@ def assembled(
         found = found + rows @ skip
     constant = np.median(answers - found, axis=0)
     residual = float(np.abs(answers - found - constant).max())
-    return ReluNetwork(normals.T.copy(), biases, outputs, skip if pure is None else None, constant, residual)
+    return ReluNetwork(
+        normals.T.copy(), biases, outputs, skip if pure is None else None, constant, residual
+    )
 
 
 def _orientation(neurons: Neurons, skip: np.ndarray) -> np.ndarray | None:

@@ -36,7 +36,9 @@ def refined(network: ReluNetwork, rows: Any, answers: Any, *, steps: int = 500) 
     rows = np.asarray(rows, np.float64).reshape(len(rows), -1)
     answers = np.asarray(answers, np.float64)
     if answers.shape != (len(rows), len(network.constant)) or not len(rows):
-        raise InputError(f"{len(rows)} rows need answers ({len(rows)}, {len(network.constant)}), got {answers.shape}")
+        raise InputError(
+            f"{len(rows)} rows need answers ({len(rows)}, {len(network.constant)}), got {answers.shape}"
+        )
     parts = [network.weights, network.bias, network.output, network.constant]
     if network.skip is not None:
         parts.append(network.skip)
@@ -44,7 +46,9 @@ def refined(network: ReluNetwork, rows: Any, answers: Any, *, steps: int = 500) 
     scale = float(np.mean(answers**2)) or 1.0
 
     def unpacked(flat: np.ndarray) -> list[np.ndarray]:
-        return [part.reshape(shape) for part, shape in zip(np.split(flat, sizes), shapes, strict=True)]
+        return [
+            part.reshape(shape) for part, shape in zip(np.split(flat, sizes), shapes, strict=True)
+        ]
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights, bias, output, constant, *skip = unpacked(flat)
@@ -53,8 +57,16 @@ def refined(network: ReluNetwork, rows: Any, answers: Any, *, steps: int = 500) 
         apart = hidden @ output + constant + sum(rows @ part for part in skip) - answers
         back = 2 * apart / (apart.size * scale)
         inner = (back @ output.T) * (before > 0)
-        gradients = [rows.T @ inner, inner.sum(0), hidden.T @ back, back.sum(0), *(rows.T @ back for _ in skip)]
-        return float((apart**2).mean() / scale), np.concatenate([part.ravel() for part in gradients])
+        gradients = [
+            rows.T @ inner,
+            inner.sum(0),
+            hidden.T @ back,
+            back.sum(0),
+            *(rows.T @ back for _ in skip),
+        ]
+        return float((apart**2).mean() / scale), np.concatenate(
+            [part.ravel() for part in gradients]
+        )
 
     start = np.concatenate([part.ravel() for part in parts])
     settings = {"maxiter": steps, "maxfun": 4 * steps, "maxcor": 20, "ftol": 1e-16, "gtol": 1e-12}

@@ -66,8 +66,12 @@ class TokenReading:
             raise InputError(
                 f"a token and the reference need a bias each, and the endpoint takes {self.questions.biased} biased tokens"
             )
-        if not (0 < self.precision < self.range and self.relative > 0) or (self.passes is not None and self.passes < 1):
-            raise InputError("passes must be at least 1, relative positive, and precision positive and below range")
+        if not (0 < self.precision < self.range and self.relative > 0) or (
+            self.passes is not None and self.passes < 1
+        ):
+            raise InputError(
+                "passes must be at least 1, relative positive, and precision positive and below range"
+            )
         if self.reveal.kind == "token" and self.range > self.questions.largest:
             raise InputError(
                 f"a range of {self.range:g} needs biases of that size, and {self.questions.largest:g} is the largest"
@@ -112,7 +116,9 @@ class TokenReading:
         if self.reveal.kind == "logits":
             answers = np.asarray(self._asked(ask, self.questions.rows(prompts)), np.float64)
             if answers.shape != (len(prompts), self.questions.vocabulary):
-                raise InputError(f"logits must be (B, {self.questions.vocabulary}), got shape {answers.shape}")
+                raise InputError(
+                    f"logits must be (B, {self.questions.vocabulary}), got shape {answers.shape}"
+                )
             return answers[:, tokens] - answers[:, [self.reference]]
         if self.reveal.kind == "token":
             return self._bisected(ask, prompts, tokens)
@@ -123,7 +129,9 @@ class TokenReading:
         )
 
     def _asked(self, ask: Ask, rows: np.ndarray) -> np.ndarray:
-        parts = [np.asarray(ask(rows[start : start + _CHUNK])) for start in range(0, len(rows), _CHUNK)]
+        parts = [
+            np.asarray(ask(rows[start : start + _CHUNK])) for start in range(0, len(rows), _CHUNK)
+        ]
         return np.concatenate(parts)
 
     def _listed(self, ask: Ask, prompts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -141,7 +149,9 @@ class TokenReading:
             chosen = np.array([[self.reference, *group] for group in group_of])
             every = np.tile(chosen, (len(prompts), 1))
             rows = self.questions.rows(
-                np.repeat(prompts, len(chosen), 0), every, np.full(every.shape, self.questions.largest)
+                np.repeat(prompts, len(chosen), 0),
+                every,
+                np.full(every.shape, self.questions.largest),
             )
             logs = self._logs(self._asked(ask, rows), every)
             differences = logs[:, 1:] - logs[:, :1]
@@ -152,7 +162,9 @@ class TokenReading:
         """log p (B, m) of tokens (B, m), from ids and values (B, 2k)."""
         k = self.reveal.k or 0
         if answers.ndim != 2 or answers.shape[1] != 2 * k:
-            raise InputError(f"answers must be {k} ids and {k} log-probabilities a row, got shape {answers.shape}")
+            raise InputError(
+                f"answers must be {k} ids and {k} log-probabilities a row, got shape {answers.shape}"
+            )
         ids, logs = np.split(np.asarray(answers, np.float64), 2, 1)
         same = ids[:, None, :] == chosen[:, :, None]
         if not same.any(2).all():
@@ -162,7 +174,9 @@ class TokenReading:
         return (same * logs[:, None, :]).sum(2)
 
     def _single(self, ask: Ask, prompts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        pairs = np.tile(np.stack([np.full(len(tokens), self.reference), tokens], 1), (len(prompts), 1))
+        pairs = np.tile(
+            np.stack([np.full(len(tokens), self.reference), tokens], 1), (len(prompts), 1)
+        )
         asked = np.repeat(prompts, len(tokens), 0)
         offset = np.zeros(len(pairs))
         least = 0.5 * 10.0 ** -(self.reveal.decimals if self.reveal.decimals is not None else 15)
@@ -172,7 +186,9 @@ class TokenReading:
             biases = np.stack([half - offset / 2, half + offset / 2], 1)
             answers = self._asked(ask, self.questions.rows(asked, pairs, biases))
             if answers.ndim != 2 or answers.shape[1] != 2:
-                raise InputError(f"answers must be an id and its log-probability, got shape {answers.shape}")
+                raise InputError(
+                    f"answers must be an id and its log-probability, got shape {answers.shape}"
+                )
             first = answers[:, 0] == pairs[:, 0]
             if not (first | (answers[:, 0] == pairs[:, 1])).all():
                 raise InputError(f"a bias of {half:g} does not bring a biased token to the top")
@@ -183,7 +199,9 @@ class TokenReading:
         return -offset.reshape(len(prompts), len(tokens))
 
     def _bisected(self, ask: Ask, prompts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        pairs = np.tile(np.stack([np.full(len(tokens), self.reference), tokens], 1), (len(prompts), 1))
+        pairs = np.tile(
+            np.stack([np.full(len(tokens), self.reference), tokens], 1), (len(prompts), 1)
+        )
         asked = np.repeat(prompts, len(tokens), 0)
         low, high = np.full(len(pairs), -self.range), np.full(len(pairs), self.range)
         top = self.questions.largest

@@ -2,9 +2,7 @@
 
 from dfke_jax.nn.classifier import (
     Classifier,
-    Moments,
     Preprocessing,
-    apply_recording,
     as_float,
     check_images,
     check_labels,
@@ -14,9 +12,15 @@ from dfke_jax.nn.conv import conv_general_dilated, convolution
 from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents, squash
 from dfke_jax.nn.layers import BatchNorm, Conv, UpsampleConv
+from dfke_jax.nn.many import independent_training, member, separate_shares, shares
+from dfke_jax.nn.observation import Moments, Observed, observe
 from dfke_jax.nn.precision import compute_precision
 from dfke_jax.nn.registry import NetworkInfo, build, describe, names
-from dfke_jax.nn.soft_nearest import neighbour_mixing, pairwise_distances, soft_nearest_neighbour_loss
+from dfke_jax.nn.soft_nearest import (
+    neighbour_mixing,
+    pairwise_distances,
+    soft_nearest_neighbour_loss,
+)
 from dfke_jax.nn.training import Training, optimiser, trained, training
 from dfke_jax.nn.transformer import ByteTransformer, LanguageModel, train_language_model
 from dfke_jax.nn.upsample import upsample_convolve
@@ -33,10 +37,10 @@ __all__ = [
     "LanguageModel",
     "Moments",
     "NetworkInfo",
+    "Observed",
     "Preprocessing",
     "Training",
     "UpsampleConv",
-    "apply_recording",
     "as_float",
     "build",
     "check_images",
@@ -47,12 +51,17 @@ __all__ = [
     "convolution",
     "describe",
     "draw_latents",
+    "independent_training",
+    "member",
     "names",
     "neighbour_mixing",
     "nt_xent",
+    "observe",
     "optimiser",
     "pairwise_distances",
     "representation",
+    "separate_shares",
+    "shares",
     "soft_nearest_neighbour_loss",
     "squash",
     "train_language_model",

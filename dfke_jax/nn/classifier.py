@@ -1,8 +1,10 @@
 """A classifier as a value: a network, its parameters, and the way from pixels to its input."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -10,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.errors import CheckpointError, InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key, PyTree
-from dfke_jax.nn.layers import RECORD_MARK
+from dfke_jax.nn import saved
+from dfke_jax.nn.observation import Observed, observe
 from dfke_jax.nn.precision import apply
 
 
@@ -24,7 +27,8 @@ class Preprocessing:
 
     Attributes:
       size: (height, width) that the network takes; None leaves images as they are.
-      fit: ``pad`` centres the image on a canvas of the box's lower bound, ``bilinear`` and ``nearest`` resize it.
+      fit: ``pad`` centres the image on a canvas of the box's lower bound, ``bilinear`` and
+        ``nearest`` resize it.
       mean, std: one number for all channels, or one per channel.
       box: lowest and highest pixel value.
     """
@@ -54,13 +58,16 @@ class Preprocessing:
         channels = images.shape[-1]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
-                raise InputError(f"{name} has {len(values)} values for images of {channels} channels")
+                raise InputError(
+                    f"{name} has {len(values)} values for images of {channels} channels"
+                )
         if self.size is not None and images.shape[1:3] != self.size:
             images = self._fitted(images, self.size)
         if self.mean == (0.0,) and self.std == (1.0,):
             return images
         mean, std = (
-            jnp.asarray(np.broadcast_to(values, (1, 1, 1, channels)), images.dtype) for values in (self.mean, self.std)
+            jnp.asarray(np.broadcast_to(values, (1, 1, 1, channels)), images.dtype)
+            for values in (self.mean, self.std)
         )
         return (images - mean) / std
 
@@ -69,27 +76,26 @@ class Preprocessing:
         if self.fit != "pad":
             return jax.image.resize(images, (images.shape[0], *size, images.shape[3]), self.fit)
         if height > size[0] or width > size[1]:
-            raise InputError(f"cannot pad a {height}×{width} image to {size[0]}×{size[1]}; use fit='bilinear'")
+            raise InputError(
+                f"cannot pad a {height}×{width} image to {size[0]}×{size[1]}; use fit='bilinear'"
+            )
         rows, columns = size[0] - height, size[1] - width
-        pads = ((0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
+        pads = (
+            (0, 0),
+            (rows // 2, rows - rows // 2),
+            (columns // 2, columns - columns // 2),
+            (0, 0),
+        )
         return jnp.pad(images, pads, constant_values=self.box[0])
-
-
-class Moments(NamedTuple):
-    """Statistics of what enters one normalisation layer: over this batch, and as stored while training. Shapes (C,)."""
-
-    mean: Array
-    var: Array
-    running_mean: Array
-    running_var: Array
 
 
 @flax.struct.dataclass
 class Classifier:
-    """Images in pixel space in, logits out; a pytree, so that it travels into compiled programs as an argument.
+    """Images in pixel space in, logits out; a pytree, so that it travels into compiled programs as
+    an argument.
 
-    Calling it is `logits`. A stack of classifiers is the same value whose variables have a leading axis M; map over
-    it with `jax.vmap(lambda classifier: classifier(images))(stack)`.
+    Calling it is `logits`. A stack of classifiers is the same value whose variables have a leading
+    axis M; map over it with `jax.vmap(lambda classifier: classifier(images))(stack)`.
 
     Attributes:
       module: the Flax module, called as ``module.apply(variables, x, train=False)``.
@@ -114,10 +120,97 @@ class Classifier:
         """A classifier with freshly drawn parameters."""
         preprocessing = preprocessing or Preprocessing()
         images = jnp.zeros((1, *input_shape), jnp.float32)
-        variables = jax.jit(module.init, static_argnames="train")(key, preprocessing(images), train=False)
-        variables = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
+        variables = jax.jit(module.init, static_argnames="train")(
+            key, preprocessing(images), train=False
+        )
+        variables = {
+            name: tree for name, tree in variables.items() if name in ("params", "batch_stats")
+        }
         height, width, channels = input_shape
         return cls(module, variables, preprocessing, (height, width, channels))
+
+    def sizes(self) -> tuple[int | None, int]:
+        """How many models the arrays are of, None where this is no stack, and K."""
+        images = jax.ShapeDtypeStruct((2, *self.input_shape), jnp.float32)
+        logits = lambda one, images: one.logits(images)
+        try:
+            return None, jax.eval_shape(logits, self, images).shape[-1]
+        except Exception:  # Flax has an error of its own for arrays with an axis more
+            models = {leaf.shape[:1] for leaf in jax.tree.leaves(self.variables)}
+            if len(models) != 1 or models == {()}:
+                raise
+            return models.pop()[0], jax.eval_shape(jax.vmap(logits, (0, None)), self, images).shape[
+                -1
+            ]
+
+    def save(
+        self,
+        path: str | os.PathLike,
+        *,
+        made_by: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Writes the whole function into a directory: network, arrays, preprocessing, shape and
+        classes.
+
+        `dfke_jax.load` gives it back in another process, to the bit. A stack is written as one.
+
+        Args:
+          path: directory, to be made. made_by: JSON-able, what made it.
+          overwrite: whether a saved model that is there may be replaced.
+
+        Raises:
+          InputError: something is there, or a field of the network cannot be written.
+          CheckpointError: it cannot be written.
+        """
+        models, classes = self.sizes()
+        facts = {
+            "num_classes": classes,
+            "input_shape": list(self.input_shape),
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "models": models,
+        }
+        return saved.write(
+            path, self.module, self.variables, facts, made_by=made_by, overwrite=overwrite
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, *, module: nn.Module | None = None) -> "Classifier":
+        """What `save` wrote.
+
+        Args:
+          path: the directory. module: of a network whose class is not this package's, which must be
+            given; of any other it is checked.
+
+        Raises:
+          CheckpointError: there is none, or it is damaged. InputError: the module is another one.
+        """
+        found = saved.about(path)
+        network = saved.module_of(found.get("module"), module)
+        try:
+            values = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in found["preprocessing"].items()
+            }
+            height, width, channels = (int(size) for size in found["input_shape"])
+            preprocessing = Preprocessing(**values)  # type: ignore[arg-type]
+            kinds, said = found["arrays"], (found["models"], found["num_classes"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}: {saved.FILE} does not describe a classifier: {error!r}"
+            ) from error
+        made = cls(network, saved.arrays(path, kinds), preprocessing, (height, width, channels))
+        try:
+            own = made.sizes()
+        except Exception as error:  # Flax has errors of its own for arrays that are not there
+            raise CheckpointError(
+                f"{path}: the arrays are not those of {network!r}: {error}"
+            ) from error
+        if own != said:
+            raise CheckpointError(
+                f"{path}: {said[1]} classes of {said[0] or 1} models are named, and there are {own}"
+            )
+        return made
 
     @property
     def num_classes(self) -> int:
@@ -134,107 +227,114 @@ class Classifier:
         try:
             return self.variables["params"]["head"]["kernel"]
         except KeyError:
-            raise InputError(f"{type(self.module).__name__} has no dense layer called 'head'") from None
+            raise InputError(
+                f"{type(self.module).__name__} has no dense layer called 'head'"
+            ) from None
 
     @property
     def has_normalisation(self) -> bool:
         """Whether the network has normalisation layers with running statistics."""
         return bool(jax.tree.leaves(self.variables.get("batch_stats", {})))
 
+    @property
+    def name(self) -> str:
+        """Of the network's class, for messages."""
+        return type(self.module).__name__
+
+    def lacks(self, need: str) -> str:
+        """Why the network does not show what a method needs (`dfke_jax.nn.whitebox.Need`); empty if
+        it does.
+        """
+        if need == "head":
+            found = "kernel" in self.variables["params"].get("head", {})
+            return "" if found else "it has no dense layer called 'head'"
+        if need == "moments":
+            return "" if self.has_normalisation else "it has no batch normalisation"
+        if need in ("features", "activations"):
+            images = jax.ShapeDtypeStruct((2, *self.input_shape), jnp.float32)
+            known = set(jax.eval_shape(self.activations, images)) - {"logits"}
+            if need == "features":
+                return "" if "features" in known else "it records no 'features'"
+            return "" if known - {"features"} else "it records no hidden layer"
+        return ""
+
     def __call__(self, images: Array) -> Array:
         return self.logits(images)
 
     def logits(self, images: Array) -> Array:
         """(B, H, W, C) floats in the box, or uint8 -> (B, K), in float32, with running statistics."""
-        return jnp.asarray(apply(self.module, self.variables, self.preprocessing(images), train=False), jnp.float32)
+        return jnp.asarray(
+            apply(self.module, self.variables, self.preprocessing(images), train=False), jnp.float32
+        )
 
     def features(self, images: Array) -> Array:
         """The input of the last layer, (B, D)."""
         return self.activations(images)["features"]
 
     def activations(self, images: Array) -> dict[str, Array]:
-        """What the network records on the way (`layers.record`): pre-activations by layer, and ``features``; and ``logits``."""
-        return apply_recording(self.module, self.variables, self.preprocessing(images))[0]
+        """What the network records on the way (`layers.record`): pre-activations by layer, and
+        ``features``; and ``logits``.
+        """
+        seen = self.observe(images, activations=True)
+        return {**seen.activations, "logits": seen.logits}
+
+    def observe(
+        self, images: Array, *, activations: bool = False, moments: bool = False
+    ) -> Observed:
+        """Logits and what else is asked for, in one pass with running statistics; see
+        `dfke_jax.nn.observation`.
+
+        Raises:
+          InputError: for moments of a network without batch normalisation.
+        """
+        inputs = self.preprocessing(images)
+        return observe(
+            self.module, self.variables, inputs, activations=activations, moments=moments
+        )
 
     def check_layers(self, names: Sequence[str]) -> None:
-        """Raises `UnknownNameError` unless the network records all of these layers; nothing is computed."""
+        """Raises `UnknownNameError` unless the network records all of these layers; nothing is
+        computed.
+        """
         images = jax.ShapeDtypeStruct((2, *self.input_shape), jnp.float32)
         known = jax.eval_shape(self.activations, images)
         for name in names:
             if name not in known:
-                raise UnknownNameError(f"recorded layer of {type(self.module).__name__}", name, known)
-
-    def logits_and_moments(self, images: Array) -> tuple[Array, tuple[Moments, ...]]:
-        """Logits, and for every normalisation layer the statistics of its input, sorted by path.
-
-        The network normalises with its running statistics, which stay as they are.
-
-        Raises:
-          InputError: for a network without batch normalisation, which has nothing to compare with.
-        """
-        if not self.has_normalisation:
-            raise InputError(
-                f"{type(self.module).__name__} has no batch normalisation, so a statistics prior has nothing to match; "
-                "use a network with it (lenet5_bn, a ResNet, a WRN) or switch the prior off"
-            )
-        logits, reported = apply(
-            self.module, self.variables, self.preprocessing(images), train=False, mutable=["normalisation"]
-        )
-        return logits.astype(jnp.float32), tuple(_moments(reported["normalisation"], self.variables["batch_stats"]))
+                raise UnknownNameError(
+                    f"recorded layer of {type(self.module).__name__}", name, known
+                )
 
     def predict(self, images: Any, batch_size: int = 500) -> np.ndarray:
-        """Logits (N, K) of any number of images, on the host, computed in equal batches.
+        """`predicted`: logits (N, K) of any number of images, on the host."""
+        return predicted(self, images, batch_size)
 
-        Args:
-          images: (N, H, W, C) floats in the box, or uint8.
-          batch_size: rows per compiled call; the last batch is padded, so one program serves.
 
-        Raises:
-          InputError: for another shape, values outside the box, or NaN.
-        """
-        images = np.asarray(images)
-        check_images(images, self.input_shape, self.preprocessing.box)
-        batch_size = min(batch_size, len(images))
-        rows = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            padding = batch_size - len(batch)
-            if padding:
-                batch = np.concatenate([batch, np.repeat(batch[-1:], padding, 0)])
-            rows.append(np.asarray(_predict(self, batch))[: batch_size - padding])
-        return np.concatenate(rows)
+def predicted(model: Any, images: Any, batch_size: int = 500) -> np.ndarray:
+    """Logits (N, K) of any number of images, on the host, computed in equal batches.
+
+    Args:
+      model: a `dfke_jax.nn.whitebox.WhiteBox`. images: (N, H, W, C) floats in the box, or uint8.
+      batch_size: rows per compiled call; the last batch is padded, so one program serves.
+
+    Raises:
+      InputError: for another shape, values outside the box, or NaN.
+    """
+    images = np.asarray(images)
+    check_images(images, model.input_shape, model.preprocessing.box)
+    batch_size = min(batch_size, len(images))
+    rows = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        padding = batch_size - len(batch)
+        if padding:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], padding, 0)])
+        rows.append(np.asarray(_predict(model, batch))[: batch_size - padding])
+    return np.concatenate(rows)
 
 
 @jax.jit
-def _predict(classifier: Classifier, images: Array) -> Array:
-    return classifier.logits(as_float(images))
-
-
-def apply_recording(
-    module: nn.Module,
-    variables: PyTree,
-    inputs: Array,
-    *,
-    train: bool = False,
-    mutable: Sequence[str] = (),
-    rngs: dict[str, Key] | None = None,
-) -> tuple[dict[str, Array], dict[str, PyTree]]:
-    """Applies a network and collects what its layers record, for losses on hidden layers while it trains.
-
-    Args:
-      module, variables: the network. inputs: what it takes (after preprocessing).
-      train: as in training, so that normalisation uses the batch.
-      mutable: collections that may change, such as ``batch_stats``.
-      rngs: keys of random layers, by kind.
-
-    Returns:
-      Activations by layer (see `dfke_jax.nn.layers.record`) with ``logits`` in float32 among them, and the changed
-      collections.
-    """
-    logits, changed = apply(module, variables, inputs, train=train, mutable=["activations", *mutable], rngs=rngs)
-    updated = dict(changed)
-    recorded = _flat(updated.pop("activations", None) or {})
-    return {**recorded, "logits": logits.astype(jnp.float32)}, updated
+def _predict(model: Any, images: Array) -> Array:
+    return model(as_float(images))
 
 
 def as_float(images: Array) -> Array:
@@ -244,11 +344,14 @@ def as_float(images: Array) -> Array:
     return images.astype(jnp.float32)
 
 
-def check_images(images: Any, shape: tuple[int, ...], box: tuple[float, float], what: str = "images") -> None:
+def check_images(
+    images: Any, shape: tuple[int, ...], box: tuple[float, float], what: str = "images"
+) -> None:
     """Checks host arrays before long work.
 
     Args:
-      images: (N, H, W, C). shape: the expected (H, W, C). box: lowest and highest allowed value (uint8 always fits).
+      images: (N, H, W, C). shape: the expected (H, W, C). box: lowest and highest allowed value
+        (uint8 always fits).
       what: how the message calls them.
 
     Raises:
@@ -257,7 +360,9 @@ def check_images(images: Any, shape: tuple[int, ...], box: tuple[float, float], 
     images = np.asarray(images)
     expected = "×".join(map(str, shape))
     if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
-        raise InputError(f"{what} must be (N, H, W, C) with H×W×C = {expected}, got shape {images.shape}")
+        raise InputError(
+            f"{what} must be (N, H, W, C) with H×W×C = {expected}, got shape {images.shape}"
+        )
     if len(images) == 0:
         raise InputError(f"{what} are empty")
     if images.dtype == np.uint8:
@@ -269,14 +374,19 @@ def check_images(images: Any, shape: tuple[int, ...], box: tuple[float, float], 
         raise InputError(f"{what} contain NaN or infinity in {bad} of {len(images)} rows")
     low, high = float(images.min()), float(images.max())
     if low < box[0] - 1e-6 or high > box[1] + 1e-6:
-        raise InputError(f"{what} must lie in [{box[0]}, {box[1]}], got values from {low:.4g} to {high:.4g}")
+        raise InputError(
+            f"{what} must lie in [{box[0]}, {box[1]}], got values from {low:.4g} to {high:.4g}"
+        )
 
 
-def check_labels(labels: Any, count: int, num_classes: int, what: str = "labels", *, every_class: bool = True) -> None:
+def check_labels(
+    labels: Any, count: int, num_classes: int, what: str = "labels", *, every_class: bool = True
+) -> None:
     """Checks integer labels (N,) against the number of rows and classes.
 
     Raises:
-      InputError: for another length or type, a label outside [0, K), or (if `every_class`) a class without samples.
+      InputError: for another length or type, a label outside [0, K), or (if `every_class`) a class
+        without samples.
     """
     labels = np.asarray(labels)
     if labels.shape != (count,):
@@ -284,30 +394,13 @@ def check_labels(labels: Any, count: int, num_classes: int, what: str = "labels"
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"{what} must be integers, got {labels.dtype}")
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise InputError(f"{what} must lie in [0, {num_classes}), got {labels.min()} to {labels.max()}")
+        raise InputError(
+            f"{what} must lie in [0, {num_classes}), got {labels.min()} to {labels.max()}"
+        )
     if every_class:
         empty = np.setdiff1d(np.arange(num_classes), labels)
         if len(empty):
             raise InputError(f"{what} have no sample of class {', '.join(map(str, empty))}")
 
 
-def _flat(tree: Mapping, prefix: str = "") -> dict[str, Array]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}/"))
-        else:
-            flat[prefix + name.removeprefix(RECORD_MARK)] = value
-    return flat
-
-
-def _moments(reported: Mapping, running: Mapping):
-    for name, stored in sorted(running.items()):  # compiled programs see dictionaries sorted
-        if "mean" in stored and not isinstance(stored["mean"], Mapping):
-            mean, var = reported[name]["moments"]
-            yield Moments(mean, var, stored["mean"], stored["var"])
-        else:
-            yield from _moments(reported[name], stored)
-
-
-__all__ = ["Classifier", "Moments", "Preprocessing", "apply_recording", "as_float", "check_images", "check_labels"]
+__all__ = ["Classifier", "Preprocessing", "as_float", "check_images", "check_labels", "predicted"]

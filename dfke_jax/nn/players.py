@@ -1,13 +1,15 @@
-"""Networks that learn from one another: a classifier and a generator without their parameters, and one step of each.
+"""Networks that learn from one another: a classifier and a generator without their parameters, and
+one step of each.
 
-Both families of methods with generators stand on these: white-box methods, which see the teacher's gradient, and
-black-box attacks, which see answers. A player is static and hashable; what it learns lives in a `Training`.
+Both families of methods with generators stand on these: white-box methods, which see the teacher's
+gradient, and black-box attacks, which see answers. A player is static and hashable; what it learns
+lives in a `Training`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,10 +19,11 @@ import optax
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.mesh import constrain_samples
 from dfke_jax.core.types import Array, Key, PyTree
-from dfke_jax.nn.classifier import Classifier, Moments, Preprocessing, _flat, _moments
+from dfke_jax.nn.classifier import Classifier, Preprocessing
 from dfke_jax.nn.generators import Generator, squash
+from dfke_jax.nn.observation import Observed, observe
 from dfke_jax.nn.precision import apply
-from dfke_jax.nn.training import Training, updated_by
+from dfke_jax.nn.training import Training, descend, learn
 
 SCHEDULES = ("multistep", "cosine", "constant")
 OPTIMISERS = ("sgd", "adam")
@@ -38,12 +41,13 @@ def scheduled(
     weight_decay: float = 0.0,
     clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam, or SGD with momentum (not Nesterov's) and decay in the gradient; the same arguments give the same object.
+    """Adam, or SGD with momentum (not Nesterov's) and decay in the gradient; the same arguments
+    give the same object.
 
     Args:
       name: ``adam`` or ``sgd``. rate: at the beginning. steps: of this optimiser.
-      schedule: ``multistep`` multiplies the rate by `factor` at the fractions `drops` of the steps, ``cosine`` falls to
-        zero, ``constant``.
+      schedule: ``multistep`` multiplies the rate by `factor` at the fractions `drops` of the steps,
+        ``cosine`` falls to zero, ``constant``.
       momentum, weight_decay: of SGD alone.
       clip: largest norm of the whole gradient; 0 for any.
 
@@ -56,8 +60,8 @@ def scheduled(
             raise UnknownNameError(what, given, known)
     if schedule != "constant" and steps < 1:
         raise InputError(
-            f"a {schedule} schedule needs the number of steps it spans; use settings.with_budget(rows) of an attack, set steps, or "
-            "choose schedule='constant'"
+            f"a {schedule} schedule needs the number of steps it spans; use "
+            "settings.with_budget(rows) of an attack, set steps, or choose schedule='constant'"
         )
     over: Any = rate
     if schedule == "cosine":
@@ -71,76 +75,10 @@ def scheduled(
     if name == "adam":
         rule = optax.adam(over)
     else:
-        rule = optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(over, momentum or None))
-    return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
-
-
-class Observed(NamedTuple):
-    """What one pass through a network shows.
-
-    Attributes:
-      logits: (B, K) float32.
-      activations: recorded layers by name (see `dfke_jax.nn.layers.record`), ``features`` (B, D) among them; empty
-        unless asked for.
-      moments: of every normalisation layer's input, sorted by path; empty unless asked for.
-      updated: changed collections (``batch_stats`` in training mode).
-    """
-
-    logits: Array
-    activations: dict[str, Array]
-    moments: tuple[Moments, ...]
-    updated: PyTree
-
-
-def observe(
-    module: nn.Module,
-    variables: PyTree,
-    inputs: Array,
-    *,
-    train: bool = False,
-    activations: bool = False,
-    moments: bool = False,
-    key: Key | None = None,
-) -> Observed:
-    """One forward pass with everything that a loss may read.
-
-    Args:
-      module, variables: the network. inputs: what it takes, after preprocessing.
-      train: normalisation uses the batch, and dropout is on (then `key`).
-      activations, moments: whether they are collected.
-
-    Raises:
-      InputError: for moments of a network without batch normalisation.
-    """
-    running = variables.get("batch_stats", {})
-    if moments and not jax.tree.leaves(running):
-        raise InputError(
-            f"{type(module).__name__} has no batch normalisation, so a statistics prior has nothing to match; use a "
-            "network with it (lenet5_bn, a ResNet, a WRN) or switch the prior off"
+        rule = optax.chain(
+            optax.add_decayed_weights(weight_decay), optax.sgd(over, momentum or None)
         )
-    mutable = ["batch_stats"] * train + ["activations"] * activations + ["normalisation"] * moments
-    rngs = None if key is None else {"dropout": key}
-    if not mutable:
-        logits = apply(module, variables, inputs, train=False, rngs=rngs)
-        return Observed(logits.astype(jnp.float32), {}, (), {})
-    logits, changed = apply(module, variables, inputs, train=train, mutable=mutable, rngs=rngs)
-    updated = dict(changed)
-    recorded = _flat(updated.pop("activations", None) or {})
-    reported = updated.pop("normalisation", None)
-    found = tuple(_moments(reported, running)) if moments and reported is not None else ()
-    return Observed(logits.astype(jnp.float32), recorded, found, updated)
-
-
-Objective = Callable[[PyTree], tuple[Array, tuple[Any, PyTree]]]
-"""parameters -> (value, (anything beside it, changed collections))."""
-
-
-def descend(
-    optimizer: optax.GradientTransformation, training: Training, objective: Objective
-) -> tuple[Training, Array, Any]:
-    """One update down the gradient of an objective: the training after it, its value before, and what stood beside it."""
-    (value, (beside, changed)), gradient = jax.value_and_grad(objective, has_aux=True)(training.variables["params"])
-    return updated_by(optimizer, training, gradient, changed), value, beside
+    return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,29 +125,32 @@ class Learner:
         """One update in training mode on the mean loss of a batch; and that loss.
 
         Args:
-          images: (B, H, W, C). targets: pytree with leading axis B. loss: (seen of the batch, targets) -> (B,).
+          images: (B, H, W, C). targets: pytree with leading axis B. loss: (seen of the batch,
+            targets) -> (B,).
           activations: whether the loss reads them.
         """
         inputs = constrain_samples(self.preprocessing(images))
         targets = jax.tree.map(constrain_samples, targets)
 
-        def objective(params: PyTree) -> tuple[Array, tuple[None, PyTree]]:
-            variables = {**training.variables, "params": params}
-            seen = observe(self.module, variables, inputs, train=True, activations=activations, key=key)
-            return jnp.mean(loss(seen, targets)), (None, seen.updated)
-
-        training, value, _ = descend(self.optimizer, training, objective)
+        mean = lambda seen, _: (jnp.mean(loss(seen, targets)), None)
+        training, value, _ = learn(
+            self.module, self.optimizer, training, inputs, mean, key=key, activations=activations
+        )
         return training, value
 
     def learn_all(
-        self, key: Key, training: Training, images: Array, targets: PyTree, loss: Callable, *, unroll: bool = False,
-        activations: bool = False,
+        self, key: Key, training: Training, images: Array, targets: PyTree, loss: Callable, *,
+        unroll: bool = False, activations: bool = False,
     ) -> tuple[Training, Array]:  # fmt: skip
-        """`learn` on n batches one after another, images (n, B, H, W, C), targets (n, B, ...); and the mean loss."""
+        """`learn` on n batches one after another, images (n, B, H, W, C), targets (n, B, ...); and
+        the mean loss.
+        """
 
         def step(training: Training, batch: tuple) -> tuple[Training, Array]:
             i, images, targets = batch
-            return self.learn(jax.random.fold_in(key, i), training, images, targets, loss, activations=activations)
+            return self.learn(
+                jax.random.fold_in(key, i), training, images, targets, loss, activations=activations
+            )
 
         count = jnp.arange(images.shape[0])
         training, losses = jax.lax.scan(step, training, (count, images, targets), unroll=unroll)
@@ -221,10 +162,12 @@ class Maker:
     """A generator of images for networks with a preprocessing.
 
     Attributes:
-      generator: the module. preprocessing: of the networks that see the images. optimizer: see `scheduled`.
-      output: what of x̃, the generator's last layer before the tanh, is shown. ``box``: pictures, low + (high − low)·
-        (tanh x̃ + 1)/2. ``normalised_tanh``: mean + std·tanh x̃, so that the networks' input is tanh x̃.
-        ``normalised``: mean + std·x̃, so that it is x̃ itself; these leave the box.
+      generator: the module. preprocessing: of the networks that see the images. optimizer: see
+        `scheduled`.
+      output: what of x̃, the generator's last layer before the tanh, is shown. ``box``: pictures,
+        low + (high − low)· (tanh x̃ + 1)/2. ``normalised_tanh``: mean + std·tanh x̃, so that the
+        networks' input is tanh x̃. ``normalised``: mean + std·x̃, so that it is x̃ itself; these
+        leave the box.
     """
 
     generator: Generator
@@ -244,7 +187,14 @@ class Maker:
     def pre_activations(self, variables: PyTree, z: Array) -> tuple[Array, PyTree]:
         """(B, Z) -> x̃ (B, H, W, C) and the updated statistics; training mode."""
         z = constrain_samples(z)
-        return apply(self.generator, variables, z, train=True, mutable=["batch_stats"], method="pre_activation")
+        return apply(
+            self.generator,
+            variables,
+            z,
+            train=True,
+            mutable=["batch_stats"],
+            method="pre_activation",
+        )
 
     def shown(self, pre_activation: Array) -> Array:
         """x̃ -> images, in pixel space."""
@@ -255,7 +205,9 @@ class Maker:
             jnp.asarray(values, jnp.float32).reshape(per_channel)
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
-        return mean + std * (pre_activation if self.output == "normalised" else jnp.tanh(pre_activation))
+        return mean + std * (
+            pre_activation if self.output == "normalised" else jnp.tanh(pre_activation)
+        )
 
     def images(self, variables: PyTree, z: Array) -> tuple[Array, PyTree]:
         """(B, Z) -> images (B, H, W, C) and the updated statistics; training mode."""
@@ -274,4 +226,14 @@ class Maker:
 
 OUTPUTS: Sequence[str] = ("box", "normalised_tanh", "normalised")
 
-__all__ = ["OPTIMISERS", "OUTPUTS", "SCHEDULES", "Learner", "Maker", "Observed", "descend", "observe", "scheduled"]
+__all__ = [
+    "OPTIMISERS",
+    "OUTPUTS",
+    "SCHEDULES",
+    "Learner",
+    "Maker",
+    "Observed",
+    "descend",
+    "observe",
+    "scheduled",
+]

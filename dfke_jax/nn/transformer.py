@@ -34,11 +34,18 @@ class ByteTransformer(nn.Module):
         """Tokens (B, L) -> logits (B, L, V) of each next one."""
         length = tokens.shape[1]
         x = nn.Embed(self.vocabulary, self.width, name="tokens")(tokens)
-        x = x + self.param("positions", nn.initializers.normal(0.02), (self.context, self.width))[None, :length]
+        x = (
+            x
+            + self.param("positions", nn.initializers.normal(0.02), (self.context, self.width))[
+                None, :length
+            ]
+        )
         mask = nn.make_causal_mask(tokens)
         for i in range(self.layers):
             y = nn.RMSNorm(name=f"norm{i}a")(x)
-            x = x + nn.MultiHeadDotProductAttention(self.heads, use_bias=False, name=f"attention{i}")(y, mask=mask)
+            x = x + nn.MultiHeadDotProductAttention(
+                self.heads, use_bias=False, name=f"attention{i}"
+            )(y, mask=mask)
             y = nn.RMSNorm(name=f"norm{i}b")(x)
             y = nn.Dense(4 * self.width, use_bias=False, name=f"up{i}")(y)
             x = x + nn.Dense(self.width, use_bias=False, name=f"down{i}")(nn.gelu(y))
@@ -61,7 +68,9 @@ class LanguageModel(NamedTuple):
         padded = np.concatenate([tokens, np.repeat(tokens[-1:], size - len(tokens), 0)])
         return np.asarray(_next(self.module, self.parameters, padded))[: len(tokens)]
 
-    def complete(self, tokens: np.ndarray, draws: np.ndarray, length: int, temperature: float = 1.0) -> np.ndarray:
+    def complete(
+        self, tokens: np.ndarray, draws: np.ndarray, length: int, temperature: float = 1.0
+    ) -> np.ndarray:
         """Texts (B, length) behind prompts (B, L), drawn token by token; the draws' numbers are their keys."""
         if tokens.shape[1] + length > self.module.context:
             raise InputError(
@@ -69,8 +78,12 @@ class LanguageModel(NamedTuple):
             )
         size = 1 << (len(tokens) - 1).bit_length()
         padded = np.concatenate([tokens, np.repeat(tokens[-1:], size - len(tokens), 0)])
-        numbers = np.concatenate([draws, np.repeat(draws[-1:], size - len(draws))]).astype(np.uint32)
-        drawn = _complete(self.module, length, self.parameters, padded, numbers, jnp.float32(temperature))
+        numbers = np.concatenate([draws, np.repeat(draws[-1:], size - len(draws))]).astype(
+            np.uint32
+        )
+        drawn = _complete(
+            self.module, length, self.parameters, padded, numbers, jnp.float32(temperature)
+        )
         return np.asarray(drawn)[: len(tokens)]
 
     @property
@@ -98,7 +111,12 @@ def _next(module: ByteTransformer, parameters: PyTree, tokens: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _complete(
-    module: ByteTransformer, length: int, parameters: PyTree, prompts: Array, draws: Array, temperature: Array
+    module: ByteTransformer,
+    length: int,
+    parameters: PyTree,
+    prompts: Array,
+    draws: Array,
+    temperature: Array,
 ) -> Array:
     begin = prompts.shape[1]
     tokens = jnp.concatenate([prompts, jnp.zeros((len(prompts), length), prompts.dtype)], 1)
@@ -107,14 +125,24 @@ def _complete(
     def step(tokens: Array, i: Array) -> tuple[Array, None]:
         logits = module.apply({"params": parameters}, tokens)
         here = jax.lax.dynamic_index_in_dim(logits, begin + i - 1, 1, keepdims=False) / temperature  # type: ignore[arg-type]
-        drawn = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, i), row))(keys, here)
-        return jax.lax.dynamic_update_slice(tokens, drawn[:, None].astype(tokens.dtype), (0, begin + i)), None
+        drawn = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, i), row))(
+            keys, here
+        )
+        return jax.lax.dynamic_update_slice(
+            tokens, drawn[:, None].astype(tokens.dtype), (0, begin + i)
+        ), None
 
     return jax.lax.scan(step, tokens, jnp.arange(length))[0][:, begin:]
 
 
 def train_language_model(
-    module: ByteTransformer, text: bytes, key: Key, *, steps: int = 600, batch: int = 32, learning_rate: float = 3e-3
+    module: ByteTransformer,
+    text: bytes,
+    key: Key,
+    *,
+    steps: int = 600,
+    batch: int = 32,
+    learning_rate: float = 3e-3,
 ) -> LanguageModel:
     """Trains on a text: next bytes of random pieces, Adam, the learning rate falling along a cosine.
 
@@ -135,13 +163,21 @@ def train_language_model(
         )
     first, second = jax.random.split(key)
     parameters = jax.jit(module.init)(first, jnp.zeros((1, module.context), jnp.int32))["params"]
-    parameters, _ = _train(module, steps, batch, parameters, jnp.asarray(data), second, jnp.float32(learning_rate))
+    parameters, _ = _train(
+        module, steps, batch, parameters, jnp.asarray(data), second, jnp.float32(learning_rate)
+    )
     return LanguageModel(module, parameters)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _train(
-    module: ByteTransformer, steps: int, batch: int, parameters: PyTree, data: Array, key: Key, rate: Array
+    module: ByteTransformer,
+    steps: int,
+    batch: int,
+    parameters: PyTree,
+    data: Array,
+    key: Key,
+    rate: Array,
 ) -> tuple[Any, Array]:
     optimizer = optax.scale_by_adam()
 
@@ -151,7 +187,9 @@ def _train(
 
     def step(carried: tuple, i: Array) -> tuple[tuple, Array]:
         parameters, state = carried
-        starts = jax.random.randint(jax.random.fold_in(key, i), (batch,), 0, len(data) - module.context)
+        starts = jax.random.randint(
+            jax.random.fold_in(key, i), (batch,), 0, len(data) - module.context
+        )
         tokens = data[starts[:, None] + jnp.arange(module.context + 1)[None]]
         value, gradient = jax.value_and_grad(loss)(parameters, tokens)
         updates, state = optimizer.update(gradient, state)
@@ -159,7 +197,9 @@ def _train(
         parameters = jax.tree.map(lambda p, u: p - now * u, parameters, updates)
         return (parameters, state), value
 
-    (parameters, _), losses = jax.lax.scan(step, (parameters, optimizer.init(parameters)), jnp.arange(steps))
+    (parameters, _), losses = jax.lax.scan(
+        step, (parameters, optimizer.init(parameters)), jnp.arange(steps)
+    )
     return parameters, losses
 
 

@@ -26,12 +26,19 @@ from dfke_jax.oracle.explanations import (
     explanation_oracle,
 )
 from dfke_jax.oracle.formulas import check_spent, rows_per_step
+from dfke_jax.oracle.frameworks import from_art, from_sklearn, from_torch, traced_torch
 from dfke_jax.oracle.hugging_face import from_hugging_face
 from dfke_jax.oracle.journal import Journal
 from dfke_jax.oracle.language_model import LanguageModelOracle, TokenQuestions, TokenReveal
 from dfke_jax.oracle.ledger import Ledger, LedgerWarning
 from dfke_jax.oracle.metered import Metered
-from dfke_jax.oracle.oracle import HostOracle, Oracle, ZerothOrderWarning, check_zeroth_order, oracle_for
+from dfke_jax.oracle.oracle import (
+    HostOracle,
+    Oracle,
+    ZerothOrderWarning,
+    check_zeroth_order,
+    oracle_for,
+)
 from dfke_jax.oracle.poisoning import PredictionPoisoning
 from dfke_jax.oracle.registry import DEFENCES, defence, explanation
 from dfke_jax.oracle.remote import RemoteVictim
@@ -43,15 +50,7 @@ from dfke_jax.oracle.reveal import (
     check_answers,
 )
 from dfke_jax.oracle.serve import background, create_app
-from dfke_jax.oracle.victims import (
-    HostVictim,
-    PrecisionWarning,
-    from_function,
-    from_jax,
-    from_sklearn,
-    from_torch,
-    traced_torch,
-)
+from dfke_jax.oracle.victims import HostVictim, PrecisionWarning, from_function, from_jax
 
 __all__ = [
     "DEFENCES",
@@ -97,6 +96,7 @@ __all__ = [
     "explained_gradients",
     "explanation",
     "explanation_oracle",
+    "from_art",
     "from_function",
     "from_hugging_face",
     "from_jax",

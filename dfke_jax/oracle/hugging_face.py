@@ -26,18 +26,20 @@ def from_hugging_face(
 
     Raises:
       MissingDataError: for no such folder.
-      InputError: without `pip install 'dfke-jax[language]'`, or for a model of another kind.
+      InputError: without `pip install 'dfke-jax[huggingface]'`, or for a model of another kind.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        raise MissingDataError(f"{folder} holds no model: a folder with config.json and weights is needed")
+        raise MissingDataError(
+            f"{folder} holds no model: a folder with config.json and weights is needed"
+        )
     if precision not in ("float32", "float64"):
         raise InputError(f"precision must be float32 or float64, not {precision!r}")
     try:
         torch: Any = importlib.import_module("torch")
         transformers: Any = importlib.import_module("transformers")
     except ImportError:
-        raise InputError("models of Hugging Face need `pip install 'dfke-jax[language]'`") from None
+        raise InputError("models of Hugging Face need `pip install 'dfke-jax[huggingface]'`") from None
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError) as error:
@@ -48,7 +50,9 @@ def from_hugging_face(
         parts = []
         with torch.no_grad():
             for start in range(0, len(tokens), batch_size):
-                asked = torch.from_numpy(np.ascontiguousarray(tokens[start : start + batch_size], np.int64))
+                asked = torch.from_numpy(
+                    np.ascontiguousarray(tokens[start : start + batch_size], np.int64)
+                )
                 parts.append(model(input_ids=asked).logits[:, -1].double().numpy())
         return np.concatenate(parts)
 

@@ -62,7 +62,9 @@ class TokenQuestions:
         """W, numbers of a row."""
         return self.context + 2 * self.biased + 1
 
-    def rows(self, prompts: Any, tokens: Any = None, biases: Any = None, draws: Any = None) -> np.ndarray:
+    def rows(
+        self, prompts: Any, tokens: Any = None, biases: Any = None, draws: Any = None
+    ) -> np.ndarray:
         """Questions as rows (B, W).
 
         Args:
@@ -76,14 +78,20 @@ class TokenQuestions:
         rows = np.zeros((len(prompts), self.width))
         rows[:, : self.context + self.biased] = -1
         if prompts.ndim != 2 or not 0 < prompts.shape[1] <= self.context:
-            raise InputError(f"prompts must be (B, L) with L from 1 to {self.context}, got shape {prompts.shape}")
+            raise InputError(
+                f"prompts must be (B, L) with L from 1 to {self.context}, got shape {prompts.shape}"
+            )
         rows[:, : prompts.shape[1]] = prompts
         if tokens is not None:
             tokens, biases = np.asarray(tokens), np.asarray(biases, np.float64)
             if tokens.shape != biases.shape or tokens.ndim != 2 or len(tokens) != len(prompts):
-                raise InputError(f"tokens and biases must be (B, m), got shapes {tokens.shape} and {biases.shape}")
+                raise InputError(
+                    f"tokens and biases must be (B, m), got shapes {tokens.shape} and {biases.shape}"
+                )
             if tokens.shape[1] > self.biased:
-                raise InputError(f"{tokens.shape[1]} biased tokens, and the endpoint takes {self.biased}")
+                raise InputError(
+                    f"{tokens.shape[1]} biased tokens, and the endpoint takes {self.biased}"
+                )
             rows[:, self.context : self.context + tokens.shape[1]] = tokens
             place = self.context + self.biased
             rows[:, place : place + tokens.shape[1]] = biases
@@ -96,7 +104,12 @@ class TokenQuestions:
         """(prompts (B, context), biased tokens (B, biased), biases (B, biased), draws (B,)), of rows that were checked."""
         ends = np.cumsum([self.context, self.biased, self.biased])
         prompts, tokens, biases, draws = np.split(rows, ends, 1)
-        return prompts.astype(np.int64), tokens.astype(np.int64), biases, draws[:, 0].astype(np.int64)
+        return (
+            prompts.astype(np.int64),
+            tokens.astype(np.int64),
+            biases,
+            draws[:, 0].astype(np.int64),
+        )
 
     def check(self, rows: Any) -> np.ndarray:
         """The rows, if they are questions.
@@ -105,19 +118,30 @@ class TokenQuestions:
           InputError: naming what is wrong with them.
         """
         rows = np.asarray(rows)
-        if rows.dtype != np.float64 or rows.ndim != 2 or rows.shape[1] != self.width or not len(rows):
-            raise InputError(f"questions are rows (B, {self.width}) of float64, got shape {rows.shape} of {rows.dtype}")
+        if (
+            rows.dtype != np.float64
+            or rows.ndim != 2
+            or rows.shape[1] != self.width
+            or not len(rows)
+        ):
+            raise InputError(
+                f"questions are rows (B, {self.width}) of float64, got shape {rows.shape} of {rows.dtype}"
+            )
         if not np.isfinite(rows).all():
             raise InputError("questions contain NaN or infinity")
         ids = rows[:, : self.context + self.biased]
         if (ids != np.round(ids)).any() or ids.min() < -1 or ids.max() >= self.vocabulary:
-            raise InputError(f"tokens are whole numbers from 0 to {self.vocabulary - 1}, or -1 for none")
+            raise InputError(
+                f"tokens are whole numbers from 0 to {self.vocabulary - 1}, or -1 for none"
+            )
         there = ids[:, : self.context] >= 0
         if not there[:, 0].all() or (there[:, 1:] & ~there[:, :-1]).any():
             raise InputError("a prompt has at least one token, and -1 behind its last alone")
         biases = rows[:, self.context + self.biased : -1]
         if biases.size and np.abs(biases).max() > self.largest:
-            raise InputError(f"biases are at most {self.largest:g} in size, got {np.abs(biases).max():.4g}")
+            raise InputError(
+                f"biases are at most {self.largest:g} in size, got {np.abs(biases).max():.4g}"
+            )
         chosen = np.sort(ids[:, self.context :], 1)
         if ((chosen[:, 1:] == chosen[:, :-1]) & (chosen[:, 1:] >= 0)).any():
             raise InputError("a token has one bias in a question")
@@ -152,13 +176,18 @@ class TokenReveal:
                     f"{name} >= 1 belongs to kind={of!r} and to nothing else, got {value} for {self.kind!r}"
                 )
         if self.decimals is not None and (self.decimals < 0 or self.kind in ("token", "text")):
-            raise InputError(f"decimals round logits and log-probabilities, got {self.decimals} for {self.kind!r}")
+            raise InputError(
+                f"decimals round logits and log-probabilities, got {self.decimals} for {self.kind!r}"
+            )
 
     def columns(self, vocabulary: int) -> int:
         """Numbers of an answer, or classes of a token."""
-        return {"logits": vocabulary, "top_k": 2 * (self.k or 0), "token": vocabulary, "text": self.length or 0}[
-            self.kind
-        ]
+        return {
+            "logits": vocabulary,
+            "top_k": 2 * (self.k or 0),
+            "token": vocabulary,
+            "text": self.length or 0,
+        }[self.kind]
 
     @property
     def travels_as(self) -> Reveal:
@@ -193,7 +222,12 @@ class LanguageModelOracle:
             raise InputError("an endpoint of texts needs complete, which draws them")
         if reveal.k is not None and reveal.k > questions.vocabulary:
             raise InputError(f"top {reveal.k} of {questions.vocabulary} tokens")
-        self.logits, self.questions, self.tokens, self.complete = logits, questions, reveal, complete
+        self.logits, self.questions, self.tokens, self.complete = (
+            logits,
+            questions,
+            reveal,
+            complete,
+        )
         self.reveal = reveal.travels_as
         self.num_classes = reveal.columns(questions.vocabulary)
         self.input_shape = (questions.width,)
@@ -245,7 +279,10 @@ class LanguageModelOracle:
         for length in sorted({int(lengths[i]) for i in new.values()}):
             places = [i for i in new.values() if lengths[i] == length]
             answers = np.asarray(self.logits(prompts[places, :length]), np.float64)
-            if answers.shape != (len(places), self.questions.vocabulary) or not np.isfinite(answers).all():
+            if (
+                answers.shape != (len(places), self.questions.vocabulary)
+                or not np.isfinite(answers).all()
+            ):
                 raise InputError(
                     f"the model must answer finite logits ({len(places)}, {self.questions.vocabulary}), got {answers.shape}"
                 )

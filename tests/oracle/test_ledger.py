@@ -573,6 +573,22 @@ def test_explanations_have_a_column_and_keys_of_their_own():
     assert (counts["rows"], counts["explanation_rows"], counts["cache_hits"]) == (6, 3, 3)
 
 
+def test_a_block_of_a_fused_victim_is_reserved_before_and_charged_after():
+    ledger = Ledger(budget=100)
+    with ledger.paying(60, explained=True):
+        assert ledger.counts()["rows"] == 0
+        with pytest.raises(BudgetError, match="60 reserved"):
+            ledger.reserve(41)
+    assert ledger.counts()["rows"] == ledger.counts()["explanation_rows"] == 60
+    with pytest.raises(BudgetError), ledger.paying(41):
+        pytest.fail("a block that does not fit was entered")
+    with pytest.raises(KeyError), ledger.paying(30):
+        raise KeyError
+    with pytest.raises(BudgetError, match="30 reserved"):
+        ledger.reserve(11)
+    assert ledger.counts()["rows"] == 60
+
+
 def test_fused_victims_reserve_before_and_are_charged_after():
     ledger = Ledger(budget=100)
     ledger.reserve(60)
@@ -942,7 +958,7 @@ def test_formulas_against_loops_and_printed_figures():
     assert rows_per_step("equation_solving", features=64) == 65
     assert rows_per_step("equation_solving", features=64, extra=5) == 70
     assert rows_per_step("retraining", features=64, classes=10, factor=100) == 65_000
-    for name in ("dfms", "disguide", "dual_students", "ideal"):
+    for name in ("dfms", "disguide", "dual_students"):
         assert rows_per_step(name, batch=64, clone_steps=3) == 192
     for sizes in ((3, 2, 1, 4), (5, 1, 10, 5), (2, 0, 3, 1)):
         names = ("batch", "generator_steps", "directions", "clone_steps")
@@ -955,9 +971,9 @@ def test_formulas_say_what_they_lack():
     with pytest.raises(DfkeError, match="unknown attack 'dfmee'; nearest: dfme"):
         rows_per_step("dfmee", batch=1)
     with pytest.raises(InputError, match="missing: clone_steps, unknown: steps"):
-        rows_per_step("ideal", batch=1, steps=2)
+        rows_per_step("dfms", batch=1, steps=2)
     with pytest.raises(InputError, match="at least 0"):
-        rows_per_step("ideal", batch=-1, clone_steps=2)
+        rows_per_step("dfms", batch=-1, clone_steps=2)
 
 
 def test_phases_are_counted_by_name_and_in_the_file(tmp_path):

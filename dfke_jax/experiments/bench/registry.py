@@ -3,18 +3,22 @@
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dfke_jax.core.errors import UnknownNameError
-from dfke_jax.experiments.bench.result import Published
+from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.views import View
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A published experiment that can be run by name.
+    """A published experiment that can be run by name: data, and functions of one seed.
+
+    The engine (`dfke_jax.experiments.run_recipe`) calls them, seed after seed or in several processes,
+    takes up what was stopped, and puts the figures of the seeds together.
 
     Attributes:
       name: as on the command line.
@@ -22,12 +26,17 @@ class Recipe:
       summary: what it does, in two or three sentences.
       paper: citation.
       config: a frozen dataclass whose fields all have defaults and docstrings.
-      execute: ``execute(config, bench) -> list of arms``; see `dfke_jax.experiments.bench`.
+      arms: ``arms(config)``: what is trained, in the order of the tables. Names, labels and roles; a budget where the
+        settings alone say it.
+      measure: ``measure(run)`` does everything for one seed: trains, and records figures for every arm. See
+        `dfke_jax.experiments.Run`.
+      prepare: ``prepare(bench)`` makes once what all seeds share, ``run.shared``. It draws from the first seed's key
+        and knows nothing of the other seeds, so that each process makes the same.
       published: figures from the literature.
       time: what it takes, and where, e.g. ``"1 min, 2 CPU cores (digits)"``.
       datasets: the sets it has presets and figures for; others work too.
       presets: data set -> fields whose defaults differ for it.
-      by_seed: whether a seed's figures depend on that seed alone, so that seeds can run in processes of their own.
+      views: what the report shows of its results besides arms and accuracies.
     """
 
     name: str
@@ -35,16 +44,18 @@ class Recipe:
     summary: str
     paper: str
     config: type
-    execute: Callable[..., Any]
+    arms: Callable[[Any], Sequence[Arm]]
+    measure: Callable[[Any], None]
+    prepare: Callable[[Any], Any] | None = None
     published: tuple[Published, ...] = ()
     time: str = ""
     datasets: tuple[str, ...] = ("digits", "mnist", "fashion_mnist")
     presets: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    by_seed: bool = True
+    views: tuple[View, ...] = ()
 
     def settings(self, dataset: str | None = None, **changes: Any) -> Any:
         """The configuration for a data set: defaults, then its preset, then `changes`."""
-        dataset = str(dataset or self.config().dataset)
+        dataset = str(dataset or self.config.dataset)
         return self.config(**{"dataset": dataset, **self.presets.get(dataset, {}), **changes})
 
 

@@ -12,19 +12,18 @@ from dfke_jax import data
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array
 from dfke_jax.data.augment import affine
-from dfke_jax.distillation.transfer_sets import fitted
 from dfke_jax.experiments.bench.registry import Recipe, register
-from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.extraction.attacks import RERUN, AttackRecipe, AttackRun, EndpointSettings, execute
+from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, EndpointSettings
+from dfke_jax.experiments.extraction.views import QUERIES
 from dfke_jax.extraction import (
     SMALL_CLONE,
     ActiveThiefSettings,
     BanditSettings,
     DissectorSettings,
     JacobianSettings,
-    PoolSettings,
+    PoolAttackSettings,
     active_thief,
     adaptive_knockoff,
     copycat,
@@ -34,6 +33,7 @@ from dfke_jax.extraction import (
     random_attack,
 )
 from dfke_jax.oracle import rows_per_step
+from dfke_jax.synthesis.fitting import fitted
 from dfke_jax.synthesis.shapes import synthetic_shapes
 from dfke_jax.synthesis.starts import start_images
 
@@ -51,7 +51,7 @@ class PoolExtractionSettings(EndpointSettings):
     pool_dataset: str = SHAPES
     """Data set whose training images are the pool, or shapes for pictures of random shapes. It holds at least twice the largest
     budget: a smaller one is completed by rotated, scaled and shifted copies."""
-    attack: PoolSettings = PoolSettings(rows_per_step=1000, clone=SMALL_CLONE)
+    attack: PoolAttackSettings = PoolAttackSettings(rows_per_step=1000, clone=SMALL_CLONE)
     """How the attack runs."""
 
 
@@ -144,32 +144,22 @@ def image_pool(config: Any, bench: Workbench, count: int) -> ImagePool:
     return ImagePool(images, groups, found.num_classes)
 
 
-def _execute(recipe: AttackRecipe, config: PoolExtractionSettings, bench: Workbench) -> list[Arm]:
-    return execute(recipe, config, bench, image_pool(config, bench, 2 * max(config.budgets)))
+def _prepare(bench: Workbench) -> ImagePool:
+    config: PoolExtractionSettings = bench.config  # type: ignore[assignment]
+    return image_pool(config, bench, 2 * max(config.budgets))
 
 
 # ---- attacks
 
 
-def _knockoff(run: AttackRun) -> Attack:
-    return knockoff(run.clone, run.material.images, run.answers, run.settings)
+def _on_pool(attack: Callable[..., Attack], **options: Any) -> Callable[[AttackRun], Attack]:
+    """An attack that is given the clone, the pool, what is answered and its settings."""
+    return lambda run: attack(run.clone, run.material.images, run.answers, run.settings, **options)
 
 
 def _bandit(run: AttackRun) -> Attack:
     pool = run.material
     return adaptive_knockoff(run.clone, pool.images, pool.groups, pool.num_groups, run.answers, run.settings)
-
-
-def _active_thief(run: AttackRun) -> Attack:
-    return active_thief(run.clone, run.material.images, run.answers, run.settings)
-
-
-def _copycat(run: AttackRun) -> Attack:
-    return copycat(run.clone, run.material.images, run.answers, run.settings)
-
-
-def _dissector(run: AttackRun) -> Attack:
-    return dissector(run.clone, run.material.images, run.answers, run.settings)
 
 
 def _jacobian(run: AttackRun) -> Attack:
@@ -186,15 +176,6 @@ def _on_noise(run: AttackRun) -> AttackRun:
     shape = (run.settings.budget, *run.bench.dataset.shape)
     images = start_images(run.config.noise, run.bench.key(run.seed, "noise"), shape)
     return run._replace(material=run.material._replace(images=images))
-
-
-def _at_random(run: AttackRun) -> Attack:
-    """The same pool, budget, answers and training, asked in random order."""
-    return random_attack(run.clone, run.material.images, run.answers, run.settings)
-
-
-def _labels_at_random(run: AttackRun) -> Attack:
-    return random_attack(run.clone, run.material.images, run.answers, run.settings, hard=True)
 
 
 # ---- what is asked, to look at
@@ -222,28 +203,29 @@ def _recipe(name: str, label: str, attack: Callable[[AttackRun], Attack], **opti
     return AttackRecipe(name, label, attack=attack, **{**of_pool, **options})
 
 
+_AT_RANDOM = _on_pool(random_attack)  # the same pool, budget, answers and training, in random order
 _NOISE: dict[str, Any] = {"control_label": "Noise for a pool", "without": _on_noise}
-KNOCKOFF = _recipe("knockoff", "Knockoff", _knockoff, **_NOISE)
+KNOCKOFF = _recipe("knockoff", "Knockoff", _on_pool(knockoff), **_NOISE)
 BANDIT = dataclasses.replace(
-    _recipe("knockoff", "Knockoff, bandit", _bandit, control=_at_random),
+    _recipe("knockoff", "Knockoff, bandit", _bandit, control=_AT_RANDOM),
     name="knockoff_bandit",
     updates=lambda settings: settings.clone.steps + settings.rounds * settings.learner_steps,
 )
 ACTIVE_THIEF = _recipe(
     "active_thief",
     "ActiveThief",
-    _active_thief,
-    control=_at_random,
+    _on_pool(active_thief),
+    control=_AT_RANDOM,
     updates=lambda settings: (
         settings.clone.steps + (settings.rounds - 1) * (settings.round_steps or settings.clone.steps)
     ),
 )
-COPYCAT = _recipe("copycat", "Copycat", _copycat, **_NOISE)
+COPYCAT = _recipe("copycat", "Copycat", _on_pool(copycat), **_NOISE)
 DISSECTOR = _recipe(
     "dissector",
     "Dissector",
-    _dissector,
-    control=_labels_at_random,
+    _on_pool(dissector),
+    control=_on_pool(random_attack, hard=True),
     pictures=_rows_made,
     updates=lambda settings: settings.clone.steps * settings.rounds,
 )
@@ -262,92 +244,105 @@ _PRESETS = {
     "mnist": {"pool_dataset": "digits"},
     "fashion_mnist": {"pool_dataset": "mnist"},
 }
+_TENTHS = {
+    **_PRESETS,
+    "digits": {**_PRESETS["digits"], "attack": PoolAttackSettings(rows_per_step=100, clone=SMALL_CLONE)},
+}
+_SMALL_DISSECTOR = DissectorSettings(rows_per_step=100, pseudo_rows=100, clone=SMALL_CLONE)
 _NOTE = "which pool was asked there is not known to us"
 
-
-def _register(
-    recipe: AttackRecipe, name: str, title: str, summary: str, paper: str, config: type, small: dict, figures=()
-) -> None:
-    digits = config().attack
-    presets = {**_PRESETS, "digits": {**_PRESETS["digits"], "attack": dataclasses.replace(digits, **small)}}
-    register(
-        Recipe(
-            name=name,
-            title=title,
-            summary=summary,
-            paper=paper,
-            config=config,
-            execute=lambda config, bench: _execute(recipe, config, bench),
-            presets=presets,
-            published=tuple(
-                Published(f"{recipe.name}_{budget}", "mnist", value, RERUN, "table", _NOTE) for budget, value in figures
-            ),
-        )
+register(
+    Recipe(
+        name="knockoff",
+        title="Knockoff Nets on a pool of unrelated images",
+        summary="Asks a public pool in random order and trains the clone on the probabilities answered. The control asks noise.",
+        paper="Orekondy, Schiele, Fritz: Knockoff Nets, CVPR 2019",
+        config=NoisePoolSettings,
+        arms=KNOCKOFF.arms,
+        measure=KNOCKOFF.measure,
+        prepare=_prepare,
+        views=(QUERIES,),
+        published=KNOCKOFF.reruns((10_000, 91.5), (20_000, 95.9), note=_NOTE),
+        presets=_TENTHS,
     )
-
-
-_register(
-    KNOCKOFF,
-    "knockoff",
-    "Knockoff Nets on a pool of unrelated images",
-    "Asks a public pool in random order and trains the clone on the probabilities answered. The control asks noise.",
-    "Orekondy, Schiele, Fritz: Knockoff Nets, CVPR 2019",
-    NoisePoolSettings,
-    {"rows_per_step": 100},
-    ((10_000, 91.5), (20_000, 95.9)),
 )
-_register(
-    BANDIT,
-    "knockoff-bandit",
-    "Knockoff Nets with a policy over the pool's classes",
-    "A gradient bandit chooses the class of the next image by certainty, diversity and loss of the answers. The control asks "
-    "the same pool in random order and trains the same way.",
-    "Orekondy, Schiele, Fritz: Knockoff Nets, CVPR 2019, section 4.2",
-    BanditRecipeSettings,
-    {},
+register(
+    Recipe(
+        name="knockoff-bandit",
+        title="Knockoff Nets with a policy over the pool's classes",
+        summary="A gradient bandit chooses the class of the next image by certainty, diversity and loss of the answers. The "
+        "control asks the same pool in random order and trains the same way.",
+        paper="Orekondy, Schiele, Fritz: Knockoff Nets, CVPR 2019, section 4.2",
+        config=BanditRecipeSettings,
+        arms=BANDIT.arms,
+        measure=BANDIT.measure,
+        prepare=_prepare,
+        views=(QUERIES,),
+        presets=_PRESETS,
+    )
 )
-_register(
-    ACTIVE_THIEF,
-    "active-thief",
-    "ActiveThief: active learning on a pool",
-    "Ten rounds; in each the clone names the images of the pool that it wants answered and is trained anew on all answers. "
-    "The control asks the same pool in random order and trains once, the same way, on as many answers.",
-    "Pal, Gupta, Shukla, Kanade, Shevade, Ganapathy: ActiveThief, AAAI 2020",
-    ActiveThiefRecipeSettings,
-    {},
-    ((10_000, 92.1), (20_000, 96.9)),
+register(
+    Recipe(
+        name="active-thief",
+        title="ActiveThief: active learning on a pool",
+        summary="Ten rounds; in each the clone names the images of the pool that it wants answered and is trained anew on all "
+        "answers. The control asks the same pool in random order and trains once, the same way, on as many answers.",
+        paper="Pal, Gupta, Shukla, Kanade, Shevade, Ganapathy: ActiveThief, AAAI 2020",
+        config=ActiveThiefRecipeSettings,
+        arms=ACTIVE_THIEF.arms,
+        measure=ACTIVE_THIEF.measure,
+        prepare=_prepare,
+        views=(QUERIES,),
+        published=ACTIVE_THIEF.reruns((10_000, 92.1), (20_000, 96.9), note=_NOTE),
+        presets=_PRESETS,
+    )
 )
-_register(
-    COPYCAT,
-    "copycat",
-    "Copycat CNN: stolen labels of unrelated images",
-    "Learns the largest class alone, with rotation, scaling, shifts and noise that are not asked again. The control asks "
-    "noise.",
-    "Correia-Silva, Berriel, Badue, de Souza, Oliveira-Santos: Copycat CNN, IJCNN 2018",
-    NoisePoolSettings,
-    {"rows_per_step": 100},
-    ((10_000, 90.1), (20_000, 95.7)),
+register(
+    Recipe(
+        name="copycat",
+        title="Copycat CNN: stolen labels of unrelated images",
+        summary="Learns the largest class alone, with rotation, scaling, shifts and noise that are not asked again. The control "
+        "asks noise.",
+        paper="Correia-Silva, Berriel, Badue, de Souza, Oliveira-Santos: Copycat CNN, IJCNN 2018",
+        config=NoisePoolSettings,
+        arms=COPYCAT.arms,
+        measure=COPYCAT.measure,
+        prepare=_prepare,
+        views=(QUERIES,),
+        published=COPYCAT.reruns((10_000, 90.1), (20_000, 95.7), note=_NOTE),
+        presets=_TENTHS,
+    )
 )
-_register(
-    DISSECTOR,
-    "dissector",
-    "Black-box Dissector: labels of erased images",
-    "Asks images and then variants of them without what the clone attends to; learns labels, and its own on images that were "
-    "not asked. The control asks as many images at random and learns their labels.",
-    "Wang, Zhang, Liu, Zhang, Wang, Xue, Xiao: Black-box Dissector, ECCV 2022",
-    DissectorRecipeSettings,
-    {"rows_per_step": 100, "pseudo_rows": 100},
-    ((10_000, 88.9), (20_000, 94.3)),
+register(
+    Recipe(
+        name="dissector",
+        title="Black-box Dissector: labels of erased images",
+        summary="Asks images and then variants of them without what the clone attends to; learns labels, and its own on images "
+        "that were not asked. The control asks as many images at random and learns their labels.",
+        paper="Wang, Zhang, Liu, Zhang, Wang, Xue, Xiao: Black-box Dissector, ECCV 2022",
+        config=DissectorRecipeSettings,
+        arms=DISSECTOR.arms,
+        measure=DISSECTOR.measure,
+        prepare=_prepare,
+        views=(QUERIES,),
+        published=DISSECTOR.reruns((10_000, 88.9), (20_000, 94.3), note=_NOTE),
+        presets={**_PRESETS, "digits": {**_PRESETS["digits"], "attack": _SMALL_DISSECTOR}},
+    )
 )
-_register(
-    JBDA,
-    "jbda",
-    "Jacobian-based data set augmentation",
-    "A few seeds from the pool, doubled six times by steps along the sign of the clone's gradient; labels alone are learnt. "
-    "The control begins from noise.",
-    "Papernot, McDaniel, Goodfellow, Jha, Celik, Swami: Practical Black-Box Attacks, AsiaCCS 2017",
-    JacobianRecipeSettings,
-    {},
+register(
+    Recipe(
+        name="jbda",
+        title="Jacobian-based data set augmentation",
+        summary="A few seeds from the pool, doubled six times by steps along the sign of the clone's gradient; labels alone are "
+        "learnt. The control begins from noise.",
+        paper="Papernot, McDaniel, Goodfellow, Jha, Celik, Swami: Practical Black-Box Attacks, AsiaCCS 2017",
+        config=JacobianRecipeSettings,
+        arms=JBDA.arms,
+        measure=JBDA.measure,
+        prepare=_prepare,
+        views=(QUERIES,),
+        presets=_PRESETS,
+    )
 )
 
 __all__ = [

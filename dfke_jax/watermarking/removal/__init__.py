@@ -1,16 +1,19 @@
 """Removal attacks: what a thief does to a marked network, and what is left of the mark."""
 
 from dfke_jax.watermarking.removal.adversarial import adversarial_fine_tuning
-from dfke_jax.watermarking.removal.common import FINE_TUNING, Removed, Suspect, TrainingSettings, Watch
+from dfke_jax.watermarking.removal.common import (
+    FINE_TUNING,
+    Removed,
+    Suspect,
+    TrainingSettings,
+    Watch,
+)
 from dfke_jax.watermarking.removal.fine_tuning import (
     REFIT,
+    fine_tune,
     fine_tuned,
     fine_tuning,
-    ftal,
-    ftll,
     high_rate_fine_tuning,
-    rtal,
-    rtll,
     with_private_head,
 )
 from dfke_jax.watermarking.removal.matrix import (
@@ -49,7 +52,12 @@ from dfke_jax.watermarking.removal.pruning import (
 )
 from dfke_jax.watermarking.removal.quantisation import half_precision, quantisation, quantised
 from dfke_jax.watermarking.removal.retraining import RETRAINING, retraining
-from dfke_jax.watermarking.removal.smoothing import NoiseAveraged, filtered, input_filter, noise_averaging
+from dfke_jax.watermarking.removal.smoothing import (
+    NoiseAveraged,
+    filtered,
+    input_filter,
+    noise_averaging,
+)
 from dfke_jax.watermarking.removal.transfer_learning import transfer_learning
 
 __all__ = [
@@ -74,10 +82,9 @@ __all__ = [
     "dormant_units",
     "filtered",
     "fine_pruning",
+    "fine_tune",
     "fine_tuned",
     "fine_tuning",
-    "ftal",
-    "ftll",
     "half_precision",
     "high_rate_fine_tuning",
     "input_filter",
@@ -99,8 +106,6 @@ __all__ = [
     "retraining",
     "reverse_triggers",
     "reversed_triggers",
-    "rtal",
-    "rtll",
     "standing",
     "transfer_learning",
     "trigger_reversal",

@@ -1,0 +1,31 @@
+"""What each white-box method reads of its teacher."""
+
+from collections.abc import Mapping
+
+from dfke_jax.nn.whitebox import Need, WhiteBox, check_shows
+
+NEEDS: Mapping[str, tuple[Need, ...]] = {
+    "knowledge_distillation": ("logits",),
+    "class_impressions": ("logits",),
+    "dfad": ("logits",),
+    "deep_inversion(statistics=0)": ("logits",),
+    "zskt(attention=0)": ("logits",),
+    "data_impressions": ("logits", "head"),
+    "dafl": ("logits", "features"),
+    "zskt": ("logits", "activations"),
+    "record_activations": ("logits", "activations"),
+    "from_records": ("logits", "activations"),
+    "deep_inversion": ("logits", "moments"),
+    "adaptive_deep_inversion": ("logits", "moments"),
+}
+"""Method -> what it needs, see `dfke_jax.nn.whitebox.WORDS`."""
+
+
+def check_teacher(teacher: WhiteBox, method: str) -> None:
+    """Raises `InputError` where a teacher lacks what a method of `NEEDS` reads; the message names
+    methods that work.
+    """
+    check_shows(teacher, method, NEEDS[method], NEEDS)
+
+
+__all__ = ["NEEDS", "check_teacher"]
