@@ -43,7 +43,8 @@ def same_endpoint(
     """Tests whether two samples of texts come from one model.
 
     Args:
-      first: (P, n, L) tokens, n texts behind each of P prompts. second: (P, m, L), behind the same prompts.
+      first: (P, n, L) tokens, n texts behind each of P prompts. second: (P, m, L), behind the same
+        prompts.
       rng: of the permutations.
       permutations: how many; the smallest p-value is 1/(1 + permutations).
 
@@ -81,7 +82,7 @@ def same_endpoint(
 
 
 def agreement_kernel(texts: Any) -> np.ndarray:
-    """k (N, N) of texts (N, L): the share of places with the same token; a product of one-hot rows."""
+    """k (N, N) of texts (N, L): the share of places with the same token."""
     texts = np.asarray(texts)
     count, length = texts.shape
     kernel = np.zeros((count, count))

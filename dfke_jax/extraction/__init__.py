@@ -49,8 +49,10 @@ from dfke_jax.extraction.pool import SMALL_CLONE, CloneTraining, PoolAttackSetti
 from dfke_jax.extraction.random_queries import RandomState, random_attack
 from dfke_jax.extraction.relu_baseline import second_differences
 from dfke_jax.extraction.relu_gradients import gradient_network
-from dfke_jax.extraction.relu_networks import ReluNetwork, ReluSearch, relu_network
+from dfke_jax.extraction.relu_networks import relu_network
+from dfke_jax.extraction.relu_parts import ReluNetwork
 from dfke_jax.extraction.relu_refinement import hybrid, refined
+from dfke_jax.extraction.relu_search import ReluSearch
 from dfke_jax.extraction.token_reveals import TokenReading
 
 __all__ = [

@@ -1,20 +1,21 @@
 """A language model's last layer: its width, its image, and itself up to an invertible map.
 
 Logits are z = W x, W (V, h): however many prompts are asked, they lie in the h dimensions of the
-image of W. Rows Z (n, V) of n > h prompts, centred over the tokens (log-probabilities are logits up to a
-number per row), have h singular values, and what lies behind is rounding. The size is where they
-fall off,
+image of W. Rows Z (n, V) of n > h prompts, centred over the tokens (log-probabilities are logits
+up to a number per row), have h singular values, and what lies behind is rounding. The size is
+where they fall off,
 
     ĥ = argmax_l log σ_l − log σ_{l+1},
 
-among those l whose σ_{l+1} rounding explains, and it is certain where σ_ĥ is more than that. Noise of
-standard deviation s in n × V numbers has no singular value above s (√n + √V), nearly; where it is
-the difference of two numbers, one of them common to m tokens, s (√(n (1 + m)) + √(2 V)) (Chevet's
-inequality). Otherwise there is no answer (`LastLayer.refusal`).
+among those l whose σ_{l+1} rounding explains, and it is certain where σ_ĥ is more than that. Noise
+of standard deviation s in n × V numbers has no singular value above s (√n + √V), nearly; where it
+is the difference of two numbers, one of them common to m tokens, s (√(n (1 + m)) + √(2 V))
+(Chevet's inequality). Otherwise there is no answer (`LastLayer.refusal`).
 
-The layer is U_ĥ S_ĥ of the singular value decomposition, which is W (less its mean over the tokens) times
-an invertible matrix. Once its image is known, a further prompt's full output takes h tokens (`complete_outputs`),
-and an output that lies outside is another model's (`LastLayer.signature`).
+The layer is U_ĥ S_ĥ of the singular value decomposition, which is W (less its mean over the
+tokens) times an invertible matrix. Once its image is known, a further prompt's full output takes h
+tokens (`complete_outputs`), and an output that lies outside is another model's
+(`LastLayer.signature`).
 
 Source: Carlini et al., "Stealing Part of a Production Language Model", ICML 2024, sections 4 and 6;
 Finlayson et al. 2024. Deviations: rows are centred; the certificate and the refusal are ours.
@@ -44,7 +45,8 @@ class LastLayer:
       refusal: why it is not; empty where it is.
       gap: log σ_ĥ − log σ_{ĥ+1}, in nats. level: the largest singular value that rounding explains.
       singular_values: (min(n, V),).
-      layer: (V, ĥ), the last layer up to an invertible map; of columns of mean zero. Without a size, (V, 0).
+      layer: (V, ĥ), the last layer up to an invertible map; of columns of mean zero. Without a
+        size, (V, 0).
       tokens: (V,), the ids of its rows: all, or those that were asked.
     """
 
@@ -137,7 +139,8 @@ def decomposed(vectors: np.ndarray, reading: TokenReading, tokens: np.ndarray) -
     level = _level(vectors, reading)
     if not sizes[0] > 0:
         raise InputError(
-            "the outputs are the same for all tokens of every prompt: there is no last layer to find"
+            "the outputs are the same for all tokens of every prompt: there is no last layer to "
+            "find"
         )
     safe = np.maximum(sizes, 1e-17 * sizes[0])
     falls = np.log(safe[:-1]) - np.log(safe[1:])
@@ -147,13 +150,16 @@ def decomposed(vectors: np.ndarray, reading: TokenReading, tokens: np.ndarray) -
     refusal = ""
     if not noise.any():
         refusal = (
-            f"all {len(sizes)} singular values lie above the rounding, {level:.2g}: the model is as wide as that or wider; more "
+            f"all {len(sizes)} singular values lie above the rounding, {level:.2g}: the model "
+            f"is as wide as that or wider; more "
             "prompts and tokens are needed"
         )
     elif sizes[size - 1] < _ABOVE * level:
         refusal = (
-            f"singular values fall from {sizes[size - 1]:.2g} to {sizes[size]:.2g} behind number {size}, and rounding explains up "
-            f"to {level:.2g}: there are at least {int((sizes > _ABOVE * level).sum())} dimensions, and no certain number; ask "
+            f"singular values fall from {sizes[size - 1]:.2g} to {sizes[size]:.2g} behind "
+            f"number {size}, and rounding explains up "
+            f"to {level:.2g}: there are at least {int((sizes > _ABOVE * level).sum())} "
+            f"dimensions, and no certain number; ask "
             "more prompts"
         )
     gap = float(falls[size - 1]) if size <= len(falls) else 0.0
@@ -193,7 +199,8 @@ def complete_outputs(
 ) -> HostAttack:
     """Full outputs of further prompts from few tokens, once the image is known.
 
-    z_i − z_r = (u_i − u_r)'a of the tokens with the best conditioned rows of the image U gives a, and z = U a.
+    z_i − z_r = (u_i − u_r)'a of the tokens with the best conditioned rows of the image U gives a,
+    and z = U a.
 
     Args:
       reading: the endpoint. found: its last layer, of a certain size.
@@ -229,10 +236,10 @@ def complete_outputs(
 
 
 def _best_rows(matrix: np.ndarray, count: int) -> np.ndarray:
-    """So many rows of a matrix (m, h) that determine its range well: by pivoted QR, and again among the rest."""
+    """So many rows of a matrix (m, h) that determine its range well: by pivoted QR."""
     left, chosen = np.arange(len(matrix)), np.zeros(0, int)
     while len(chosen) < count:
-        pivots = scipy.linalg.qr(matrix[left].T, mode="r", pivoting=True)[1]
+        pivots = scipy.linalg.qr(matrix[left].T, mode="r", pivoting=True)[1]  # type: ignore[misc]
         taken = left[pivots[: min(matrix.shape[1], count - len(chosen))]]
         chosen, left = np.concatenate([chosen, taken]), np.setdiff1d(left, taken)
     return chosen

@@ -60,7 +60,7 @@ class Line:
     def unlimited(
         cls, start: np.ndarray, direction: np.ndarray, scale: float, reach: float | None = None
     ) -> "Line":
-        """A line so long that less than one neuron in 30,000 has its critical point beyond it; or to ±`reach`."""
+        """A line beyond which less than one point in 30,000 lies; or to ±`reach`."""
         end = scale * np.tan(np.pi / 2 * _FARTHEST) if reach is None else reach
         return cls(start, direction, -end, end, scale)
 
@@ -140,14 +140,16 @@ def measure_rounding(values: Values, line: Line, *, single: bool = False) -> Rou
     )  # a row's last bits depend on its place in a product of matrices
     if (np.abs(answers - answers[:1, :1]) <= alike).all():
         raise InputError(
-            "the answers are equal everywhere on a line: the model is constant, or rows are not looked at"
+            "the answers are equal everywhere on a line: the model is constant, or rows are not "
+            "looked at"
         )
     still = (
         np.abs(answers - answers[:, :1]) <= 1e-12 * np.abs(answers).max((1, 2), keepdims=True)
     ).all((1, 2))
     if still[[0, -1]].all() and not still[1:-1].all():
         raise InputError(
-            "the answers no longer change far from the middle of the box: the endpoint clips its rows, or has another "
+            "the answers no longer change far from the middle of the box: the endpoint clips "
+            "its rows, or has another "
             "model; stay in the box that it takes (inside=True)"
         )
     if still[1:-1].all():
@@ -161,8 +163,10 @@ def measure_rounding(values: Values, line: Line, *, single: bool = False) -> Rou
     rounding = Rounding(max(4 * float(np.median(relative)), _FLOOR), size)
     if rounding.relative > _DOUBLE and not single:
         raise InputError(
-            f"the answers jump by {rounding.relative:.1g} of their size between neighbouring rows: the endpoint computes or "
-            "answers in float32, or adds noise. Weights are differences of answers: use transport='float64' and a victim in "
+            f"the answers jump by {rounding.relative:.1g} of their size between neighbouring "
+            f"rows: the endpoint computes or "
+            "answers in float32, or adds noise. Weights are differences of answers: use "
+            "transport='float64' and a victim in "
             "float64, or precision='float32' and less exact weights"
         )
     return rounding
@@ -187,7 +191,7 @@ def find_pieces(
 
 @dataclasses.dataclass(eq=False)
 class _Brackets:
-    """Open brackets: line (n,); t, error (n, 2); f, m (n, 2, K), values and slopes; tries (n,); split (n,)."""
+    """Open brackets: line (n,); t, error (n, 2); values f, slopes m (n, 2, K)."""
 
     line: np.ndarray
     t: np.ndarray
@@ -256,7 +260,8 @@ def _search(
         opened = opened.take(~straight & ~narrow)
         if np.bincount(opened.line, minlength=1).max(initial=0) > 2 * most:
             raise InputError(
-                f"more than {most} changes of slope on one line: the model is no ReLU network of two layers, its answers are "
+                f"more than {most} changes of slope on one line: the model is no ReLU network "
+                f"of two layers, its answers are "
                 "rounded or noisy, or it has more neurons than most_neurons"
             )
         if not len(opened.line):
@@ -345,7 +350,7 @@ def _level(
 def _measured(
     values: Values, lines: list[Line], found: list[list[tuple[float, bool]]], rounding: Rounding
 ) -> list[Pieces]:
-    """Two more rows in every piece, far apart, from which slopes, jumps and places are computed once more."""
+    """Slopes, jumps and places once more, from two rows far apart in every piece."""
     sorted_, asked = [], []
     for line, points in zip(lines, found, strict=True):
         points.sort()
@@ -383,7 +388,7 @@ def _measured(
 
 
 def _without(pieces: Pieces, dropped: np.ndarray) -> Pieces:
-    """The same without some points (n,), at which nothing happens; of the pieces beside them the longest stays."""
+    """The same without some points (n,); of the pieces beside them the longest stays."""
     run = np.concatenate([[0], np.cumsum(~dropped)])
     longest = [
         max(np.flatnonzero(run == i), key=lambda piece: pieces.room[piece])

@@ -27,7 +27,8 @@ import numpy as np
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Ask, HostAttack, Solution
 from dfke_jax.extraction.piecewise_linear import Pieces, Values, find_pieces, measure_rounding
-from dfke_jax.extraction.relu_networks import ReluNetwork, ReluSearch
+from dfke_jax.extraction.relu_parts import ReluNetwork
+from dfke_jax.extraction.relu_search import ReluSearch
 
 _LINES = 8
 
@@ -75,7 +76,8 @@ class _SecondDifferences:
             raise InputError(f"critical points lie too close together on {_LINES} lines")
         if len(pieces.places) > search.features:
             raise InputError(
-                f"{len(pieces.places)} neurons of {search.features} features: no point lies on all their hyperplanes, and sides "
+                f"{len(pieces.places)} neurons of {search.features} features: no point lies on "
+                f"all their hyperplanes, and sides "
                 "cannot be told; use relu_network"
             )
         points = pieces.line.rows(pieces.places)

@@ -19,7 +19,8 @@ import numpy as np
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Ask, HostAttack, Solution
 from dfke_jax.extraction.piecewise_linear import Line
-from dfke_jax.extraction.relu_networks import Neurons, ReluSearch, assembled
+from dfke_jax.extraction.relu_parts import Neurons, assembled
+from dfke_jax.extraction.relu_search import ReluSearch
 
 _ALIKE = 1e-9
 _WIDTH = 1e-9
@@ -38,9 +39,9 @@ def gradient_network(search: ReluSearch, *, predicted: bool = True) -> HostAttac
     """A two-layer ReLU network from values and gradients.
 
     Args:
-      search: where it is asked. Answers are pairs: (logits (B, K), ∂logits/∂x (B, K, ...)), or of an
-        endpoint that explains probabilities, `oracle.Explained` with all classes' gradients, with
-        ``gives="probabilities"``.
+      search: where it is asked. Answers are pairs: (logits (B, K), ∂logits/∂x (B, K, ...)), or of
+        an endpoint that explains probabilities, `oracle.Explained` with all classes' gradients,
+        with ``gives="probabilities"``.
       predicted: whether points are predicted; False divides as published.
 
     Returns:
@@ -81,23 +82,26 @@ class _Gradients:
             ):
                 return Solution(network)
         raise InputError(
-            f"the answers are not those of a two-layer ReLU network: they differ by {network.residual:.2g} from the nearest "
+            f"the answers are not those of a two-layer ReLU network: they differ by "
+            f"{network.residual:.2g} from the nearest "
             "that was found"
         )
 
     def _ask(self, ask: Ask, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(outputs (N, K), gradients (N, D, K)), centred over the classes where they are those of logarithms."""
+        """(outputs (N, K), gradients (N, D, K)), centred over the classes where of logarithms."""
         search = self.search
         answers: Any = ask(rows.reshape(-1, *search.row_shape))
         if not isinstance(answers, tuple) or len(answers) != 2:
             raise InputError(
-                "gradients are asked, and the answers have none: an endpoint that explains is needed"
+                "gradients are asked, and the answers have none: an endpoint that explains is "
+                "needed"
             )
         values, gradients = (np.asarray(part) for part in answers)
         gradients = np.asarray(gradients, np.float64).reshape(len(rows), -1, search.features)
         if values.ndim != 2 or gradients.shape[1] != values.shape[1]:
             raise InputError(
-                f"gradients of all {values.shape[-1]} outputs are needed, got those of {gradients.shape[1]}"
+                f"gradients of all {values.shape[-1]} outputs are needed, got those of "
+                f"{gradients.shape[1]}"
             )
         if search.gives == "probabilities":
             gradients = gradients / values[..., None]
@@ -161,7 +165,7 @@ class _Gradients:
         return 1e-12 if self.predicted else _WIDTH
 
     def _places(self, line: Line, left: _End, right: _End, divide: bool) -> list[float]:
-        """Two places around where the only critical point would be, or one that divides the bracket."""
+        """Two places around the only critical point, or one that divides the bracket."""
         s = np.arctan(np.array([left.t, right.t]) / line.scale)
         middle = float(line.scale * np.tan(s.mean()))
         if not left.t < middle < right.t:
@@ -187,7 +191,7 @@ class _Gradients:
 
 
 def _add(neurons: Neurons, line: Line, before: _End, after: _End) -> None:
-    """The neuron between two ends that lie close together: its normal is what is left of the jump's rank one."""
+    """The neuron between two ends: the first singular vectors of the gradient's jump."""
     left, sizes, right = np.linalg.svd(after.gradient - before.gradient, full_matrices=False)
     normal, output = left[:, 0], sizes[0] * right[0]
     if normal @ line.direction < 0:

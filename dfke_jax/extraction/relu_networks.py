@@ -16,7 +16,7 @@ thereby the network itself, is read from that term, if it can be: h ≤ D K, and
 | phase | rows |
 |---|---|
 | ``rounding`` | 27, and 46 where probabilities limit how far a line goes |
-| ``kinks`` | about 9 a neuron and line, and such 46; two lines at least, the second confirms what the first found |
+| ``kinks`` | about 9 a neuron and line, and such 46; the second line confirms the first |
 | ``gradients`` | (D + 1) (2h/K + 1), or (D + 1) (h + 1) of a scalar output, and those repeated that fail |
 | ``check`` | `check_rows` |
 
@@ -26,8 +26,6 @@ between neurons, the affine skip, confirmation by a second line, and vector outp
 """
 
 import dataclasses
-import math
-from typing import Any, Literal
 
 import numpy as np
 
@@ -41,198 +39,13 @@ from dfke_jax.extraction.piecewise_linear import (
     find_pieces,
     measure_rounding,
 )
+from dfke_jax.extraction.relu_parts import Neurons, assembled
+from dfke_jax.extraction.relu_search import ReluSearch
 
-Gives = Literal["logits", "log_probabilities", "probabilities"]
 _CHUNK = 8192
 _LEAST_PROBABILITY = 1e-280
 _CONDITION = 0.05
 _ROUNDS, _FEW_ROUNDS = 40, 10
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ReluNetwork:
-    """f(x) = relu(x W + b) A + x S + c, as it was found.
-
-    Attributes:
-      weights: W (D, h). bias: b (h,). Columns of W have length 1.
-      output: A (h, K).
-      skip: S (D, K); None of a network that is of two layers to the last bit that could be told.
-      constant: c (K,).
-      residual: the largest difference of its outputs from the victim's in the rows that check it.
-    """
-
-    weights: np.ndarray
-    bias: np.ndarray
-    output: np.ndarray
-    skip: np.ndarray | None
-    constant: np.ndarray
-    residual: float | None = None
-
-    def __call__(self, rows: Any) -> np.ndarray:
-        """Outputs (B, K) of rows (B, ...): logits, less their mean over the classes where probabilities were revealed."""
-        rows = np.asarray(rows, np.float64)
-        rows = rows.reshape(len(rows), -1)
-        outputs = np.maximum(rows @ self.weights + self.bias, 0) @ self.output + self.constant
-        return outputs if self.skip is None else outputs + rows @ self.skip
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ReluSearch:
-    """Where a ReLU network is asked, and what is taken for its answers.
-
-    Attributes:
-      shape: of a row: (D,), (H, W, C) or such; D for (D,).
-      box: (low, high), numbers or arrays of the shape of a row: where lines begin and the result is
-        checked.
-      inside: whether rows must stay in the box. Neurons that divide no line through it are not
-        found then, and more lines are searched.
-      gives: what the answers are. Of probabilities, log p_k − mean_j log p_j is piecewise linear.
-      neurons_per_jump: of one difference of gradients; half the outputs by default, at least 1.
-      most_neurons: more critical points on a line are taken for another kind of model.
-      check_rows: on which the result is compared with the victim.
-      tolerance: largest difference there, in units of the size of the answers.
-      precision: ``float64``; ``float32`` sends such rows, and makes do with what comes of such answers:
-        see `relu_refinement.refined`.
-
-    Raises:
-      InputError: for settings that mean nothing.
-    """
-
-    shape: tuple[int, ...] | int
-    box: tuple[Any, Any] = (0.0, 1.0)
-    inside: bool = False
-    gives: Gives = "logits"
-    neurons_per_jump: int | None = None
-    most_neurons: int = 2048
-    check_rows: int = 128
-    tolerance: float = 1e-6
-    precision: Literal["float64", "float32"] = "float64"
-
-    def __post_init__(self):
-        if not self.row_shape or any(size < 1 for size in self.row_shape):
-            raise InputError(f"shape must be (D,), (H, W, C) or such, or D, got {self.shape}")
-        if self.gives not in ("logits", "log_probabilities", "probabilities"):
-            raise InputError(
-                f"gives must be 'logits', 'log_probabilities' or 'probabilities', not {self.gives!r}"
-            )
-        if self.precision not in ("float64", "float32"):
-            raise InputError(f"precision must be 'float64' or 'float32', not {self.precision!r}")
-        if self.neurons_per_jump is not None and self.neurons_per_jump < 1:
-            raise InputError(f"neurons_per_jump must be at least 1, got {self.neurons_per_jump}")
-        if min(self.most_neurons, self.check_rows) < 1 or not self.tolerance > 0:
-            raise InputError(
-                "most_neurons and check_rows must be at least 1, and tolerance positive"
-            )
-        low, high = self.ends()
-        if not (np.isfinite(high - low).all() and (high > low).all()):
-            raise InputError(
-                f"box must be (low, high) with low < high in every feature, got {self.box}"
-            )
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Of a row."""
-        return (self.shape,) if isinstance(self.shape, int) else tuple(self.shape)
-
-    @property
-    def features(self) -> int:
-        """D."""
-        return math.prod(self.row_shape)
-
-    def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """The box as (low (D,), high (D,))."""
-        try:
-            low, high = (
-                np.broadcast_to(np.asarray(end, np.float64), self.row_shape).ravel()
-                for end in self.box
-            )
-        except ValueError as error:
-            raise InputError(
-                f"box must be (low, high), numbers or arrays of shape {self.row_shape}"
-            ) from error
-        return low, high
-
-    @property
-    def scale(self) -> float:
-        """R, half the diagonal of the box."""
-        low, high = self.ends()
-        return float(np.linalg.norm(high - low)) / 2
-
-    def values(self, ask: Ask) -> Values:
-        """Rows (N, D) -> outputs (N, K) in float64, checked, in which a network's answers are piecewise linear."""
-
-        def values(rows: np.ndarray) -> np.ndarray:
-            rows = rows.reshape(len(rows), *self.row_shape).astype(self.precision, copy=False)
-            parts = [
-                self.read(ask(rows[start : start + _CHUNK]))
-                for start in range(0, len(rows), _CHUNK)
-            ]
-            return np.concatenate(parts)
-
-        return values
-
-    def read(self, answers: Any) -> np.ndarray:
-        """Outputs (N, K) of answers.
-
-        Raises:
-          InputError: for what are no such answers, or in float32.
-        """
-        answers = np.asarray(answers)
-        if answers.dtype.kind != "f":
-            raise InputError(
-                f"weights are differences of real numbers, and the answers are {answers.dtype}: labels?"
-            )
-        if answers.ndim == 1:
-            answers = answers[:, None]
-        if answers.ndim != 2 or not np.isfinite(answers).all():
-            raise InputError(f"answers must be finite numbers (N, K), got shape {answers.shape}")
-        odd = answers[answers != np.round(answers)]
-        if self.precision == "float64" and (
-            answers.dtype.itemsize < 8
-            or (odd.size > 8 and np.array_equal(odd, odd.astype(np.float32)))
-        ):
-            raise InputError(
-                "the answers have no more than float32's seven digits: use an oracle with transport='float64' (an endpoint "
-                "with dtype='float64'), or precision='float32' and less exact weights"
-            )
-        answers = answers.astype(np.float64)
-        if self.gives == "logits":
-            return answers
-        if answers.shape[1] < 2:
-            raise InputError(f"{self.gives} are those of two classes or more, got one column")
-        if self.gives == "probabilities":
-            if answers.min() <= 0 or np.abs(answers.sum(1) - 1).max() > 1e-6:
-                raise InputError(
-                    "probabilities must be positive and sum to one; where one is zero its logarithm says nothing: "
-                    "stay in the box (inside=True)"
-                )
-            answers = np.log(answers)
-        return answers - answers.mean(1, keepdims=True)
-
-    def interior(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Points of the box (count, D): every feature near one of its ends, a random share of them near the upper."""
-        low, high = self.ends()
-        upper = rng.random((count, self.features)) < rng.random((count, 1))
-        share = np.where(upper, 1 - 0.5 * rng.random(upper.shape), 0.5 * rng.random(upper.shape))
-        return low + share * (high - low)
-
-    def draw_lines(self, rng: np.random.Generator, gradients: list[np.ndarray]) -> list[Line]:
-        """The lines of a round: one without ends, or eight through the box.
-
-        Of those through the box half lead to corners in which a combination of outputs is largest
-        by one of these gradients (D, K): there neurons change that random corners leave alone.
-        """
-        low, high = self.ends()
-        if self.inside:
-            points = self.interior(rng, 16).reshape(8, 2, -1)
-            for i in range(4 if gradients else 0):
-                gradient = gradients[rng.integers(len(gradients))]
-                upper = gradient @ rng.normal(size=gradient.shape[1]) > 0
-                points[i, 1] = np.where(upper, low + 0.99 * (high - low), low + 0.01 * (high - low))
-            return [Line.chord(one, other, low, high) for one, other in points]
-        start, way = self.interior(rng, 1)[0], rng.normal(size=self.features)
-        reach = None if self.precision == "float64" else 20 * self.scale
-        return [Line.unlimited(start, way / np.linalg.norm(way), self.scale, reach)]
 
 
 def relu_network(search: ReluSearch) -> HostAttack:
@@ -245,47 +58,13 @@ def relu_network(search: ReluSearch) -> HostAttack:
       A `HostAttack`; it finds a `ReluNetwork`.
 
     Raises, while it runs:
-      InputError: for an endpoint that answers in float32, clips or quantises rows where they leave the
+      InputError: for an endpoint that answers in float32, clips or quantises rows where they leave
+      the
         box, rounds, or answers labels; a model that is constant or no ReLU network of two layers.
 
     Source: as of this module.
     """
     return HostAttack(_Extraction(search).solve)
-
-
-@dataclasses.dataclass(eq=False)
-class Neurons:
-    """Neurons as they are found: normals (h, D) of length 1, biases (h,), outputs (h, K); either way round."""
-
-    normals: np.ndarray
-    biases: np.ndarray
-    outputs: np.ndarray
-
-    @classmethod
-    def none(cls, features: int, outputs: int) -> "Neurons":
-        """No neurons yet."""
-        return cls(np.zeros((0, features)), np.zeros(0), np.zeros((0, outputs)))
-
-    def add(self, normals: np.ndarray, biases: np.ndarray, outputs: np.ndarray) -> None:
-        self.normals = np.concatenate([self.normals, normals])
-        self.biases = np.concatenate([self.biases, biases])
-        self.outputs = np.concatenate([self.outputs, outputs])
-
-    def keep(self, chosen: np.ndarray) -> None:
-        self.normals, self.biases, self.outputs = (
-            self.normals[chosen],
-            self.biases[chosen],
-            self.outputs[chosen],
-        )
-
-    def active(self, rows: np.ndarray) -> np.ndarray:
-        """relu(x n + c) (N, h)."""
-        return np.maximum(rows @ self.normals.T + self.biases, 0)
-
-    def gradient(self, row: np.ndarray) -> np.ndarray:
-        """Of their sum at a row (D,): (D, K)."""
-        on = self.normals @ row + self.biases > 0
-        return self.normals[on].T @ self.outputs[on]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -342,12 +121,15 @@ class _Extraction:
             quiet = 0
         if network is None:
             raise InputError(
-                "what one line shows another does not confirm: the model is no ReLU network of two layers, or has more neurons "
+                "what one line shows another does not confirm: the model is no ReLU network of "
+                "two layers, or has more neurons "
                 "than most_neurons"
             )
         raise InputError(
-            f"the answers are not those of a two-layer ReLU network: they differ by {network.residual:.2g} from the nearest "
-            f"that was found, of {len(network.bias)} neurons. The endpoint changes rows or answers, or has another model"
+            f"the answers are not those of a two-layer ReLU network: they differ by "
+            f"{network.residual:.2g} from the nearest "
+            f"that was found, of {len(network.bias)} neurons. The endpoint changes rows or "
+            f"answers, or has another model"
         )
 
     def _allowed(self, rounding: Rounding, answers: np.ndarray) -> float:
@@ -366,7 +148,7 @@ class _Extraction:
         return 4 if self.search.gives == "probabilities" else 1
 
     def _limited(self, line: Line, ask: Ask) -> Line:
-        """The line as far as no probability on it comes back as zero; 46 rows of an endpoint that gives them."""
+        """The line as far as no probability on it comes back as zero; 46 rows."""
         search = self.search
         if search.gives != "probabilities" or search.inside:
             return line
@@ -379,10 +161,11 @@ class _Extraction:
         answers = np.asarray(ask(rows))
         if answers.ndim != 2:
             raise InputError(
-                f"probabilities are of two classes or more, and the answers have shape {answers.shape}"
+                f"probabilities are of two classes or more, and the answers have shape "
+                f"{answers.shape}"
             )
         floor = _LEAST_PROBABILITY if search.precision == "float64" else 1e-30
-        gone = (answers < floor).any(1)
+        gone = np.any(answers < floor, axis=1).reshape(-1)
         small = np.flatnonzero(gone[: len(t)][::-1] | gone[len(t) :])
         reach = (
             float(t[small[0] - 1])
@@ -405,7 +188,7 @@ class _Extraction:
     def _matched(
         self, neurons: Neurons, pieces: Pieces, rounding: Rounding
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(points (n,) that known neurons explain, neurons (h,) whose point should be there and is not)."""
+        """(points (n,) of known neurons, neurons (h,) whose point should be there and is not)."""
         line, double = pieces.line, self.search.precision == "float64"
         near, alike = (1e-5, 1e-3) if double else (1e-2, 0.2)
         known, missed = np.zeros(len(pieces.places), bool), np.zeros(len(neurons.biases), bool)
@@ -439,7 +222,7 @@ class _Extraction:
         unknown: np.ndarray,
         rounding: Rounding,
     ) -> tuple[np.ndarray, np.ndarray, float] | None:
-        """Adds the neurons of unknown points; (point, gradient (D, K), error) of the piece whose gradient is best."""
+        """Adds the neurons of unknown points; (point, gradient (D, K), error) of the best piece."""
         group = self.search.neurons_per_jump or max(1, pieces.slopes.shape[1] // 2)
         blocks = _blocks(pieces, unknown, group)
         wanted = sorted({end for block in blocks for end in block})
@@ -471,7 +254,7 @@ class _Extraction:
     def _gradients(
         self, values: Values, pieces: Pieces, wanted: list[int], rounding: Rounding
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(points (n, D), gradients (n, D, K), errors (n,)) of pieces, by differences; infinite error where none was had.
+        """(points (n, D), gradients (n, D, K), errors (n,), infinite of what failed) of pieces.
 
         A gradient must agree with the slope of its piece along the line; where it does not, a
         difference was taken across a neuron, and all are taken again, sixteen times as near.
@@ -491,7 +274,7 @@ class _Extraction:
             failed = []
             for start in range(0, len(left), at_once):
                 part = left[start : start + at_once]
-                moved = [self._moved(points[i], steps[i]) for i in part]
+                moved = [self._moved(points[i], float(steps[i])) for i in part]
                 answers = values(np.concatenate(moved)).reshape(len(part), search.features, -1)
                 for i, rows, seen in zip(part, moved, answers, strict=True):
                     gradient = (seen - middles[i]) / (np.diagonal(rows) - points[i])[:, None]
@@ -506,7 +289,7 @@ class _Extraction:
         return points, gradients, errors
 
     def _moved(self, point: np.ndarray, step: float) -> np.ndarray:
-        """The point moved along every axis by itself (D, D); inwards where it would leave a box that it must stay in."""
+        """The point moved along every axis by itself (D, D), and not out of its box."""
         steps: float | np.ndarray = step
         if self.search.inside:
             _, high = self.search.ends()
@@ -545,53 +328,4 @@ def _blocks(pieces: Pieces, unknown: np.ndarray, most: int) -> list[tuple[int, i
     return blocks
 
 
-def assembled(
-    neurons: Neurons,
-    affine: tuple[np.ndarray, np.ndarray, float],
-    rows: np.ndarray,
-    answers: np.ndarray,
-) -> ReluNetwork:
-    """The network of these neurons that has this gradient, and these answers on the average."""
-    point, gradient, _ = affine
-    skip = gradient - neurons.gradient(point)
-    flipped = _orientation(neurons, skip)
-    normals, biases, outputs = neurons.normals, neurons.biases, neurons.outputs
-    pure = None
-    if flipped is not None:
-        turned = skip + (normals[flipped].T @ outputs[flipped])
-        if np.abs(turned).max(initial=0) <= 1e-6 * max(float(np.abs(gradient).max()), 1e-300):
-            sign = np.where(flipped, -1.0, 1.0)
-            pure = sign[:, None] * normals, sign * biases
-    if pure is not None:
-        normals, biases = pure
-    found = np.maximum(rows @ normals.T + biases, 0) @ outputs
-    if pure is None:
-        found = found + rows @ skip
-    constant = np.median(answers - found, axis=0)
-    residual = float(np.abs(answers - found - constant).max())
-    return ReluNetwork(
-        normals.T.copy(), biases, outputs, skip if pure is None else None, constant, residual
-    )
-
-
-def _orientation(neurons: Neurons, skip: np.ndarray) -> np.ndarray | None:
-    """Which neurons (h,) stand the wrong way round: S = −Σ_i z_i n_i a_i', z_i 0 or 1; None where that is not told.
-
-    The normal equations of that are those of the h x h matrix (n_i'n_j)(a_i'a_j).
-    """
-    if not len(neurons.biases):
-        return np.zeros(0, bool)
-    size = np.linalg.norm(neurons.outputs, axis=1)
-    if (size == 0).any():
-        return None
-    outputs = neurons.outputs / size[:, None]
-    matrix = (neurons.normals @ neurons.normals.T) * (outputs @ outputs.T)
-    right = -np.einsum("hd,dk,hk->h", neurons.normals, skip, outputs)
-    shares = np.linalg.lstsq(matrix, right, rcond=1e-12)[0] / size
-    whole = np.round(shares)
-    if np.abs(shares - whole).max() > 0.05 or not np.isin(whole, (0, 1)).all():
-        return None
-    return whole == 1
-
-
-__all__ = ["Gives", "Neurons", "ReluNetwork", "ReluSearch", "assembled", "relu_network"]
+__all__ = ["relu_network"]

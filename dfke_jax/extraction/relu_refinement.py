@@ -19,7 +19,9 @@ import scipy.optimize
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Ask, HostAttack, Solution
-from dfke_jax.extraction.relu_networks import ReluNetwork, ReluSearch, relu_network
+from dfke_jax.extraction.relu_networks import relu_network
+from dfke_jax.extraction.relu_parts import ReluNetwork
+from dfke_jax.extraction.relu_search import ReluSearch
 
 
 def refined(network: ReluNetwork, rows: Any, answers: Any, *, steps: int = 500) -> ReluNetwork:
@@ -37,7 +39,8 @@ def refined(network: ReluNetwork, rows: Any, answers: Any, *, steps: int = 500) 
     answers = np.asarray(answers, np.float64)
     if answers.shape != (len(rows), len(network.constant)) or not len(rows):
         raise InputError(
-            f"{len(rows)} rows need answers ({len(rows)}, {len(network.constant)}), got {answers.shape}"
+            f"{len(rows)} rows need answers ({len(rows)}, {len(network.constant)}), got "
+            f"{answers.shape}"
         )
     parts = [network.weights, network.bias, network.output, network.constant]
     if network.skip is not None:
@@ -85,8 +88,8 @@ def hybrid(search: ReluSearch, further: int = 1024, *, steps: int = 500) -> Host
       steps: of the fit.
 
     Returns:
-      A `HostAttack`; it finds a `ReluNetwork`. Without a budget for the rows of the fit it finds what
-      was extracted.
+      A `HostAttack`; it finds a `ReluNetwork`. Without a budget for the rows of the fit it finds
+      what was extracted.
 
     Raises: as `relu_network`.
     """

@@ -1,4 +1,4 @@
-"""Logits of chosen tokens, relative to a token of reference, from whatever an endpoint reveals of a language model.
+"""Logits of chosen tokens, relative to a token of reference, from whatever an endpoint reveals.
 
 Biases cancel in differences of one answer: with the same bias B on tokens i and r,
 z_i − z_r = log p_i − log p_r. What is left of the answer decides how many tokens a question serves.
@@ -7,7 +7,7 @@ z_i − z_r = log p_i − log p_r. What is left of the answer decides how many t
 |---|---|---|
 | ``logits`` | all | n |
 | ``top_k``, k ≥ 2 | min(k, biased) − 1 tokens | n ⌈m/(min(k, biased) − 1)⌉ |
-| ``top_k``, k = 1 | one: p = 1/(1 + exp(−abs(Δ))), Δ = z_i + c_i − z_r, and which of the two it is | n m `passes` |
+| ``top_k``, k = 1 | one: p = 1/(1 + exp(−abs(Δ))), Δ = z_i + c_i − z_r | n m `passes` |
 | ``token`` | one bit of one: whether z_i + c > z_r | n m ⌈log2(2 `range`/`precision`)⌉ |
 
 With k = 1, p says least where Δ is far from zero; every pass asks again with the offset c_i = −Δ of
@@ -38,13 +38,16 @@ class TokenReading:
     Attributes:
       questions, reveal: what the endpoint takes and answers.
       reference: r.
-      passes: of a single log-probability; by default 1, 3 where it is rounded, and 6 to less than three decimals.
-      precision: to which labels are bisected, in nats. range: the largest difference of logits that they look for.
-      relative: error of the endpoint's own arithmetic, in units of the largest difference: that of sums in
-        float32; 2^-8 of a model in bfloat16.
+      passes: of a single log-probability; by default 1, 3 where it is rounded, and 6 to less than
+        three decimals.
+      precision: to which labels are bisected, in nats. range: the largest difference of logits
+        that they look for.
+      relative: error of the endpoint's own arithmetic, in units of the largest difference: that of
+        sums in float32; 2^-8 of a model in bfloat16.
 
     Raises:
-      InputError: for an endpoint that cannot be asked so: too few biased tokens, or biases that are too small.
+      InputError: for an endpoint that cannot be asked so: too few biased tokens, or biases that
+      are too small.
     """
 
     questions: TokenQuestions
@@ -60,21 +63,25 @@ class TokenReading:
             raise InputError("texts have no logits; compare endpoints by evaluation.same_endpoint")
         if not 0 <= self.reference < self.questions.vocabulary:
             raise InputError(
-                f"the reference is a token from 0 to {self.questions.vocabulary - 1}, got {self.reference}"
+                f"the reference is a token from 0 to {self.questions.vocabulary - 1}, got "
+                f"{self.reference}"
             )
         if self.reveal.kind != "logits" and self.questions.biased < 2:
             raise InputError(
-                f"a token and the reference need a bias each, and the endpoint takes {self.questions.biased} biased tokens"
+                f"a token and the reference need a bias each, and the endpoint takes "
+                f"{self.questions.biased} biased tokens"
             )
         if not (0 < self.precision < self.range and self.relative > 0) or (
             self.passes is not None and self.passes < 1
         ):
             raise InputError(
-                "passes must be at least 1, relative positive, and precision positive and below range"
+                "passes must be at least 1, relative positive, and precision positive and below "
+                "range"
             )
         if self.reveal.kind == "token" and self.range > self.questions.largest:
             raise InputError(
-                f"a range of {self.range:g} needs biases of that size, and {self.questions.largest:g} is the largest"
+                f"a range of {self.range:g} needs biases of that size, and "
+                f"{self.questions.largest:g} is the largest"
             )
 
     @property
@@ -102,7 +109,7 @@ class TokenReading:
 
     @property
     def unit(self) -> float:
-        """By how much rounding may have moved a difference, from its lowest to its highest; 0 where nothing is rounded."""
+        """How far apart rounding leaves two differences; 0 where nothing is rounded."""
         if self.reveal.kind == "token":
             return 2 * self.range / 2**self.rounds
         return 0.0 if self.reveal.decimals is None else 10.0**-self.reveal.decimals
@@ -135,7 +142,7 @@ class TokenReading:
         return np.concatenate(parts)
 
     def _listed(self, ask: Ask, prompts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """From the k largest: every question has so many tokens and the reference, all with the largest bias."""
+        """From the k largest: so many tokens and the reference, all with the largest bias."""
         size = self.tokens_at_once
         groups = [tokens[start : start + size] for start in range(0, len(tokens), size)]
         found = np.zeros((len(prompts), len(tokens)))
@@ -163,13 +170,15 @@ class TokenReading:
         k = self.reveal.k or 0
         if answers.ndim != 2 or answers.shape[1] != 2 * k:
             raise InputError(
-                f"answers must be {k} ids and {k} log-probabilities a row, got shape {answers.shape}"
+                f"answers must be {k} ids and {k} log-probabilities a row, got shape "
+                f"{answers.shape}"
             )
         ids, logs = np.split(np.asarray(answers, np.float64), 2, 1)
         same = ids[:, None, :] == chosen[:, :, None]
         if not same.any(2).all():
             raise InputError(
-                f"a bias of {self.questions.largest:g} does not bring every biased token among the {k} most probable"
+                f"a bias of {self.questions.largest:g} does not bring every biased token among "
+                f"the {k} most probable"
             )
         return (same * logs[:, None, :]).sum(2)
 
@@ -192,7 +201,7 @@ class TokenReading:
             first = answers[:, 0] == pairs[:, 0]
             if not (first | (answers[:, 0] == pairs[:, 1])).all():
                 raise InputError(f"a bias of {half:g} does not bring a biased token to the top")
-            # y = −log(1 + exp(−|Δ|)), at most −log 2 of the more probable of two; of a zero the last digit is guessed
+            # y = −log(1 + exp(−|Δ|)), at least −log 2; of a zero the last digit is guessed
             y = np.clip(answers[:, 1], -math.log(2), -least)
             delta = -np.log(np.expm1(-y))
             offset = offset - np.where(first, -delta, delta)

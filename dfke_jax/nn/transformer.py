@@ -1,4 +1,4 @@
-"""A causal transformer over bytes: small enough to be trained in a minute, for what is asked of language models."""
+"""A causal transformer over bytes, small enough to be trained in a minute."""
 
 import functools
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from dfke_jax.core.types import Array, Key, PyTree
 
 
 class ByteTransformer(nn.Module):
-    """Pre-norm decoder blocks with RMS normalisation, learned positions and a last layer of its own.
+    """Pre-norm decoder blocks with RMS normalisation, and a last layer of its own.
 
     Attributes:
       vocabulary: V. width: h, of the states that the last layer reads.
@@ -63,7 +63,7 @@ class LanguageModel(NamedTuple):
     parameters: PyTree
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens (B, L) on the host -> logits (B, V) of the next one; padded to powers of two rows."""
+        """Tokens (B, L) -> logits (B, V) of the next one; padded to powers of two rows."""
         size = 1 << (len(tokens) - 1).bit_length()
         padded = np.concatenate([tokens, np.repeat(tokens[-1:], size - len(tokens), 0)])
         return np.asarray(_next(self.module, self.parameters, padded))[: len(tokens)]
@@ -71,10 +71,11 @@ class LanguageModel(NamedTuple):
     def complete(
         self, tokens: np.ndarray, draws: np.ndarray, length: int, temperature: float = 1.0
     ) -> np.ndarray:
-        """Texts (B, length) behind prompts (B, L), drawn token by token; the draws' numbers are their keys."""
+        """Texts (B, length) behind prompts (B, L); the numbers of the draws are their keys."""
         if tokens.shape[1] + length > self.module.context:
             raise InputError(
-                f"a prompt of {tokens.shape[1]} tokens and a text of {length} exceed the context, {self.module.context}"
+                f"a prompt of {tokens.shape[1]} tokens and a text of {length} exceed the "
+                f"context, {self.module.context}"
             )
         size = 1 << (len(tokens) - 1).bit_length()
         padded = np.concatenate([tokens, np.repeat(tokens[-1:], size - len(tokens), 0)])
@@ -92,7 +93,7 @@ class LanguageModel(NamedTuple):
         return np.asarray(self.parameters["head"]["kernel"], np.float64).T
 
     def quantised(self, bits: int = 8) -> "LanguageModel":
-        """The same with every matrix rounded to 2^(bits − 1) − 1 levels of either sign, one scale a matrix."""
+        """The same with every matrix rounded to 2^bits − 1 levels, one scale a matrix."""
         levels = 2 ** (bits - 1) - 1
 
         def rounded(leaf: Array) -> Array:
@@ -124,10 +125,9 @@ def _complete(
 
     def step(tokens: Array, i: Array) -> tuple[Array, None]:
         logits = module.apply({"params": parameters}, tokens)
-        here = jax.lax.dynamic_index_in_dim(logits, begin + i - 1, 1, keepdims=False) / temperature  # type: ignore[arg-type]
-        drawn = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, i), row))(
-            keys, here
-        )
+        here = logits[:, begin + i - 1] / temperature  # type: ignore[index]
+        one = lambda key, row: jax.random.categorical(jax.random.fold_in(key, i), row)
+        drawn = jax.vmap(one)(keys, here)
         return jax.lax.dynamic_update_slice(
             tokens, drawn[:, None].astype(tokens.dtype), (0, begin + i)
         ), None
@@ -144,7 +144,7 @@ def train_language_model(
     batch: int = 32,
     learning_rate: float = 3e-3,
 ) -> LanguageModel:
-    """Trains on a text: next bytes of random pieces, Adam, the learning rate falling along a cosine.
+    """Trains on a text by Adam: next bytes of random pieces; the rate falls along a cosine.
 
     Args:
       module: the network; its vocabulary holds the bytes of the text.
@@ -158,7 +158,8 @@ def train_language_model(
     data = np.frombuffer(text, np.uint8).astype(np.int32)
     if len(data) < 2 * module.context + 2 or data.max(initial=0) >= module.vocabulary:
         raise InputError(
-            f"a text of at least {2 * module.context + 2} bytes below {module.vocabulary} is needed, got {len(data)} up to "
+            f"a text of at least {2 * module.context + 2} bytes below {module.vocabulary} is "
+            f"needed, got {len(data)} up to "
             f"{data.max(initial=0)}"
         )
     first, second = jax.random.split(key)
@@ -183,7 +184,9 @@ def _train(
 
     def loss(parameters: PyTree, tokens: Array) -> Array:
         logits = module.apply({"params": parameters}, tokens[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()  # type: ignore[arg-type]
+        entropies = optax.softmax_cross_entropy_with_integer_labels
+        losses = entropies(logits, tokens[:, 1:])  # type: ignore[arg-type]
+        return losses.mean()
 
     def step(carried: tuple, i: Array) -> tuple[tuple, Array]:
         parameters, state = carried

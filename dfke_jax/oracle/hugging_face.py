@@ -39,7 +39,8 @@ def from_hugging_face(
         torch: Any = importlib.import_module("torch")
         transformers: Any = importlib.import_module("transformers")
     except ImportError:
-        raise InputError("models of Hugging Face need `pip install 'dfke-jax[huggingface]'`") from None
+        message = "models of Hugging Face need `pip install 'dfke-jax[huggingface]'`"
+        raise InputError(message) from None
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError) as error:

@@ -1,7 +1,7 @@
-"""A language model behind an endpoint: a prompt and biases in, logits, log-probabilities, a token or a text out.
+"""A language model behind an endpoint: a prompt and biases in, some of its answer out.
 
-A row is a question, in numbers: the ids of a prompt's tokens, the ids of the tokens that get a bias,
-those biases, and the number of a draw, which matters for texts alone,
+A row is a question, in numbers: the ids of a prompt's tokens, the ids of the tokens that get a
+bias, those biases, and the number of a draw, which matters for texts alone,
 
     [prompt (context) | biased tokens (biased) | biases (biased) | draw],
 
@@ -53,7 +53,8 @@ class TokenQuestions:
     def __post_init__(self):
         if self.vocabulary < 2 or self.context < 1 or self.biased < 0 or not self.largest > 0:
             raise InputError(
-                "vocabulary must be at least 2, context at least 1, biased at least 0 and largest positive; got "
+                "vocabulary must be at least 2, context at least 1, biased at least 0 and "
+                "largest positive; got "
                 f"{self.vocabulary}, {self.context}, {self.biased} and {self.largest}"
             )
 
@@ -86,7 +87,8 @@ class TokenQuestions:
             tokens, biases = np.asarray(tokens), np.asarray(biases, np.float64)
             if tokens.shape != biases.shape or tokens.ndim != 2 or len(tokens) != len(prompts):
                 raise InputError(
-                    f"tokens and biases must be (B, m), got shapes {tokens.shape} and {biases.shape}"
+                    f"tokens and biases must be (B, m), got shapes {tokens.shape} and "
+                    f"{biases.shape}"
                 )
             if tokens.shape[1] > self.biased:
                 raise InputError(
@@ -101,7 +103,7 @@ class TokenQuestions:
         return rows
 
     def parts(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(prompts (B, context), biased tokens (B, biased), biases (B, biased), draws (B,)), of rows that were checked."""
+        """(prompts (B, context), tokens and biases (B, biased), draws (B,)) of checked rows."""
         ends = np.cumsum([self.context, self.biased, self.biased])
         prompts, tokens, biases, draws = np.split(rows, ends, 1)
         return (
@@ -125,7 +127,8 @@ class TokenQuestions:
             or not len(rows)
         ):
             raise InputError(
-                f"questions are rows (B, {self.width}) of float64, got shape {rows.shape} of {rows.dtype}"
+                f"questions are rows (B, {self.width}) of float64, got shape {rows.shape} of "
+                f"{rows.dtype}"
             )
         if not np.isfinite(rows).all():
             raise InputError("questions contain NaN or infinity")
@@ -173,11 +176,13 @@ class TokenReveal:
             value = getattr(self, name)
             if (value is not None) != (self.kind == of) or (value is not None and value < 1):
                 raise InputError(
-                    f"{name} >= 1 belongs to kind={of!r} and to nothing else, got {value} for {self.kind!r}"
+                    f"{name} >= 1 belongs to kind={of!r} and to nothing else, got {value} for "
+                    f"{self.kind!r}"
                 )
         if self.decimals is not None and (self.decimals < 0 or self.kind in ("token", "text")):
             raise InputError(
-                f"decimals round logits and log-probabilities, got {self.decimals} for {self.kind!r}"
+                f"decimals round logits and log-probabilities, got {self.decimals} for "
+                f"{self.kind!r}"
             )
 
     def columns(self, vocabulary: int) -> int:
@@ -196,9 +201,10 @@ class TokenReveal:
 
 
 class LanguageModelOracle:
-    """A language model on the host, behind an endpoint: rows of `TokenQuestions` -> answers of `TokenReveal`.
+    """A language model behind an endpoint: `TokenQuestions` in, `TokenReveal` out.
 
-    It stands in a `Metered` as it is, and behind HTTP by ``create_app(oracle, **oracle.endpoint_settings)``.
+    It stands in a `Metered` as it is, and behind HTTP by ``create_app(oracle,
+    **oracle.endpoint_settings)``.
 
     Args:
       logits: tokens (B, L) of prompts of one length -> logits (B, V) of the next token. What it
@@ -252,7 +258,8 @@ class LanguageModelOracle:
         """Answers, one a row.
 
         Raises:
-          InputError: for what are no questions, or a model that answers something else than (B, V) finite numbers.
+          InputError: for what are no questions, or a model that answers something else than (B, V)
+          finite numbers.
         """
         prompts, tokens, biases, draws = self.questions.parts(self.check(rows))
         if self.tokens.kind == "text":
@@ -284,7 +291,8 @@ class LanguageModelOracle:
                 or not np.isfinite(answers).all()
             ):
                 raise InputError(
-                    f"the model must answer finite logits ({len(places)}, {self.questions.vocabulary}), got {answers.shape}"
+                    f"the model must answer finite logits ({len(places)}, "
+                    f"{self.questions.vocabulary}), got {answers.shape}"
                 )
             self._known.update((keys[i], answer) for i, answer in zip(places, answers, strict=True))
         values = np.stack([self._known[key] for key in keys])

@@ -54,7 +54,7 @@ def reading_of(reveal, questions=QUESTIONS, **settings):
 
 @pytest.mark.parametrize("name", REVEALS)
 def test_width_and_layer_from_every_kind_of_answer(name):
-    """The rows are those of the formula, the width is exact, and the layer is the model's after alignment."""
+    """The rows are those of the formula, the width is exact, the layer is the model's."""
     reading = reading_of(REVEALS[name])
     with Ledger() as ledger:
         metered = Metered(LanguageModelOracle(logits, QUESTIONS, REVEALS[name]), ledger)
@@ -119,7 +119,7 @@ def test_no_width_is_named_where_rounding_or_too_few_prompts_hide_it():
 
 
 def test_noise_of_the_size_of_the_rounding_stays_below_the_level():
-    """The certificate's level against simulated rounding: no singular value of noise alone exceeds it."""
+    """The level of the certificate against rounding: no singular value of noise exceeds it."""
     for name in ("logits", "five log-probabilities", "one log-probability"):
         reveal = dataclasses.replace(REVEALS[name], decimals=2)
         found = core.run_host(
