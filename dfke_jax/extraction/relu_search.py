@@ -126,10 +126,11 @@ class ReluSearch:
             answers = answers[:, None]
         if answers.ndim != 2 or not np.isfinite(answers).all():
             raise InputError(f"answers must be finite numbers (N, K), got shape {answers.shape}")
-        odd = answers[answers != np.round(answers)]
+        # where no neuron is active the answer is a constant, whatever its digits
+        odd = np.unique(answers[answers != np.round(answers)])
         if self.precision == "float64" and (
             answers.dtype.itemsize < 8
-            or (odd.size > 8 and np.array_equal(odd, odd.astype(np.float32)))
+            or (odd.size > 8 + answers.shape[1] and np.array_equal(odd, odd.astype(np.float32)))
         ):
             raise InputError(
                 "the answers have no more than float32's seven digits: use an oracle with "
