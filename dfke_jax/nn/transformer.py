@@ -19,6 +19,7 @@ class ByteTransformer(nn.Module):
     Attributes:
       vocabulary: V. width: h, of the states that the last layer reads.
       layers, heads: of the blocks. context: most tokens.
+      activation_bits: to which the input of every matrix is rounded, one scale a call; None for none.
 
     A last layer W (V, h) without bias on RMS-normalised states: logits have rank h.
     """
@@ -28,6 +29,7 @@ class ByteTransformer(nn.Module):
     layers: int = 2
     heads: int = 4
     context: int = 32
+    activation_bits: int | None = None
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
@@ -42,14 +44,25 @@ class ByteTransformer(nn.Module):
         )
         mask = nn.make_causal_mask(tokens)
         for i in range(self.layers):
-            y = nn.RMSNorm(name=f"norm{i}a")(x)
+            y = self._held(nn.RMSNorm(name=f"norm{i}a")(x))
             x = x + nn.MultiHeadDotProductAttention(
                 self.heads, use_bias=False, name=f"attention{i}"
             )(y, mask=mask)
-            y = nn.RMSNorm(name=f"norm{i}b")(x)
+            y = self._held(nn.RMSNorm(name=f"norm{i}b")(x))
             y = nn.Dense(4 * self.width, use_bias=False, name=f"up{i}")(y)
-            x = x + nn.Dense(self.width, use_bias=False, name=f"down{i}")(nn.gelu(y))
-        return nn.Dense(self.vocabulary, use_bias=False, name="head")(nn.RMSNorm(name="norm")(x))
+            x = x + nn.Dense(self.width, use_bias=False, name=f"down{i}")(self._held(nn.gelu(y)))
+        states = self._held(nn.RMSNorm(name="norm")(x))
+        return nn.Dense(self.vocabulary, use_bias=False, name="head")(states)
+
+    def _held(self, x: Array) -> Array:
+        """What arithmetic of so many bits holds of activations."""
+        return x if self.activation_bits is None else _rounded(x, self.activation_bits)
+
+
+def _rounded(x: Array, bits: int) -> Array:
+    """x in 2^bits − 1 levels between −max|x| and max|x|."""
+    scale = jnp.maximum(jnp.abs(x).max(), 1e-30) / (2 ** (bits - 1) - 1)
+    return jnp.round(x / scale) * scale
 
 
 class LanguageModel(NamedTuple):
@@ -93,16 +106,10 @@ class LanguageModel(NamedTuple):
         return np.asarray(self.parameters["head"]["kernel"], np.float64).T
 
     def quantised(self, bits: int = 8) -> "LanguageModel":
-        """The same with every matrix rounded to 2^bits − 1 levels, one scale a matrix."""
-        levels = 2 ** (bits - 1) - 1
-
-        def rounded(leaf: Array) -> Array:
-            if leaf.ndim < 2:
-                return leaf
-            scale = jnp.maximum(jnp.abs(leaf).max(), 1e-30) / levels
-            return jnp.round(leaf / scale) * scale
-
-        return self._replace(parameters=jax.tree.map(rounded, self.parameters))
+        """The same in whole numbers of so many bits: matrices and what goes into them, one scale each."""
+        rounded = lambda leaf: leaf if leaf.ndim < 2 else _rounded(leaf, bits)
+        module = self.module.clone(activation_bits=bits)
+        return LanguageModel(module, jax.tree.map(rounded, self.parameters))
 
 
 @functools.partial(jax.jit, static_argnums=0)
