@@ -12,6 +12,7 @@ from dfke_jax import core
 from dfke_jax.data import Schema
 from dfke_jax.extraction import (
     Questions,
+    ReluSearch,
     TreeSettings,
     coupled_halfspace,
     find_paths,
@@ -19,6 +20,7 @@ from dfke_jax.extraction import (
     logistic_regression,
     lowd_meek,
     one_versus_rest,
+    relu_network,
     softmax_regression,
 )
 from dfke_jax.oracle import Ledger, Metered, Reveal
@@ -39,6 +41,10 @@ def softmax(rows):
 def logistic(rows):
     p = 1 / (1 + np.exp(-rows @ WEIGHTS[:, :1]))
     return np.concatenate([1 - p, p], 1)
+
+
+def relu(rows):
+    return np.maximum(rows @ WEIGHTS + 0.1, 0) @ WEIGHTS[:3, :2]
 
 
 def rounded(rows):
@@ -71,6 +77,7 @@ ATTACKS = {
     "Lowd-Meek": (lambda: lowd_meek(SCHEMA), sided, Reveal("label"), 205),
     "coupled halfspace": (lambda: coupled_halfspace(SCHEMA), sided, Reveal("label"), 135),
     "one versus rest": (lambda: one_versus_rest(SCHEMA), softmax, Reveal(), 21),
+    "ReLU network": (lambda: relu_network(ReluSearch(6, check_rows=4)), relu, Reveal("logits"), 161),
 }
 every_attack = pytest.mark.parametrize("name", ATTACKS)
 

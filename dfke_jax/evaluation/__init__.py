@@ -8,6 +8,7 @@ from dfke_jax.evaluation.agreement import (
     total_variation,
 )
 from dfke_jax.evaluation.diversity import class_histogram, histogram_entropy, mean_pairwise_distance
+from dfke_jax.evaluation.endpoint_equality import Equality, agreement_kernel, same_endpoint
 from dfke_jax.evaluation.fidelity import (
     bootstrap_interval,
     class_fidelity,
@@ -20,8 +21,10 @@ from dfke_jax.evaluation.summary import summarise, wilson_interval
 from dfke_jax.evaluation.transfer import fgsm, pgd, transfer_rate
 
 __all__ = [
+    "Equality",
     "accuracy",
     "agreement",
+    "agreement_kernel",
     "balanced_accuracy",
     "bootstrap_interval",
     "class_accuracies",
@@ -34,6 +37,7 @@ __all__ = [
     "linear_probe",
     "mean_pairwise_distance",
     "pgd",
+    "same_endpoint",
     "self_fidelity",
     "summarise",
     "total_variation",

@@ -49,12 +49,19 @@ from dfke_jax.extraction.jacobian_augmentation import (
     jacobian_augmentation,
 )
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
+from dfke_jax.extraction.last_layer import LastLayer, complete_outputs, last_layer
 from dfke_jax.extraction.lowd_meek import Halfspace, lowd_meek
 from dfke_jax.extraction.maze import SMALL_MAZE, MAZESettings, maze
 from dfke_jax.extraction.maze_pd import MAZEPDSettings, MAZEPDState, maze_pd
 from dfke_jax.extraction.megex import SMALL_MEGEX, MEGEXSettings, megex
 from dfke_jax.extraction.pool import SMALL_CLONE, CloneTraining, PoolAttackSettings
 from dfke_jax.extraction.random_queries import RandomState, random_attack
+from dfke_jax.extraction.relu_baseline import second_differences
+from dfke_jax.extraction.relu_gradients import gradient_network
+from dfke_jax.extraction.relu_networks import relu_network
+from dfke_jax.extraction.relu_parts import ReluNetwork
+from dfke_jax.extraction.relu_refinement import hybrid, refined
+from dfke_jax.extraction.relu_search import ReluSearch
 from dfke_jax.extraction.retraining import (
     CLONES,
     RetrainingSettings,
@@ -64,6 +71,7 @@ from dfke_jax.extraction.retraining import (
     retraining,
     softmax_clone,
 )
+from dfke_jax.extraction.token_reveals import TokenReading
 from dfke_jax.extraction.tree_model import ExtractedTree
 from dfke_jax.extraction.trees import TreeSettings, find_paths
 
@@ -97,6 +105,7 @@ __all__ = [
     "Halfspace",
     "JacobianSettings",
     "JacobianState",
+    "LastLayer",
     "MAZEPDSettings",
     "MAZEPDState",
     "MAZESettings",
@@ -104,12 +113,16 @@ __all__ = [
     "PoolAttackSettings",
     "Questions",
     "RandomState",
+    "ReluNetwork",
+    "ReluSearch",
     "RetrainingSettings",
+    "TokenReading",
     "TreeSettings",
     "active_thief",
     "adaptive_knockoff",
     "adversarial_pretraining",
     "clone_of",
+    "complete_outputs",
     "copycat",
     "coupled_halfspace",
     "deepfool_norm",
@@ -120,11 +133,14 @@ __all__ = [
     "diversity_tuning",
     "find_paths",
     "first_samples",
+    "gradient_network",
     "heavy_augmentation",
     "hidden_layer",
+    "hybrid",
     "jacobian_augmentation",
     "kernel_regression",
     "knockoff",
+    "last_layer",
     "linear_clone",
     "linear_regression",
     "logistic_regression",
@@ -136,7 +152,10 @@ __all__ = [
     "one_versus_rest",
     "random_attack",
     "rbf_clone",
+    "refined",
+    "relu_network",
     "retraining",
+    "second_differences",
     "softmax_clone",
     "softmax_regression",
     "steps_for",

@@ -22,16 +22,19 @@ from dfke_jax.nn.soft_nearest import (
     soft_nearest_neighbour_loss,
 )
 from dfke_jax.nn.training import Training, optimiser, trained, training
+from dfke_jax.nn.transformer import ByteTransformer, LanguageModel, train_language_model
 from dfke_jax.nn.upsample import upsample_convolve
 
 __all__ = [
     "BatchNorm",
+    "ByteTransformer",
     "Classifier",
     "Contrastive",
     "Conv",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DFMEGenerator",
+    "LanguageModel",
     "Moments",
     "NetworkInfo",
     "Observed",
@@ -61,6 +64,7 @@ __all__ = [
     "shares",
     "soft_nearest_neighbour_loss",
     "squash",
+    "train_language_model",
     "trained",
     "training",
     "upsample_convolve",
