@@ -11,9 +11,17 @@ from dfke_jax.evaluation.diversity import class_histogram, histogram_entropy, me
 from dfke_jax.evaluation.fidelity import bootstrap_interval, class_fidelity, fidelity, self_fidelity
 from dfke_jax.evaluation.probe import linear_probe
 from dfke_jax.evaluation.summary import summarise, wilson_interval
+from dfke_jax.evaluation.tail import Watched, watched
 from dfke_jax.evaluation.transfer import fgsm, pgd, transfer_rate
+from dfke_jax.evaluation.transition import (
+    TransitionCurves,
+    mean_transition_error,
+    transition_curves,
+)
 
 __all__ = [
+    "TransitionCurves",
+    "Watched",
     "accuracy",
     "agreement",
     "balanced_accuracy",
@@ -26,10 +34,13 @@ __all__ = [
     "histogram_entropy",
     "linear_probe",
     "mean_pairwise_distance",
+    "mean_transition_error",
     "pgd",
     "self_fidelity",
     "summarise",
     "total_variation",
     "transfer_rate",
+    "transition_curves",
+    "watched",
     "wilson_interval",
 ]
