@@ -45,6 +45,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "distillation/dafl": ("distillation/test_duel.py",),
     "distillation/dfad": ("distillation/test_duel.py",),
     "distillation/zskt": ("distillation/test_duel.py",),
+    "distillation/observed": ("distillation/test_features.py",),
+    "distillation/relations": ("distillation/test_features.py",),
     "distillation/transfer_sets": ("distillation/test_response.py",),
     "extraction/maze": ("extraction/test_maze_pd.py", "extraction/test_dfme.py"),
     "extraction/pool_attack": ("extraction/test_pool.py",),

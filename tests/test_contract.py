@@ -17,30 +17,39 @@ from dfke_jax.core.loop import _chunk
 from dfke_jax.data.augment import compose, flip
 from dfke_jax.data.augment import shift as shifted
 from dfke_jax.distillation import (
+    AttentionSettings,
     ClassImpressionSettings,
     DAFLSettings,
     DFADSettings,
+    DFNDSettings,
     ImpressionSettings,
     InversionSettings,
     RecordSettings,
+    RelationSettings,
     ZSKTSettings,
     adaptive_deep_inversion,
+    attention_distillation,
     class_impressions,
     cross_entropy_training,
     dafl,
     data_impressions,
     deep_inversion,
     dfad,
+    dfnd,
     from_records,
+    hint_training,
     knowledge_distillation,
     record_activations,
+    relation_distillation,
     representation_distillation,
     zskt,
 )
+from dfke_jax.evaluation import watched
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.contrastive import contrastive_training
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.nn.training import optimiser
+from dfke_jax.nn.two_conv import TwoConv
 from dfke_jax.oracle import Reveal
 from dfke_jax.watermarking import (
     EntangledSettings,
@@ -84,6 +93,22 @@ def duelling(make, settings, seed, **changes):
     small = {"batch_size": 4, "latent": 3, "width": 2, "schedule": "constant", "student_optimizer": "sgd"}
     rates = {"generator_optimizer": "sgd", "generator_rate": 0.01, "student_rate": 0.01}
     return make(teacher, student, settings(**small, **rates, **changes))
+
+
+def attention(seed):
+    teacher, student = (Classifier.create(TwoConv(3, (2, 2), 3), jax.random.key(of), (4, 4, 1)) for of in (seed, 9))
+    images = IMAGES[:, :4, :4]
+    return attention_distillation(student, teacher, images, AttentionSettings(10.0), steps=4, batch_size=5)
+
+
+def wild(seed):
+    settings = DFNDSettings(steps=4, batch_size=5, optimizer="adam", learning_rate=0.01, schedule="constant")
+    return dfnd(network(seed), network(9, (4,)), IMAGES, settings)
+
+
+def watched_training(seed):
+    method = cross_entropy_training(network(0), IMAGES * (seed + 1) / 2, LABELS, steps=2, batch_size=5)
+    return watched(method, network(0), IMAGES, LABELS, 2, share=1.0)
 
 
 def inversion(seed, **settings):
@@ -187,6 +212,15 @@ METHODS = {
     "distillation of representations": lambda seed: representation_distillation(
         network(9), IMAGES, network(seed).features(IMAGES), steps=4, batch_size=5
     ),
+    "distillation of attention maps": attention,
+    "distillation of hints": lambda seed: hint_training(
+        network(9, (4, 3)), network(seed, (6, 5)), IMAGES, steps=4, batch_size=5
+    ),
+    "distillation of relations": lambda seed: relation_distillation(
+        network(9, (4,)), network(seed), IMAGES, RelationSettings(), steps=4, batch_size=5, optimizer="sgd"
+    ),
+    "DFND": wild,
+    "training that is watched": watched_training,
     "data impressions": impressions,
     "data impressions with a prior": lambda seed: impressions(seed, total_variation=(1e-3, 1e-1), l2=1e-3, jitter=1),
     "data impressions as released": lambda seed: impressions(seed, released=True),
@@ -234,6 +268,9 @@ def built(name, seed=0):
 # Programs that differ from a neighbour in the table by one term of the loss or one option.
 VARIANTS = {
     "contrastive training",
+    "distillation of attention maps",
+    "distillation of hints",
+    "distillation of relations",
     "distillation of representations",
     "distillation of a table",
     "distillation with labels",
