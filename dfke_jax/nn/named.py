@@ -1,4 +1,4 @@
-"""Classifiers by the name of their network, with the preprocessing that brings images to its size."""
+"""Classifiers by the name of their network, with preprocessing to its size."""
 
 import functools
 
@@ -24,7 +24,8 @@ def network(
     size = registry.describe(name).input_size
     if size is not None and fit == "pad" and max(shape[0] / size[0], shape[1] / size[1]) > 1:
         fit = "bilinear"
-    preprocessing = Preprocessing(size=size if size != shape[:2] else None, fit=fit)  # type: ignore[arg-type]
+    wanted = size if size != shape[:2] else None
+    preprocessing = Preprocessing(size=wanted, fit=fit)  # type: ignore[arg-type]
     return Classifier.create(
         registry.build(name, num_classes), jax.random.key(0), shape, preprocessing
     )

@@ -37,7 +37,7 @@ def anchor_arms(config: DistillationSettings, *, real: bool = True, scratch: boo
 def measure_anchors(run: Run) -> None:
     """Trains and records those of `anchor_arms` that the recipe has."""
     c, training = run.config, run.bench.supervised_budget
-    run.record("teacher", run.teacher, budget=training)
+    run.record_teacher()
     if "scratch" in run.arms:
         run.record("scratch", run.bench.supervised("scratch", c.student, run.seed), budget=training)
     if "real_data" in run.arms:
