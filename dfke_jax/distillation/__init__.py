@@ -16,11 +16,25 @@ from dfke_jax.distillation.deep_inversion import (
     deep_inversion,
 )
 from dfke_jax.distillation.dfad import DFADSettings, dfad
+from dfke_jax.distillation.dfnd import (
+    DFNDSettings,
+    DFNDState,
+    adaptation_matrix,
+    dfnd,
+    most_certain,
+)
 from dfke_jax.distillation.dfq import DFQSettings, dfq
 from dfke_jax.distillation.duel import DuelSettings, DuelState, Schedule, student_of
 from dfke_jax.distillation.fast_dfkd import FastSettings, fast_dfkd
+from dfke_jax.distillation.features import (
+    AttentionSettings,
+    attention_distillation,
+    hint_training,
+    hinted,
+)
 from dfke_jax.distillation.knowledge_within import WithinSettings, knowledge_within
 from dfke_jax.distillation.nayer import NAYERSettings, label_embedding, nayer
+from dfke_jax.distillation.relations import RelationSettings, relation_distillation
 from dfke_jax.distillation.representations import representation_distillation
 from dfke_jax.distillation.response import cross_entropy_training, knowledge_distillation
 from dfke_jax.distillation.statistics_generators import (
@@ -28,16 +42,26 @@ from dfke_jax.distillation.statistics_generators import (
     group_images,
     statistics_generators,
 )
-from dfke_jax.distillation.transfer_sets import balanced, fitted, unbalanced
+from dfke_jax.distillation.transfer_sets import (
+    Moved,
+    balanced,
+    balanced_by_moving,
+    few_shot,
+    fitted,
+    unbalanced,
+)
 from dfke_jax.distillation.zskt import ZSKTSettings, zskt
 
 __all__ = [
+    "AttentionSettings",
     "BankSettings",
     "BankState",
     "CMISettings",
     "ClassImpressionSettings",
     "DAFLSettings",
     "DFADSettings",
+    "DFNDSettings",
+    "DFNDState",
     "DFQSettings",
     "DuelSettings",
     "DuelState",
@@ -45,13 +69,18 @@ __all__ = [
     "GroupSettings",
     "ImpressionSettings",
     "InversionSettings",
+    "Moved",
     "NAYERSettings",
     "RecordSettings",
+    "RelationSettings",
     "Schedule",
     "WithinSettings",
     "ZSKTSettings",
+    "adaptation_matrix",
     "adaptive_deep_inversion",
+    "attention_distillation",
     "balanced",
+    "balanced_by_moving",
     "bank_method",
     "class_impressions",
     "cmi",
@@ -60,16 +89,22 @@ __all__ = [
     "data_impressions",
     "deep_inversion",
     "dfad",
+    "dfnd",
     "dfq",
     "fast_dfkd",
+    "few_shot",
     "fitted",
     "from_records",
     "group_images",
+    "hint_training",
+    "hinted",
     "knowledge_distillation",
     "knowledge_within",
     "label_embedding",
+    "most_certain",
     "nayer",
     "record_activations",
+    "relation_distillation",
     "representation_distillation",
     "statistics_generators",
     "student_in",

@@ -18,10 +18,18 @@ from dfke_jax.evaluation.fidelity import (
 )
 from dfke_jax.evaluation.probe import linear_probe
 from dfke_jax.evaluation.summary import summarise, wilson_interval
+from dfke_jax.evaluation.tail import Watched, watched
 from dfke_jax.evaluation.transfer import fgsm, pgd, transfer_rate
+from dfke_jax.evaluation.transition import (
+    TransitionCurves,
+    mean_transition_error,
+    transition_curves,
+)
 
 __all__ = [
     "Equality",
+    "TransitionCurves",
+    "Watched",
     "accuracy",
     "agreement",
     "agreement_kernel",
@@ -36,11 +44,14 @@ __all__ = [
     "histogram_entropy",
     "linear_probe",
     "mean_pairwise_distance",
+    "mean_transition_error",
     "pgd",
     "same_endpoint",
     "self_fidelity",
     "summarise",
     "total_variation",
     "transfer_rate",
+    "transition_curves",
+    "watched",
     "wilson_interval",
 ]

@@ -43,6 +43,14 @@ def made(name, teacher):
         "class_impressions": lambda: distillation.class_impressions(
             teacher, distillation.ClassImpressionSettings(steps=1), 6, 6
         ),
+        "dfnd": lambda: distillation.dfnd(teacher, STUDENT, IMAGES, distillation.DFNDSettings(steps=1)),
+        "hint_training": lambda: distillation.hint_training(STUDENT, teacher, IMAGES),
+        "attention_distillation": lambda: distillation.attention_distillation(
+            STUDENT, teacher, IMAGES, distillation.AttentionSettings()
+        ),
+        "relation_distillation": lambda: distillation.relation_distillation(
+            STUDENT, teacher, IMAGES, distillation.RelationSettings()
+        ),
         "dfad": lambda: distillation.dfad(teacher, STUDENT, distillation.DFADSettings(**small)),
         "deep_inversion(statistics=0)": lambda: distillation.deep_inversion(teacher, plain, 6, 6),
         "zskt(attention=0)": lambda: distillation.zskt(
