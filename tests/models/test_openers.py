@@ -136,6 +136,7 @@ def test_files_that_are_no_models(tmp_path):
         open_model(tmp_path / "m.toml", input_shape=SHAPE)
 
 
+@pytest.mark.slow  # importing it takes as long as the rest of the file
 def test_the_toolbox_and_back(tmp_path):
     """A model of ours in ART, and opened again as what ART has."""
     pytest.importorskip("art")
