@@ -30,6 +30,7 @@ PAGES = {
     "attack": ("unsure_queries", "tests/test_contract.py"),
     "mark": ("noise_labels", "tests/watermarking/test_marks.py"),
     "recipe": ("random_shapes", "tests/test_howto.py"),
+    "own_model_white_box": ("own_model_white_box", "dfke_jax/distillation/needs.py"),
     "opener": ("centroids_opener", "tests/helpers/victim_kinds.py"),
 }
 
@@ -95,6 +96,16 @@ def test_unsure_queries_ask_what_the_clone_is_least_sure_of_and_cost_what_they_s
         of.unsure_queries(network(0), pool[:11], Reveal(), settings)
     with pytest.raises(InputError, match="at least 1"):
         of.UnsureSettings(choice=0)
+
+
+def test_a_model_of_ones_own_is_inverted():
+    of = example("howto/own_model_white_box")
+    teacher = of.white_box(jax.random.key(0))
+    assert teacher.missing == ()
+    made = of.images_of(teacher, 2)
+    assert made.shape == (12, *of.SHAPE)
+    first, second = (float(np.abs(made - of.images_of(teacher, steps)).max()) for steps in (2, 1))
+    assert first == 0 < second
 
 
 @pytest.fixture
