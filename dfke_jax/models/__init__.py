@@ -5,6 +5,7 @@ from dfke_jax.models.exporting import FORMATS, export
 from dfke_jax.models.open import load, open_model
 from dfke_jax.models.opened import Found, OpenedModel, opened
 from dfke_jax.models.table import OPENERS, Opener, either, instance, suffix
+from dfke_jax.models.to_art import to_art
 
 __all__ = [
     "FORMATS",
@@ -21,4 +22,5 @@ __all__ = [
     "open_model",
     "opened",
     "suffix",
+    "to_art",
 ]

@@ -350,4 +350,4 @@ KINDS: dict[str, tuple[Callable[..., Made], ...]] = {
     "function": (function,),
 }
 """Kind of the table -> what makes one. A new opener has its line here."""
-SLOW = {"confined", "torchscript", "exported", "hugging_face"}
+SLOW = {"art", "confined", "torchscript", "exported", "hugging_face"}

@@ -10,8 +10,9 @@ from example_files import example
 from victim_kinds import CLASSES, KINDS, ROWS, SERVED, SHAPE, SLOW, estimator, foreign_endpoint, linear, logits, shares
 
 from dfke_jax.core.errors import DfkeError, InputError
-from dfke_jax.models import OPENERS, open_model
+from dfke_jax.models import OPENERS, open_model, to_art
 from dfke_jax.nn.classifier import Classifier
+from dfke_jax.oracle import oracle_for
 
 MAKERS = [
     pytest.param(maker, id=maker.__name__, marks=[pytest.mark.slow] if maker.__name__ in SLOW else [])
@@ -133,6 +134,23 @@ def test_files_that_are_no_models(tmp_path):
     (tmp_path / "m.toml").write_text('model = "sound.py:f"\nshape = [3]\n')
     with pytest.raises(InputError, match=r"declares input_shape \(3,\), and"):
         open_model(tmp_path / "m.toml", input_shape=SHAPE)
+
+
+@pytest.mark.slow  # importing it takes as long as the rest of the file
+def test_the_toolbox_and_back(tmp_path):
+    """A model of ours in ART, and opened again as what ART has."""
+    pytest.importorskip("art")
+    model = open_model(lambda rows: shares(logits(rows)), input_shape=SHAPE)
+    estimator = to_art(model)
+    np.testing.assert_allclose(estimator.predict(ROWS), shares(logits()), atol=1e-6)
+    outside = ROWS + np.where(ROWS > 0.5, 1, -1) * np.float32(2e-6)
+    np.testing.assert_allclose(estimator.predict(outside), shares(logits()), atol=1e-4)
+    with open_model(estimator) as again:
+        assert (again.kind, again.gives, again.num_classes) == ("an ART estimator", "probabilities", CLASSES)
+        np.testing.assert_allclose(again(ROWS), shares(logits()), atol=1e-6)
+    assert oracle_for(estimator).input_shape == SHAPE, "no unfitted estimator of scikit-learn"
+    labels = open_model(lambda rows: logits(rows).argmax(1), input_shape=SHAPE, num_classes=CLASSES)
+    np.testing.assert_array_equal(to_art(labels).predict(ROWS).argmax(1), logits().argmax(1))
 
 
 def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
