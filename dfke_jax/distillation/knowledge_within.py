@@ -11,7 +11,7 @@ from dfke_jax.distillation.needs import check_teacher
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.priors import gaussian_smoothness, normalisation_statistics
-from dfke_jax.synthesis.starts import SynthesisSettings
+from dfke_jax.synthesis.starts import Range, SynthesisSettings
 from dfke_jax.synthesis.synthesiser import Synthesis
 
 
@@ -32,6 +32,8 @@ class WithinSettings(SynthesisSettings):
     one_hot: float = 1.0
     smoothness: float = 0.1
     sigma: float = 1.0
+    start_mean: Range = (0.5, 0.5)
+    start_sd: Range = (0.5, 0.5)
 
     def __post_init__(self):
         super().__post_init__()
