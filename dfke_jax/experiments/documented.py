@@ -178,9 +178,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "dual-students-mnist": Experiment(
         "dual-students", "mnist", "the same by the distance of the clones' logits, with its control", "not measured"
     ),
-    "last-layer": Experiment(
-        "last-layer", "digits", "width and last layer of a language model", "not measured"
-    ),
+    "last-layer": Experiment("last-layer", "digits", "width and last layer of a language model", "not measured"),
     "relu-extraction-mnist": Experiment(
         "relu-extraction", "mnist", "weights of a 784-32-10 network from its answers", "not measured"
     ),

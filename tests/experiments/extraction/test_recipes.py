@@ -77,7 +77,9 @@ UNREAD = {"defences": {"dfme", "disguide", "misinformation_steps"}}
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CHANGES])
 def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
-    found = complete(name, tiny(name, CHANGES[name]), tmp_path, UNREAD.get(name, ()), pictures=name not in WITHOUT_PICTURES)
+    found = complete(
+        name, tiny(name, CHANGES[name]), tmp_path, UNREAD.get(name, ()), pictures=name not in WITHOUT_PICTURES
+    )
     if name == "dfms":
         stage_1_is_paid_from_the_budget(found, tmp_path / "run")
 
