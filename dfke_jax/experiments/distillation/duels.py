@@ -219,6 +219,7 @@ register(
         config=DFQRecipeSettings,
         arms=DFQ.arms,
         measure=DFQ.measure,
+        views=(STEADINESS,),
         published=(
             Published(
                 "dfq",
