@@ -1,5 +1,12 @@
 """Networks, the operations they need, and the classifier as a value."""
 
+from dfke_jax.nn.airbench import Airbench, whitening_filters
+from dfke_jax.nn.airbench_training import (
+    AirbenchSettings,
+    AirbenchState,
+    airbench_population,
+    airbench_training,
+)
 from dfke_jax.nn.classifier import (
     Classifier,
     Preprocessing,
@@ -13,6 +20,7 @@ from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents, squash
 from dfke_jax.nn.layers import BatchNorm, Conv, UpsampleConv
 from dfke_jax.nn.many import independent_training, member, separate_shares, shares
+from dfke_jax.nn.muon import muon, newton_schulz
 from dfke_jax.nn.observation import Moments, Observed, observe
 from dfke_jax.nn.precision import compute_precision
 from dfke_jax.nn.registry import NetworkInfo, build, describe, names
@@ -25,6 +33,9 @@ from dfke_jax.nn.training import Training, optimiser, trained, training
 from dfke_jax.nn.upsample import upsample_convolve
 
 __all__ = [
+    "Airbench",
+    "AirbenchSettings",
+    "AirbenchState",
     "BatchNorm",
     "Classifier",
     "Contrastive",
@@ -38,6 +49,8 @@ __all__ = [
     "Preprocessing",
     "Training",
     "UpsampleConv",
+    "airbench_population",
+    "airbench_training",
     "as_float",
     "build",
     "check_images",
@@ -50,8 +63,10 @@ __all__ = [
     "draw_latents",
     "independent_training",
     "member",
+    "muon",
     "names",
     "neighbour_mixing",
+    "newton_schulz",
     "nt_xent",
     "observe",
     "optimiser",
@@ -64,4 +79,5 @@ __all__ = [
     "trained",
     "training",
     "upsample_convolve",
+    "whitening_filters",
 ]
