@@ -56,6 +56,7 @@ from dfke_jax.watermarking import (
 )
 from dfke_jax.watermarking.removal import CleanseSettings, TrainingSettings, fine_tuning, trigger_reversal
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* balances the mean answer over a batch")
 SHAPE = (6, 6, 1)
 KEY = jax.random.key(21)
 IMAGES = jax.random.uniform(jax.random.key(22), (12, *SHAPE))

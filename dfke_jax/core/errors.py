@@ -38,6 +38,10 @@ class NonFiniteError(DfkeError, FloatingPointError):
     """A metric stopped being finite, or the state holds NaN; the message names the step and the metric or the array."""
 
 
+class CollapseError(DfkeError, RuntimeError):
+    """All images of a generator fall into one class of the teacher; the message names class, share and step."""
+
+
 class BudgetError(DfkeError, RuntimeError):
     """Rows were asked that the query budget does not cover; they were not sent.
 
@@ -88,6 +92,7 @@ class Interrupted(DfkeError, KeyboardInterrupt):  # noqa: N818 - an interruption
 __all__ = [
     "BudgetError",
     "CheckpointError",
+    "CollapseError",
     "DamagedCheckpointError",
     "DfkeError",
     "EndpointError",

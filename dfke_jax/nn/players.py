@@ -79,7 +79,7 @@ class Observed(NamedTuple):
     """What one pass through a network shows.
 
     Attributes:
-      logits: (B, K) float32.
+      logits: (B, K) float32, or the heads of a network with several (see `dfke_jax.nn.answers`).
       activations: recorded layers by name (see `dfke_jax.nn.layers.record`), ``features`` (B, D) among them; empty
         unless asked for.
       moments: of every normalisation layer's input, sorted by path; empty unless asked for.
@@ -122,13 +122,17 @@ def observe(
     rngs = None if key is None else {"dropout": key}
     if not mutable:
         logits = apply(module, variables, inputs, train=False, rngs=rngs)
-        return Observed(logits.astype(jnp.float32), {}, (), {})
+        return Observed(_in_float32(logits), {}, (), {})
     logits, changed = apply(module, variables, inputs, train=train, mutable=mutable, rngs=rngs)
     updated = dict(changed)
     recorded = _flat(updated.pop("activations", None) or {})
     reported = updated.pop("normalisation", None)
     found = tuple(_moments(reported, running)) if moments and reported is not None else ()
-    return Observed(logits.astype(jnp.float32), recorded, found, updated)
+    return Observed(_in_float32(logits), recorded, found, updated)
+
+
+def _in_float32(answers: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), answers)
 
 
 Objective = Callable[[PyTree], tuple[Array, tuple[Any, PyTree]]]

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.nn.two_conv import TwoConv
 
+pytestmark = pytest.mark.filterwarnings("ignore:DAFL balances the mean answer")
 SHAPE, K = (8, 8, 1), 3
 KEY = jax.random.key(81)
 NORMAL = Preprocessing(mean=(0.4,), std=(0.2,))
@@ -200,13 +202,50 @@ def test_a_rate_of_zero_leaves_the_generator_as_it_was_drawn(make):
         np.testing.assert_array_equal(a, b)
 
 
-def test_classes_that_are_never_answered_give_no_nan():
+def test_a_teacher_that_answers_one_class_gives_no_nan_and_is_named():
     """Released DAFL multiplies zero by log zero there."""
     sure = dataclasses.replace(TEACHER, variables=jax.tree.map(lambda leaf: leaf * 0, TEACHER.variables))
     sure.variables["params"]["head"]["bias"] = jnp.array([0.0, 500.0, 0.0])
-    run = core.run(dafl(sure, STUDENT, DAFLSettings(**PLAIN)), KEY, 2, chunk=2)
+    method = dafl(sure, STUDENT, DAFLSettings(**PLAIN))
+    run = core.run(method, KEY, 2, chunk=2)
     assert np.isfinite(run.metrics["generator_loss"]).all()
     np.testing.assert_allclose(run.metrics["class_entropy"], 0, atol=1e-6)
+    np.testing.assert_array_equal(run.metrics["class_share/1"], 1)
+    with pytest.raises(
+        core.CollapseError, match=r"puts 100% of the generator's images into class 1, .* 2 steps up to step 1"
+    ):
+        core.run(method, KEY, 2, chunk=2, guard=core.Guard("raise", patience=2))
+
+
+class TwoHeads(nn.Module):
+    """Two tasks of 3 and 2 classes on one trunk."""
+
+    units: int = 7
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.relu(nn.Dense(self.units)(x.reshape(x.shape[0], -1)))
+        return {"kind": nn.Dense(3)(x), "size": nn.Dense(2)(x)}
+
+
+def test_a_student_learns_every_head_of_its_teacher():
+    teacher, student = (Classifier.create(TwoHeads(n), jax.random.key(n), SHAPE, NORMAL) for n in (9, 4))
+    settings = DFADSettings(**PLAIN, student_steps=1)
+    before, after, metrics = one_step(dfad(teacher, student, settings))
+    start, own = before.generator.variables["params"], before.student.variables["params"]
+    x = made(start, before, jax.random.normal(jax.random.fold_in(step_keys()[1], 0), (6, 5)), "box")
+    answers = lambda network, params: network.module.apply({"params": params}, NORMAL(x))
+    truth = answers(teacher, teacher.variables["params"])
+    loss = lambda params: sum(jnp.mean(jnp.abs(answers(student, params)[head] - truth[head])) for head in truth)
+    moved(after.student.variables["params"], own, jax.grad(loss)(own), 0.1)
+    assert {"class_entropy/kind", "largest_class/size", "class_share/size/1"} < set(metrics)
+    with pytest.raises(InputError, match=r"3 classes \(kind\) and 2 classes \(size\) of .* the student 3 classes of"):
+        dfad(teacher, STUDENT, settings)
+
+
+def test_few_images_a_class_are_warned_of():
+    with pytest.warns(UserWarning, match="6 images for 3 classes are few.* Take at least 30"):
+        dafl(TEACHER, STUDENT, DAFLSettings(**PLAIN))
 
 
 def test_costs_of_an_iteration():
