@@ -21,7 +21,8 @@ from dfke_jax.distillation.duel import check_pair
 from dfke_jax.nn.answers import class_metrics, each_head
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import response_kl
-from dfke_jax.nn.players import OPTIMISERS, SCHEDULES, Learner, Observed, observe, scheduled
+from dfke_jax.nn.observation import Observed
+from dfke_jax.nn.players import OPTIMISERS, SCHEDULES, Learner, scheduled
 from dfke_jax.nn.training import Training
 from dfke_jax.synthesis.priors import StatisticsForm
 from dfke_jax.synthesis.replay import Replay, empty_replay, recall, remember
@@ -232,7 +233,7 @@ def _step(
         images, _ = recall(draw_key, bank, (s.student_batch,), box)
         if augment is not None:
             images = augment(augment_key, images)
-        shown = observe(teacher.module, teacher.variables, teacher.preprocessing(images))
+        shown = teacher.observe(images)
         return of.learner.learn(network_key, student, images, shown, loss)
 
     def learn(student: Training) -> tuple[Training, Array]:

@@ -135,8 +135,10 @@ def contrast(near: Array, far: Array, earlier: Array, known: Array, temperature:
 
 
 def _width(teacher: Classifier) -> int:
-    shapes = jax.eval_shape(teacher.activations, jax.ShapeDtypeStruct((2, *teacher.input_shape), jnp.float32))
-    return sum(maps.shape[-1] for name, maps in shapes.items() if name != "logits")
+    images = jax.ShapeDtypeStruct((2, *teacher.input_shape), jnp.float32)
+    return jax.eval_shape(lambda images: pooled(teacher.observe(images, activations=True).activations), images).shape[
+        -1
+    ]
 
 
 def _begin(static: Static, key: Key, teacher: Classifier) -> PyTree:
@@ -182,7 +184,7 @@ def _make(
         if s.contrastive:
             second = images if view is None else view(second_key, images)
             features = pooled(seen.activations)
-            other = pooled({k: v for k, v in teacher.activations(second).items() if k != "logits"})
+            other = pooled(teacher.observe(second, activations=True).activations)
             project = lambda rows: Projection(s.projection).apply({"params": optimised["projection"]}, rows)
             terms["contrastive"] = contrast(
                 project(other), project(features), project(earlier), known, s.contrast_temperature
@@ -195,9 +197,7 @@ def _make(
     if s.contrastive:
         start["projection"], states["projection"] = extra.projection, extra.optimizer_state
         rules["projection"] = adam(s.generator_rate)
-    found = invert(
-        run_key, decode, objective, start, steps=s.steps, optimizers=rules, optimizer_states=states
-    )
+    found = invert(run_key, decode, objective, start, steps=s.steps, optimizers=rules, optimizer_states=states)
     terms, features = found.beside
     if s.contrastive:
         places = (extra.written + jnp.arange(s.batch_size)) % s.feature_bank

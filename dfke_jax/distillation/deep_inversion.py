@@ -185,7 +185,7 @@ def _inversion(
     def objective(key: Key, images: Array) -> tuple[Array, Array]:
         prior = jnp.zeros(())
         if settings.statistics:
-            logits, moments = teacher.logits_and_moments(images)
+            logits, _, moments, _ = teacher.observe(images, moments=True)
             prior = prior + settings.statistics * normalisation_statistics(moments, settings.form, settings.first_layer)
         else:
             logits = teacher(images)

@@ -14,7 +14,7 @@ from dfke_jax.distillation.duel import DuelSettings, Schedule, Seen, duel, duel_
 from dfke_jax.nn.answers import each_head
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import logit_l1
-from dfke_jax.nn.players import Observed
+from dfke_jax.nn.observation import Observed
 
 FORMS = ("l1", "log_l1")
 

@@ -15,7 +15,7 @@ from dfke_jax.distillation.duel import DuelSettings, Schedule, Seen, duel, duel_
 from dfke_jax.nn.answers import each_head
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import response_kl
-from dfke_jax.nn.players import Observed
+from dfke_jax.nn.observation import Observed
 from dfke_jax.synthesis.priors import StatisticsForm, normalisation_statistics
 
 
@@ -80,9 +80,7 @@ def dfq(teacher: Classifier, student: Classifier, settings: DFQSettings) -> Meth
         warn_of_small_batches("DFQ", settings.batch_size, teacher)
     weights = (settings.adversarial, settings.statistics, settings.one_hot, settings.balance)
     gain = Partial(_gain, Static((settings.form, bool(settings.statistics))), weights)
-    return duel(
-        teacher, student, settings, settings.turns, gain, Partial(_response), moments=bool(settings.statistics)
-    )
+    return duel(teacher, student, settings, settings.turns, gain, Partial(_response), moments=bool(settings.statistics))
 
 
 def dfq_cost(settings: DFQSettings) -> Cost:

@@ -19,8 +19,9 @@ from dfke_jax.distillation.cost import Cost
 from dfke_jax.nn.answers import class_metrics, heads, same_answers
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
-from dfke_jax.nn.players import OPTIMISERS, OUTPUTS, SCHEDULES, Learner, Maker, Observed, descend, observe, scheduled
-from dfke_jax.nn.training import Training
+from dfke_jax.nn.observation import Observed
+from dfke_jax.nn.players import OPTIMISERS, OUTPUTS, SCHEDULES, Learner, Maker, scheduled
+from dfke_jax.nn.training import Training, descend
 
 MODES = ("train", "eval")
 
@@ -218,8 +219,7 @@ def check_pair(teacher: Classifier, student: Classifier) -> None:
 
 def _answered(network: Classifier) -> PyTree:
     images = jax.ShapeDtypeStruct((2, *network.input_shape), jnp.float32)
-    answer = lambda images: observe(network.module, network.variables, network.preprocessing(images)).logits
-    return jax.eval_shape(answer, images)
+    return jax.eval_shape(network.observe, images).logits
 
 
 SAMPLES_A_CLASS = 10
@@ -296,7 +296,7 @@ def _step(
 def _answers(of: _Fixed, teacher: Classifier, images: Array) -> Observed:
     """What the teacher shows of images that are given."""
     images = jax.lax.stop_gradient(images)
-    seen = observe(teacher.module, teacher.variables, teacher.preprocessing(images), activations=of.activations)
+    seen = teacher.observe(images, activations=of.activations)
     return jax.lax.stop_gradient(seen)
 
 
@@ -308,10 +308,7 @@ def _generator_step(
 
     def objective(params: PyTree) -> tuple[Array, tuple[Any, PyTree]]:
         images, statistics = of.maker.images({**state.generator.variables, "params": params}, z)
-        shown = observe(
-            teacher.module, teacher.variables, teacher.preprocessing(images), activations=of.activations,
-            moments=of.moments,
-        )  # fmt: skip
+        shown = teacher.observe(images, activations=of.activations, moments=of.moments)
         own = of.learner.observe(
             state.student.variables, images, train=train, activations=of.activations,
             key=jax.random.fold_in(key, 0) if train else None,

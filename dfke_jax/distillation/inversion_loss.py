@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from dfke_jax.core.types import Array, Metrics
-from dfke_jax.nn.classifier import Classifier, Moments
+from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy, response_kl
-from dfke_jax.nn.players import Observed, observe
+from dfke_jax.nn.observation import Moments, Observed
 from dfke_jax.synthesis.priors import StatisticsForm, normalisation_statistics
 
 
@@ -42,7 +42,7 @@ def no_averages(teacher: Classifier) -> Averages:
     if not teacher.has_normalisation:
         return Averages((), (), jnp.zeros((), jnp.int32))
     images = jax.ShapeDtypeStruct((2, *teacher.input_shape), jnp.float32)
-    _, moments = jax.eval_shape(teacher.logits_and_moments, images)
+    moments = jax.eval_shape(lambda images: teacher.observe(images, moments=True).moments, images)
     zeros = lambda name: tuple(jnp.zeros(getattr(layer, name).shape) for layer in moments)
     return Averages(zeros("mean"), zeros("var"), jnp.zeros((), jnp.int32))
 
@@ -91,10 +91,7 @@ def inversion_loss(
     Returns:
       The loss (), what the teacher shows, and the terms without their weights.
     """
-    seen = observe(
-        teacher.module, teacher.variables, teacher.preprocessing(images), activations=activations,
-        moments=bool(weights.statistics),
-    )  # fmt: skip
+    seen = teacher.observe(images, activations=activations, moments=bool(weights.statistics))
     loss, terms = jnp.zeros(()), {}
     if weights.statistics:
         moments = seen.moments if averages is None else blended(seen.moments, averages, keep)

@@ -11,11 +11,11 @@ from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.mesh import constrain_samples
 from dfke_jax.core.method import Method, Static, method
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.nn.classifier import Classifier, apply_recording, as_float
+from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.contrastive import feature_width, nt_xent
 from dfke_jax.nn.losses import logit_l2
-from dfke_jax.nn.players import descend
-from dfke_jax.nn.training import Training, optimiser
+from dfke_jax.nn.observation import Observed
+from dfke_jax.nn.training import Training, learn, optimiser
 
 Match = Literal["mse", "nt_xent"]
 MATCHES = ("mse", "nt_xent")
@@ -98,18 +98,10 @@ def _step(
     chosen = jax.random.choice(row_key, images.shape[0], (batch_size,), replace=False)
     inputs = preprocessing(constrain_samples(as_float(images[chosen])))
 
-    def mean_loss(params: PyTree) -> tuple[Array, tuple[None, PyTree]]:
-        recorded, updated = apply_recording(
-            module,
-            {**state.variables, "params": params},
-            inputs,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
-        return jnp.mean(match(recorded["features"].astype(jnp.float32), answers[chosen])), (None, updated)
+    def mean_loss(seen: Observed, _: PyTree) -> tuple[Array, None]:
+        return jnp.mean(match(seen.activations["features"].astype(jnp.float32), answers[chosen])), None
 
-    state, loss, _ = descend(rule, state, mean_loss)
+    state, loss, _ = learn(module, rule, state, inputs, mean_loss, key=dropout_key, activations=True)
     return state, {"loss": loss}
 
 

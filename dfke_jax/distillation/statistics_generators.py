@@ -15,7 +15,7 @@ from dfke_jax.nn.answers import class_metrics
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.nn.losses import cross_entropy
-from dfke_jax.nn.players import Maker, observe
+from dfke_jax.nn.players import Maker
 from dfke_jax.nn.training import Training
 from dfke_jax.synthesis.priors import StatisticsForm, normalisation_statistics
 
@@ -134,9 +134,7 @@ def _step(static: Static, teacher: Classifier, key: Key, state: Training) -> tup
 
     def objective(params: PyTree) -> tuple[Array, tuple[Array, Metrics]]:
         images, labels = _draw(s, teacher, {"params": params}, key)
-        seen = observe(
-            teacher.module, teacher.variables, teacher.preprocessing(images), moments=bool(s.statistics)
-        )
+        seen = teacher.observe(images, moments=bool(s.statistics))
         terms = {"one_hot": jnp.mean(cross_entropy(seen.logits, labels))}
         loss = terms["one_hot"]
         if s.statistics:

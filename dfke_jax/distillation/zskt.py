@@ -15,7 +15,7 @@ from dfke_jax.distillation.duel import DuelSettings, Schedule, Seen, duel, duel_
 from dfke_jax.nn.answers import each_head
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import attention_transfer, response_kl
-from dfke_jax.nn.players import Observed
+from dfke_jax.nn.observation import Observed
 
 
 @dataclasses.dataclass(frozen=True)

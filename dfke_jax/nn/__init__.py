@@ -2,9 +2,7 @@
 
 from dfke_jax.nn.classifier import (
     Classifier,
-    Moments,
     Preprocessing,
-    apply_recording,
     as_float,
     check_images,
     check_labels,
@@ -14,6 +12,7 @@ from dfke_jax.nn.conv import conv_general_dilated, convolution
 from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents, squash
 from dfke_jax.nn.layers import BatchNorm, Conv, UpsampleConv
+from dfke_jax.nn.observation import Moments, Observed, observe
 from dfke_jax.nn.precision import compute_precision
 from dfke_jax.nn.registry import NetworkInfo, build, describe, names
 from dfke_jax.nn.soft_nearest import neighbour_mixing, pairwise_distances, soft_nearest_neighbour_loss
@@ -30,10 +29,10 @@ __all__ = [
     "DFMEGenerator",
     "Moments",
     "NetworkInfo",
+    "Observed",
     "Preprocessing",
     "Training",
     "UpsampleConv",
-    "apply_recording",
     "as_float",
     "build",
     "check_images",
@@ -47,6 +46,7 @@ __all__ = [
     "names",
     "neighbour_mixing",
     "nt_xent",
+    "observe",
     "optimiser",
     "pairwise_distances",
     "representation",

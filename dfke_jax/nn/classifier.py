@@ -1,8 +1,8 @@
 """A classifier as a value: a network, its parameters, and the way from pixels to its input."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -12,7 +12,7 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key, PyTree
-from dfke_jax.nn.layers import RECORD_MARK
+from dfke_jax.nn.observation import Observed, in_float32, observe
 from dfke_jax.nn.precision import apply
 
 
@@ -73,15 +73,6 @@ class Preprocessing:
         rows, columns = size[0] - height, size[1] - width
         pads = ((0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
         return jnp.pad(images, pads, constant_values=self.box[0])
-
-
-class Moments(NamedTuple):
-    """Statistics of what enters one normalisation layer: over this batch, and as stored while training. Shapes (C,)."""
-
-    mean: Array
-    var: Array
-    running_mean: Array
-    running_var: Array
 
 
 @flax.struct.dataclass
@@ -146,7 +137,7 @@ class Classifier:
 
     def logits(self, images: Array) -> Array:
         """(B, H, W, C) floats in the box, or uint8 -> (B, K), in float32, with running statistics."""
-        return jnp.asarray(apply(self.module, self.variables, self.preprocessing(images), train=False), jnp.float32)
+        return in_float32(apply(self.module, self.variables, self.preprocessing(images), train=False))
 
     def features(self, images: Array) -> Array:
         """The input of the last layer, (B, D)."""
@@ -154,7 +145,17 @@ class Classifier:
 
     def activations(self, images: Array) -> dict[str, Array]:
         """What the network records on the way (`layers.record`): pre-activations by layer, and ``features``; and ``logits``."""
-        return apply_recording(self.module, self.variables, self.preprocessing(images))[0]
+        seen = self.observe(images, activations=True)
+        return {**seen.activations, "logits": seen.logits}
+
+    def observe(self, images: Array, *, activations: bool = False, moments: bool = False) -> Observed:
+        """Logits and what else is asked for, in one pass with running statistics; see `dfke_jax.nn.observation`.
+
+        Raises:
+          InputError: for moments of a network without batch normalisation.
+        """
+        inputs = self.preprocessing(images)
+        return observe(self.module, self.variables, inputs, activations=activations, moments=moments)
 
     def check_layers(self, names: Sequence[str]) -> None:
         """Raises `UnknownNameError` unless the network records all of these layers; nothing is computed."""
@@ -163,24 +164,6 @@ class Classifier:
         for name in names:
             if name not in known:
                 raise UnknownNameError(f"recorded layer of {type(self.module).__name__}", name, known)
-
-    def logits_and_moments(self, images: Array) -> tuple[Array, tuple[Moments, ...]]:
-        """Logits, and for every normalisation layer the statistics of its input, sorted by path.
-
-        The network normalises with its running statistics, which stay as they are.
-
-        Raises:
-          InputError: for a network without batch normalisation, which has nothing to compare with.
-        """
-        if not self.has_normalisation:
-            raise InputError(
-                f"{type(self.module).__name__} has no batch normalisation, so a statistics prior has nothing to match; "
-                "use a network with it (lenet5_bn, a ResNet, a WRN) or switch the prior off"
-            )
-        logits, reported = apply(
-            self.module, self.variables, self.preprocessing(images), train=False, mutable=["normalisation"]
-        )
-        return logits.astype(jnp.float32), tuple(_moments(reported["normalisation"], self.variables["batch_stats"]))
 
     def predict(self, images: Any, batch_size: int = 500) -> np.ndarray:
         """Logits (N, K) of any number of images, on the host, computed in equal batches.
@@ -208,33 +191,6 @@ class Classifier:
 @jax.jit
 def _predict(classifier: Classifier, images: Array) -> Array:
     return classifier.logits(as_float(images))
-
-
-def apply_recording(
-    module: nn.Module,
-    variables: PyTree,
-    inputs: Array,
-    *,
-    train: bool = False,
-    mutable: Sequence[str] = (),
-    rngs: dict[str, Key] | None = None,
-) -> tuple[dict[str, Array], dict[str, PyTree]]:
-    """Applies a network and collects what its layers record, for losses on hidden layers while it trains.
-
-    Args:
-      module, variables: the network. inputs: what it takes (after preprocessing).
-      train: as in training, so that normalisation uses the batch.
-      mutable: collections that may change, such as ``batch_stats``.
-      rngs: keys of random layers, by kind.
-
-    Returns:
-      Activations by layer (see `dfke_jax.nn.layers.record`) with ``logits`` in float32 among them, and the changed
-      collections.
-    """
-    logits, changed = apply(module, variables, inputs, train=train, mutable=["activations", *mutable], rngs=rngs)
-    updated = dict(changed)
-    recorded = _flat(updated.pop("activations", None) or {})
-    return {**recorded, "logits": logits.astype(jnp.float32)}, updated
 
 
 def as_float(images: Array) -> Array:
@@ -291,23 +247,4 @@ def check_labels(labels: Any, count: int, num_classes: int, what: str = "labels"
             raise InputError(f"{what} have no sample of class {', '.join(map(str, empty))}")
 
 
-def _flat(tree: Mapping, prefix: str = "") -> dict[str, Array]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}/"))
-        else:
-            flat[prefix + name.removeprefix(RECORD_MARK)] = value
-    return flat
-
-
-def _moments(reported: Mapping, running: Mapping):
-    for name, stored in sorted(running.items()):  # compiled programs see dictionaries sorted
-        if "mean" in stored and not isinstance(stored["mean"], Mapping):
-            mean, var = reported[name]["moments"]
-            yield Moments(mean, var, stored["mean"], stored["var"])
-        else:
-            yield from _moments(reported[name], stored)
-
-
-__all__ = ["Classifier", "Moments", "Preprocessing", "apply_recording", "as_float", "check_images", "check_labels"]
+__all__ = ["Classifier", "Preprocessing", "as_float", "check_images", "check_labels"]

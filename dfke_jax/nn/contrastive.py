@@ -12,8 +12,10 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.mesh import constrain_samples
 from dfke_jax.core.method import Method, Static, check_arguments, method
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
-from dfke_jax.nn.classifier import Classifier, apply_recording, as_float
+from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.nn.observation import observe
 from dfke_jax.nn.soft_nearest import unit_rows
+from dfke_jax.nn.training import Training, descend
 
 
 def nt_xent(first: Array, second: Array, temperature: float | Array = 0.5) -> Array:
@@ -146,24 +148,17 @@ def _step(
     batch = constrain_samples(as_float(images[chosen]))
     inputs = preprocessing(jnp.concatenate([augment(view_key, batch) for view_key in view_keys]))
 
-    def mean_loss(trainable: tuple[PyTree, PyTree]) -> tuple[Array, PyTree]:
+    def mean_loss(trainable: tuple[PyTree, PyTree]) -> tuple[Array, tuple[None, PyTree]]:
         params, head = trainable
-        recorded, updated = apply_recording(
-            module,
-            {**state.variables, "params": params},
-            inputs,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
-        rows = projection.apply({"params": head}, recorded["features"])
-        return jnp.mean(nt_xent(rows[:batch_size], rows[batch_size:], temperature)), updated
+        variables = {**state.variables, "params": params}
+        seen = observe(module, variables, inputs, train=True, activations=True, key=dropout_key)
+        rows = projection.apply({"params": head}, seen.activations["features"])
+        return jnp.mean(nt_xent(rows[:batch_size], rows[batch_size:], temperature)), (None, seen.updated)
 
-    trainable = state.variables["params"], state.projection
-    (loss, updated), gradient = jax.value_and_grad(mean_loss, has_aux=True)(trainable)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trainable)
-    params, head = optax.apply_updates(trainable, updates)  # type: ignore[misc]
-    return Contrastive({**state.variables, **updated, "params": params}, head, optimizer_state), {"loss": loss}
+    both = {**state.variables, "params": (state.variables["params"], state.projection)}
+    (variables, optimizer_state), loss, _ = descend(optimizer, Training(both, state.optimizer_state), mean_loss)
+    params, head = variables["params"]
+    return Contrastive({**variables, "params": params}, head, optimizer_state), {"loss": loss}
 
 
 def representation(encoder: Classifier) -> Partial:

@@ -7,7 +7,7 @@ black-box attacks, which see answers. A player is static and hashable; what it l
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,10 +17,11 @@ import optax
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.mesh import constrain_samples
 from dfke_jax.core.types import Array, Key, PyTree
-from dfke_jax.nn.classifier import Classifier, Moments, Preprocessing, _flat, _moments
+from dfke_jax.nn.classifier import Classifier, Preprocessing
 from dfke_jax.nn.generators import Generator, squash
+from dfke_jax.nn.observation import Observed, observe
 from dfke_jax.nn.precision import apply
-from dfke_jax.nn.training import Training, updated_by
+from dfke_jax.nn.training import Training, descend, learn
 
 SCHEDULES = ("multistep", "cosine", "constant")
 OPTIMISERS = ("sgd", "adam")
@@ -75,78 +76,6 @@ def scheduled(
     return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
 
 
-class Observed(NamedTuple):
-    """What one pass through a network shows.
-
-    Attributes:
-      logits: (B, K) float32, or the heads of a network with several (see `dfke_jax.nn.answers`).
-      activations: recorded layers by name (see `dfke_jax.nn.layers.record`), ``features`` (B, D) among them; empty
-        unless asked for.
-      moments: of every normalisation layer's input, sorted by path; empty unless asked for.
-      updated: changed collections (``batch_stats`` in training mode).
-    """
-
-    logits: Array
-    activations: dict[str, Array]
-    moments: tuple[Moments, ...]
-    updated: PyTree
-
-
-def observe(
-    module: nn.Module,
-    variables: PyTree,
-    inputs: Array,
-    *,
-    train: bool = False,
-    activations: bool = False,
-    moments: bool = False,
-    key: Key | None = None,
-) -> Observed:
-    """One forward pass with everything that a loss may read.
-
-    Args:
-      module, variables: the network. inputs: what it takes, after preprocessing.
-      train: normalisation uses the batch, and dropout is on (then `key`).
-      activations, moments: whether they are collected.
-
-    Raises:
-      InputError: for moments of a network without batch normalisation.
-    """
-    running = variables.get("batch_stats", {})
-    if moments and not jax.tree.leaves(running):
-        raise InputError(
-            f"{type(module).__name__} has no batch normalisation, so a statistics prior has nothing to match; use a "
-            "network with it (lenet5_bn, a ResNet, a WRN) or switch the prior off"
-        )
-    mutable = ["batch_stats"] * train + ["activations"] * activations + ["normalisation"] * moments
-    rngs = None if key is None else {"dropout": key}
-    if not mutable:
-        logits = apply(module, variables, inputs, train=False, rngs=rngs)
-        return Observed(_in_float32(logits), {}, (), {})
-    logits, changed = apply(module, variables, inputs, train=train, mutable=mutable, rngs=rngs)
-    updated = dict(changed)
-    recorded = _flat(updated.pop("activations", None) or {})
-    reported = updated.pop("normalisation", None)
-    found = tuple(_moments(reported, running)) if moments and reported is not None else ()
-    return Observed(_in_float32(logits), recorded, found, updated)
-
-
-def _in_float32(answers: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), answers)
-
-
-Objective = Callable[[PyTree], tuple[Array, tuple[Any, PyTree]]]
-"""parameters -> (value, (anything beside it, changed collections))."""
-
-
-def descend(
-    optimizer: optax.GradientTransformation, training: Training, objective: Objective
-) -> tuple[Training, Array, Any]:
-    """One update down the gradient of an objective: the training after it, its value before, and what stood beside it."""
-    (value, (beside, changed)), gradient = jax.value_and_grad(objective, has_aux=True)(training.variables["params"])
-    return updated_by(optimizer, training, gradient, changed), value, beside
-
-
 @dataclasses.dataclass(frozen=True)
 class Learner:
     """A classifier that learns from given batches; see the module's description.
@@ -197,12 +126,10 @@ class Learner:
         inputs = constrain_samples(self.preprocessing(images))
         targets = jax.tree.map(constrain_samples, targets)
 
-        def objective(params: PyTree) -> tuple[Array, tuple[None, PyTree]]:
-            variables = {**training.variables, "params": params}
-            seen = observe(self.module, variables, inputs, train=True, activations=activations, key=key)
-            return jnp.mean(loss(seen, targets)), (None, seen.updated)
-
-        training, value, _ = descend(self.optimizer, training, objective)
+        training, value, _ = learn(
+            self.module, self.optimizer, training, inputs, lambda seen, _: (jnp.mean(loss(seen, targets)), None),
+            key=key, activations=activations,
+        )  # fmt: skip
         return training, value
 
     def learn_all(

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,6 +16,7 @@ from dfke_jax.core.mesh import constrain_samples
 from dfke_jax.core.method import Method, Static, check_arguments, method
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.nn.observation import Observed, observe
 from dfke_jax.nn.precision import apply
 
 
@@ -207,23 +209,55 @@ def _step(fixed: Static, task: _Task, key: Key, state: Training) -> tuple[Traini
         )
         batch = jnp.concatenate([batch, as_float(companions[0][beside])])
         wanted = jax.tree.map(lambda all_, own: jnp.concatenate([all_, own[beside]]), wanted, companions[1])
-    inputs = preprocessing(batch)
 
-    def mean_loss(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
-        logits, updated = apply(
-            module,
-            {**state.variables, "params": params},
-            inputs,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
-        value = jnp.mean(loss(logits.astype(jnp.float32), wanted))
-        extra = jnp.zeros(()) if penalty is None else penalty(params)
-        return value + extra, ({"loss": value} if penalty is None else {"loss": value, "penalty": extra}, updated)
+    def mean_loss(seen: Observed, params: PyTree) -> tuple[Array, Metrics]:
+        value = jnp.mean(loss(seen.logits, wanted))
+        if penalty is None:
+            return value, {"loss": value}
+        extra = penalty(params)
+        return value + extra, {"loss": value, "penalty": extra}
 
-    (_, (metrics, updated)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.variables["params"])
-    return updated_by(optimizer, state, gradient, updated), metrics
+    state, _, metrics = learn(module, optimizer, state, preprocessing(batch), mean_loss, key=dropout_key)
+    return state, metrics
+
+
+Objective = Callable[[PyTree], tuple[Array, tuple[Any, PyTree]]]
+"""parameters -> (value, (anything beside it, changed collections))."""
+
+
+def descend(
+    optimizer: optax.GradientTransformation, training: Training, objective: Objective
+) -> tuple[Training, Array, Any]:
+    """One update down the gradient of an objective: the training after it, its value before, and what stood beside it."""
+    (value, (beside, changed)), gradient = jax.value_and_grad(objective, has_aux=True)(training.variables["params"])
+    return updated_by(optimizer, training, gradient, changed), value, beside
+
+
+def learn(
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    training: Training,
+    inputs: Array,
+    loss: Callable[[Observed, PyTree], tuple[Array, Any]],
+    *,
+    key: Key,
+    activations: bool = False,
+) -> tuple[Training, Array, Any]:
+    """`descend` for a network in training mode, whose normalisation takes the batch and moves its running statistics.
+
+    Args:
+      module: the network. inputs: what it takes, after preprocessing.
+      loss: (seen of the batch, parameters) -> (value, anything beside it).
+      key: of dropout. activations: whether the loss reads them.
+    """
+
+    def objective(params: PyTree) -> tuple[Array, tuple[Any, PyTree]]:
+        variables = {**training.variables, "params": params}
+        seen = observe(module, variables, inputs, train=True, activations=activations, key=key)
+        value, beside = loss(seen, params)
+        return value, (beside, seen.updated)
+
+    return descend(optimizer, training, objective)
 
 
 def updated_by(
@@ -257,4 +291,17 @@ def trained(classifier: Classifier, state: Training) -> Classifier:
     return dataclasses.replace(classifier, variables=state.variables)
 
 
-__all__ = ["Adversary", "Loss", "Penalty", "Training", "on_images", "optimiser", "trained", "training", "updated_by"]
+__all__ = [
+    "Adversary",
+    "Loss",
+    "Objective",
+    "Penalty",
+    "Training",
+    "descend",
+    "learn",
+    "on_images",
+    "optimiser",
+    "trained",
+    "training",
+    "updated_by",
+]

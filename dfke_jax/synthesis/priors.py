@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dfke_jax.core.errors import UnknownNameError
 from dfke_jax.core.types import Array
-from dfke_jax.nn.classifier import Moments
+from dfke_jax.nn.observation import Moments
 
 
 def total_variation(images: Array) -> Array:
@@ -59,7 +59,7 @@ def normalisation_statistics(moments: Sequence[Moments], form: StatisticsForm = 
     - ``kl``: Σ_channels log(σ/σ̂) + (σ̂² + (μ̂ − μ)²) / 2σ² − ½ = KL(N(μ̂, σ̂²) ‖ N(μ, σ²)) (Haroush et al. 2020)
 
     Args:
-      moments: from `Classifier.logits_and_moments`; the first is the layer that comes first by path, which in every
+      moments: from `Classifier.observe`; the first is the layer that comes first by path, which in every
         registered network is the first that images pass.
       form: which of the three.
       first: weight of the first layer (the ImageNet recipe of DeepInversion uses 10).

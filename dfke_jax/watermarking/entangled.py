@@ -14,8 +14,9 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method, Static, method
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.nn.classifier import Classifier, apply_recording, as_float
+from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.losses import cross_entropy
+from dfke_jax.nn.observation import observe
 from dfke_jax.nn.soft_nearest import soft_nearest_neighbour_loss
 from dfke_jax.nn.training import Training, training, updated_by
 from dfke_jax.watermarking.entangled_settings import EntangledSettings
@@ -341,16 +342,16 @@ def _watermark_step(
     label = jnp.full(2 * half, settings.target)
 
     def objective(params: PyTree, raw: Array) -> tuple[Array, tuple]:
-        activations, updated = apply_recording(
-            module, {**now.variables, "params": params}, inputs, train=by_batch,
-            mutable=("batch_stats",) if by_batch else (), rngs={"dropout": keys[2]},
-        )  # fmt: skip
-        loss = cross_entropy(activations["logits"], label).mean()
-        answered = jnp.mean(jnp.argmax(activations["logits"][:half], -1) == settings.target)
+        seen = observe(
+            module, {**now.variables, "params": params}, inputs, train=by_batch, activations=True, key=keys[2]
+        )
+        loss = cross_entropy(seen.logits, label).mean()
+        answered = jnp.mean(jnp.argmax(seen.logits[:half], -1) == settings.target)
         if not entangled:
-            return loss, (loss, jnp.zeros(len(settings.layers)), answered, updated)
-        nearest = _losses(settings, activations, _temperature(settings, raw))
-        return loss - weights @ nearest, (loss, nearest, answered, updated)
+            return loss, (loss, jnp.zeros(len(settings.layers)), answered, seen.updated)
+        layers = {**seen.activations, "logits": seen.logits}
+        nearest = _losses(settings, layers, _temperature(settings, raw))
+        return loss - weights @ nearest, (loss, nearest, answered, seen.updated)
 
     (_, (loss, nearest, answered, updated)), (gradient, upwards) = jax.value_and_grad(
         objective, argnums=(0, 1), has_aux=True

@@ -30,7 +30,7 @@ def bn_teacher():
     """One with batch normalisation, whose stored statistics are those of some images."""
     made = Classifier.create(MLP(3, (8,), batch_norm=True), jax.random.key(2), SHAPE)
     images = 0.2 * jax.random.uniform(jax.random.key(3), (50, *SHAPE)) + 0.4
-    _, moments = made.logits_and_moments(images)
+    moments = made.observe(images, moments=True).moments
     stored = {"dense1_norm": {"mean": moments[0].mean, "var": moments[0].var}}
     assert jax.tree.structure(stored) == jax.tree.structure(made.variables["batch_stats"])
     return made.replace(variables={**made.variables, "batch_stats": stored})

@@ -28,7 +28,7 @@ KEY = jax.random.key(12)
 
 
 def statistics(teacher, images, form):
-    return float(normalisation_statistics(teacher.logits_and_moments(images)[1], form))
+    return float(normalisation_statistics(teacher.observe(images, moments=True).moments, form))
 
 
 @pytest.mark.parametrize("form", ["norm", "squared", "kl"])
@@ -56,7 +56,7 @@ def test_the_first_normalisation_layer_has_a_weight_of_its_own(bn_teacher):
     def misfit(weight):
         settings = InversionSettings(steps=40, jitter=0, learning_rate=0.02, first_layer=weight)
         images = core.run(deep_inversion(bn_teacher, settings, 9, 9), KEY, 1).state.images
-        return normalisation_statistics(bn_teacher.logits_and_moments(images)[1][:1], "norm")
+        return normalisation_statistics(bn_teacher.observe(images, moments=True).moments[:1], "norm")
 
     assert misfit(10.0) < misfit(1.0) < misfit(0.0)
     with pytest.raises(core.InputError, match="first_layer must not be negative"):

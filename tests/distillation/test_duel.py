@@ -153,7 +153,7 @@ def test_zskt_learns_from_the_latents_that_the_generator_has_just_moved_on():
 def test_the_attention_term_of_zskt_is_the_mean_over_pixels():
     from dfke_jax.core.method import Static
     from dfke_jax.distillation.zskt import _student_loss
-    from dfke_jax.nn.players import Observed
+    from dfke_jax.nn.observation import Observed
 
     rng = np.random.default_rng(3)
     a, b = rng.normal(size=(2, 4, 5, 6, 3)).astype(np.float32)

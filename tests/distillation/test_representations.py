@@ -9,9 +9,9 @@ import pytest
 from dfke_jax import core, nn
 from dfke_jax.core import InputError, UnknownNameError
 from dfke_jax.distillation import representation_distillation
-from dfke_jax.nn.classifier import apply_recording
 from dfke_jax.nn.layers import BatchNorm, flatten, record
 from dfke_jax.nn.mlp import MLP
+from dfke_jax.nn.observation import observe
 
 SHAPE = (4, 4, 1)
 IMAGES = jax.random.uniform(jax.random.key(1), (32, *SHAPE))
@@ -91,10 +91,8 @@ def test_a_step_is_in_training_mode():
 
 
 def features_with(student, variables, images, key):
-    recorded, _ = apply_recording(
-        student.module, variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
-    )
-    return recorded["features"]
+    seen = observe(student.module, variables, images, train=True, activations=True, key=key)
+    return seen.activations["features"]
 
 
 @pytest.mark.parametrize("batch_size", [2, 32])

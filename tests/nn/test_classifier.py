@@ -192,11 +192,13 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_logits_and_moments(name):
+def test_moments_of_what_enters_normalisation(name):
     make, shape, layers = NETWORKS[name]
     classifier = filled(make(), shape)
     images = draw(4, *shape)
-    logits, moments = jax.jit(Classifier.logits_and_moments)(classifier, images)
+    logits, _, moments, _ = jax.jit(lambda classifier, images: classifier.observe(images, moments=True))(
+        classifier, images
+    )
     np.testing.assert_allclose(logits, jax.jit(Classifier.logits)(classifier, images), atol=1e-5)
     caught = inputs_of_norms(classifier, images)
     assert len(moments) == len(caught) == layers
@@ -221,15 +223,15 @@ def test_the_order_of_moments_is_the_same_inside_and_outside_of_compiled_program
 
     classifier = Classifier.create(Unsorted(), jax.random.key(0), (4, 4, 1))
     images = draw(2, 4, 4, 1)
-    outside = classifier.logits_and_moments(images)[1]
-    inside = jax.jit(Classifier.logits_and_moments)(classifier, images)[1]
+    moments = lambda classifier, images: classifier.observe(images, moments=True).moments
+    outside, inside = moments(classifier, images), jax.jit(moments)(classifier, images)
     for one, other in zip(outside, inside, strict=True):
         np.testing.assert_allclose(one.mean, other.mean, atol=1e-6)
 
 
 def test_moments_need_normalisation(lenet):
     with pytest.raises(InputError, match=r"LeNet5 has no batch normalisation.*use a network with it"):
-        lenet.logits_and_moments(draw(2, 28, 28, 1))
+        lenet.observe(draw(2, 28, 28, 1), moments=True)
 
 
 # Classifiers as arguments of compiled programs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfke_jax.core import InputError, UnknownNameError
-from dfke_jax.nn import Classifier, apply_recording
+from dfke_jax.nn import Classifier, observe
 from dfke_jax.nn.recurrent import LSTM
 from dfke_jax.nn.two_conv import TwoConv
 
@@ -37,9 +37,9 @@ def test_two_convolutions():
     x = x.permute(0, 2, 3, 1).flatten(1) @ weights["dense1"]["kernel"] + weights["dense1"]["bias"]
     assert_equal(found["dense1"], x)
     assert_equal(found["logits"], F.relu(x) @ weights["head"]["kernel"] + weights["head"]["bias"])
-    recorded, updated = apply_recording(network.module, network.variables, jnp.asarray(images), train=True)
-    assert updated == {}
-    np.testing.assert_allclose(recorded["conv1"], found["conv1"], atol=1e-5)
+    seen = observe(network.module, network.variables, jnp.asarray(images), train=True, activations=True)
+    assert seen.updated == {}
+    np.testing.assert_allclose(seen.activations["conv1"], found["conv1"], atol=1e-5)
     network.check_layers(("conv1", "features"))
     with pytest.raises(UnknownNameError, match="unknown recorded layer of TwoConv 'conv3'; nearest: conv"):
         network.check_layers(("conv1", "conv3"))
