@@ -1,0 +1,102 @@
+"""The knowledge within: images whose statistics are the stored Gaussians, of a class, and smooth."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.core.method import Method, Static
+from dfke_jax.core.types import Array, Key
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.losses import cross_entropy
+from dfke_jax.synthesis.noise import optimise_noise
+from dfke_jax.synthesis.pool import Batch, fill_pool
+from dfke_jax.synthesis.priors import gaussian_smoothness, normalisation_statistics
+from dfke_jax.synthesis.starts import SynthesisSettings
+from dfke_jax.synthesis.targets import balanced_labels
+
+
+@dataclasses.dataclass(frozen=True)
+class WithinSettings(SynthesisSettings):
+    """How images are matched to stored Gaussians. Steps, rate and weights are this project's, where not said otherwise.
+
+    Attributes:
+      steps, learning_rate: of Adam on pixels. statistics, one_hot, smoothness: weights of the terms.
+      sigma: width in pixels of the Gaussian of the smoothness term.
+      start, start_mean, start_sd, start_blur: of the start images.
+    """
+
+    steps: int = 500
+    learning_rate: float = 0.05
+    statistics: float = 1.0
+    one_hot: float = 1.0
+    smoothness: float = 0.1
+    sigma: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not min(self.statistics, self.one_hot, self.smoothness) >= 0 or not self.sigma > 0:
+            raise InputError(
+                "weights must not be negative and sigma be positive, got "
+                f"{self.statistics}, {self.one_hot}, {self.smoothness} and {self.sigma}"
+            )
+
+
+def knowledge_within(
+    teacher: Classifier, settings: WithinSettings, count: int, batch_size: int, *, control: bool = False
+) -> Method:
+    """Fills a pool with images whose normalisation inputs have the stored means and variances.
+
+    min_x w_s·Σ_layers Σ_channels KL(N(μ̂, σ̂²) ‖ N(μ, σ²)) + w_o·mean_b CE(T(x_b), y_b) + w_g·mean ‖x − g_σ * x‖²
+
+    with the batch's mean μ̂ and biased variance σ̂² of every normalisation layer's input; y_b balanced.
+
+    Args:
+      teacher: frozen, with batch normalisation.
+      settings: see `WithinSettings`. count: N, a multiple of `batch_size`; sample r is of class r mod K.
+      batch_size: samples whose statistics are matched together. control: return the start images as they are.
+
+    Returns:
+      A `Method` over `Pool` with metric ``loss``.
+
+    Raises:
+      InputError: for a network without batch normalisation.
+
+    Source: Haroush, Hubara, Hoffer and Soudry, The Knowledge Within: Methods for Data-Free Model Compression, CVPR 2020:
+      the divergence of Gaussians, the class term and the smoothness.
+    """
+    if not teacher.has_normalisation:
+        raise InputError(
+            f"{type(teacher.module).__name__} has no batch normalisation, whose statistics are to be matched; use "
+            "lenet5_bn, a ResNet or a WRN"
+        )
+    synthesiser = Partial(_synthesise, teacher, Static((settings, control, batch_size)))
+    return fill_pool(synthesiser, count, batch_size, teacher.input_shape)
+
+
+def _synthesise(teacher: Classifier, static: Static, key: Key, rows: Array, carry: tuple) -> Batch:
+    settings, control, batch_size = static.value
+    start_key, noise_key = jax.random.split(key)
+    labels = balanced_labels(rows, teacher.num_classes)
+    start = settings.draw(start_key, (batch_size, *teacher.input_shape))
+    if control:
+        return Batch(start, labels, carry, {})
+
+    def objective(key: Key, images: Array) -> tuple[Array, Array]:
+        seen = teacher.observe(images, moments=True)
+        coupled = settings.statistics * normalisation_statistics(seen.moments, "kl")
+        own = settings.one_hot * cross_entropy(seen.logits, labels)
+        own += settings.smoothness * gaussian_smoothness(images, settings.sigma)
+        return own + coupled, jnp.zeros_like(own)
+
+    made = optimise_noise(
+        noise_key, objective, start, steps=settings.steps, optimizer=optax.adam(settings.learning_rate),
+        box=teacher.preprocessing.box,
+    )  # fmt: skip
+    return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})
+
+
+__all__ = ["WithinSettings", "knowledge_within"]
