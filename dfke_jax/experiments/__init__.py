@@ -4,6 +4,7 @@ from dfke_jax.experiments.bench.merge import merge
 from dfke_jax.experiments.bench.registry import Recipe, recipe, recipes, register
 from dfke_jax.experiments.bench.result import Arm, Published, Result
 from dfke_jax.experiments.bench.run import run_recipe
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import Settings
 from dfke_jax.experiments.bench.workbench import Workbench
 
@@ -12,6 +13,7 @@ __all__ = [
     "Published",
     "Recipe",
     "Result",
+    "Run",
     "Settings",
     "Workbench",
     "merge",

@@ -1,6 +1,6 @@
 """The recipe random-shapes: a student distilled on pictures of random shapes.
 
-This is a whole recipe: settings, a function from settings to arms, and its registration.
+This is a whole recipe: settings, what is trained, one seed of it, and its registration.
 """
 
 import dataclasses
@@ -9,8 +9,11 @@ import jax
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array, Key
-from dfke_jax.experiments import Arm, Recipe, Workbench, register
+from dfke_jax.experiments import Arm, Recipe, Run, register
+from dfke_jax.experiments.bench.budgets import distilled
 from dfke_jax.experiments.bench.settings import DIGITS, TransferSettings
+from dfke_jax.experiments.bench.students import distil
+from dfke_jax.experiments.distillation.anchors import anchor_arms, measure_anchors
 from dfke_jax.synthesis.shapes import synthetic_shapes
 
 
@@ -36,23 +39,23 @@ def shuffled(key: Key, images: Array) -> Array:
     return jax.vmap(jax.random.permutation)(keys, rows).reshape(images.shape)
 
 
-def execute(config: ShapeSettings, bench: Workbench) -> list[Arm]:
-    """The teacher, the student from scratch, shapes, and the same pixels without any shape."""
-    arms = bench.anchors(real=False, scratch=True)
+def arms(config: ShapeSettings) -> list[Arm]:
+    """What is trained: the teacher, the student from scratch, the method and its control."""
     method = Arm("random_shapes", "Random shapes", "method")
     control = Arm("random_shapes_control", "The same pixels, shuffled", "control")
-    for arm in (method, control):
-        arm.budget = bench.distilled_budget(config.samples)
-        for seed in bench.seeds:
-            teacher = bench.teacher(seed)
-            # Both arms have the method's key: the same pictures, which the control shuffles.
-            key = bench.key(seed, method.name)
-            images = synthetic_shapes(key, config.samples, bench.dataset.shape)
-            if arm is control:
-                images = shuffled(jax.random.fold_in(key, 1), images)
-            student = bench.distil(arm.name, seed, teacher, images)
-            bench.record(arm, student, teacher)
-    return [*arms, method, control]
+    return [*anchor_arms(config, real=False, scratch=True), method, control]
+
+
+def measure(run: Run[ShapeSettings]) -> None:
+    """One seed: trains the networks and records what they reach."""
+    measure_anchors(run)
+    # Both arms have the method's key: the same pictures, which the control shuffles.
+    key = run.key("random_shapes")
+    images = synthetic_shapes(key, run.config.samples, run.dataset.shape)
+    pixels = shuffled(jax.random.fold_in(key, 1), images)
+    budget = distilled(run.config, run.config.samples)
+    for name, pictures in (("random_shapes", images), ("random_shapes_control", pixels)):
+        run.record(name, distil(run, name, pictures), budget=budget)
 
 
 RECIPE = register(
@@ -63,7 +66,8 @@ RECIPE = register(
         "The control is distilled on the same pictures with their pixels shuffled.",
         paper="Nayak, Mopuri, Chakraborty: Effectiveness of Arbitrary Transfer Sets, WACV 2021",
         config=ShapeSettings,
-        execute=execute,
+        arms=arms,
+        measure=measure,
         presets={"digits": {**DIGITS, "distillation_steps": 1000, "samples": 1000}},
     )
 )

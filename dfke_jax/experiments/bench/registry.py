@@ -3,18 +3,21 @@
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dfke_jax.core.errors import UnknownNameError
-from dfke_jax.experiments.bench.result import Published
+from dfke_jax.experiments.bench.result import Arm, Published
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A published experiment that can be run by name.
+    """A published experiment that can be run by name: data, and functions of one seed.
+
+    The engine (`dfke_jax.experiments.run_recipe`) calls them, seed after seed or in several processes,
+    takes up what was stopped, and puts the figures of the seeds together.
 
     Attributes:
       name: as on the command line.
@@ -22,7 +25,13 @@ class Recipe:
       summary: what it does, in two or three sentences.
       paper: citation.
       config: a frozen dataclass whose fields all have defaults and docstrings.
-      execute: ``execute(config, bench) -> list of arms``; see `dfke_jax.experiments.bench`.
+      arms: ``arms(config)``: what is trained, in the order of the tables. Names, labels and roles; a budget where the
+        settings alone say it.
+      measure: ``measure(run)`` does everything for one seed: trains, and records figures for every arm. See
+        `dfke_jax.experiments.Run`.
+      prepare: ``prepare(bench)`` makes once what all seeds share, ``run.shared``. It draws from the first seed's key
+        and knows nothing of the other seeds, so that each process makes the same.
+      execute: ``execute(config, bench) -> list of arms``, for recipes that loop over their seeds themselves.
       published: figures from the literature.
       time: what it takes, and where, e.g. ``"1 min, 2 CPU cores (digits)"``.
       datasets: the sets it has presets and figures for; others work too.
@@ -35,7 +44,10 @@ class Recipe:
     summary: str
     paper: str
     config: type
-    execute: Callable[..., Any]
+    arms: Callable[[Any], Sequence[Arm]] | None = None
+    measure: Callable[[Any], None] | None = None
+    prepare: Callable[[Any], Any] | None = None
+    execute: Callable[..., Any] | None = None
     published: tuple[Published, ...] = ()
     time: str = ""
     datasets: tuple[str, ...] = ("digits", "mnist", "fashion_mnist")

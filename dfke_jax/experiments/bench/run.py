@@ -1,6 +1,7 @@
 """From a recipe and its configuration to a `Result` on disk."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -9,8 +10,10 @@ from typing import Any
 
 from dfke_jax.core.checkpoint import alone, writable_directory, write_whole
 from dfke_jax.core.errors import CheckpointError, InputError
+from dfke_jax.experiments.bench.merge import joined
 from dfke_jax.experiments.bench.registry import Recipe
-from dfke_jax.experiments.bench.result import Result, environment
+from dfke_jax.experiments.bench.result import Arm, Result, environment
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import Settings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.nn.precision import compute_precision
@@ -68,21 +71,48 @@ def _run(
 ) -> Result:
     bench = Workbench(config, out, data_dir=data_dir, progress=progress, devices=devices, only=seeds)
     with compute_precision(config.precision):
-        arms = recipe.execute(config, bench)
+        arms = recipe.execute(config, bench) if recipe.execute else _over_seeds(recipe, bench)
     result = Result(
         recipe=recipe.name,
         title=recipe.title,
         dataset=config.dataset,
         config=as_written(config),
         seeds=bench.seeds,
-        arms=list(arms),
+        arms=arms,
         published=[figure for figure in recipe.published if figure.dataset == config.dataset],
         seconds=bench.account.closed(),
         environment=environment(),
-        notes=[*bench.notes, f"Data: {bench.dataset.source}"],
+        notes=list(dict.fromkeys([*bench.notes, f"Data: {bench.dataset.source}"])),
     )
     result.write(out)
     return result
+
+
+def _over_seeds(recipe: Recipe, bench: Workbench) -> list[Arm]:
+    """Every seed in its turn; one that is done is read."""
+    assert recipe.arms is not None
+    arms = list(recipe.arms(bench.config))
+    if len({arm.name for arm in arms}) < len(arms):
+        raise ValueError(f"two arms of {recipe.name} have one name: {[arm.name for arm in arms]}")
+    shared = recipe.prepare(bench) if recipe.prepare else None
+    parts = []
+    for seed in bench.seeds:
+        make = functools.partial(_one_seed, recipe, bench, seed, arms, shared)
+        found = bench.once("figures", seed, make, *arms)
+        bench.notes += found["notes"]
+        parts.append([Arm(**arm) for arm in found["arms"]])
+    return [joined(same) for same in zip(*parts, strict=True)]
+
+
+def _one_seed(recipe: Recipe, bench: Workbench, seed: int, arms: Sequence[Arm], shared: Any) -> dict[str, Any]:
+    """What a recipe records for one seed."""
+    assert recipe.measure is not None
+    run = Run(bench, seed, arms, shared)
+    recipe.measure(run)
+    empty = [arm.name for arm in run.arms.values() if not (arm.accuracy or arm.metrics)]
+    if empty:
+        raise ValueError(f"{recipe.name} recorded nothing for {', '.join(empty)} at seed {seed}")
+    return {"arms": [dataclasses.asdict(arm) for arm in run.arms.values()], "notes": run.notes}
 
 
 def as_written(config: Any) -> dict[str, Any]:

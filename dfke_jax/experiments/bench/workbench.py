@@ -1,4 +1,4 @@
-"""Where recipes do their work: data, teachers, stages that resume, students, and the arms they end up in."""
+"""Where recipes do their work: data, teachers and stages that resume, for all seeds of a run."""
 
 import contextlib
 import dataclasses
@@ -21,26 +21,15 @@ from dfke_jax.core.mesh import device_mesh, replicate
 from dfke_jax.core.method import Method
 from dfke_jax.core.tracking import JsonLines
 from dfke_jax.core.types import Array, Key, PyTree
-from dfke_jax.distillation.response import cross_entropy_training, knowledge_distillation
-from dfke_jax.evaluation import accuracy, agreement, class_histogram, histogram_entropy
-from dfke_jax.experiments.bench import budgets
+from dfke_jax.evaluation.agreement import accuracy, agreement
+from dfke_jax.experiments.bench.kept import once
 from dfke_jax.experiments.bench.result import Arm
-from dfke_jax.experiments.bench.settings import (
-    AnchoredSettings,
-    DistillationSettings,
-    PoolSettings,
-    Settings,
-    StudentSettings,
-    SupervisedSettings,
-    TransferSettings,
-    augmentation,
-    network,
-)
+from dfke_jax.experiments.bench.settings import Settings, SupervisedSettings, augmentation, network
 from dfke_jax.experiments.bench.timing import Account
 from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.nn.supervised import cross_entropy_training
 from dfke_jax.nn.training import trained
 from dfke_jax.synthesis.pool import Pool
-from dfke_jax.synthesis.targets import class_similarity
 
 S = TypeVar("S", bound=Settings)
 
@@ -168,10 +157,9 @@ class Workbench:
           members: the method is a population of so many; its metrics are not tracked.
           callback: see `run`.
         """
-        decides = [dataclasses.asdict(self.config), self.data_fingerprint, self._files, name, seed, steps]
         checkpoints = Checkpoints(
             self.out / "checkpoints" / f"seed{seed}" / name,
-            config=fingerprint([*decides, draws_as, members]),
+            config=self._decides(name, seed, steps, draws_as, members),
             keep=1,
         )
         key = self.key(seed, draws_as or name)
@@ -181,6 +169,26 @@ class Workbench:
         return self._run(
             kind, f"seed{seed}/{name}", key, method, steps, checkpoints, rows, chunk, track=track, callback=callback
         )
+
+    def once(self, name: str, seed: int, make: Callable[[], Any], *decides: Any) -> Any:
+        """What `make()` returns, kept in the run's directory: a run that is taken up again reads it.
+
+        For what is no stage: figures, distances, whatever is made on the host. Numbers and arrays come
+        back to the bit, sequences as lists; see `dfke_jax.experiments.bench.kept.once`.
+
+        Args:
+          name: of the value within its seed. seed: the seed. make: called where there is none yet.
+          decides: what it depends on besides settings, data, name and seed; JSON-able.
+
+        Raises:
+          CheckpointError: the value was made of other settings or data.
+        """
+        path = self.out / "kept" / f"seed{seed}" / f"{name}.npz"
+        return once(path, self._decides(name, seed, *decides), make)
+
+    def _decides(self, name: str, seed: int, *more: Any) -> str:
+        """Fingerprint of all that a stage or a kept value depends on."""
+        return fingerprint([dataclasses.asdict(self.config), self.data_fingerprint, self._files, name, seed, *more])
 
     def _run(
         self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track, callback=None, spent=lambda _: None
@@ -232,10 +240,16 @@ class Workbench:
 
     # ---- networks trained on real data
 
-    def _anchor(
+    def cached(
         self, what: str, seed: int, classifier: Classifier, method: Method, steps: int, description: list
     ) -> Classifier:
-        """A network trained on real data: from the user's cache, or trained and put there."""
+        """A network trained on real data: from the user's cache, or trained and put there.
+
+        Args:
+          what: kind of network, of which its key and its place in the cache are made. seed: the seed.
+          classifier: untrained. method, steps: how it is trained.
+          description: everything that decides it beside data, kind, seed and precision; JSON-able.
+        """
         mark = fingerprint(
             [what, seed, self._train_fingerprint, description, jax.__version__]
             + [c for c in (self.config.precision,) if c != "float32"]
@@ -270,7 +284,8 @@ class Workbench:
         except CheckpointError as error:
             raise CheckpointError(f"{error} (remove {place} to train that network again)") from error
 
-    def _supervised(self, what: str, name: str, seed: int) -> Classifier:
+    def supervised(self, what: str, name: str, seed: int) -> Classifier:
+        """A network by name trained by cross-entropy on the real training set, with the teacher's budget."""
         c = self._settings(SupervisedSettings)
         images, labels = self.train
         budget = {"steps": c.teacher_steps, "batch_size": c.teacher_batch, "learning_rate": c.teacher_learning_rate}
@@ -278,42 +293,29 @@ class Workbench:
         method = cross_entropy_training(
             classifier, images, labels, **budget, augment=augmentation(c.teacher_augmentation)
         )
-        return self._anchor(
-            what, seed, classifier, method, c.teacher_steps, [name, budget, c.teacher_augmentation, c.fit]
-        )
+        description = [name, budget, c.teacher_augmentation, c.fit]
+        return self.cached(what, seed, classifier, method, c.teacher_steps, description)
 
     def teacher(self, seed: int) -> Classifier:
         """The seed's teacher: cross-entropy on the real training set."""
-        return self._supervised("teacher", self.config.teacher, seed)
+        return self.supervised("teacher", self.config.teacher, seed)
 
-    def student_from_scratch(self, seed: int) -> Classifier:
-        """The student's network trained on the real training set, without the teacher."""
-        return self._supervised("scratch", self._settings(StudentSettings).student, seed)
+    @property
+    def supervised_budget(self) -> dict[str, int]:
+        """What a teacher used, for its row: see `Arm.budget`."""
+        return {"real_samples": len(self.dataset.train), "training_steps": self.config.teacher_steps}
 
-    def student_from_real_data(self, seed: int) -> Classifier:
-        """The student distilled from the teacher on the real training images: the ceiling of data-free methods."""
-        c = self._settings(AnchoredSettings)
-        teacher = self.teacher(seed)
-        student = self.network(c.student)
-        method = knowledge_distillation(
-            student, teacher, self.train[0], **self._distillation_budget(), augment=augmentation(c.real_augmentation)
-        )
-        description = [
-            c.teacher, c.student, c.teacher_steps, c.teacher_batch, c.teacher_learning_rate, c.teacher_augmentation,
-            self._distillation_budget(), c.real_augmentation, c.fit,
-        ]  # fmt: skip
-        return self._anchor("real_data", seed, student, method, c.distillation_steps, description)
+    # ---- pictures
 
-    def _distillation_budget(self) -> dict[str, Any]:
-        c = self._settings(DistillationSettings)
-        return {
-            "steps": c.distillation_steps,
-            "batch_size": c.distillation_batch,
-            "learning_rate": c.distillation_learning_rate,
-            "temperature": c.temperature,
-        }
+    def keep_samples(self, name: str, images: Array | np.ndarray, labels: Array | np.ndarray) -> None:
+        """Keeps up to ten samples of each class, for the report."""
+        labels = np.asarray(labels)
+        rows = np.concatenate([np.flatnonzero(labels == k)[:10] for k in range(self.dataset.num_classes)])
+        self._samples[name] = np.round(np.clip(np.asarray(images[rows]), 0, 1) * 255).astype(np.uint8)
+        self._samples[f"{name}_labels"] = labels[rows]
+        np.savez_compressed(self.out / "samples.npz", **self._samples)  # pyright: ignore[reportArgumentType]
 
-    # ---- transfer sets and students
+    # ---- what recipes use that loop over their seeds themselves
 
     def pool(
         self, name: str, seed: int, method: Method, count: int, batch_size: int, *, draws_as: str | None = None
@@ -333,32 +335,8 @@ class Workbench:
 
     def keep(self, name: str, pool: Pool, seed: int) -> None:
         """Keeps up to ten samples of each class of the first seed, for the report."""
-        if seed != self.config.seed:
-            return
-        labels = np.asarray(pool.labels)
-        rows = np.concatenate([np.flatnonzero(labels == k)[:10] for k in range(self.dataset.num_classes)])
-        self._samples[name] = np.round(np.clip(np.asarray(pool.images[rows]), 0, 1) * 255).astype(np.uint8)
-        self._samples[f"{name}_labels"] = labels[rows]
-        np.savez_compressed(self.out / "samples.npz", **self._samples)  # pyright: ignore[reportArgumentType]
-
-    def distil(
-        self, name: str, seed: int, teacher: Classifier, images: Array, augment: str | None = None
-    ) -> Classifier:
-        """A student distilled from the teacher on a transfer set (N, H, W, C), with the recipe's budget.
-
-        Args:
-          name: of the arm. seed: the seed. teacher, images: what it learns from.
-          augment: name of the augmentation; the configuration's by default.
-        """
-        c = self._settings(DistillationSettings)
-        augment = augment or self._settings(TransferSettings).augmentation
-        student = self.network(c.student)
-        method = knowledge_distillation(
-            student, teacher, images, **self._distillation_budget(), augment=augmentation(augment)
-        )
-        rows, steps = c.distillation_batch, c.distillation_steps
-        state = self.stage("distillation", f"{name}/student", seed, method, steps, rows=rows)
-        return trained(student, state)
+        if seed == self.config.seed:
+            self.keep_samples(name, pool.images, pool.labels)
 
     def record(
         self, arm: Arm, classifier: Classifier | Answers, teacher: Classifier | None = None, **metrics: float
@@ -373,45 +351,13 @@ class Workbench:
         for name, value in metrics.items():
             arm.metrics.setdefault(name, []).append(round(float(value), 6))
 
-    def distilled_budget(
-        self, synthetic: int = 0, synthesis_steps: int = 0, real: int = 0, **further: Any
-    ) -> dict[str, int]:
-        """What an arm used, for its row: see `Arm.budget` and `dfke_jax.experiments.bench.budgets.distilled`."""
-        return budgets.distilled(self.config, synthetic, synthesis_steps, real, **further)
-
-    def anchors(self, teacher: bool = True, real: bool = True, scratch: bool = False) -> list[Arm]:
-        """The arms that real data gives: the teacher, the student from scratch, the student distilled with real data."""
-        c, count = self.config, len(self.dataset.train)
-        arms = []
-        training = {"real_samples": count, "training_steps": c.teacher_steps}
-        if teacher:
-            arm = Arm("teacher", f"Teacher ({c.teacher})", "teacher", budget=training)
-            for seed in self.seeds:
-                self.record(arm, self.teacher(seed))
-            arms.append(arm)
-        if scratch:
-            student = self._settings(StudentSettings).student
-            arm = Arm("scratch", f"Student from scratch ({student})", "anchor", budget=training)
-            for seed in self.seeds:
-                self.record(arm, self.student_from_scratch(seed), self.teacher(seed))
-            arms.append(arm)
-        if real:
-            arm = Arm("real_data", "Distilled with real data", "anchor", budget=self.distilled_budget(real=count))
-            for seed in self.seeds:
-                self.record(arm, self.student_from_real_data(seed), self.teacher(seed))
-            arms.append(arm)
-        return arms
-
-    def similarity(self) -> None:
-        """Keeps the first seed's class-similarity matrix, for the report."""
-        if self.config.seed not in self.seeds:
-            return
-        matrix = class_similarity(self.teacher(self.config.seed).head_kernel)
-        np.savez(
-            self.out / "similarity.npz",
-            class_similarity=np.asarray(matrix),
-            class_names=np.asarray(self.dataset.class_names),
-        )
+    def anchors(self, *, real: bool) -> list[Arm]:
+        """The arm of the teacher."""
+        assert not real
+        arm = Arm("teacher", f"Teacher ({self.config.teacher})", "teacher", budget=self.supervised_budget)
+        for seed in self.seeds:
+            self.record(arm, self.teacher(seed))
+        return [arm]
 
 
 def _hashes(settings: Any, root: Path) -> list[str]:
@@ -426,71 +372,4 @@ def _hashes(settings: Any, root: Path) -> list[str]:
     return [hashlib.sha256(path.read_bytes()).hexdigest()[:16]] if path.is_file() else []
 
 
-def noise_arm(bench: Workbench, count: int) -> Arm:
-    """The baseline without any idea: independent uniform pixels, answered by the teacher."""
-    arm = Arm("noise", "Uniform noise", "baseline", budget=bench.distilled_budget(count))
-    for seed in bench.seeds:
-        teacher = bench.teacher(seed)
-        images = jax.random.uniform(bench.key(seed, "noise"), (count, *bench.dataset.shape))
-        bench.record(arm, bench.distil("noise", seed, teacher, images), teacher)
-    return arm
-
-
-def opening_arms(config: PoolSettings, bench: Workbench) -> list[Arm]:
-    """What every synthesis recipe begins with: teacher, distillation with real data and, if wanted, uniform noise."""
-    return bench.anchors() + ([noise_arm(bench, config.samples)] if config.baselines else [])
-
-
-def synthesis_arms(
-    bench: Workbench,
-    name: str,
-    label: str,
-    make: Any,
-    count: int,
-    batch_size: int,
-    steps: int,
-    *,
-    control: str | None = "",
-    draws_as: str | None = None,
-    **further: Any,
-) -> Sequence[Arm]:
-    """A method and its matched control: the same start images, labelling, augmentation and distillation, no synthesis.
-
-    Args:
-      bench: the workbench.
-      name, label: of the method's arm.
-      make: ``(teacher, seed, control) -> Method`` that fills a pool.
-      count, batch_size: of the pool.
-      steps: updates per sample, for the budget.
-      control: name of the control's arm, ``NAME_control`` by default; None where another arm's control serves.
-      draws_as: name whose keys method and control draw from; `name` by default. Methods that share it share their start
-        images, and one control serves them all.
-      further: what else the method used, its control not: see `dfke_jax.experiments.bench.budgets.distilled`.
-    """
-    arms = [Arm(name, label, "method", budget=bench.distilled_budget(count, steps, **further))]
-    if control is not None:
-        title = "Start images, no synthesis"
-        arms.append(Arm(control or f"{name}_control", title, "control", budget=bench.distilled_budget(count)))
-    for seed in bench.seeds:
-        teacher = bench.teacher(seed)
-        for arm in arms:
-            method = make(teacher, seed, arm.role == "control")
-            pool = bench.pool(arm.name, seed, method, count, batch_size, draws_as=draws_as or name)
-            student = bench.distil(arm.name, seed, teacher, pool.images)
-            bench.record(arm, student, teacher, **pool_metrics(pool, teacher))
-    return arms
-
-
-def pool_metrics(pool: Pool, teacher: Classifier) -> dict[str, float]:
-    """What a pool looks like to the teacher.
-
-    Returns:
-      ``class_entropy``: of the teacher's answers over the pool, as a share of its maximum; ``label_agreement``: per
-      cent of samples that the teacher puts into the class they were made for.
-    """
-    predicted = np.argmax(teacher.predict(np.asarray(pool.images)), 1)
-    entropy = histogram_entropy(class_histogram(predicted, teacher.num_classes), normalised=True)
-    return {"class_entropy": entropy, "label_agreement": 100 * float((predicted == np.asarray(pool.labels)).mean())}
-
-
-__all__ = ["Answers", "Workbench", "noise_arm", "opening_arms", "pool_metrics", "synthesis_arms"]
+__all__ = ["Answers", "Workbench"]

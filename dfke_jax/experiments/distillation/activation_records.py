@@ -1,17 +1,21 @@
 """Distillation from activation records (metadata kept with the network)."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.distillation.activation_records import RecordSettings, from_records, record_activations
+from dfke_jax.core.method import Method
+from dfke_jax.distillation.activation_records import Record, RecordSettings, from_records, record_activations
 from dfke_jax.experiments.bench.budgets import recorded_rows
 from dfke_jax.experiments.bench.registry import Recipe, register
-from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.result import Published
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings
-from dfke_jax.experiments.bench.workbench import Workbench, opening_arms, synthesis_arms
+from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.distillation.anchors import REAL_DATA
+from dfke_jax.experiments.distillation.syntheses import Synthesis, measure_syntheses, synthesis_arms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,46 +28,47 @@ class ActivationRecordSettings(PoolSettings):
     """How images are made; `layers` is set by the two arms, top layer and all layers."""
 
 
-def execute(config: ActivationRecordSettings, bench: Workbench) -> list[Arm]:
+def prepare(bench: Workbench) -> None:
+    """Refuses batches that do not hold every class equally often."""
+    batch, classes = bench.config.synthesis_batch, bench.dataset.num_classes  # type: ignore[attr-defined]
+    if batch % classes:
+        raise InputError(f"synthesis_batch must be a multiple of the {classes} classes, got {batch}")
+
+
+def methods(config: ActivationRecordSettings) -> list[Synthesis]:
+    """Records of the top layer and of all layers, which start from the same images and share a control."""
+    return [
+        _method(config, "top", "top_layer", "Activation records, top layer", "control"),
+        _method(config, "all", "all_layers", "Activation records, all layers", None),
+    ]
+
+
+def _method(config: ActivationRecordSettings, layers: str, name: str, label: str, control: str | None) -> Synthesis:
+    settings = dataclasses.replace(config.synthesis, layers=layers)
+
+    @functools.cache  # one for the method and its control
+    def records(run: Run) -> Record:
+        train = run.dataset.train
+        with run.clock("records"):
+            return record_activations(run.teacher, train.images, train.labels, per_class=config.per_class)
+
+    def used(run: Run) -> dict[str, int]:
+        counts = np.bincount(run.dataset.train.labels, minlength=run.dataset.num_classes)
+        return {"recorded": recorded_rows(counts.tolist(), config.per_class)}
+
+    def make(run: Run, control: bool) -> Method:
+        size = config.samples, config.synthesis_batch
+        return from_records(run.teacher, records(run), settings, *size, control=control)
+
+    return Synthesis(name, label, make, settings.steps, control=control, draws_as="records", used=used)
+
+
+def measure(run: Run[ActivationRecordSettings]) -> None:
     """Anchors, noise, the matched control, records of the top layer and of all layers."""
-    classes = bench.dataset.num_classes
-    if config.synthesis_batch % classes:
-        raise InputError(f"synthesis_batch must be a multiple of the {classes} classes, got {config.synthesis_batch}")
-    arms = opening_arms(config, bench)
-    train = bench.dataset.train
-    records = {}
-
-    def record(teacher, seed):
-        if seed not in records:
-            with bench.clock("records"):
-                records.clear()
-                records[seed] = record_activations(teacher, train.images, train.labels, per_class=config.per_class)
-        return records[seed]
-
-    for layers, label in (("top", "Activation records, top layer"), ("all", "Activation records, all layers")):
-        settings = dataclasses.replace(config.synthesis, layers=layers)
-
-        def make(teacher, seed, control, settings=settings):
-            return from_records(
-                teacher, record(teacher, seed), settings, config.samples, config.synthesis_batch, control=control
-            )
-
-        arms += synthesis_arms(
-            bench,
-            f"{layers}_layer{'s' * (layers == 'all')}",
-            label,
-            make,
-            config.samples,
-            config.synthesis_batch,
-            settings.steps,
-            control="control" if layers == "top" else None,
-            draws_as="records",
-            recorded=recorded_rows(np.bincount(train.labels, minlength=classes).tolist(), config.per_class),
-        )
-    bench.notes.append(
+    measure_syntheses(run, methods(run.config))
+    run.note(
         "Activation records are statistics of real data that are kept with the network: not data-free in the strict sense."
     )
-    return arms
 
 
 register(
@@ -74,7 +79,9 @@ register(
         "on all layers, drawn with a correct Cholesky factor.",
         paper="Lopes, Fenu, Starner: Data-Free Knowledge Distillation for Deep Neural Networks, 2017",
         config=ActivationRecordSettings,
-        execute=execute,
+        arms=lambda config: synthesis_arms(config, methods(config)),
+        measure=measure,
+        prepare=prepare,
         published=(
             Published("top_layer", "mnist", 77.30, "Lopes et al. 2017", "recalled"),
             Published("all_layers", "mnist", 85.61, "Lopes et al. 2017", "recalled"),

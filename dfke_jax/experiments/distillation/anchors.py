@@ -2,10 +2,15 @@
 
 import dataclasses
 
+import numpy as np
+
+from dfke_jax.experiments.bench import budgets
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
-from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings
-from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.bench.seed_run import Run
+from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings, DistillationSettings
+from dfke_jax.experiments.bench.students import distilled_from_real_data
+from dfke_jax.synthesis.targets import class_similarity
 
 DAFL_STUDENT = "their student has 15,738 parameters, lenet5_half 35,820"
 
@@ -21,11 +26,44 @@ class AnchorSettings(AnchoredSettings):
     """Settings of the anchors."""
 
 
-def execute(config: AnchorSettings, bench: Workbench) -> list[Arm]:
+def anchor_arms(config: DistillationSettings, *, real: bool = True, scratch: bool = False) -> list[Arm]:
+    """The arms that real data gives: the teacher, the student from scratch, the student distilled with real data."""
+    arms = [Arm("teacher", f"Teacher ({config.teacher})", "teacher")]
+    if scratch:
+        arms.append(Arm("scratch", f"Student from scratch ({config.student})", "anchor"))
+    return [*arms, Arm("real_data", "Distilled with real data", "anchor")] if real else arms
+
+
+def measure_anchors(run: Run) -> None:
+    """Trains and records those of `anchor_arms` that the recipe has."""
+    c, training = run.config, run.bench.supervised_budget
+    run.record("teacher", run.teacher, budget=training)
+    if "scratch" in run.arms:
+        run.record("scratch", run.bench.supervised("scratch", c.student, run.seed), budget=training)
+    if "real_data" in run.arms:
+        budget = budgets.distilled(c, real=len(run.dataset.train))
+        run.record("real_data", distilled_from_real_data(run), budget=budget)
+
+
+def keep_similarity(run: Run) -> None:
+    """Keeps the first seed's class-similarity matrix, for the report."""
+    if run.first:
+        np.savez(
+            run.bench.out / "similarity.npz",
+            class_similarity=np.asarray(class_similarity(run.teacher.head_kernel)),
+            class_names=np.asarray(run.dataset.class_names),
+        )
+
+
+def arms(config: AnchorSettings) -> list[Arm]:
     """Teacher, student from scratch, student distilled with real data."""
-    arms = bench.anchors(scratch=True)
-    bench.similarity()
-    return arms
+    return anchor_arms(config, scratch=True)
+
+
+def measure(run: Run[AnchorSettings]) -> None:
+    """All of them, of one seed."""
+    measure_anchors(run)
+    keep_similarity(run)
 
 
 register(
@@ -36,7 +74,8 @@ register(
         "the figures that every data-free method is measured against.",
         paper="Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015",
         config=AnchorSettings,
-        execute=execute,
+        arms=arms,
+        measure=measure,
         published=(
             Published("teacher", "mnist", 99.34, "Nayak et al., ICML 2019 (ZSKD)", "recalled"),
             Published("scratch", "mnist", 98.92, "Nayak et al., ICML 2019 (ZSKD)", "recalled"),
@@ -49,4 +88,4 @@ register(
     )
 )
 
-__all__ = ["DAFL_STUDENT", "REAL_DATA", "AnchorSettings"]
+__all__ = ["DAFL_STUDENT", "REAL_DATA", "AnchorSettings", "anchor_arms", "keep_similarity", "measure_anchors"]

@@ -20,13 +20,12 @@ from dfke_jax.distillation.zskt import zskt_cost
 from dfke_jax.evaluation import histogram_entropy
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings
-from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.distillation.anchors import DAFL_STUDENT, REAL_DATA
+from dfke_jax.experiments.distillation.anchors import DAFL_STUDENT, REAL_DATA, anchor_arms, measure_anchors
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.players import Maker
-from dfke_jax.synthesis.pool import Pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,106 +76,99 @@ class ZSKTRecipeSettings(DuelRecipeSettings):
     """How the method runs; LeNets of two widths share maps, so attention can be switched on."""
 
 
-def execute(
-    name: str,
-    label: str,
-    make: Callable[[Classifier, Classifier, Any], Method],
-    cost: Callable[[Any], Cost],
-    config: DuelRecipeSettings,
-    bench: Workbench,
-) -> list[Arm]:
-    """Anchors, the method, and the same with a generator that never learns."""
-    arms = bench.anchors()
-    settings = config.scheduled
-    still = dataclasses.replace(settings, generator_rate=0.0)
-    budget = cost(settings).times(config.iterations)
-    made = [
-        (Arm(name, label, "method", budget=budget), settings),
-        (Arm(f"{name}_control", "Generator that never learns", "control", budget=dict(budget)), still),
-    ]
-    for seed in bench.seeds:
-        teacher, student = bench.teacher(seed), bench.network(config.student)
-        for arm, how in made:
-            method = make(teacher, student, how)
-            state = bench.stage(
-                "distillation", f"{arm.name}/duel", seed, method, config.iterations, rows=how.batch_size,
-                draws_as=f"{name}/duel",
+@dataclasses.dataclass(frozen=True)
+class Duel:
+    """A method of this kind: its arms' name, the method itself, and what an iteration costs."""
+
+    name: str
+    make: Callable[[Classifier, Classifier, Any], Method]
+    cost: Callable[[Any], Cost]
+
+    def arms(self, config: DuelRecipeSettings) -> list[Arm]:
+        """Anchors, the method, and the same with a generator that never learns."""
+        budget = self.cost(config.scheduled).times(config.iterations)
+        method = Arm(self.name, self.name.upper(), "method", budget=budget)
+        control = Arm(f"{self.name}_control", "Generator that never learns", "control", budget=budget)
+        return [*anchor_arms(config), method, control]
+
+    def measure(self, run: Run[DuelRecipeSettings]) -> None:
+        """Trains the students and measures them."""
+        measure_anchors(run)
+        c, student = run.config, run.network(run.config.student)
+        still = dataclasses.replace(c.scheduled, generator_rate=0.0)
+        for name, settings in ((self.name, c.scheduled), (f"{self.name}_control", still)):
+            method = self.make(run.teacher, student, settings)
+            state = run.stage(
+                "distillation", f"{name}/duel", method, c.iterations, rows=settings.batch_size,
+                draws_as=f"{self.name}/duel",
             )  # fmt: skip
-            learnt = student_of(student, state)
-            entropy = _look(bench, arm.name, seed, teacher, state, how)
-            bench.record(arm, learnt, teacher, class_entropy=entropy)
-    return arms + [arm for arm, _ in made]
+            entropy = _look(run, name, state, settings)
+            run.record(name, student_of(student, state), {"class_entropy": entropy})
 
 
-def _look(
-    bench: Workbench, name: str, seed: int, teacher: Classifier, state: DuelState, settings: DuelSettings
-) -> float:
+def _look(run: Run, name: str, state: DuelState, settings: DuelSettings) -> float:
     """Keeps pictures of the last generator; the entropy of the teacher's mean answer to them, as a share of log K."""
+    teacher = run.teacher
     generator = DFMEGenerator(teacher.input_shape, settings.width, settings.latent)
     maker = Maker(generator, teacher.preprocessing, optax.identity(), settings.output)  # it learns no more
-    z = draw_latents(bench.key(seed, "pictures"), (500,), generator)
+    z = draw_latents(run.key("pictures"), (500,), generator)
     images, _ = jax.jit(maker.images)(state.generator.variables, z)
     logits = teacher(images)
-    bench.keep(name, Pool(images, jnp.argmax(logits, -1), jnp.int32(500), ()), seed)
+    run.keep(name, images, jnp.argmax(logits, -1))
     return histogram_entropy(np.asarray(jax.nn.softmax(logits)).mean(0), normalised=True)
 
 
-def _register(
-    name: str,
-    title: str,
-    summary: str,
-    paper: str,
-    config: type,
-    make: Callable,
-    cost: Callable,
-    published: tuple[Published, ...],
-) -> None:
-    register(
-        Recipe(
-            name=name,
-            title=title,
-            summary=summary,
-            paper=paper,
-            config=config,
-            execute=lambda config, bench: execute(name, name.upper(), make, cost, config, bench),
-            published=(*published, *REAL_DATA),
-            presets={"digits": {**DISTILLED_DIGITS, "iterations": 1000}},
-        )
+DAFL, DFAD, ZSKT = Duel("dafl", dafl, dafl_cost), Duel("dfad", dfad, dfad_cost), Duel("zskt", zskt, zskt_cost)
+_PRESETS = {"digits": {**DISTILLED_DIGITS, "iterations": 1000}}
+
+
+register(
+    Recipe(
+        name="dafl",
+        title="DAFL: data-free learning of student networks",
+        summary="A generator makes images that the teacher is sure of, that excite its features and that cover its classes; "
+        "the student learns the teacher's answers to the same batches. The control's generator never learns.",
+        paper="Chen et al.: Data-Free Learning of Student Networks, ICCV 2019",
+        config=DAFLRecipeSettings,
+        arms=DAFL.arms,
+        measure=DAFL.measure,
+        published=(
+            Published("dafl", "mnist", 98.20, "Chen et al., ICCV 2019 (DAFL), Table 1", "readme", differs=DAFL_STUDENT),
+            *REAL_DATA,
+        ),
+        presets=_PRESETS,
     )
-
-
-_register(
-    "dafl",
-    "DAFL: data-free learning of student networks",
-    "A generator makes images that the teacher is sure of, that excite its features and that cover its classes; the student "
-    "learns the teacher's answers to the same batches. The control's generator never learns.",
-    "Chen et al.: Data-Free Learning of Student Networks, ICCV 2019",
-    DAFLRecipeSettings,
-    dafl,
-    dafl_cost,
-    (Published("dafl", "mnist", 98.20, "Chen et al., ICCV 2019 (DAFL), Table 1", "readme", differs=DAFL_STUDENT),),
 )
-_register(
-    "dfad",
-    "DFAD: data-free adversarial distillation",
-    "A generator climbs the distance of the student's logits from the teacher's, which the student descends five times as "
-    "often. The control's generator never learns.",
-    "Fang et al.: Data-Free Adversarial Distillation, 2019",
-    DFADRecipeSettings,
-    dfad,
-    dfad_cost,
-    (Published("dfad", "mnist", 98.3, "Fang et al., 2019 (DFAD)", "readme", differs=DAFL_STUDENT),),
+register(
+    Recipe(
+        name="dfad",
+        title="DFAD: data-free adversarial distillation",
+        summary="A generator climbs the distance of the student's logits from the teacher's, which the student descends five "
+        "times as often. The control's generator never learns.",
+        paper="Fang et al.: Data-Free Adversarial Distillation, 2019",
+        config=DFADRecipeSettings,
+        arms=DFAD.arms,
+        measure=DFAD.measure,
+        published=(
+            Published("dfad", "mnist", 98.3, "Fang et al., 2019 (DFAD)", "readme", differs=DAFL_STUDENT),
+            *REAL_DATA,
+        ),
+        presets=_PRESETS,
+    )
 )
-_register(
-    "zskt",
-    "ZSKT: zero-shot knowledge transfer by belief matching",
-    "A generator climbs the KL divergence of the student's answers from the teacher's, which the student descends ten times "
-    "on the images of the same latents. The control's generator never learns.",
-    "Micaelli, Storkey: Zero-Shot Knowledge Transfer via Adversarial Belief Matching, NeurIPS 2019",
-    ZSKTRecipeSettings,
-    zskt,
-    zskt_cost,
-    (),
+register(
+    Recipe(
+        name="zskt",
+        title="ZSKT: zero-shot knowledge transfer by belief matching",
+        summary="A generator climbs the KL divergence of the student's answers from the teacher's, which the student descends "
+        "ten times on the images of the same latents. The control's generator never learns.",
+        paper="Micaelli, Storkey: Zero-Shot Knowledge Transfer via Adversarial Belief Matching, NeurIPS 2019",
+        config=ZSKTRecipeSettings,
+        arms=ZSKT.arms,
+        measure=ZSKT.measure,
+        published=REAL_DATA,
+        presets=_PRESETS,
+    )
 )
 
-__all__ = ["DAFLRecipeSettings", "DFADRecipeSettings", "DuelRecipeSettings", "ZSKTRecipeSettings"]
+__all__ = ["DAFLRecipeSettings", "DFADRecipeSettings", "Duel", "DuelRecipeSettings", "ZSKTRecipeSettings"]

@@ -1,16 +1,17 @@
 """Data impressions (ZSKD) and class impressions."""
 
 import dataclasses
-from collections.abc import Callable
 
+from dfke_jax.core.method import Method
 from dfke_jax.distillation import class_impressions, data_impressions
 from dfke_jax.distillation.class_impressions import ClassImpressionSettings
 from dfke_jax.distillation.data_impressions import ImpressionSettings
 from dfke_jax.experiments.bench.registry import Recipe, register
-from dfke_jax.experiments.bench.result import Arm, Published, Role
+from dfke_jax.experiments.bench.result import Published
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings, augmentation
-from dfke_jax.experiments.bench.workbench import Workbench, opening_arms, synthesis_arms
-from dfke_jax.experiments.distillation.anchors import REAL_DATA
+from dfke_jax.experiments.distillation.anchors import REAL_DATA, keep_similarity
+from dfke_jax.experiments.distillation.syntheses import Synthesis, measure_syntheses, synthesis_arms
 
 _PRIOR = ImpressionSettings(
     steps=200, start="smooth", start_mean=(0.0, 1.0), start_sd=(0.0, 1.0), total_variation=(0.002, 0.032)
@@ -35,56 +36,13 @@ class DataImpressionSettings(PoolSettings):
             augmentation(name)
 
 
-def _execute(config: PoolSettings, bench: Workbench, name: str, label: str, make: Callable) -> list[Arm]:
-    """Anchors, noise, a method and its matched control."""
-    arms = opening_arms(config, bench)
-    steps = config.synthesis.steps  # pyright: ignore[reportAttributeAccessIssue]
-    arms += synthesis_arms(bench, name, label, make, config.samples, config.synthesis_batch, steps)
-    bench.similarity()
-    return arms
+def _data_impressions(config: DataImpressionSettings) -> list[Synthesis]:
+    def make(run: Run, control: bool) -> Method:
+        return data_impressions(run.teacher, config.synthesis, config.samples, config.synthesis_batch, control=control)
 
-
-def execute_data(config: DataImpressionSettings, bench: Workbench) -> list[Arm]:
-    """Anchors, noise, data impressions and their control; the same samples under other augmentations."""
-
-    def make(teacher, seed, control):
-        return data_impressions(teacher, config.synthesis, config.samples, config.synthesis_batch, control=control)
-
-    arms = _execute(config, bench, "data_impressions", "Data impressions", make)
-    for other in config.other_augmentations:
-        arms += _other_augmentation(config, bench, make, other)
-    return arms
-
-
-def _other_augmentation(config: DataImpressionSettings, bench: Workbench, make, other: str) -> list[Arm]:
-    """The pools of `execute_data` (restored, not made again), distilled with another augmentation."""
-    made = []
-    variants: tuple[tuple[str, str, Role], ...] = (
-        ("data_impressions", "Data impressions", "method"),
-        ("data_impressions_control", "Start images, no synthesis", "control"),
-    )
-    for source, label, role in variants:
-        name = f"data_impressions_{other}" + ("_control" if role == "control" else "")
-        steps = 0 if role == "control" else config.synthesis.steps
-        arm = Arm(
-            name,
-            f"{label}, {other} augmentation",
-            role,
-            budget=bench.distilled_budget(config.samples, steps, augment=other),
-        )
-        for seed in bench.seeds:
-            teacher = bench.teacher(seed)
-            pool = bench.pool(
-                source,
-                seed,
-                make(teacher, seed, role == "control"),
-                config.samples,
-                config.synthesis_batch,
-                draws_as="data_impressions",
-            )
-            bench.record(arm, bench.distil(name, seed, teacher, pool.images, other), teacher)
-        made.append(arm)
-    return made
+    others = config.other_augmentations
+    steps = config.synthesis.steps
+    return [Synthesis("data_impressions", "Data impressions", make, steps, augmentations=others)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +53,17 @@ class ClassImpressionRecipeSettings(PoolSettings):
     """How the impressions are made."""
 
 
-def execute_class(config: ClassImpressionRecipeSettings, bench: Workbench) -> list[Arm]:
-    """Anchors, noise, class impressions and their control."""
+def _class_impressions(config: ClassImpressionRecipeSettings) -> list[Synthesis]:
+    def make(run: Run, control: bool) -> Method:
+        return class_impressions(run.teacher, config.synthesis, config.samples, config.synthesis_batch, control=control)
 
-    def make(teacher, seed, control):
-        return class_impressions(teacher, config.synthesis, config.samples, config.synthesis_batch, control=control)
+    return [Synthesis("class_impressions", "Class impressions", make, config.synthesis.steps)]
 
-    return _execute(config, bench, "class_impressions", "Class impressions", make)
+
+def _measure(run: Run, methods: list[Synthesis]) -> None:
+    """Anchors, noise, a method and its control; and the similarity of classes, which targets are drawn by."""
+    measure_syntheses(run, methods)
+    keep_similarity(run)
 
 
 _DIGITS = {**DISTILLED_DIGITS, "samples": 1000}
@@ -134,7 +96,8 @@ register(
         "similarities, with both published scalings applied for real and no prior on the image.",
         paper=_ZSKD_PAPER,
         config=DataImpressionSettings,
-        execute=execute_data,
+        arms=lambda config: synthesis_arms(config, _data_impressions(config)),
+        measure=lambda run: _measure(run, _data_impressions(run.config)),
         published=_ZSKD,
         time="12 min on one of two shared CPU cores (mnist, 3 seeds, 3,000 impressions of 200 steps)",
         presets={
@@ -154,7 +117,8 @@ register(
         "images without any synthesis.",
         paper=_ZSKD_PAPER,
         config=DataImpressionSettings,
-        execute=execute_data,
+        arms=lambda config: synthesis_arms(config, _data_impressions(config)),
+        measure=lambda run: _measure(run, _data_impressions(run.config)),
         published=_WITH_PRIOR,
         time="2 min on 2 CPU cores (digits, 3 seeds); 14 min on one of two shared CPU cores (mnist, 3 seeds)",
         presets={
@@ -173,7 +137,8 @@ register(
         "each stopped at a confidence threshold of its own.",
         paper="Mopuri, Uppala, Babu: Ask, Acquire, and Attack: Data-free UAP Generation using Class Impressions, ECCV 2018",
         config=ClassImpressionRecipeSettings,
-        execute=execute_class,
+        arms=lambda config: synthesis_arms(config, _class_impressions(config)),
+        measure=lambda run: _measure(run, _class_impressions(run.config)),
         published=REAL_DATA,
         time="29 min on one of two shared CPU cores (fashion_mnist, 3 seeds)",
         presets={"digits": _DIGITS},

@@ -3,16 +3,21 @@
 import dataclasses
 
 from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.method import Method
 from dfke_jax.distillation.deep_inversion import InversionSettings, adaptive_deep_inversion, deep_inversion
 from dfke_jax.experiments.bench.budgets import opponent_rows
 from dfke_jax.experiments.bench.registry import Recipe, register
-from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings, augmentation
-from dfke_jax.experiments.bench.workbench import Workbench, opening_arms, synthesis_arms
-from dfke_jax.experiments.distillation.anchors import REAL_DATA
+from dfke_jax.experiments.distillation.anchors import REAL_DATA, keep_similarity
+from dfke_jax.experiments.distillation.syntheses import Synthesis, measure_syntheses, synthesis_arms
 from dfke_jax.nn.registry import describe
 
-ARMS = ("deep_dream", "deep_inversion", "adaptive_deep_inversion")
+ARMS = {
+    "deep_dream": "DeepDream prior",
+    "deep_inversion": "DeepInversion",
+    "adaptive_deep_inversion": "Adaptive DeepInversion",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +26,7 @@ class InversionRecipeSettings(PoolSettings):
 
     teacher: str = "lenet5_bn"
     """Network of the teacher; it needs batch normalisation."""
-    arms: tuple[str, ...] = ARMS
+    arms: tuple[str, ...] = tuple(ARMS)
     """Which methods: deep_dream, deep_inversion, adaptive_deep_inversion."""
     samples: int = 1280
     """Synthesised images."""
@@ -46,34 +51,45 @@ class InversionRecipeSettings(PoolSettings):
             )
 
 
-def execute(config: InversionRecipeSettings, bench: Workbench) -> list[Arm]:
-    """Anchors, noise, one control for all methods (they start from the same images), and the methods."""
-    arms = opening_arms(config, bench)
-    count, batch = config.samples, config.synthesis_batch
-    labels = {
-        "deep_dream": "DeepDream prior",
-        "deep_inversion": "DeepInversion",
-        "adaptive_deep_inversion": "Adaptive DeepInversion",
-    }
-    for name in config.arms:
-        settings = dataclasses.replace(config.synthesis, statistics=0.0) if name == "deep_dream" else config.synthesis
+def methods(config: InversionRecipeSettings) -> list[Synthesis]:
+    """The methods, which start from the same images and share one control."""
+    size = config.samples, config.synthesis_batch
 
-        def make(teacher, seed, control, name=name, settings=settings):
-            if name == "adaptive_deep_inversion" and not control:
-                return adaptive_deep_inversion(
-                    teacher, bench.network(config.student), settings, count, batch, student_steps=config.student_steps,
-                    temperature=config.temperature, augment=augmentation(config.augmentation),
-                )  # fmt: skip
-            return deep_inversion(teacher, settings, count, batch, control=control)
+    def dream(run: Run, control: bool) -> Method:
+        settings = dataclasses.replace(config.synthesis, statistics=0.0)
+        return deep_inversion(run.teacher, settings, *size, control=control)
 
-        control = "control" if name == config.arms[0] else None
-        steps = config.synthesis.steps
-        arms += synthesis_arms(
-            bench, name, labels[name], make, count, batch, steps, control=control, draws_as="inversion",
-            other_rows=opponent_rows(config) if name == "adaptive_deep_inversion" else 0,
+    def invert(run: Run, control: bool) -> Method:
+        return deep_inversion(run.teacher, config.synthesis, *size, control=control)
+
+    def adapt(run: Run, control: bool) -> Method:
+        if control:
+            return invert(run, control)
+        return adaptive_deep_inversion(
+            run.teacher, run.network(config.student), config.synthesis, *size, student_steps=config.student_steps,
+            temperature=config.temperature, augment=augmentation(config.augmentation),
         )  # fmt: skip
-    bench.similarity()
-    return arms
+
+    makers = dict(zip(ARMS, (dream, invert, adapt), strict=True))
+    answered = {"adaptive_deep_inversion": lambda run: {"other_rows": opponent_rows(config)}}
+    return [
+        Synthesis(
+            name,
+            ARMS[name],
+            makers[name],
+            config.synthesis.steps,
+            control="control" if name == config.arms[0] else None,
+            draws_as="inversion",
+            used=answered.get(name, lambda run: {}),
+        )
+        for name in config.arms
+    ]
+
+
+def measure(run: Run[InversionRecipeSettings]) -> None:
+    """Anchors, noise, one control for all methods, and the methods."""
+    measure_syntheses(run, methods(run.config))
+    keep_similarity(run)
 
 
 def _recipe(name: str, title: str, summary: str, arms: tuple[str, ...], time: str) -> Recipe:
@@ -89,9 +105,10 @@ def _recipe(name: str, title: str, summary: str, arms: tuple[str, ...], time: st
             bases=(InversionRecipeSettings,),
             frozen=True,
         )
-        if arms != ARMS
+        if arms != tuple(ARMS)
         else InversionRecipeSettings,
-        execute=execute,
+        arms=lambda config: synthesis_arms(config, methods(config)),
+        measure=measure,
         published=REAL_DATA,
         time=time,
         presets={
@@ -112,7 +129,7 @@ register(
         "DeepInversion",
         "Images whose batch statistics agree with those stored in the teacher's normalisation layers, beside the "
         "DeepDream prior (without them) and the adaptive form (images that divide teacher and student).",
-        ARMS,
+        tuple(ARMS),
         "32 min on one of two shared CPU cores (mnist, 3 seeds)",
     )
 )

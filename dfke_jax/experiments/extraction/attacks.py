@@ -14,13 +14,13 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Method, against
 from dfke_jax.core.types import Array
 from dfke_jax.evaluation import accuracy, fgsm, total_variation, transfer_rate
-from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import StudentSettings, SupervisedSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.extraction import clone_of
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.oracle import ExplanationOracle, HostOracle, Ledger, Oracle, Reveal, check_spent, oracle_for
-from dfke_jax.synthesis.pool import Pool
 
 PROGRESS = "progress.jsonl"
 
@@ -110,7 +110,7 @@ def plain_oracle(victim: Classifier, config: "ExtractionSettings") -> Oracle | H
 
 @dataclasses.dataclass(frozen=True)
 class AttackRecipe:
-    """What one attack is made of.
+    """What one attack is made of; its `arms` and `measure` are those of a `Recipe`.
 
     Attributes:
       name: of its arms. label: in figures.
@@ -141,51 +141,50 @@ class AttackRecipe:
     opening: Callable[[AttackRun, Any], tuple[Any, int]] | None = None
     opening_rows: Callable[[Any], int] = lambda config: 0
 
+    def arms(self, config: ExtractionSettings) -> list[Arm]:
+        """The victim, an independent one, and per budget the attack and its control."""
+        made = victim_arms(config)
+        for budget in config.budgets:
+            name = f"{self.name}_{budget}"
+            made.append(Arm(name, f"{self.label}, {budget:,} queries", "method"))
+            if config.control:
+                made.append(Arm(f"{name}_control", f"{self.control_label}, {budget:,}", "control"))
+        return made
 
-def execute(recipe: AttackRecipe, config: ExtractionSettings, bench: Workbench, material: Any = None) -> list[Arm]:
-    """The victim, an independent one, and per budget the attack and its control."""
-    arms = victims(config, bench)
-    for budget in config.budgets:
-        arms += _at_budget(recipe, config, bench, budget, material)
-    return arms
+    def measure(self, run: Run[Any]) -> None:
+        """Makes the attack and its control at every budget and measures the clones."""
+        measure_victims(run)
+        c, opening_rows = run.config, self.opening_rows(run.config)
+        for budget in c.budgets:
+            settings, name = c.attack.with_budget(budget - opening_rows), f"{self.name}_{budget}"
+            plain = AttackRun(c, settings, c.answers, run.network(c.student), run.bench, run.seed, run.shared)
+            sides = [(name, plain, self.attack)]
+            if c.control:
+                sides.append((f"{name}_control", self.without(plain), self.control or self.attack))
+            for arm, here, make in sides:
+                here, state, counts, updates = extracted(
+                    self, here, make, run.teacher, budget, arm, f"{name}/attack", c.points
+                )
+                learnt = self.read(here.clone, state)
+                way = progress(run.bench, arm, run.seed)
+                metrics = closeness(run, learnt) | {f"accuracy_at_{n + opening_rows}": way[n] for n in way}
+                used = {**counts, "steps": self.steps(settings), "clone_updates": updates}
+                run.record(arm, learnt, metrics, budget=used)
+                images = self.pictures(here, state, learnt)
+                run.keep(arm, images, jnp.argmax(jnp.asarray(learnt.predict(np.asarray(images))), -1))
 
 
-def victims(config: CloneSettings, bench: Workbench) -> list[Arm]:
+def victim_arms(config: CloneSettings) -> list[Arm]:
     """The victim, and another one that was trained independently: the fidelity that a perfect learner of the task has."""
-    arms = bench.anchors(real=False)
-    arms[0].label = f"Victim ({config.teacher})"
-    other = Arm("independent", "Another victim, trained independently", "anchor", budget=arms[0].budget)
-    for seed in bench.seeds:
-        bench.record(other, bench.teacher(seed + config.seeds), bench.teacher(seed))
-    return [*arms, other]
+    other = Arm("independent", "Another victim, trained independently", "anchor")
+    return [Arm("teacher", f"Victim ({config.teacher})", "teacher"), other]
 
 
-def _at_budget(
-    recipe: AttackRecipe, config: ExtractionSettings, bench: Workbench, budget: int, material: Any
-) -> list[Arm]:
-    opening_rows = recipe.opening_rows(config)
-    settings = config.attack.with_budget(budget - opening_rows)
-    name = f"{recipe.name}_{budget}"
-    made = [Arm(name, f"{recipe.label}, {budget:,} queries", "method")]
-    if config.control:
-        made.append(Arm(f"{name}_control", f"{recipe.control_label}, {budget:,}", "control"))
-    for seed in bench.seeds:
-        victim = bench.teacher(seed)
-        run = AttackRun(config, settings, config.answers, bench.network(config.student), bench, seed, material)
-        for arm in made:
-            here, make = run, recipe.attack
-            if arm.role == "control":
-                here, make = recipe.without(run), recipe.control or recipe.attack
-            here, state, counts, updates = extracted(
-                recipe, here, make, victim, budget, arm.name, f"{name}/attack", config.points
-            )
-            arm.budget = {**counts, "steps": recipe.steps(settings), "clone_updates": updates}
-            learnt = recipe.read(run.clone, state)
-            way = progress(bench, arm.name, seed)
-            way = {f"accuracy_at_{rows + opening_rows}": value for rows, value in way.items()}
-            bench.record(arm, learnt, victim, **closeness(config, bench, learnt, victim), **way)
-            keep_pictures(bench, recipe.pictures(here, state, learnt), learnt, arm.name, seed)
-    return made
+def measure_victims(run: Run[Any]) -> None:
+    """Both of them, of one seed."""
+    budget = run.bench.supervised_budget
+    run.record("teacher", run.teacher, budget=budget)
+    run.record("independent", run.bench.teacher(run.seed + run.config.seeds), budget=budget)
 
 
 def extracted(
@@ -302,41 +301,35 @@ def rows_asked(attack: Attack) -> int:
     return jax.eval_shape(attack.ask, key, jax.eval_shape(attack.init, key))[1].shape[0]
 
 
-def keep_pictures(bench: Workbench, images: Array, clone: Any, name: str, seed: int) -> None:
-    """A look at what is asked, by the class that the clone sees in it."""
-    if seed != bench.config.seed:
-        return
-    labels = jnp.argmax(jnp.asarray(clone.predict(np.asarray(images))), -1)
-    bench.keep(name, Pool(images, labels, jnp.int32(len(images)), ()), seed)
-
-
-def closeness(config: CloneSettings, bench: Workbench, clone: Any, victim: Classifier) -> dict[str, float]:
+def closeness(run: Run[Any], clone: Any) -> dict[str, float]:
     """Total variation on the test set, and how often FGSM on the clone deceives the victim (1,000 test images)."""
-    test = bench.dataset.test
+    test, victim = run.dataset.test, run.teacher
     images, labels = as_float(jnp.asarray(test.images[:1000])), test.labels[:1000]
-    attacked = fgsm(getattr(clone, "answer", clone), images, jnp.asarray(labels), config.transfer_epsilon)
+    attacked = fgsm(getattr(clone, "answer", clone), images, jnp.asarray(labels), run.config.transfer_epsilon)
     moved = transfer_rate(victim.predict(np.asarray(images)), victim.predict(np.asarray(attacked)), labels)
     far = total_variation(victim.predict(test.images), clone.predict(test.images))
     return {"total_variation": far} | ({} if moved["rate"] is None else {"transfer": 100 * moved["rate"]})
 
 
-RERUN = "independent re-run of the attack on MNIST with LeNet (caumin/model-extraction-benchmark)"
-"""Where figures of the small setting come from: the papers have none for it."""
+def reruns(name: str, *figures: tuple[int, float], note: str = "") -> tuple[Published, ...]:
+    """Figures of the small setting, (budget, per cent): an attack's papers have none for it."""
+    source = "independent re-run of the attack on MNIST with LeNet (caumin/model-extraction-benchmark)"
+    return tuple(Published(f"{name}_{budget}", "mnist", value, source, "table", note) for budget, value in figures)
+
 
 __all__ = [
-    "RERUN",
     "AttackRecipe",
     "AttackRun",
     "CloneSettings",
     "EndpointSettings",
     "ExtractionSettings",
     "closeness",
-    "execute",
     "extracted",
-    "keep_pictures",
+    "measure_victims",
     "paid",
     "plain_oracle",
     "progress",
+    "reruns",
     "rows_asked",
-    "victims",
+    "victim_arms",
 ]

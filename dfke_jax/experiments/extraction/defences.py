@@ -14,11 +14,20 @@ from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.evaluation import accuracy
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import BEHIND, Arm
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, CloneSettings, closeness, paid, victims
+from dfke_jax.experiments.extraction.attacks import (
+    AttackRecipe,
+    AttackRun,
+    CloneSettings,
+    closeness,
+    measure_victims,
+    paid,
+    victim_arms,
+)
 from dfke_jax.experiments.extraction.generative import DFME, DISGUIDE
-from dfke_jax.experiments.extraction.pool import KNOCKOFF, SHAPES, image_pool
+from dfke_jax.experiments.extraction.pool import KNOCKOFF, SHAPES, ImagePool, image_pool
 from dfke_jax.extraction import (
     SMALL_CLONE,
     SMALL_DFME,
@@ -90,44 +99,45 @@ class DefenceSettings(CloneSettings):
             raise InputError("attacks must be at least one")
 
 
-def execute(config: DefenceSettings, bench: Workbench) -> list[Arm]:
+def arms(config: DefenceSettings) -> list[Arm]:
     """The victim, an independent one, and every attack behind every defence; nothing defended is the control."""
-    arms = victims(config, bench)
-    pool = image_pool(config, bench, config.budget) if "knockoff" in config.attacks else None
-    made = {
-        (attack, text): _arm(attack, text)
-        for text in config.defences
-        for attack in config.attacks
-        if (attack, text) != ("dfme", LABEL)  # labels have no differences
-    }
-    for seed in bench.seeds:
-        victim = bench.teacher(seed)
-        for text in config.defences:
-            oracle = _endpoint(config, bench, seed, victim, text)
-            costs = utility(oracle, victim, bench)
-            for attack in config.attacks:
-                if (attack, text) not in made:
-                    continue
-                recipe, arm = ATTACKS[attack], made[attack, text]
-                if attack == "dfme" and seed == config.seed:
-                    _note_lost_differences(bench, oracle, config.dfme, text)
-                settings = getattr(config, attack).with_budget(config.budget)
-                run = AttackRun(config, settings, oracle.reveal, bench.network(config.student), bench, seed, pool)
-                steps = recipe.steps(settings)
-                state, counts = paid(
-                    recipe,
-                    run,
-                    recipe.attack(run),
-                    oracle,
-                    config.budget,
-                    arm.name,
-                    f"{attack}/attack",
-                    chunk=steps,
-                )
-                arm.budget = {**counts, "steps": steps, "clone_updates": recipe.updates(settings)}
-                learnt = recipe.read(run.clone, state)
-                bench.record(arm, learnt, victim, **costs, **closeness(config, bench, learnt, victim))
-    return [*arms, *made.values()]
+    return [
+        *victim_arms(config),
+        *(_arm(attack, text) for text in config.defences for attack in _columns(config, text)),
+    ]
+
+
+def _columns(config: DefenceSettings, text: str) -> list[str]:
+    """Attacks that can be made behind a defence: labels have no differences."""
+    return [attack for attack in config.attacks if (attack, text) != ("dfme", LABEL)]
+
+
+def prepare(bench: Workbench) -> ImagePool | None:
+    """What Knockoff asks."""
+    config: DefenceSettings = bench.config  # type: ignore[assignment]
+    return image_pool(config, bench, config.budget) if "knockoff" in config.attacks else None
+
+
+def measure(run: Run[DefenceSettings]) -> None:
+    """Makes every attack behind every defence and measures the clones."""
+    measure_victims(run)
+    config, bench = run.config, run.bench
+    for text in config.defences:
+        oracle = _endpoint(run, text)
+        costs = utility(oracle, run.teacher, bench)
+        for attack in _columns(config, text):
+            recipe, arm = ATTACKS[attack], _arm(attack, text).name
+            if attack == "dfme" and run.first:
+                _note_lost_differences(run, oracle, text)
+            settings = getattr(config, attack).with_budget(config.budget)
+            here = AttackRun(config, settings, oracle.reveal, run.network(config.student), bench, run.seed, run.shared)
+            steps = recipe.steps(settings)
+            state, counts = paid(
+                recipe, here, recipe.attack(here), oracle, config.budget, arm, f"{attack}/attack", chunk=steps
+            )
+            learnt = recipe.read(here.clone, state)
+            budget = {**counts, "steps": steps, "clone_updates": recipe.updates(settings)}
+            run.record(arm, learnt, costs | closeness(run, learnt), budget=budget)
 
 
 def _arm(attack: str, text: str) -> Arm:
@@ -141,27 +151,27 @@ def _slug(text: str) -> str:
     return re.sub(r"\W+", "_", text)
 
 
-def _endpoint(config: DefenceSettings, bench: Workbench, seed: int, victim: Classifier, text: str) -> Oracle:
+def _endpoint(run: Run[DefenceSettings], text: str) -> Oracle:
     """The victim behind one defence."""
+    victim = run.teacher
     if text in (NONE, LABEL):
         oracle = oracle_for(victim, Reveal("label" if text == LABEL else "probabilities"))
     else:
         models = {}
         if text.startswith("adaptive_misinformation"):
-            models["misinformation"] = misinformed(config, bench, seed)
+            models["misinformation"] = misinformed(run)
         if text.startswith("prediction_poisoning"):
-            clone = bench.network(config.student)
-            key = bench.key(seed, "proxy")
-            models["proxy"] = Classifier.create(clone.module, key, clone.input_shape, clone.preprocessing)
+            clone = run.network(run.config.student)
+            models["proxy"] = Classifier.create(clone.module, run.key("proxy"), clone.input_shape, clone.preprocessing)
         oracle = oracle_for(victim, Reveal(), [defence(text, models)])
     assert isinstance(oracle, Oracle)
     return oracle
 
 
-def misinformed(config: DefenceSettings, bench: Workbench, seed: int) -> Classifier:
+def misinformed(run: Run[DefenceSettings]) -> Classifier:
     """A network of the victim's kind that has learnt not to give the right class (`reverse_cross_entropy`)."""
-    images, labels = bench.train
-    network = bench.network(config.teacher)
+    config, (images, labels) = run.config, run.bench.train
+    network = run.network(config.teacher)
     method = training(
         network,
         images,
@@ -170,7 +180,7 @@ def misinformed(config: DefenceSettings, bench: Workbench, seed: int) -> Classif
         optimizer=optimiser("adam", 1e-3),
         batch_size=config.teacher_batch,
     )
-    return trained(network, bench.stage("defence", "misinformation", seed, method, config.misinformation_steps))
+    return trained(network, run.stage("defence", "misinformation", method, config.misinformation_steps))
 
 
 def utility(oracle: Oracle, victim: Classifier, bench: Workbench) -> dict[str, float]:
@@ -193,12 +203,12 @@ def _distorted(oracle: Oracle, victim: Classifier, images: Any) -> Any:
     return given, jnp.abs(given - jax.nn.softmax(victim(rows))).sum(-1)
 
 
-def _note_lost_differences(bench: Workbench, oracle: Oracle, settings: DFMESettings, text: str) -> None:
+def _note_lost_differences(run: Run[DefenceSettings], oracle: Oracle, text: str) -> None:
     """Says in the result where DFME's differences cannot be seen through a defence."""
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        check_zeroth_order(oracle, settings.epsilon, int(np.prod(bench.dataset.shape)))
-    bench.notes += [f"DFME behind {text}: {warning.message}." for warning in heard]
+        check_zeroth_order(oracle, run.config.dfme.epsilon, int(np.prod(run.dataset.shape)))
+    run.note(*(f"DFME behind {text}: {warning.message}." for warning in heard))
 
 
 register(
@@ -210,7 +220,9 @@ register(
         paper="Tramèr et al. 2016; Lee et al. 2018; Orekondy, Schiele, Fritz: Prediction Poisoning, ICLR 2020; Kariyappa, "
         "Qureshi: Adaptive Misinformation, CVPR 2020",
         config=DefenceSettings,
-        execute=execute,
+        arms=arms,
+        measure=measure,
+        prepare=prepare,
         presets={
             "digits": {
                 **DIGITS,

@@ -16,14 +16,13 @@ from dfke_jax.experiments.bench.result import Published
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Answers
 from dfke_jax.experiments.extraction.attacks import (
-    RERUN,
     AttackRecipe,
     AttackRun,
     EndpointSettings,
     ExtractionSettings,
-    execute,
     paid,
     plain_oracle,
+    reruns,
 )
 from dfke_jax.experiments.extraction.pool import KNOCKOFF
 from dfke_jax.extraction import (
@@ -109,6 +108,14 @@ class DisagreementRecipeSettings(EndpointSettings):
     """Settings of attacks by disagreeing clones."""
 
     attack: DisagreementSettings = SMALL_DISGUIDE
+    """How the attack runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DualStudentsRecipeSettings(DisagreementRecipeSettings):
+    """Settings of Dual Students."""
+
+    attack: DisagreementSettings = dataclasses.replace(SMALL_DISGUIDE, objective="l1", diversity=0.0)
     """How the attack runs."""
 
 
@@ -275,9 +282,6 @@ DFMS = _recipe(
     opening_rows=lambda config: config.first_rows,
 )
 
-_DIGITS = {**DIGITS, "budgets": (2_000, 10_000)}
-
-
 CIFAR10 = {
     "seeds": 1,
     "teacher": "resnet34",
@@ -293,116 +297,107 @@ CIFAR10 = {
 """For a GPU: the published networks."""
 
 
-def _register(
-    recipe: AttackRecipe,
-    name: str,
-    title: str,
-    summary: str,
-    paper: str,
-    config: type,
-    cifar10: dict[str, Any] | None = None,
-    **options: Any,
-) -> None:
-    presets = {"digits": _DIGITS} | ({} if cifar10 is None else {"cifar10": {**CIFAR10, **cifar10}})
-    known = {} if cifar10 is None else {"datasets": ("digits", "mnist", "fashion_mnist", "cifar10")}
-    register(
-        Recipe(
-            name=name,
-            title=title,
-            summary=summary,
-            paper=paper,
-            config=config,
-            execute=lambda config, bench: execute(recipe, config, bench),
-            presets=presets,
-            **known,
-            **options,
-        )
+_PRESETS = {"digits": {**DIGITS, "budgets": (2_000, 10_000)}}
+_DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
+
+register(
+    Recipe(
+        name="dfme",
+        title="Data-free model extraction (DFME)",
+        summary="A generator climbs the disagreement of clone and victim along differences of the victim's answers; the clone "
+        "learns the answers, old ones many times. The control's generator never learns.",
+        paper="Truong, Maini, Walls, Papernot: Data-Free Model Extraction, CVPR 2021",
+        config=DFMERecipeSettings,
+        arms=DFME.arms,
+        measure=DFME.measure,
+        published=(
+            *reruns("dfme", (10_000, 63.4), (20_000, 72.7), (50_000, 83.4), (100_000, 89.3)),
+            Published("dfme_20000000", "cifar10", 88.1, "Truong et al., CVPR 2021", "table", "victim of 95.5 %"),
+        ),
+        datasets=_DATASETS,
+        presets={**_PRESETS, "cifar10": {**CIFAR10, "attack": DFMESettings(), "budgets": (20_000_000,)}},
     )
-
-
-_register(
-    DFME,
-    "dfme",
-    "Data-free model extraction (DFME)",
-    "A generator climbs the disagreement of clone and victim along differences of the victim's answers; the clone learns "
-    "the answers, old ones many times. The control's generator never learns.",
-    "Truong, Maini, Walls, Papernot: Data-Free Model Extraction, CVPR 2021",
-    DFMERecipeSettings,
-    published=(
-        *(
-            Published(f"dfme_{budget}", "mnist", value, RERUN, "table")
-            for budget, value in ((10_000, 63.4), (20_000, 72.7), (50_000, 83.4), (100_000, 89.3))
+)
+register(
+    Recipe(
+        name="maze",
+        title="MAZE: zeroth-order extraction with replay",
+        summary="As DFME, with the KL divergence of the answers, ten differences for every gradient, and updates of the clone "
+        "on old answers as published. The control's generator never learns.",
+        paper="Kariyappa, Prakash, Qureshi: MAZE, CVPR 2021",
+        config=MAZERecipeSettings,
+        arms=MAZE.arms,
+        measure=MAZE.measure,
+        presets=_PRESETS,
+    )
+)
+register(
+    Recipe(
+        name="megex",
+        title="MEGEX: extraction with explanations",
+        summary="As DFME, from an endpoint that explains its answers by input gradients, which take the place of differences.",
+        paper="Miura, Hasegawa, Shibahara: MEGEX, 2021",
+        config=MEGEXRecipeSettings,
+        arms=MEGEX.arms,
+        measure=MEGEX.measure,
+        presets=_PRESETS,
+    )
+)
+register(
+    Recipe(
+        name="disguide",
+        title="DisGUIDE: disagreement of two clones",
+        summary="Two clones learn the answers and a generator looks for images on which they disagree, without asking the "
+        "victim.",
+        paper="Rosenthal, Enouen, Pham, Tan: DisGUIDE, AAAI 2023",
+        config=DisagreementRecipeSettings,
+        arms=DISGUIDE.arms,
+        measure=DISGUIDE.measure,
+        presets=_PRESETS,
+    )
+)
+register(
+    Recipe(
+        name="dual-students",
+        title="Dual Students",
+        summary="As DisGUIDE, with the difference of the clones' logits in the place of the deviation of their probabilities.",
+        paper="Beetham, Kardan, Mian, Shah: Dual Student Networks for Data-Free Model Stealing, ICLR 2023",
+        config=DualStudentsRecipeSettings,
+        arms=DUAL_STUDENTS.arms,
+        measure=DUAL_STUDENTS.measure,
+        presets=_PRESETS,
+    )
+)
+register(
+    Recipe(
+        name="dfms",
+        title="DFMS: stealing from hard labels",
+        summary="A GAN trained on synthetic shapes asks for labels; its generator is pushed towards all of the clone's "
+        "classes. With other answers than labels it is DFMS-SL.",
+        paper="Sanyal, Addepalli, Babu: Towards Data-Free Model Stealing in a Hard Label Setting, CVPR 2022",
+        config=DFMSRecipeSettings,
+        arms=DFMS.arms,
+        measure=DFMS.measure,
+        published=(
+            Published(
+                "dfms_8000000", "cifar10", 85.92, "Sanyal et al., CVPR 2022", "table", "victim a ResNet-18 of 93.7 %"
+            ),
         ),
-        Published("dfme_20000000", "cifar10", 88.1, "Truong et al., CVPR 2021", "table", "victim of 95.5 %"),
-    ),
-    cifar10={"attack": DFMESettings(), "budgets": (20_000_000,)},
-)
-_register(
-    MAZE,
-    "maze",
-    "MAZE: zeroth-order extraction with replay",
-    "As DFME, with the KL divergence of the answers, ten differences for every gradient, and updates of the clone on old answers as "
-    "published. The control's generator never learns.",
-    "Kariyappa, Prakash, Qureshi: MAZE, CVPR 2021",
-    MAZERecipeSettings,
-)
-_register(
-    MEGEX,
-    "megex",
-    "MEGEX: extraction with explanations",
-    "As DFME, from an endpoint that explains its answers by input gradients, which take the place of differences.",
-    "Miura, Hasegawa, Shibahara: MEGEX, 2021",
-    MEGEXRecipeSettings,
-)
-_register(
-    DISGUIDE,
-    "disguide",
-    "DisGUIDE: disagreement of two clones",
-    "Two clones learn the answers and a generator looks for images on which they disagree, without asking the victim.",
-    "Rosenthal, Enouen, Pham, Tan: DisGUIDE, AAAI 2023",
-    DisagreementRecipeSettings,
-)
-_register(
-    DUAL_STUDENTS,
-    "dual-students",
-    "Dual Students",
-    "As DisGUIDE, with the difference of the clones' logits in the place of the deviation of their probabilities.",
-    "Beetham, Kardan, Mian, Shah: Dual Student Networks for Data-Free Model Stealing, ICLR 2023",
-    dataclasses.make_dataclass(
-        "DualStudentsRecipeSettings",
-        [
-            (
-                "attack",
-                DisagreementSettings,
-                dataclasses.replace(SMALL_DISGUIDE, objective="l1", diversity=0.0),
-            )
-        ],
-        bases=(DisagreementRecipeSettings,),
-        frozen=True,
-    ),
-)
-_register(
-    DFMS,
-    "dfms",
-    "DFMS: stealing from hard labels",
-    "A GAN trained on synthetic shapes asks for labels; its generator is pushed towards all of the clone's classes. With "
-    "other answers than labels it is DFMS-SL.",
-    "Sanyal, Addepalli, Babu: Towards Data-Free Model Stealing in a Hard Label Setting, CVPR 2022",
-    DFMSRecipeSettings,
-    published=(
-        Published(
-            "dfms_8000000", "cifar10", 85.92, "Sanyal et al., CVPR 2022", "table", "victim a ResNet-18 of 93.7 %"
-        ),
-    ),
-    cifar10={
-        "attack": DFMSSettings(),
-        "budgets": (8_000_000,),
-        "shapes": 50_000,
-        "pretraining_steps": 20_000,
-        "first_rows": 50_000,
-        "first_clone": FIRST_CLONE.clone,
-        "tuning_steps": 39_000,
-    },
+        datasets=_DATASETS,
+        presets={
+            **_PRESETS,
+            "cifar10": {
+                **CIFAR10,
+                "attack": DFMSSettings(),
+                "budgets": (8_000_000,),
+                "shapes": 50_000,
+                "pretraining_steps": 20_000,
+                "first_rows": 50_000,
+                "first_clone": FIRST_CLONE.clone,
+                "tuning_steps": 39_000,
+            },
+        },
+    )
 )
 
 __all__ = [
@@ -416,6 +411,7 @@ __all__ = [
     "DFMERecipeSettings",
     "DFMSRecipeSettings",
     "DisagreementRecipeSettings",
+    "DualStudentsRecipeSettings",
     "MAZERecipeSettings",
     "MEGEXRecipeSettings",
 ]

@@ -14,10 +14,9 @@ from dfke_jax.core.types import Array
 from dfke_jax.data.augment import affine
 from dfke_jax.distillation.transfer_sets import fitted
 from dfke_jax.experiments.bench.registry import Recipe, register
-from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.extraction.attacks import RERUN, AttackRecipe, AttackRun, EndpointSettings, execute
+from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, EndpointSettings, reruns
 from dfke_jax.extraction import (
     SMALL_CLONE,
     ActiveThiefSettings,
@@ -144,8 +143,9 @@ def image_pool(config: Any, bench: Workbench, count: int) -> ImagePool:
     return ImagePool(images, groups, found.num_classes)
 
 
-def _execute(recipe: AttackRecipe, config: PoolExtractionSettings, bench: Workbench) -> list[Arm]:
-    return execute(recipe, config, bench, image_pool(config, bench, 2 * max(config.budgets)))
+def _prepare(bench: Workbench) -> ImagePool:
+    config: PoolExtractionSettings = bench.config  # type: ignore[assignment]
+    return image_pool(config, bench, 2 * max(config.budgets))
 
 
 # ---- attacks
@@ -262,92 +262,96 @@ _PRESETS = {
     "mnist": {"pool_dataset": "digits"},
     "fashion_mnist": {"pool_dataset": "mnist"},
 }
+_TENTHS = {**_PRESETS, "digits": {**_PRESETS["digits"], "attack": PoolSettings(rows_per_step=100, clone=SMALL_CLONE)}}
+_SMALL_DISSECTOR = DissectorSettings(rows_per_step=100, pseudo_rows=100, clone=SMALL_CLONE)
 _NOTE = "which pool was asked there is not known to us"
 
-
-def _register(
-    recipe: AttackRecipe, name: str, title: str, summary: str, paper: str, config: type, small: dict, figures=()
-) -> None:
-    digits = config().attack
-    presets = {**_PRESETS, "digits": {**_PRESETS["digits"], "attack": dataclasses.replace(digits, **small)}}
-    register(
-        Recipe(
-            name=name,
-            title=title,
-            summary=summary,
-            paper=paper,
-            config=config,
-            execute=lambda config, bench: _execute(recipe, config, bench),
-            presets=presets,
-            published=tuple(
-                Published(f"{recipe.name}_{budget}", "mnist", value, RERUN, "table", _NOTE) for budget, value in figures
-            ),
-        )
+register(
+    Recipe(
+        name="knockoff",
+        title="Knockoff Nets on a pool of unrelated images",
+        summary="Asks a public pool in random order and trains the clone on the probabilities answered. The control asks noise.",
+        paper="Orekondy, Schiele, Fritz: Knockoff Nets, CVPR 2019",
+        config=NoisePoolSettings,
+        arms=KNOCKOFF.arms,
+        measure=KNOCKOFF.measure,
+        prepare=_prepare,
+        published=reruns("knockoff", (10_000, 91.5), (20_000, 95.9), note=_NOTE),
+        presets=_TENTHS,
     )
-
-
-_register(
-    KNOCKOFF,
-    "knockoff",
-    "Knockoff Nets on a pool of unrelated images",
-    "Asks a public pool in random order and trains the clone on the probabilities answered. The control asks noise.",
-    "Orekondy, Schiele, Fritz: Knockoff Nets, CVPR 2019",
-    NoisePoolSettings,
-    {"rows_per_step": 100},
-    ((10_000, 91.5), (20_000, 95.9)),
 )
-_register(
-    BANDIT,
-    "knockoff-bandit",
-    "Knockoff Nets with a policy over the pool's classes",
-    "A gradient bandit chooses the class of the next image by certainty, diversity and loss of the answers. The control asks "
-    "the same pool in random order and trains the same way.",
-    "Orekondy, Schiele, Fritz: Knockoff Nets, CVPR 2019, section 4.2",
-    BanditRecipeSettings,
-    {},
+register(
+    Recipe(
+        name="knockoff-bandit",
+        title="Knockoff Nets with a policy over the pool's classes",
+        summary="A gradient bandit chooses the class of the next image by certainty, diversity and loss of the answers. The "
+        "control asks the same pool in random order and trains the same way.",
+        paper="Orekondy, Schiele, Fritz: Knockoff Nets, CVPR 2019, section 4.2",
+        config=BanditRecipeSettings,
+        arms=BANDIT.arms,
+        measure=BANDIT.measure,
+        prepare=_prepare,
+        presets=_PRESETS,
+    )
 )
-_register(
-    ACTIVE_THIEF,
-    "active-thief",
-    "ActiveThief: active learning on a pool",
-    "Ten rounds; in each the clone names the images of the pool that it wants answered and is trained anew on all answers. "
-    "The control asks the same pool in random order and trains once, the same way, on as many answers.",
-    "Pal, Gupta, Shukla, Kanade, Shevade, Ganapathy: ActiveThief, AAAI 2020",
-    ActiveThiefRecipeSettings,
-    {},
-    ((10_000, 92.1), (20_000, 96.9)),
+register(
+    Recipe(
+        name="active-thief",
+        title="ActiveThief: active learning on a pool",
+        summary="Ten rounds; in each the clone names the images of the pool that it wants answered and is trained anew on all "
+        "answers. The control asks the same pool in random order and trains once, the same way, on as many answers.",
+        paper="Pal, Gupta, Shukla, Kanade, Shevade, Ganapathy: ActiveThief, AAAI 2020",
+        config=ActiveThiefRecipeSettings,
+        arms=ACTIVE_THIEF.arms,
+        measure=ACTIVE_THIEF.measure,
+        prepare=_prepare,
+        published=reruns("active_thief", (10_000, 92.1), (20_000, 96.9), note=_NOTE),
+        presets=_PRESETS,
+    )
 )
-_register(
-    COPYCAT,
-    "copycat",
-    "Copycat CNN: stolen labels of unrelated images",
-    "Learns the largest class alone, with rotation, scaling, shifts and noise that are not asked again. The control asks "
-    "noise.",
-    "Correia-Silva, Berriel, Badue, de Souza, Oliveira-Santos: Copycat CNN, IJCNN 2018",
-    NoisePoolSettings,
-    {"rows_per_step": 100},
-    ((10_000, 90.1), (20_000, 95.7)),
+register(
+    Recipe(
+        name="copycat",
+        title="Copycat CNN: stolen labels of unrelated images",
+        summary="Learns the largest class alone, with rotation, scaling, shifts and noise that are not asked again. The control "
+        "asks noise.",
+        paper="Correia-Silva, Berriel, Badue, de Souza, Oliveira-Santos: Copycat CNN, IJCNN 2018",
+        config=NoisePoolSettings,
+        arms=COPYCAT.arms,
+        measure=COPYCAT.measure,
+        prepare=_prepare,
+        published=reruns("copycat", (10_000, 90.1), (20_000, 95.7), note=_NOTE),
+        presets=_TENTHS,
+    )
 )
-_register(
-    DISSECTOR,
-    "dissector",
-    "Black-box Dissector: labels of erased images",
-    "Asks images and then variants of them without what the clone attends to; learns labels, and its own on images that were "
-    "not asked. The control asks as many images at random and learns their labels.",
-    "Wang, Zhang, Liu, Zhang, Wang, Xue, Xiao: Black-box Dissector, ECCV 2022",
-    DissectorRecipeSettings,
-    {"rows_per_step": 100, "pseudo_rows": 100},
-    ((10_000, 88.9), (20_000, 94.3)),
+register(
+    Recipe(
+        name="dissector",
+        title="Black-box Dissector: labels of erased images",
+        summary="Asks images and then variants of them without what the clone attends to; learns labels, and its own on images "
+        "that were not asked. The control asks as many images at random and learns their labels.",
+        paper="Wang, Zhang, Liu, Zhang, Wang, Xue, Xiao: Black-box Dissector, ECCV 2022",
+        config=DissectorRecipeSettings,
+        arms=DISSECTOR.arms,
+        measure=DISSECTOR.measure,
+        prepare=_prepare,
+        published=reruns("dissector", (10_000, 88.9), (20_000, 94.3), note=_NOTE),
+        presets={**_PRESETS, "digits": {**_PRESETS["digits"], "attack": _SMALL_DISSECTOR}},
+    )
 )
-_register(
-    JBDA,
-    "jbda",
-    "Jacobian-based data set augmentation",
-    "A few seeds from the pool, doubled six times by steps along the sign of the clone's gradient; labels alone are learnt. "
-    "The control begins from noise.",
-    "Papernot, McDaniel, Goodfellow, Jha, Celik, Swami: Practical Black-Box Attacks, AsiaCCS 2017",
-    JacobianRecipeSettings,
-    {},
+register(
+    Recipe(
+        name="jbda",
+        title="Jacobian-based data set augmentation",
+        summary="A few seeds from the pool, doubled six times by steps along the sign of the clone's gradient; labels alone are "
+        "learnt. The control begins from noise.",
+        paper="Papernot, McDaniel, Goodfellow, Jha, Celik, Swami: Practical Black-Box Attacks, AsiaCCS 2017",
+        config=JacobianRecipeSettings,
+        arms=JBDA.arms,
+        measure=JBDA.measure,
+        prepare=_prepare,
+        presets=_PRESETS,
+    )
 )
 
 __all__ = [

@@ -21,6 +21,8 @@ from dfke_jax.distillation.response import (
     table_of_answers,
 )
 from dfke_jax.evaluation import pgd
+from dfke_jax.experiments.bench.seed_run import Run
+from dfke_jax.experiments.bench.students import distil
 from dfke_jax.experiments.bench.workbench import Answers, Workbench
 from dfke_jax.experiments.ownership.settings import TheftSettings, ThreatSettings
 from dfke_jax.nn.classifier import Classifier
@@ -227,8 +229,8 @@ def _different_architecture(theft: Theft) -> Suspect:
 def _zero_shot(theft: Theft) -> Suspect:
     c = theft.means
     synthesis = data_impressions(theft.victim, c.synthesis, c.impressions, c.impressions)
-    pool = theft.bench.pool("zero_shot", theft.seed, synthesis, c.impressions, c.impressions)
-    model = theft.bench.distil("zero_shot", theft.seed, theft.victim, pool.images)
+    pool = Run(theft.bench, theft.seed).pool("zero_shot", synthesis, c.impressions, c.impressions)
+    model = distil(Run(theft.bench, theft.seed), "zero_shot", pool.images, teacher=theft.victim)
     return Suspect(model, {"synthetic_samples": c.impressions, "steps": c.distillation_steps})
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from dfke_jax import data, nn
-from dfke_jax.experiments import recipe, recipes, run_recipe
-from dfke_jax.experiments.bench import budgets, workbench
+from dfke_jax.experiments import Run, recipe, recipes, run_recipe
+from dfke_jax.experiments.bench import budgets
 from dfke_jax.experiments.bench.result import Published
 from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.distillation import syntheses
 from dfke_jax.nn.classifier import Classifier, Preprocessing
 from dfke_jax.watermarking.removal import REMOVALS
 
@@ -70,7 +71,7 @@ class Counting(Preprocessing):
 def test_an_arm_states_the_rows_that_its_teacher_answered(name, tmp_path, monkeypatch):
     monkeypatch.setenv("DFKE_CACHE_DIR", str(tmp_path / "cache"))
     counter, seen = Counter(), defaultdict(list)
-    teacher, record, measured = Workbench.teacher, Workbench.record, workbench.pool_metrics
+    teacher, record, measured = Workbench.teacher, Run.record, syntheses.pool_metrics
     predict = Classifier.predict
 
     def counted(bench, seed):
@@ -96,14 +97,14 @@ def test_an_arm_states_the_rows_that_its_teacher_answered(name, tmp_path, monkey
             counter(len(images))  # and not the rows that fill its last batch
         return answers
 
-    def entered(bench, arm, *arguments, **options):
-        seen[arm.name].append(counter.read() - sum(map(sum, seen.values())))
-        return quietly(record)(bench, arm, *arguments, **options)
+    def entered(run, arm, *arguments, **options):
+        seen[arm].append(counter.read() - sum(map(sum, seen.values())))
+        return quietly(record)(run, arm, *arguments, **options)
 
     monkeypatch.setattr(Classifier, "predict", predicted)
     monkeypatch.setattr(Workbench, "teacher", counted)
-    monkeypatch.setattr(Workbench, "record", entered)
-    monkeypatch.setattr(workbench, "pool_metrics", quietly(measured))
+    monkeypatch.setattr(Run, "record", entered)
+    monkeypatch.setattr(syntheses, "pool_metrics", quietly(measured))
     settings = recipe(name).settings("digits")
     changes = {**TINY, **RECIPES[name]}
     if hasattr(settings, "synthesis"):

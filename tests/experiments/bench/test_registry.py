@@ -77,7 +77,7 @@ from dfke_jax.experiments import Recipe, Settings, register
 class Own(Settings):
     pass
 
-register(Recipe("elsewhere", "Elsewhere", "", "", Own, lambda config, bench: []))
+register(Recipe("elsewhere", "Elsewhere", "", "", Own, arms=lambda config: [], measure=lambda run: None))
 """
 
 

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from dfke_jax import data
 from dfke_jax.core.errors import InputError, LedgerError, UnknownNameError
 from dfke_jax.evaluation import accuracy
-from dfke_jax.experiments import Workbench, recipe
+from dfke_jax.experiments import Run, Workbench, recipe
 from dfke_jax.experiments.extraction.attacks import AttackRun, paid, progress, rows_asked
 from dfke_jax.experiments.extraction.defences import DefenceSettings, misinformed, utility
 from dfke_jax.experiments.extraction.pool import KNOCKOFF, PoolExtractionSettings, image_pool
@@ -112,7 +112,7 @@ def test_the_cost_of_a_defence_by_hand(bench):
 
 def test_the_misinformed_network_avoids_the_right_class(bench, tmp_path):
     config = DefenceSettings(**{**TINY, "teacher_batch": 64}, misinformation_steps=60, budget=1000)
-    wrong = misinformed(config, Workbench(config, tmp_path / "other", progress=False, devices=1), 0)
+    wrong = misinformed(Run(Workbench(config, tmp_path / "other", progress=False, devices=1), 0))
     train = bench.dataset.train
     assert (wrong.predict(train.images).argmax(1) == train.labels).mean() < 0.02  # a tenth is chance
 
