@@ -1,5 +1,6 @@
 """Networks, the operations they need, and the classifier as a value."""
 
+from dfke_jax.nn.answers import class_metrics, each_head, heads
 from dfke_jax.nn.classifier import (
     Classifier,
     Preprocessing,
@@ -37,12 +38,15 @@ __all__ = [
     "build",
     "check_images",
     "check_labels",
+    "class_metrics",
     "compute_precision",
     "contrastive_training",
     "conv_general_dilated",
     "convolution",
     "describe",
     "draw_latents",
+    "each_head",
+    "heads",
     "names",
     "neighbour_mixing",
     "nt_xent",

@@ -109,4 +109,12 @@ def _norm(x: Array) -> Array:
     return jnp.sqrt(jnp.square(x).sum() + 1e-12)
 
 
-__all__ = ["StatisticsForm", "gaussian_smoothness", "l2", "l2_norm", "normalisation_statistics", "total_variation", "total_variation_l2"]
+__all__ = [
+    "StatisticsForm",
+    "gaussian_smoothness",
+    "l2",
+    "l2_norm",
+    "normalisation_statistics",
+    "total_variation",
+    "total_variation_l2",
+]

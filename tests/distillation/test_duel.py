@@ -20,7 +20,6 @@ from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.nn.two_conv import TwoConv
 
-pytestmark = pytest.mark.filterwarnings("ignore:DAFL balances the mean answer")
 SHAPE, K = (8, 8, 1), 3
 KEY = jax.random.key(81)
 NORMAL = Preprocessing(mean=(0.4,), std=(0.2,))
