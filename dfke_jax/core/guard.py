@@ -81,11 +81,11 @@ class Watch:
         raise NonFiniteError(text + last_sound(self.checkpoints))
 
     def _collapse(self, metrics: dict[str, np.ndarray], name: str, offset: int) -> None:
-        full = metrics[name] >= self.guard.share
+        full = np.asarray(metrics[name] >= self.guard.share)
         head = name.removeprefix(LARGEST_SHARE)
         row = self.collapsed.get(name, np.zeros(full.shape[1:], int))
         for i, step in enumerate(full):
-            row = np.where(step, row + 1, 0)
+            row = np.asarray(np.where(step, row + 1, 0))
             if (row >= self.guard.patience).any():
                 member = int(np.argmax(row))
                 share, largest = (np.ravel(metrics[of + head][i])[member] for of in (LARGEST_SHARE, LARGEST_CLASS))

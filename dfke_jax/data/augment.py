@@ -200,7 +200,7 @@ def _resized_crop(smallest_area: Any, key: Key, images: Array) -> Array:
     batch, height, width, _ = images.shape
     area = smallest_area + (1 - smallest_area) * jax.random.uniform(area_key, (batch,))
     scales = jax.lax.rsqrt(area)
-    room = (scales - 1)[:, None] * jnp.array([[height, width]]) / 2  # by which the magnified image stands out
+    room = (scales - 1)[:, None] * jnp.array([[height - 1, width - 1]]) / 2  # by which the magnified image stands out
     shifts = room * jax.random.uniform(place_key, (batch, 2), minval=-1.0)
     return warp(images, jnp.zeros(batch), scales, shifts)
 

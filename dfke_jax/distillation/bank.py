@@ -217,7 +217,7 @@ def _step(
     make_key, learn_key = jax.random.split(key)
     opponent = of.learner.classifier(state.student.variables)
 
-    def batch(carry: tuple[Replay, PyTree], i: Array) -> tuple[tuple[Replay, PyTree], tuple]:
+    def batch(carry: tuple[Replay, PyTree], i: Array) -> tuple[tuple[Replay, PyTree], Metrics]:
         bank, extra = carry
         made = make(jax.random.fold_in(make_key, i), teacher, opponent, state.number, extra)
         bank = remember(bank, made.images, made.labels, box)

@@ -185,10 +185,11 @@ def _make(
             second = images if view is None else view(second_key, images)
             features = pooled(seen.activations)
             other = pooled(teacher.observe(second, activations=True).activations)
-            project = lambda rows: Projection(s.projection).apply({"params": optimised["projection"]}, rows)
-            terms["contrastive"] = contrast(
-                project(other), project(features), project(earlier), known, s.contrast_temperature
+            near, far, before = (
+                jnp.asarray(Projection(s.projection).apply({"params": optimised["projection"]}, rows))
+                for rows in (other, features, earlier)
             )
+            terms["contrastive"] = contrast(near, far, before, known, s.contrast_temperature)
             loss += s.contrastive * terms["contrastive"]
         return loss, (terms, jax.lax.stop_gradient(features))
 

@@ -139,7 +139,8 @@ def noisy_latents(latents: PyTree, norm: PyTree, rows: Array) -> Array:
     Args:
       latents: ``kernel`` (chunks, E, Z), ``bias`` (chunks, Z). norm: ``scale``, ``offset`` (E,).
     """
-    normal = (rows - rows.mean(0)) * jax.lax.rsqrt(rows.var(0) + 1e-5) * norm["scale"] + norm["offset"]
+    mean, var = rows.mean(0, keepdims=True), rows.var(0, keepdims=True)
+    normal = (rows - mean) * jax.lax.rsqrt(var + 1e-5) * norm["scale"][None] + norm["offset"][None]
     chunks = latents["kernel"].shape[0]
     made = jnp.einsum("cbe,cez->cbz", normal.reshape(chunks, -1, rows.shape[1]), latents["kernel"])
     return (made + latents["bias"][:, None]).reshape(rows.shape[0], -1)

@@ -35,7 +35,7 @@ def perturbed(seed, units, batch_norm):
 
 
 TEACHER, STUDENT = perturbed(0, (7,), True), perturbed(1, (4,), False)
-SMALL = {"batch_size": 6, "width": 2, "latent": 3, "steps": 2, "rounds": 9}
+SMALL = {"batch_size": 6, "width": 2, "latent": 3, "steps": 2, "rounds": 9, "warm_up": 1}
 
 
 def images_of(params, z, latent=3):
@@ -51,7 +51,7 @@ def log_softmax(z):
 def moments(images):
     """Mean and biased variance of what enters the teacher's normalisation."""
     dense = TEACHER.variables["params"]["dense1"]
-    rows = images.reshape(images.shape[0], -1) @ dense["kernel"] + dense["bias"]
+    rows = images.reshape(images.shape[0], -1) @ dense["kernel"] + dense["bias"][None]
     return rows.mean(0), rows.var(0)
 
 
@@ -91,7 +91,7 @@ def test_the_inversion_loss_and_its_terms():
 
 @pytest.mark.parametrize("meta", ["fomaml", "reptile"])
 def test_fast_dfkd_inverts_a_clone_and_moves_the_shared_start(meta):
-    s = FastSettings(**SMALL, warm_up=1, statistics=1.0, generator_rate=1e-2, latent_rate=0.1, meta=meta)
+    s = FastSettings(**SMALL, statistics=1.0, generator_rate=1e-2, latent_rate=0.1, meta=meta)
     begun = fast_file._begin(Static(s), KEY, TEACHER)
     made = jax.jit(Partial(fast_file._make, Static(s), None))(KEY, TEACHER, STUDENT, jnp.int32(1), begun)
     label_key, latent_key, _ = jax.random.split(KEY, 3)
@@ -141,7 +141,7 @@ def test_contrast_against_numpy():
 
 
 def test_cmi_draws_a_generator_for_every_batch_and_remembers_its_features():
-    s = CMISettings(**{**SMALL, "steps": 1}, negatives=4, feature_bank=8, projection=3)
+    s = CMISettings(**{**SMALL, "steps": 1, "warm_up": 0}, negatives=4, feature_bank=8, projection=3)
     begun = cmi_file._begin(Static(s), KEY, TEACHER)
     make = jax.jit(Partial(cmi_file._make, Static(s), None, flip()))
     made = make(KEY, TEACHER, STUDENT, jnp.int32(0), begun)
@@ -158,8 +158,8 @@ def test_cmi_draws_a_generator_for_every_batch_and_remembers_its_features():
     head = begun.projection
 
     def project(head, rows):
-        hidden = jnp.maximum(rows @ head["hidden"]["kernel"] + head["hidden"]["bias"], 0)
-        return hidden @ head["output"]["kernel"] + head["output"]["bias"]
+        hidden = jnp.maximum(rows @ head["hidden"]["kernel"] + head["hidden"]["bias"][None], 0)
+        return hidden @ head["output"]["kernel"] + head["output"]["bias"][None]
 
     def contrastive(head):
         near = project(head, pooled(TEACHER.observe(second, activations=True).activations))
@@ -188,7 +188,7 @@ def test_noisy_latents_against_numpy():
 
 
 def test_nayer_goes_on_with_its_generator_until_it_is_renewed():
-    s = NAYERSettings(**{**SMALL, "steps": 1}, batches=1, renew=2, warm_up=1, student_batch=4)
+    s = NAYERSettings(**{**SMALL, "steps": 1}, batches=1, renew=2)
     embedding = label_embedding("one_hot", K)
     begun = nayer_file._begin(Static((s, K)), embedding, KEY, TEACHER)
     make = jax.jit(Partial(nayer_file._make, Static((s, K)), embedding, None))
@@ -218,9 +218,9 @@ def test_embeddings_and_bad_input():
     with pytest.raises(InputError, match="needs a width"):
         label_embedding("random", K)
     with pytest.raises(InputError, match=r"embedding must be \(3, E\)"):
-        nayer(TEACHER, STUDENT, NAYERSettings(**SMALL, warm_up=0), embedding=jnp.eye(4))
+        nayer(TEACHER, STUDENT, NAYERSettings(**SMALL), embedding=jnp.eye(4))
     with pytest.raises(InputError, match="6 images is not made of chunks of 4"):
-        nayer(TEACHER, STUDENT, NAYERSettings(**SMALL, warm_up=0, chunk=4))
+        nayer(TEACHER, STUDENT, NAYERSettings(**SMALL, chunk=4))
     with pytest.raises(UnknownNameError, match="way of meta-learning"):
         FastSettings(meta="maml")
     with pytest.raises(InputError, match="feature_bank hold a batch"):

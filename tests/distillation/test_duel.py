@@ -10,7 +10,7 @@ import pytest
 
 from dfke_jax import core
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.distillation import DAFLSettings, DFADSettings, ZSKTSettings, dafl, dfad, zskt
+from dfke_jax.distillation import DAFLSettings, DFADSettings, DFQSettings, ZSKTSettings, dafl, dfad, dfq, zskt
 from dfke_jax.distillation.dafl import dafl_cost
 from dfke_jax.distillation.dfad import dfad_cost
 from dfke_jax.distillation.duel import Schedule, student_of
@@ -124,6 +124,38 @@ def test_dfad_is_n_updates_of_the_student_and_then_one_of_the_generator(form):
     value, gradient = jax.value_and_grad(lambda params: -outer(apart(own, made(params, before, z, "box"))))(start)
     moved(after.generator.variables["params"], start, gradient, 0.05)
     np.testing.assert_allclose(metrics["generator_loss"], value, rtol=1e-4)
+
+
+def test_dfq_weighs_disagreement_statistics_sureness_and_balance():
+    teacher = network(3, (7,), batch_norm=True)
+    settings = DFQSettings(
+        **{**PLAIN, "student_rate": 1e-9}, student_steps=1, adversarial=0.6, statistics=0.3, one_hot=0.4, balance=1.5
+    )
+    before, after, metrics = one_step(dfq(teacher, STUDENT, settings))
+    z = jax.random.normal(step_keys()[0], (6, 5))
+    module = DFMEGenerator(SHAPE, 2, 5, normalised_output=False)
+    dense, stored = teacher.variables["params"]["dense1"], teacher.variables["batch_stats"]["dense1_norm"]
+
+    @jax.value_and_grad
+    def generator(params):
+        x, _ = module.apply({"params": params}, z, train=True, mutable=["batch_stats"], method="pre_activation")
+        x = jax.nn.sigmoid(2 * x)
+        rows = NORMAL(x).reshape(6, -1) @ dense["kernel"] + dense["bias"][None]
+        m, v = rows.mean(0), rows.var(0)
+        gaussians = jnp.sum(
+            0.5 * (jnp.log(stored["var"] / v) + (v + jnp.square(m - stored["mean"])) / stored["var"] - 1)
+        )
+        t = teacher(x)
+        p = jnp.exp(log_softmax(t)).mean(0)
+        apart = jnp.mean(kl(t, student_logits(before.student.variables["params"], x)))
+        return -0.6 * apart + 0.3 * gaussians - 0.4 * jnp.mean(log_softmax(t).max(-1)) + 1.5 * jnp.sum(p * jnp.log(p))
+
+    params = before.generator.variables["params"]
+    value, gradient = generator(params)
+    np.testing.assert_allclose(metrics["generator_loss"], value, rtol=1e-3)
+    moved(after.generator.variables["params"], params, gradient, 0.05)
+    with pytest.raises(InputError, match="MLP has none; use a teacher with batch normalisation"):
+        dfq(TEACHER, STUDENT, settings)
 
 
 def conv(seed, width):

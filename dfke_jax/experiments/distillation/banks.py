@@ -116,11 +116,11 @@ class Banked:
         return [*anchor_arms(config), *(arm for arm, _ in self._pair(config))]
 
     def _pair(self, config: BankRecipeSettings) -> list[tuple[Arm, Any]]:
-        still = dataclasses.replace(config.scheduled, steps=0)
-        names = ((self.name, self.label, "method"), (f"{self.name}_control", "Generators that never learn", "control"))
+        method, still = config.scheduled, dataclasses.replace(config.scheduled, steps=0)
+        spent = lambda settings: self.budget(settings, config.rounds)
         return [
-            (Arm(name, label, role, budget=self.budget(settings, config.rounds)), settings)
-            for (name, label, role), settings in zip(names, (config.scheduled, still), strict=True)
+            (Arm(self.name, self.label, "method", budget=spent(method)), method),
+            (Arm(f"{self.name}_control", "Generators that never learn", "control", budget=spent(still)), still),
         ]
 
     def measure(self, run: Run[BankRecipeSettings]) -> None:
