@@ -20,12 +20,14 @@ REACTIONS = ("warn", "raise", "ignore")
 class Guard:
     """When a generator has collapsed, and what is done about it.
 
-    A method takes part that reports ``largest_share``, the share of its images that the teacher puts into one class, and
-    ``largest_class``, which (see `dfke_jax.nn.answers.class_metrics`; with several heads ``largest_share/HEAD``).
+    A method takes part that reports ``largest_share``, the share of its images that the teacher
+    puts into one class, and ``largest_class``, which (see `dfke_jax.nn.answers.class_metrics`; with
+    several heads ``largest_share/HEAD``).
 
     Attributes:
-      collapse: ``warn`` once a run, ``raise`` a `CollapseError`, or ``ignore``. A generator that was never told anything
-        often makes images of one class, and a control's stays so: that is a finding and no fault, hence the warning.
+      collapse: ``warn`` once a run, ``raise`` a `CollapseError`, or ``ignore``. A generator that
+        was never told anything often makes images of one class, and a control's stays so: that is a
+        finding and no fault, hence the warning.
       share: in (0, 1], from which on a batch counts as collapsed.
       patience: so many steps in a row, >= 1; those before a resumption are not counted.
 
@@ -66,7 +68,7 @@ class Watch:
                 self._collapse(metrics, name, offset)
 
     def _finite(self, metrics: dict[str, np.ndarray], offset: int) -> None:
-        bad = {name: ~np.isfinite(value).reshape(len(value), -1).all(1) for name, value in metrics.items()}
+        bad = {name: np.array(~np.isfinite(value).reshape(len(value), -1).all(1)) for name, value in metrics.items()}
         steps = [int(steps.argmax()) for steps in bad.values() if steps.any()]
         if not steps:
             return

@@ -1,8 +1,9 @@
-"""Rounds of synthesis into a bank: what the methods share whose student learns from a ring of inverted images.
+"""Rounds of inversion into a bank: what methods share whose student learns from a ring of images.
 
-A method is how one batch is made. Every round makes a few, puts them into the ring, and lets the student take its steps
-on draws of the ring, augmented and answered by the teacher. With ``steps=0`` nothing is optimised: the control learns
-from what untrained generators make, for the same number of images, student steps and answers.
+A method is how one batch is made. Every round makes a few, puts them into the ring, and lets the
+student take its steps on draws of the ring, augmented and answered by the teacher. With ``steps=0``
+nothing is optimised: the control learns from what untrained generators make, for the same number of
+images, student steps and answers.
 """
 
 import dataclasses
@@ -33,16 +34,18 @@ class BankSettings:
     """What every method with a bank must decide.
 
     Attributes:
-      rounds: that the student's schedule spans and the bank has room for, those of the warm-up among them.
+      rounds: that the student's schedule spans and the bank has room for, those of the warm-up
+        among them.
       batch_size: B, images that are inverted together. batches: of them a round.
       capacity: of the bank, in images; 0 for all that `rounds` make. The oldest give way.
       warm_up: rounds before the student's first step; until then the adversarial term is off, too.
       steps: updates of latents and generator per batch; 0 is the control.
       latent, width: of the generator. generator_rate: of its Adam (β = 0.5, 0.999).
-      statistics, one_hot, adversarial: weights of the terms of an inversion, see `inversion_loss`. form: of the first.
+      statistics, one_hot, adversarial: weights of the terms of an inversion, see `inversion_loss`.
+        form: of the first.
       student_steps: n_S a round. student_batch: of each. temperature: τ of what the student learns.
-      student_optimizer, student_rate, momentum, weight_decay, schedule, drops, drop_factor: of the student, see
-        `dfke_jax.nn.players.scheduled`.
+      student_optimizer, student_rate, momentum, weight_decay, schedule, drops, drop_factor: of the
+        student, see `dfke_jax.nn.players.scheduled`.
 
     Raises:
       InputError, UnknownNameError: for values that mean nothing.
@@ -139,7 +142,7 @@ def bank_method(
     make: Make,
     augment: Augmentation | None = None,
 ) -> Method:
-    """A method whose every step is a round: batches into the bank, then the student's steps on draws of it.
+    """A method of rounds: batches into the bank, then steps of the student on draws of it.
 
     Args:
       teacher: frozen. student: gives the network; parameters are drawn afresh.
@@ -149,12 +152,14 @@ def bank_method(
 
     Returns:
       A `Method` over `BankState` with metrics ``student_loss`` (0 in the warm-up), those of
-      `dfke_jax.nn.answers.class_metrics` for the teacher's answers to the round's last batch, ``meant_share``, the share
-      of it that the teacher puts into the class it was made for, and the method's own.
+      `dfke_jax.nn.answers.class_metrics` for the teacher's answers to the round's last batch,
+      ``meant_share``, the share of it that the teacher puts into the class it was made for, and the
+      method's own.
 
     Raises:
-      InputError: teacher and student of other answers or images, a bank smaller than a batch or without a size, a bare
-        function as augmentation, a teacher without batch normalisation where its statistics are to be matched.
+      InputError: teacher and student of other answers or images, a bank smaller than a batch or
+        without a size, a bare function as augmentation, a teacher without batch normalisation where
+        its statistics are to be matched.
     """
     check_pair(teacher, student)
     check_arguments(augment, "augment")

@@ -27,7 +27,8 @@ class CMISettings(BankSettings):
 
     Attributes:
       contrastive: weight of the contrastive term; 0 leaves it out. contrast_temperature: its τ.
-      negatives: rows of earlier batches that every step draws. feature_bank: rows that are kept, the oldest give way.
+      negatives: rows of earlier batches that every step draws. feature_bank: rows that are kept,
+        the oldest give way.
       projection: width of the space of the contrastive term.
     """
 
@@ -53,11 +54,12 @@ class CMISettings(BankSettings):
 
 
 class Contrast(NamedTuple):
-    """What CMI carries: the projection, its optimiser, and a ring of the features of earlier images.
+    """What CMI carries: the projection, and a ring of the features of earlier images.
 
     Attributes:
       projection: parameters. optimizer_state: of its Adam.
-      features: (N, D) of the first view. written: () int32, rows ever written, counted up to twice the ring.
+      features: (N, D) of the first view. written: () int32, rows ever written, counted up to twice
+        the ring.
     """
 
     projection: PyTree
@@ -76,27 +78,30 @@ def cmi(
 ) -> Method:
     """Contrastive model inversion.
 
-    Per batch min over z and θ of `inversion_loss`(a(x)) + w_c·L_c, x = G_θ(z), θ drawn afresh, z ~ N(0, I);
-    L_c = −(1/B) Σ_b log [exp(cos(u_b, v_b)/τ) / Σ_j exp(cos(u_b, v_j)/τ)] with v = h(f(a(x))) of the B images and of
-    earlier ones out of the bank, u = h(f(a'(x))), f the means over places of the teacher's layers and h a projection that
-    learns beside, across batches. Of all iterates the batch with the lowest loss is kept.
+    Per batch min over z and θ of `inversion_loss`(a(x)) + w_c·L_c, x = G_θ(z), θ drawn afresh, z ~
+    N(0, I); L_c = −(1/B) Σ_b log [exp(cos(u_b, v_b)/τ) / Σ_j exp(cos(u_b, v_j)/τ)] with v =
+    h(f(a(x))) of the B images and of earlier ones out of the bank, u = h(f(a'(x))), f the means
+    over places of the teacher's layers and h a projection that learns beside, across batches. Of
+    all iterates the batch with the lowest loss is kept.
 
     Args:
-      teacher: frozen, with batch normalisation unless ``statistics`` is 0. student: gives the network.
+      teacher: frozen, with batch normalisation unless ``statistics`` is 0. student: gives the
+        network.
       settings: see `CMISettings`. ``steps=0`` is the control.
-      augment: a, of what the teacher sees while images are inverted, and of what the student learns (published: crops of
-        the image padded by four, and mirror images).
-      view: a', of the second view (published: crops of a quarter of the image to all of it, and mirror images:
-        ``compose(resized_crop(0.25), flip())``).
+      augment: a, of what the teacher sees while images are inverted, and of what the student learns
+        (published: crops of the image padded by four, and mirror images).
+      view: a', of the second view (published: crops of a quarter of the image to all of it, and
+        mirror images: ``compose(resized_crop(0.25), flip())``).
 
     Returns:
       A `Method` over `BankState`, see `bank_method`.
 
-    Source: Fang, Song, Wang, Shen, Wang and Song, Contrastive Model Inversion for Data-Free Knowledge Distillation, IJCAI
-      2021, and its released code (weights, views, sizes).
-    Deviations: f takes the layers that the networks here record (`Classifier.activations`), released code the inputs of
-    all normalisation layers; negatives are earlier images' first views, those of an empty bank are left out; the bank
-    lies on the device and takes the features of the batch that is kept.
+    Source: Fang, Song, Wang, Shen, Wang and Song, Contrastive Model Inversion for Data-Free
+      Knowledge Distillation, IJCAI 2021, and its released code (weights, views, sizes).
+    Deviations: f takes the layers that the networks here record (`Classifier.activations`),
+      released code the inputs of all normalisation layers; negatives are earlier images' first
+      views, those of an empty bank are left out; the bank lies on the device and takes the features
+      of the batch that is kept.
     """
     check_arguments(view, "view")
     begin, make = (Partial(f, Static(settings)) for f in (_begin, _make))

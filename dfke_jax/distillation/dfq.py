@@ -21,11 +21,13 @@ from dfke_jax.synthesis.priors import StatisticsForm, normalisation_statistics
 
 @dataclasses.dataclass(frozen=True)
 class DFQSettings(DuelSettings):
-    """How DFQ runs. Defaults: the preset of a toolbox in which it is distillation without quantisation.
+    """How DFQ runs. Defaults: the preset of the toolbox of CMI, which distils without quantising.
 
     Attributes:
-      student_steps: updates of the student per update of the generator. student_mode: see `Schedule`.
-      adversarial, statistics, one_hot, balance: weights. form: of the statistics; the paper's is ``kl``.
+      student_steps: updates of the student per update of the generator. student_mode: see
+        `Schedule`.
+      adversarial, statistics, one_hot, balance: weights. form: of the statistics; the paper's is
+        ``kl``.
     """
 
     latent: int = 256
@@ -55,26 +57,27 @@ class DFQSettings(DuelSettings):
 
 
 def dfq(teacher: Classifier, student: Classifier, settings: DFQSettings) -> Method:
-    """The adversarial distillation of data-free network quantisation, for a student of full precision.
+    """The distillation of data-free network quantisation, for a student of full precision.
 
-    L_G = −w_a·KL(p_T ‖ p_S) + w_s·R(x) + w_o·CE(T(x), argmax T(x)) + w_b·Σ_k p̄_k ln p̄_k over the batch's mean answer p̄,
-    R the distance of normalisation statistics; L_S = KL(p_T ‖ p_S), ten updates on fresh latents for each of G.
+    L_G = −w_a·KL(p_T ‖ p_S) + w_s·R(x) + w_o·CE(T(x), argmax T(x)) + w_b·Σ_k p̄_k ln p̄_k over the
+    batch's mean answer p̄, R the distance of normalisation statistics; L_S = KL(p_T ‖ p_S), ten
+    updates on fresh latents for each of G.
 
     Args:
       teacher: frozen, with batch normalisation. student: gives the network.
       settings: see `DFQSettings`. ``generator_rate=0`` is the control.
 
     Returns:
-      A `Method` over `DuelState` with the metrics of `duel` and ``adversarial``, ``statistics``, ``one_hot``, ``balance``,
-      the terms without their weights.
+      A `Method` over `DuelState` with the metrics of `duel` and ``adversarial``, ``statistics``,
+      ``one_hot``, ``balance``, the terms without their weights.
 
     Raises:
       InputError: a teacher without batch normalisation, unless ``statistics`` is 0.
 
-    Source: Choi, Choi, El-Khamy and Lee, Data-Free Network Quantization with Adversarial Knowledge Distillation, CVPR
-      Workshops 2020; weights and schedule after the released toolbox of CMI.
-    Deviations: the student is not quantised; the paper's entropy of single answers is the cross-entropy against their
-    arg-max; Adam's β₁ is 0.9 (0.5 in the toolbox).
+    Source: Choi, Choi, El-Khamy and Lee, Data-Free Network Quantization with Adversarial Knowledge
+      Distillation, CVPR Workshops 2020; weights and schedule after the released toolbox of CMI.
+    Deviations: the student is not quantised; the paper's entropy of single answers is the
+      cross-entropy against their arg-max; Adam's β₁ is 0.9 (0.5 in the toolbox).
     """
     if settings.balance:
         warn_of_small_batches("DFQ", settings.batch_size, teacher)

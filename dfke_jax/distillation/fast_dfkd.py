@@ -29,7 +29,8 @@ class FastSettings(BankSettings):
 
     Attributes:
       latent_rate: of the latents' Adam. meta: how the shared start θ learns, see `fast_dfkd`.
-      reptile_scale: factor of θ − θ' with ``reptile``. average: m of the running averages of batch statistics; 0 for none.
+      reptile_scale: factor of θ − θ' with ``reptile``. average: m of the running averages of batch
+        statistics; 0 for none.
     """
 
     rounds: int = 220
@@ -60,7 +61,8 @@ class Meta(NamedTuple):
     """What Fast-DFKD carries.
 
     Attributes:
-      generator: θ, parameters of the shared start. optimizer_state: of its Adam. averages: of batch statistics.
+      generator: θ, parameters of the shared start. optimizer_state: of its Adam. averages: of batch
+        statistics.
     """
 
     generator: PyTree
@@ -73,22 +75,27 @@ def fast_dfkd(
 ) -> Method:
     """Fast data-free distillation: meta-learned starts of inversion.
 
-    Per batch: z ~ N(0, I), θ' ← θ; k steps of Adam on (z, θ') down `inversion_loss`(a(G_θ'(z))), the statistics blended
-    with their averages over batches; the best batch goes to the bank. Then one step of Adam on θ at rate k·η_g along
-    Σ_i ∇_θ' loss_i (``fomaml``, first order) or along 67·(θ − θ') (``reptile``).
+    Per batch: z ~ N(0, I), θ' ← θ; k steps of Adam on (z, θ') down `inversion_loss`(a(G_θ'(z))),
+    the statistics blended with their averages over batches; the best batch goes to the bank. Then
+    one step of Adam on θ at rate k·η_g along Σ_i ∇_θ' loss_i (``fomaml``, first order) or along
+    67·(θ − θ') (``reptile``).
 
     Args:
-      teacher: frozen, with batch normalisation unless ``statistics`` is 0. student: gives the network.
-      settings: see `FastSettings`. ``steps=0`` is the control: an untrained generator that stays so.
-      augment: a, of what the networks see while images are inverted, and of what the student learns.
+      teacher: frozen, with batch normalisation unless ``statistics`` is 0. student: gives the
+        network.
+      settings: see `FastSettings`. ``steps=0`` is the control: an untrained generator that stays
+        so.
+      augment: a, of what the networks see while images are inverted, and of what the student
+        learns.
 
     Returns:
       A `Method` over `BankState`, see `bank_method`.
 
-    Source: Fang, Mo, Wang, Song, Bei, Zhang and Song, Up to 100× Faster Data-free Knowledge Distillation, AAAI 2022, and
-      its released code (schedule, weights, the factor 67, averages of moments).
-    Deviations: the first layer is not drawn again late in training, as the released code does once; averages take the
-    moments of a batch's last judged iterate, as released.
+    Source: Fang, Mo, Wang, Song, Bei, Zhang and Song, Up to 100× Faster Data-free Knowledge
+      Distillation, AAAI 2022, and its released code (schedule, weights, the factor 67, averages of
+      moments).
+    Deviations: the first layer is not drawn again late in training, as the released code does once;
+      averages take the moments of a batch's last judged iterate, as released.
     """
     begin, make = (Partial(f, Static(settings)) for f in (_begin, _make))
     return bank_method(teacher, student, settings, begin, Partial(make, augment), augment)

@@ -78,8 +78,9 @@ def inversion_loss(
     """w_s·R(x) + w_o·CE(T(x), y) − w_a·mean_b [argmax T = argmax S]·KL(p_T ‖ p_S).
 
     R is the distance of the batch's normalisation statistics from the stored ones
-    (`dfke_jax.synthesis.priors.normalisation_statistics`). The student is in evaluation mode; where it puts an image into
-    another class than the teacher, the image is hard enough and pushed no further.
+    (`dfke_jax.synthesis.priors.normalisation_statistics`). The student is in evaluation mode; where
+    it puts an image into another class than the teacher, the image is hard enough and pushed no
+    further.
 
     Args:
       weights: of the terms; one of weight 0 is not computed.

@@ -21,10 +21,11 @@ from dfke_jax.synthesis.targets import balanced_labels
 
 @dataclasses.dataclass(frozen=True)
 class WithinSettings(SynthesisSettings):
-    """How images are matched to stored Gaussians. Steps, rate and weights are this project's, where not said otherwise.
+    """How images are matched to stored Gaussians. All numbers are this project's.
 
     Attributes:
-      steps, learning_rate: of Adam on pixels. statistics, one_hot, smoothness: weights of the terms.
+      steps, learning_rate: of Adam on pixels. statistics, one_hot, smoothness: weights of the
+        terms.
       sigma: width in pixels of the Gaussian of the smoothness term.
       start, start_mean, start_sd, start_blur: of the start images.
     """
@@ -50,14 +51,18 @@ def knowledge_within(
 ) -> Method:
     """Fills a pool with images whose normalisation inputs have the stored means and variances.
 
-    min_x w_s·Σ_layers Σ_channels KL(N(μ̂, σ̂²) ‖ N(μ, σ²)) + w_o·mean_b CE(T(x_b), y_b) + w_g·mean ‖x − g_σ * x‖²
+    min_x w_s·Σ_layers Σ_channels KL(N(μ̂, σ̂²) ‖ N(μ, σ²)) + w_o·mean_b CE(T(x_b), y_b) + w_g·mean
+    ‖x − g_σ * x‖²
 
-    with the batch's mean μ̂ and biased variance σ̂² of every normalisation layer's input; y_b balanced.
+    with the batch's mean μ̂ and biased variance σ̂² of every normalisation layer's input; y_b
+    balanced.
 
     Args:
       teacher: frozen, with batch normalisation.
-      settings: see `WithinSettings`. count: N, a multiple of `batch_size`; sample r is of class r mod K.
-      batch_size: samples whose statistics are matched together. control: return the start images as they are.
+      settings: see `WithinSettings`. count: N, a multiple of `batch_size`; sample r is of class r
+        mod K.
+      batch_size: samples whose statistics are matched together. control: return the start images as
+        they are.
 
     Returns:
       A `Method` over `Pool` with metric ``loss``.
@@ -65,8 +70,8 @@ def knowledge_within(
     Raises:
       InputError: for a network without batch normalisation.
 
-    Source: Haroush, Hubara, Hoffer and Soudry, The Knowledge Within: Methods for Data-Free Model Compression, CVPR 2020:
-      the divergence of Gaussians, the class term and the smoothness.
+    Source: Haroush, Hubara, Hoffer and Soudry, The Knowledge Within: Methods for Data-Free Model
+      Compression, CVPR 2020: the divergence of Gaussians, the class term and the smoothness.
     """
     if not teacher.has_normalisation:
         raise InputError(

@@ -22,10 +22,11 @@ EMBEDDINGS = ("one_hot", "random")
 
 @dataclasses.dataclass(frozen=True)
 class NAYERSettings(BankSettings):
-    """How NAYER runs. Defaults: the released code's, where it has them; warm-up in rounds of two batches.
+    """How NAYER runs. Defaults: the released code's; warm-up in rounds of two batches.
 
     Attributes:
-      chunk: images that share a noisy layer; 0 for K, so that every layer makes one image of each class.
+      chunk: images that share a noisy layer; 0 for K, so that every layer makes one image of each
+        class.
       renew: rounds after which the generator is drawn afresh; 0 for never.
       average: m of the running averages of batch statistics; 0 for none.
     """
@@ -58,7 +59,8 @@ class Noisy(NamedTuple):
     """What NAYER carries.
 
     Attributes:
-      generator: parameters, and of the normalisation of embeddings. averages: of batch statistics. made: batches so far.
+      generator: parameters, and of the normalisation of embeddings. averages: of batch statistics.
+        made: batches so far.
     """
 
     generator: PyTree
@@ -70,7 +72,8 @@ def label_embedding(kind: str, num_classes: int, width: int = 0, key: Key | None
     """A matrix (K, E) of embeddings that know nothing of language.
 
     Args:
-      kind: ``one_hot`` (E = K), or ``random``: rows of a standard normal distribution, scaled to length one.
+      kind: ``one_hot`` (E = K), or ``random``: rows of a standard normal distribution, scaled to
+        length one.
       width: E of ``random``. key: of ``random``.
 
     Raises:
@@ -96,16 +99,19 @@ def nayer(
 ) -> Method:
     """Noisy-layer generation.
 
-    x_b = G_θ(W_c·norm(e_{y_b}) + b_c), c the chunk of image b; W_c ~ N(0, 1), b_c = 0 drawn for every batch of images; 40
-    steps of Adam on (W, b, θ) down `inversion_loss`(a(x)), the statistics blended with their averages; the best batch
-    goes to the bank. θ goes on from batch to batch and is drawn afresh every few rounds. Labels are balanced.
+    x_b = G_θ(W_c·norm(e_{y_b}) + b_c), c the chunk of image b; W_c ~ N(0, 1), b_c = 0 drawn for
+    every batch of images; 40 steps of Adam on (W, b, θ) down `inversion_loss`(a(x)), the statistics
+    blended with their averages; the best batch goes to the bank. θ goes on from batch to batch and
+    is drawn afresh every few rounds. Labels are balanced.
 
     Args:
-      teacher: frozen, with batch normalisation unless ``statistics`` is 0. student: gives the network.
+      teacher: frozen, with batch normalisation unless ``statistics`` is 0. student: gives the
+        network.
       settings: see `NAYERSettings`. ``steps=0`` is the control.
-      embedding: (K, E), constants; published: embeddings of the classes' names by a text model. One-hot by default; see
-        `label_embedding`.
-      augment: a, of what the networks see while images are inverted, and of what the student learns.
+      embedding: (K, E), constants; published: embeddings of the classes' names by a text model.
+        One-hot by default; see `label_embedding`.
+      augment: a, of what the networks see while images are inverted, and of what the student
+        learns.
 
     Returns:
       A `Method` over `BankState`, see `bank_method`.
@@ -113,8 +119,9 @@ def nayer(
     Raises:
       InputError: an embedding of other classes, a batch that chunks do not divide.
 
-    Source: Tran, Le, Le, Tran and Phung, NAYER: Noisy Layer Data Generation for Efficient and Effective Data-free
-      Knowledge Distillation, CVPR 2024, and its released code (schedule, weights).
+    Source: Tran, Le, Le, Tran and Phung, NAYER: Noisy Layer Data Generation for Efficient and
+      Effective Data-free Knowledge Distillation, CVPR 2024, and its released code (schedule,
+      weights).
     Deviations: no text model; the optimiser of θ begins anew with every batch.
     """
     if embedding is None:
@@ -134,7 +141,8 @@ def nayer_budget(settings: NAYERSettings, rounds: int) -> dict[str, int]:
 
 
 def noisy_latents(latents: PyTree, norm: PyTree, rows: Array) -> Array:
-    """(B, E) embeddings -> (B, Z): normalised over the batch, then a dense layer of its own for every chunk.
+    """(B, E) embeddings -> (B, Z): normalised over the batch, then a dense layer of its own for
+    every chunk.
 
     Args:
       latents: ``kernel`` (chunks, E, Z), ``bias`` (chunks, Z). norm: ``scale``, ``offset`` (E,).

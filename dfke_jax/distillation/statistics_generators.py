@@ -55,26 +55,27 @@ class GroupSettings:
 def statistics_generators(teacher: Classifier, settings: GroupSettings) -> Method:
     """Large-scale generative data-free distillation: its generators.
 
-    min over θ_1..θ_G of mean_b CE(T(x_b), y_b) + λ·R(x), x_b = G_{θ_g(b)}([z_b, onehot(y_b)]), y_b uniform in the group
-    g(b), and R the distance of the whole batch's normalisation statistics from the stored ones: the mixture of all
-    generators is matched, since what is stored is of all classes.
+    min over θ_1..θ_G of mean_b CE(T(x_b), y_b) + λ·R(x), x_b = G_{θ_g(b)}([z_b, onehot(y_b)]), y_b
+    uniform in the group g(b), and R the distance of the whole batch's normalisation statistics from
+    the stored ones: the mixture of all generators is matched, since what is stored is of all
+    classes.
 
     Args:
       teacher: frozen, with batch normalisation unless ``statistics`` is 0.
       settings: see `GroupSettings`.
 
     Returns:
-      A `Method` over `Training`, its variables stacked (G, ...), with metrics ``loss``, ``one_hot``, ``statistics`` and
-      those of `dfke_jax.nn.answers.class_metrics`. `group_images` draws from its state; drawn from ``method.init(key)``
-      they are the control's.
+      A `Method` over `Training`, its variables stacked (G, ...), with metrics ``loss``,
+      ``one_hot``, ``statistics`` and those of `dfke_jax.nn.answers.class_metrics`. `group_images`
+      draws from its state; drawn from ``method.init(key)`` they are the control's.
 
     Raises:
       InputError: more groups than classes, a teacher without batch normalisation.
 
-    Source: Luo, Sandler, Lin, Zhmoginov and Howard, Large-Scale Generative Data-Free Distillation, 2020: statistics of
-      normalisation layers, one generator per group of classes.
-    Deviations: the architecture, rates and weights are this project's; classes within a group are told to the generator by
-      a one-hot part of its latents.
+    Source: Luo, Sandler, Lin, Zhmoginov and Howard, Large-Scale Generative Data-Free Distillation,
+      2020: statistics of normalisation layers, one generator per group of classes.
+    Deviations: the architecture, rates and weights are this project's; classes within a group are
+      told to the generator by a one-hot part of its latents.
     """
     if settings.groups > teacher.num_classes:
         raise InputError(f"{settings.groups} groups of {teacher.num_classes} classes")
@@ -93,7 +94,7 @@ def group_cost(settings: GroupSettings) -> Cost:
 
 
 def group_images(teacher: Classifier, settings: GroupSettings, state: Training, key: Key) -> tuple[Array, Array]:
-    """One batch of images (B, H, W, C) of all generators, and the classes (B,) that they were made for."""
+    """One batch of all generators: images (B, H, W, C), and the classes (B,) they are for."""
     return _draw(settings, teacher, state.variables, key)
 
 

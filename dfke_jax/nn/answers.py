@@ -1,8 +1,8 @@
 """Answers that are not one label an image: heads, parts and places.
 
-A network's answers are a pytree whose leaves, the *heads*, are logits (B, ..., K): one array (B, K) of a classifier, a
-dictionary of a head per task, a tuple of a head per teacher, (B, H, W, K) where every place is classified. Every head is
-a question of its own, with classes of its own.
+A network's answers are a pytree whose leaves, the *heads*, are logits (B, ..., K): one array (B, K)
+of a classifier, a dictionary of a head per task, a tuple of a head per teacher, (B, H, W, K) where
+every place is classified. Every head is a question of its own, with classes of its own.
 """
 
 import jax
@@ -18,7 +18,7 @@ MOST_SHARES = 32
 
 
 def heads(answers: PyTree) -> dict[str, Array]:
-    """The heads by name: `""` for answers that are one array, otherwise the path, such as ``colour`` or ``0``."""
+    """The heads by path (``colour``, ``0``); by an empty name where answers are one array."""
     leaves = jax.tree_util.tree_leaves_with_path(answers)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
@@ -49,9 +49,11 @@ def class_metrics(answers: PyTree) -> Metrics:
 
     Returns:
       Float32 scalars, of one head without, of several with ``/HEAD`` behind the name:
-      ``class_entropy``: −Σ p̄_k ln p̄_k / ln K of the mean answer p̄; ``histogram_entropy``: the same of the histogram of
-      answered classes; ``largest_class`` and ``largest_share``: the class answered most often, and how often, in [0, 1];
-      ``class_share/k``: of every class, where there are at most `MOST_SHARES` of them.
+      ``class_entropy``: −Σ p̄_k ln p̄_k / ln K of the mean answer p̄; ``histogram_entropy``: the
+        same of the histogram of
+      answered classes; ``largest_class`` and ``largest_share``: the class answered most often, and
+      how often, in [0, 1]; ``class_share/k``: of every class, where there are at most `MOST_SHARES`
+      of them.
 
     Raises:
       InputError: for a head without classes.

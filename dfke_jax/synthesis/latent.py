@@ -21,10 +21,13 @@ class Inverted(NamedTuple):
     """What `invert` returns.
 
     Attributes:
-      images: (B, H, W, C), of the iterate with the lowest loss. loss: () of it. beside: what stood beside its loss.
+      images: (B, H, W, C), of the iterate with the lowest loss. loss: () of it. beside: what stood
+        beside its loss.
       last: what stood beside the loss of the last iterate that was judged.
-      optimised: after the last update, which was judged no more. optimizer_states: likewise, by name.
-      gradient: the sum of the gradients of all steps, by name (first-order meta-learning descends it).
+      optimised: after the last update, which was judged no more. optimizer_states: likewise, by
+        name.
+      gradient: the sum of the gradients of all steps, by name (first-order meta-learning descends
+        it).
     """
 
     images: Array
@@ -46,11 +49,13 @@ def invert(
     optimizers: Mapping[str, optax.GradientTransformation],
     optimizer_states: Mapping[str, Any] | None = None,
 ) -> Inverted:
-    """Descends an objective of the images that latents and a generator make, and keeps the best batch.
+    """Descends an objective of the images that a generator makes, and keeps the best batch.
 
-    x_i = decode(v_i), v_{i+1} = v_i − optimiser(∇_v objective(x_i, v_i)) for every named part v of its own optimiser.
+    x_i = decode(v_i), v_{i+1} = v_i − optimiser(∇_v objective(x_i, v_i)) for every named part v of
+    its own optimiser.
 
-    Traceable. The whole batch is kept or not: its samples are coupled by the generator's normalisation and by statistics.
+    Traceable. The whole batch is kept or not: its samples are coupled by the generator's
+    normalisation and by statistics.
 
     Args:
       key: step i draws from ``fold_in(key, i)``.

@@ -1,5 +1,7 @@
 """CMI, Fast-DFKD and NAYER: one batch written out by hand, and what they carry to the next."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,6 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Static
 from dfke_jax.data.augment import flip, resized_crop
-from dfke_jax.distillation import cmi as cmi_file
-from dfke_jax.distillation import fast_dfkd as fast_file
-from dfke_jax.distillation import nayer as nayer_file
 from dfke_jax.distillation.cmi import CMISettings, contrast, pooled
 from dfke_jax.distillation.fast_dfkd import FastSettings
 from dfke_jax.distillation.inversion_loss import averaged, inversion_loss, no_averages
@@ -23,6 +22,10 @@ from dfke_jax.nn.mlp import MLP
 
 SHAPE, K = (8, 8, 1), 3
 KEY = jax.random.key(51)
+# the functions of the same names stand before these modules in the package
+cmi_file, fast_file, nayer_file = (
+    importlib.import_module(f"dfke_jax.distillation.{name}") for name in ("cmi", "fast_dfkd", "nayer")
+)
 RNG = np.random.default_rng(7)
 
 

@@ -32,9 +32,9 @@ class BankRecipeSettings(AnchoredSettings):
     teacher: str = "lenet5_bn"
     """Network of the teacher; it needs batch normalisation."""
     rounds: int = 40
-    """Rounds, each of one or more batches of images and some steps of the student, whose schedule spans them."""
+    """Rounds, each of some batches of images and some steps of the student, whose rates span them."""
     augmentation: Literal["none", "shift", "crop_flip", "affine", "affine_noise"] = "shift"
-    """Augmentation of what the networks see while images are inverted, and of what the student learns."""
+    """Augmentation of what is inverted against, and of what the student learns."""
     method: Any = None
     """How the method runs; every recipe has settings of its own."""
 
