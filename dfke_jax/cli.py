@@ -29,7 +29,9 @@ from dfke_jax.commands.common import (
     INTERRUPTED,
     OK,
     USAGE,
+    Parser,
     complain,
+    degrade_text,
 )
 
 _EXAMPLES = """\
@@ -66,8 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments without the program's name; those of the process by default.
 
     Returns:
-      The exit code: 0, 1 (it failed, and said why), 2 (the command was wrong) or 130 (interrupted).
+      The exit code: 0, 1 (it failed, and said why), 2 (the command was wrong) or 130 (interrupted); of a
+      verdict 0 (shown), 3 (not shown) or 4 (the claim was refused before anything was asked).
     """
+    degrade_text()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["run"]:
@@ -84,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dfke",
         description="Data-free knowledge extraction in JAX.",
         epilog=_EXAMPLES,

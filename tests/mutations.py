@@ -47,6 +47,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "distillation/zskt": ("distillation/test_duel.py",),
     "distillation/transfer_sets": ("distillation/test_response.py",),
     "extraction/maze": ("extraction/test_maze_pd.py", "extraction/test_dfme.py"),
+    "extraction/pool_attack": ("extraction/test_pool.py",),
     "extraction/random_queries": ("extraction/test_pool.py",),
     "synthesis/replay": ("extraction/test_common.py",),
     "synthesis/shapes": ("extraction/test_disagreement.py",),
@@ -68,17 +69,17 @@ _S = "dfke_jax/synthesis/"
 _SPLIT = "jax.random.split(key, n)[i] does not depend on n"
 EQUIVALENT: dict[str, str] = {
     f"{_D}activation_records.py:record_activations: 1 -> 2": "the shape of images that are never computed (eval_shape)",
-    f"{_D}class_impressions.py:_impressions: made.confidence >= threshold -> made.confidence > threshold": (
+    f"{_D}class_impressions.py:_Impressions.metrics: made.confidence >= wanted[1] -> made.confidence > wanted[1]": (
         "a softmax equal to a random threshold to the bit"
     ),
-    f"{_D}class_impressions.py:_impressions.objective: 0 -> 1": "an index beyond the only element is clamped to it",
-    f"{_D}class_impressions.py:_impressions: 1.0 -> 2.0": "what moves nothing is applied or not",
-    f"{_D}class_impressions.py:_impressions: 1.0 -> 2.0 #2": "what moves nothing is applied or not",
-    f"{_D}data_impressions.py:_released: 0 -> 1": "any row of a batch tells the batch's number",
+    f"{_D}class_impressions.py:_Impressions.objective: 0 -> 1 #2": "an index beyond the only element is clamped to it",
+    f"{_D}class_impressions.py:_Impressions.rule: 1.0 -> 2.0": "what moves nothing is applied or not",
+    f"{_D}class_impressions.py:_Impressions.rule: 1.0 -> 2.0 #2": "what moves nothing is applied or not",
+    f"{_D}data_impressions.py:_Released.of_batch: 0 -> 1": "any row of a batch tells the batch's number",
     f"{_D}deep_inversion.py:adaptive_deep_inversion: 1 -> 2": "images that stand in until the pool's take their place",
-    f"{_D}transfer_sets.py:fitted: 1 -> 2 #4": "what has its size already is resized to it",
-    f"{_D}transfer_sets.py:fitted: 3 -> 4 #5": "what has its size already is resized to it",
-    f"{_D}transfer_sets.py:fitted: 1 -> 2 #5": "resizing is a mean of pixels; the bound takes off rounding only",
+    "dfke_jax/synthesis/fitting.py:fitted: 1 -> 2 #4": "what has its size already is resized to it",
+    "dfke_jax/synthesis/fitting.py:fitted: 3 -> 4 #5": "what has its size already is resized to it",
+    "dfke_jax/synthesis/fitting.py:fitted: 1 -> 2 #5": "resizing is a mean of pixels; the bound takes off rounding only",
     f"{_S}starts.py:smooth_noise: 4 -> 5": _SPLIT,
     f"{_S}noise.py:optimise_noise: 64 -> 65": "the size of groups, which are speed",
     f"{_S}noise.py:optimise_noise: 64 if jax.default_backend() == 'cpu' else batch -> "

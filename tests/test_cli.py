@@ -1,6 +1,7 @@
 """The command line: what it prints, where, and with which exit code."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from dfke_jax.commands.common import enable_compilation_cache
 from dfke_jax.core.errors import InputError, Interrupted, MissingDataError
 from dfke_jax.experiments.bench import registry
 from dfke_jax.experiments.bench.result import Arm, Published, Result
+from dfke_jax.experiments.bench.run import as_written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,30 @@ def test_every_field_is_an_option(calls, tmp_path):
     (call,) = calls
     assert call.config == Config("mnist", 5, 0, 0.25, (3.0, 2.0, 1.0), True)
     assert (str(call.out), str(call.data_dir), call.progress) == ("there", "here", False)
+
+
+def test_the_settings_of_another_run_are_defaults(calls, tmp_path, capsys):
+    written = {"recipe": "fake", "config": {"dataset": "mnist", "learning_rate": 0.125, "scales": [4.0, 5.0]}}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert cli.main(["run", "fake", "--config", "config.json", "--seeds", "7"]) == 0
+    assert calls[0].config == Config("mnist", 7, learning_rate=0.125, scales=(4.0, 5.0))
+    for change, message in (
+        ({"recipe": "other"}, "is of the recipe 'other', not 'fake'"),
+        ({"config": {"colour": 3}}, "there is no setting colour"),
+        ({"config": 3}, "is no config.json of a run"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**written, **change}))
+        assert cli.main(["run", "fake", "--config", "config.json"]) != 0
+        assert message in said(capsys)[1]
+    assert cli.main(["run", "fake", "--config", "nowhere.json"]) != 0
+    assert "is no config.json of a run" in said(capsys)[1]
+
+
+def test_every_recipe_takes_back_what_it_wrote():
+    for name, recipe in registry.recipes().items():
+        for dataset in (None, *recipe.presets):
+            settings = recipe.settings(dataset)
+            assert running.with_written(recipe.settings(), as_written(settings)) == settings, name
 
 
 @pytest.mark.parametrize("option", [["--dataset", "mnist"], ["--dataset=mnist"]])

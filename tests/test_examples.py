@@ -10,7 +10,6 @@ from example_files import EXAMPLES, example
 
 from dfke_jax import core, nn
 from dfke_jax.extraction import DFMESettings, dfme
-from dfke_jax.extraction.dfme import draws
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.synthesis.zeroth_order import unit_directions
 
@@ -95,7 +94,7 @@ def test_an_iteration_of_one_file_is_the_package_s():
         generator=first.generator.variables["params"],
         statistics=first.generator.variables["batch_stats"],
     )
-    drawn = draws(attack.init.args[0].value, key)
+    drawn = attack.init.args[0].draws(key)
     directions = unit_directions(drawn.directions, (6, *shape), settings.differences)[0]
     given = page.Drawn(drawn.clone_z, drawn.generator_z, directions)
     assert jax.tree.map(jnp.shape, given) == jax.tree.map(jnp.shape, draw(key))

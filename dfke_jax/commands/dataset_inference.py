@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfke_jax.commands.common import OK, console, enable_compilation_cache, table
+from dfke_jax.commands.common import NOT_SHOWN, OK, console, enable_compilation_cache, number, share, table, whole
+from dfke_jax.commands.models import MODEL, add_declarations, declarations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,10 +22,11 @@ NOISES = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    model = "directory of saved variables"
     add = parser.add_argument
-    add("--victim", required=True, metavar="MODEL", help=f"{model}, or digits (a small network trained at once)")
-    add("--suspect", required=True, metavar="MODEL", help=f"{model}, or the http(s) address of an endpoint")
+    add("--victim", required=True, metavar="MODEL", help="a saved model's directory, or digits; its weights are needed")
+    add_declarations(parser, "--declare-victim", "the victim (and --independent models)")
+    add("--suspect", required=True, metavar="MODEL", help=MODEL)
+    add_declarations(parser, "--declare-suspect", "the suspect")
     add("--private", required=True, type=Path, metavar="X.npz", help="images and labels that the victim was trained on")
     add(
         "--public",
@@ -39,9 +41,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="Z.npz",
         help="more of the same kind, at least twice --private, to train independent models on (advised)",
     )
-    add("--independents", type=int, default=21, metavar="N", help="how many, with --others (default: %(default)s)")
-    add("--references", type=int, default=4, metavar="N", help="further ones, for calibration (default: %(default)s)")
-    add("--training-steps", type=int, default=1500, metavar="N", help="of each of them (default: %(default)s)")
+    add("--independents", type=whole(1), default=21, metavar="N", help="how many, with --others (default: %(default)s)")
+    add(
+        "--references",
+        type=whole(),
+        default=4,
+        metavar="N",
+        help="further ones, for calibration (default: %(default)s)",
+    )
+    add("--training-steps", type=whole(1), default=1500, metavar="N", help="of each of them (default: %(default)s)")
     add(
         "--independent",
         action="append",
@@ -49,19 +57,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="an independent model that exists; repeat it",
     )
+    add("--network", metavar="NAME", help="of victim and independent models, as --declare-victim network=NAME")
+    add("--classes", type=whole(2), metavar="K", help="of the victim, as --declare-victim classes=K")
+<<<<<<< HEAD
     add(
-        "--network", default="mlp_small", metavar="NAME", help="of victim and independent models (default: %(default)s)"
+        "--embedding",
+        default="blind_walk",
+        metavar="KIND",
+        help="blind_walk (labels; default) or mingd (gradients)",
     )
-    add("--suspect-network", metavar="NAME", help="of a suspect in a file (default: the victim's)")
-    add("--classes", type=int, metavar="K", help="of the victim (default: the largest label and one)")
+=======
     add("--embedding", default="blind_walk", metavar="KIND", help="blind_walk (labels; default) or mingd (gradients)")
-    add("--noise", type=float, metavar="X", help="of the walk (default: what turns most of the victim's labels)")
-    add("--starts", type=int, default=10, metavar="N", help="walks of a kind and sample (default: %(default)s)")
-    add("--max-steps", type=int, default=50, metavar="N", help="of a walk (default: %(default)s)")
-    add("--alpha", type=float, default=0.05, help="p-values below it accuse (default: %(default)s)")
+>>>>>>> lead
+    add(
+        "--noise",
+        type=number(above=0),
+        metavar="X",
+        help="of the walk (default: what turns most of the victim's labels)",
+    )
+    add("--starts", type=whole(1), default=10, metavar="N", help="walks of a kind and sample (default: %(default)s)")
+    add("--max-steps", type=whole(1), default=50, metavar="N", help="of a walk (default: %(default)s)")
+    add("--alpha", type=share, default=0.05, help="p-values below it accuse (default: %(default)s)")
     add(
         "--looks",
-        type=int,
+        type=whole(1),
         default=1,
         metavar="N",
         help="verdicts that you will look at in all (suspects, growing --revealed, seeds); each accuses "
@@ -69,12 +88,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--revealed",
-        type=int,
+        type=whole(2),
         metavar="M",
         help="private, and as many public, samples shown to the suspect (default: half)",
     )
     add("--both-correct", action="store_true", help="test only samples that victim and suspect classify correctly")
-    add("--seed", type=int, default=0, help="of everything random; fix it before you look (default: %(default)s)")
+    add("--seed", type=whole(), default=0, help="of everything random; fix it before you look (default: %(default)s)")
     add("--key", metavar="KEY", help="API key of the endpoint")
     add(
         "--ledger",
@@ -82,12 +101,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="keeps every answer of the endpoint; a second run pays for nothing twice",
     )
-    add("--budget", type=int, metavar="ROWS", help="rows that the endpoint may be asked, at most")
+    add("--budget", type=whole(), metavar="ROWS", help="rows that the endpoint may be asked, at most")
     add("--out", type=Path, default=Path("verdict.json"), metavar="FILE", help="result (default: %(default)s)")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Tests the suspect and prints the verdict."""
+    """Tests the suspect and prints the verdict; the exit code says whether it accuses."""
     from rich.markup import escape
 
     enable_compilation_cache()
@@ -105,7 +124,7 @@ def execute(options: argparse.Namespace) -> int:
             f"endpoint  {rows['rows']:,} rows asked in {rows['requests']:,} requests, {rows['cache_hits']:,} known before"
         )
     print(f"result    {options.out}")
-    return OK
+    return OK if verdict.stolen else NOT_SHOWN
 
 
 def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]":
@@ -121,15 +140,15 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     import jax
     import numpy as np
 
-    from dfke_jax.commands.models import load
+    from dfke_jax.commands.outputs import claim_file, write_found
     from dfke_jax.core.errors import InputError
     from dfke_jax.dataset_inference import judge, prepare
-    from dfke_jax.dataset_inference.case import check_null
+    from dfke_jax.dataset_inference.case import check_case
     from dfke_jax.experiments.bench.result import environment
+    from dfke_jax.models import open_model
+    from dfke_jax.oracle import Ledger, Metered
 
-    out: Path = options.out
-    if out.exists():
-        raise InputError(f"{out} exists and nothing is overwritten; choose another --out")
+    out = claim_file(options.out, "--out")
     remote = options.suspect.startswith(("http://", "https://"))
     if not remote and (options.ledger or options.budget is not None or options.key):
         raise InputError("--ledger, --budget and --key belong to a suspect behind an address (http://...)")
@@ -138,33 +157,43 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
         name: read_samples(getattr(options, name)) for name in ("private", "public", "others") if getattr(options, name)
     }
     private, public = samples["private"], samples["public"]
-    classes = options.classes or int(max(private[1].max(), public[1].max())) + 1
     shape = private[0].shape[1:]
-    victim = load(options.victim, options.network, classes, shape)
-    if victim.input_shape != shape:
-        raise InputError(f"the victim takes images of {victim.input_shape} and the private ones are {shape}")
     to_train = options.independents if "others" in samples else 0
-    check_null(len(options.independent) + to_train, settings.level)
+    check_case(private, public, len(options.independent) + to_train, settings)
+    of_victim = declarations(
+        options.declare_victim, network=options.network, num_classes=options.classes, input_shape=shape
+    )
+    of_suspect = declarations(options.declare_suspect, input_shape=shape, key=options.key)
+    weights = lambda where: open_model(where, of_victim).needed_classifier("dataset inference, of its victim,")
+    victim = weights(options.victim)
+    largest = int(max(private[1].max(), public[1].max()))
+    if largest >= victim.num_classes:
+        raise InputError(f"the victim has {victim.num_classes} classes, and there are labels up to {largest}")
     key = jax.random.key(options.seed)
     with contextlib.ExitStack() as stack:
-        suspect: Any
+        model = stack.enter_context(open_model(options.suspect, of_suspect))
+        if model.num_classes != victim.num_classes:
+            raise InputError(f"the victim has {victim.num_classes} classes, and the suspect {model.num_classes}")
         metered = None
         if remote:
-            suspect = metered = _endpoint(options, stack, shape, classes)
-        else:
-            suspect = load(options.suspect, options.suspect_network or options.network, classes, shape)
+            metered = Metered(model.oracle(), stack.enter_context(Ledger(options.ledger, budget=options.budget)))
         if options.noise is None and settings.embedding == "blind_walk":
             settings = _with_noise(settings, victim, private)
         said: tuple[str, ...] = ()
-        innocent, references = [load(model, options.network, classes, shape) for model in options.independent], []
+        innocent, references = [weights(where) for where in options.independent], []
         if "others" in samples:
             trained, said = _trained(options, victim, samples)
             references, innocent = trained[: options.references], [*innocent, *trained[options.references :]]
         case = prepare(
             private, public, victim=victim, key=key, independents=innocent, references=references, settings=settings
         )
-        verdict = judge(case, suspect, host=remote)
-        verdict = dataclasses.replace(verdict, notes=(*verdict.notes, *said))
+<<<<<<< HEAD
+        verdict = judge(case, metered or model.victim)
+=======
+        verdict = judge(case, metered or model.victim, host=model.host)
+>>>>>>> lead
+        of_model = tuple(f"the suspect's {note}" for note in model.notes)
+        verdict = dataclasses.replace(verdict, notes=(*verdict.notes, *said, *of_model))
         counts = metered.counts() if metered else None
     beside = {
         "victim": options.victim,
@@ -178,11 +207,8 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
         "ledger": counts,
         "environment": environment(),
     }
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(
-        json.dumps({"verdict": verdict.to_json(), **beside}, indent=1, default=np.ndarray.tolist) + "\n"
-    )
-    temporary.replace(out)
+    found = {"verdict": verdict.to_json(), **beside}
+    write_found(out, json.dumps(found, indent=1, default=np.ndarray.tolist) + "\n")
     return verdict, beside
 
 
@@ -279,16 +305,6 @@ def _with_noise(settings: "InferenceSettings", victim: "Classifier", samples: An
     return dataclasses.replace(settings, walk=dataclasses.replace(settings.walk, noise=walk.noise))
 
 
-def _endpoint(options: argparse.Namespace, stack: contextlib.ExitStack, shape: Any, classes: int) -> Any:
-    from dfke_jax.oracle import Ledger, Metered
-    from dfke_jax.oracle.remote import RemoteVictim
-
-    endpoint = stack.enter_context(
-        RemoteVictim(options.suspect, key=options.key, input_shape=shape, num_classes=classes)
-    )
-    return Metered(endpoint, stack.enter_context(Ledger(options.ledger, budget=options.budget)))
-
-
 def _trained(
     options: argparse.Namespace, victim: "Classifier", samples: dict[str, Any]
 ) -> "tuple[list[Classifier], tuple[str, ...]]":
@@ -306,8 +322,6 @@ def _trained(
     from dfke_jax.experiments.ownership.thieves import independent_models, member, shares
 
     images, labels = samples["others"]
-    if options.references < 0 or options.independents < 1 or options.training_steps < 1:
-        raise InputError("--independents and --training-steps must be at least 1 and --references at least 0")
     if images.shape[1:] != victim.input_shape or labels.max() >= victim.num_classes:
         raise InputError(
             f"--others holds images {images.shape[1:]} and labels up to {labels.max()}; the victim takes {victim.input_shape} "

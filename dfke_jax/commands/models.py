@@ -1,44 +1,47 @@
-"""Models that commands are given by name: saved variables, or a small network that is trained at once."""
+"""Models on command lines: what can be written for one, and what can be declared of it."""
 
+import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dfke_jax.nn.classifier import Classifier
+    from dfke_jax.models import Declared
+
+MODEL = (
+    "digits (a small network trained at once), a saved model's directory, FILE.pt2, .pt, .onnx, .skops or .toml, "
+    "FILE.py:NAME, a Hugging Face folder, or http(s)://..."
+)
+_DECLARE = (
+    "what %s does not say of itself: shape=28,28,1 classes=10 mean=0.5 std=0.5 layout=NHWC gives=logits "
+    "weights=FILE trusted=true ...; what contradicts it is refused"
+)
 
 
-def load(model: str, name: str, num_classes: int, shape: tuple[int, int, int]) -> "Classifier":
-    """A classifier by what a command line says of it.
+def add_declarations(parser: argparse.ArgumentParser, option: str = "--declare", of: str = "MODEL") -> None:
+    """An option that says what a model does not say itself."""
+    parser.add_argument(option, nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=_DECLARE % of)
 
-    Args:
-      model: ``digits``, or a directory that `dfke_jax.core.save` wrote of a `Classifier`. Such a directory holds
-        variables only, so the rest must be said; preprocessing is what `experiments.settings.network` gives.
-      name, num_classes, shape: of a saved network; `digits` takes the name alone.
+
+def declarations(texts: Sequence[str], **options: object) -> "Declared":
+    """What is declared, and what other options say of the same model, by fields of `Declared`.
+
+    Raises:
+      UnknownNameError, InputError: a declaration that is none, or is at odds with an option.
     """
-    from dfke_jax.core.checkpoint import restore
-    from dfke_jax.experiments.bench.settings import network
+    import dataclasses
 
-    height, width, channels = shape
-    if model == "digits":
-        return trained_on_digits(name)
-    return restore(model, network(name, num_classes, (height, width, channels)))
+    from dfke_jax.core.errors import InputError
+    from dfke_jax.models import declared
+    from dfke_jax.models.declared import shown
 
-
-def trained_on_digits(name: str, steps: int = 600) -> "Classifier":
-    """A network trained on the bundled digits; the same one every time."""
-    import jax
-
-    from dfke_jax import data
-    from dfke_jax.core.loop import run
-    from dfke_jax.distillation.response import cross_entropy_training
-    from dfke_jax.experiments.bench.settings import network
-    from dfke_jax.nn.training import trained
-
-    digits = data.load("digits")
-    images, labels = digits.train.on_device()
-    classifier = network(name, digits.num_classes, digits.shape)
-    return trained(
-        classifier, run(cross_entropy_training(classifier, images, labels, steps=steps), jax.random.key(0), steps).state
-    )
+    said = declared(texts)
+    given = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items() if value is not None
+    }
+    for name, value in given.items():
+        if getattr(said, name) not in (None, value):
+            raise InputError(f"{shown(name)} is declared to be {getattr(said, name)}, and must be {value} here")
+    return dataclasses.replace(said, **given)  # type: ignore[arg-type]
 
 
-__all__ = ["load", "trained_on_digits"]
+__all__ = ["MODEL", "add_declarations", "declarations"]

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dfke_jax.commands.common import OK, add_data_dir, console, enable_compilation_cache, positive, table
+from dfke_jax.commands.common import OK, add_data_dir, console, enable_compilation_cache, positive, table, whole
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="run every seed in a process of its own, N at a time, and put them together",
     )
     parser.add_argument(
-        "--seed", type=int, metavar="K", help="run this seed of one experiment alone, into runs/reproduce/NAME/seedK"
+        "--seed",
+        type=whole(),
+        metavar="K",
+        help="run this seed of one experiment alone, into runs/reproduce/NAME/seedK",
     )
     parser.add_argument(
         "--devices",

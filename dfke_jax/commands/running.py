@@ -1,12 +1,16 @@
 """``dfke run RECIPE``: every field of a recipe's configuration is an option, parsed by tyro."""
 
 import argparse
+import contextlib
 import dataclasses
+import io
+import itertools
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dfke_jax.commands.common import OK, USAGE, complain, console, enable_compilation_cache
 
@@ -57,11 +61,11 @@ def execute(name: str, rest: list[str]) -> int:
 
     from dfke_jax import report
 
+    page = report.render(out)  # before anything is printed: a terminal may be gone by now
     screen = console()
     screen.print(report.table(result))
     for sentence in report.verdict(result):
         screen.print(sentence, markup=False)
-    page = report.render(out)
     print(f"\nresult  {out / 'result.json'}\nreport  {page}")
     return OK
 
@@ -72,11 +76,13 @@ def _parse_run(recipe: "Recipe", rest: Sequence[str]):
 
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     peek.add_argument("--dataset")
+    peek.add_argument("--config")
     try:
-        dataset = peek.parse_known_args(rest)[0].dataset
+        given = peek.parse_known_args(rest)[0]
     except argparse.ArgumentError:
-        dataset = None  # "--dataset" without a value: tyro says so
-    default = recipe.settings(dataset)
+        given = argparse.Namespace(dataset=None, config=None)  # an option without a value: tyro says so
+    written = read_config(Path(given.config), recipe.name) if given.config else {}
+    default = with_written(recipe.settings(given.dataset or written.get("dataset")), written)
 
     @dataclasses.dataclass(frozen=True)
     class Options:
@@ -86,6 +92,8 @@ def _parse_run(recipe: "Recipe", rest: Sequence[str]):
         """Directory of the real data sets; DFKE_DATA_DIR if it is not given."""
         out: Path | None = None
         """Where the result, samples, checkpoints and report go; runs/RECIPE-DATASET by default."""
+        config: Path | None = None
+        """A run's config.json: its settings are the defaults here."""
         resume: tyro.conf.FlagCreatePairsOff[bool] = False
         """Continue the run that this directory holds."""
         quiet: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -99,13 +107,78 @@ def _parse_run(recipe: "Recipe", rest: Sequence[str]):
     if recipe.time:
         about += f"\n\nTakes {recipe.time}."
     about += f"\n\nDefaults below are those for the data set {default.dataset!r}."
-    return tyro.cli(
-        Options,
-        default=Options(settings=default),
-        args=list(rest),
-        prog=f"dfke run {recipe.name}",
-        description=about,
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                Options,
+                default=Options(settings=default),
+                args=list(rest),
+                prog=f"dfke run {recipe.name}",
+                description=about,
+            )
+    except SystemExit as stop:
+        if stop.code == USAGE:
+            complain(f"error: {_unboxed(said.getvalue())} (see dfke run {recipe.name} --help)")
+        raise
+
+
+def read_config(path: Path, recipe: str) -> dict[str, Any]:
+    """The settings in a run's ``config.json``.
+
+    Raises:
+      InputError: for a file that cannot be read, or is of another recipe.
+    """
+    from dfke_jax.core.errors import InputError
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        whose, settings = found["recipe"], dict(found["config"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"--config {path} is no config.json of a run: {error}") from error
+    if whose != recipe:
+        raise InputError(f"--config {path} is of the recipe {whose!r}, not {recipe!r}")
+    return settings
+
+
+def with_written(settings: Any, written: dict[str, Any], within: str = "") -> Any:
+    """Settings with the values that JSON holds of others of their kind; lists become tuples.
+
+    Raises:
+      InputError: for names that they do not have, and values out of range.
+    """
+    from dfke_jax.core.errors import InputError
+
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    changes = {}
+    for name, value in written.items():
+        if name not in fields:
+            raise InputError(f"--config: there is no setting {within}{name}")
+        if not fields[name].init:  # it follows from the others
+            continue
+        old = getattr(settings, name)
+        if isinstance(old, dict) and isinstance(value, dict):
+            parts = {key: _like(old.get(key), part, f"{within}{name}.{key}.") for key, part in value.items()}
+            changes[name] = {**old, **parts}
+        else:
+            changes[name] = _like(old, value, f"{within}{name}.")
+    return dataclasses.replace(settings, **changes)
+
+
+def _like(old: Any, value: Any, within: str) -> Any:
+    return with_written(old, value, within) if dataclasses.is_dataclass(old) else _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _unboxed(text: str) -> str:
+    """What tyro says of a wrong option, in one line: the text of its box above the first rule."""
+    lines = [line.strip("╭╮╰╯│ \t") for line in text.splitlines()]
+    body = lines[1:] if lines and lines[0].startswith("─") else lines  # the first has the title
+    above = itertools.takewhile(lambda line: not line.startswith("─"), body)
+    return " ".join(line for line in above if line)
 
 
 def slug(dataset: str) -> str:

@@ -1,10 +1,11 @@
-"""``dfke serve``: a classifier behind the endpoint of `dfke_jax.oracle.serve`, so that it can be attacked over HTTP."""
+"""``dfke serve``: a model behind the endpoint of `dfke_jax.oracle.serve`, so that it can be attacked over HTTP."""
 
 import argparse
 import os
 from pathlib import Path
 
-from dfke_jax.commands.common import OK, enable_compilation_cache
+from dfke_jax.commands.common import OK, complain, enable_compilation_cache, number, whole
+from dfke_jax.commands.models import MODEL, add_declarations, declarations
 
 KEYS = "DFKE_SERVE_KEYS"
 """The variable of API keys: a command line can be read by every user of the machine."""
@@ -12,29 +13,26 @@ KEYS = "DFKE_SERVE_KEYS"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    add_declarations(parser)
+    parser.add_argument("--network", metavar="NAME", help="of the model, as --declare network=NAME")
+    parser.add_argument("--classes", type=whole(1), metavar="K", help="of the model, as --declare classes=K")
     parser.add_argument(
-        "model", metavar="MODEL", help="digits (a small network trained at once), or a directory of saved variables"
-    )
-    parser.add_argument("--network", default="mlp_small", metavar="NAME", help="network (default: %(default)s)")
-    parser.add_argument(
-        "--classes", type=int, default=10, metavar="K", help="of a saved network (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--shape", type=int, nargs=3, default=(8, 8, 1), metavar=("H", "W", "C"), help="of a saved network's images"
+        "--shape", type=whole(1), nargs=3, metavar=("H", "W", "C"), help="of its images, as --declare shape=H,W,C"
     )
     parser.add_argument(
-        "--reveal", default="probabilities", metavar="KIND", help="label, top_k, logits or %(default)s (default)"
+        "--reveal", metavar="KIND", help="label, top_k, logits or probabilities (default, if the model has any)"
     )
-    parser.add_argument("--top", type=int, metavar="K", help="how many, with --reveal top_k")
-    parser.add_argument("--round", type=int, metavar="DECIMALS", help="round what is revealed")
+    parser.add_argument("--top", type=whole(1), metavar="K", help="how many, with --reveal top_k")
+    parser.add_argument("--round", type=whole(0), metavar="DECIMALS", help="round what is revealed")
     parser.add_argument(
         "--explain",
         metavar="KIND",
         help="explain answers as well: gradient, smooth_grad, ...; or KIND:key=value,... (classes=top, samples=8, ...)",
     )
-    parser.add_argument("--explain-quota", type=int, metavar="ROWS", help="rows of a key that are explained, ever")
-    parser.add_argument("--rate", type=float, metavar="ROWS", help="rows a second of a key")
-    parser.add_argument("--quota", type=int, metavar="ROWS", help="rows of a key, ever")
+    parser.add_argument("--explain-quota", type=whole(0), metavar="ROWS", help="rows of a key that are explained, ever")
+    parser.add_argument("--rate", type=number(above=0), metavar="ROWS", help="rows a second of a key")
+    parser.add_argument("--quota", type=whole(0), metavar="ROWS", help="rows of a key, ever")
     parser.add_argument(
         "--key-file",
         type=Path,
@@ -44,9 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--journal", metavar="FILE", help="remember charges and answered requests there, for the next start"
     )
-    parser.add_argument("--max-rows", type=int, default=1024, metavar="N", help="in a request (default: %(default)s)")
+    parser.add_argument(
+        "--max-rows", type=whole(1), default=1024, metavar="N", help="in a request (default: %(default)s)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="0 for any (default: %(default)s)")
+    parser.add_argument("--port", type=whole(0, 65_535), default=8000, help="0 for any (default: %(default)s)")
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -55,8 +55,8 @@ def execute(options: argparse.Namespace) -> int:
     Raises:
       InputError, UnknownNameError, CheckpointError: for options that do not fit together, or no such model.
     """
-    from dfke_jax.commands.models import load
     from dfke_jax.core.errors import InputError
+    from dfke_jax.models import open_model
     from dfke_jax.oracle.answering import answering, explaining
     from dfke_jax.oracle.journal import Journal
     from dfke_jax.oracle.registry import explanation
@@ -64,31 +64,42 @@ def execute(options: argparse.Namespace) -> int:
     from dfke_jax.oracle.serve import create_app, serve
 
     enable_compilation_cache()
-    reveal = Reveal(options.reveal, k=options.top, decimals=options.round)
+    reveal = Reveal(options.reveal or "probabilities", k=options.top, decimals=options.round)
     setting = explanation(options.explain) if options.explain else None
     if setting and reveal.kind in ("label", "logits"):
         raise InputError(f"--explain explains probabilities, which --reveal {reveal.kind} does not reveal")
+    if options.model.startswith(("http://", "https://")):
+        raise InputError(f"{options.model} is served already; give a model")
     journal = Journal(options.journal) if options.journal else None
     allowed = keys(options.key_file)
-    classifier = load(options.model, options.network, options.classes, options.shape)
-    app = create_app(
-        answering(classifier, reveal),
-        input_shape=classifier.input_shape,
-        reveal=reveal,
-        num_classes=classifier.num_classes,
-        box=classifier.preprocessing.box,
-        keys=allowed,
-        quota=options.quota,
-        rate=options.rate,
-        max_rows=options.max_rows,
-        journal=journal,
-        explain=explaining(classifier, reveal, setting) if setting else None,
-        explanation=setting,
-        explanation_quota=options.explain_quota,
+    said = declarations(
+        options.declare, network=options.network, num_classes=options.classes, input_shape=options.shape
     )
-    shown = f"{options.reveal}, explained by {setting.kind}" if setting else options.reveal
-    said = f"serving {options.model} ({shown}) until interrupted at"
-    serve(app, options.host, options.port, ready=lambda url: print(said, url, flush=True))
+    with open_model(options.model, said) as model:
+        if model.gives == "label" and options.reveal is None:
+            reveal = Reveal("label")
+        classifier = model.needed_classifier("--explain") if setting else None
+        oracle = model.oracle(reveal)
+        app = create_app(
+            oracle if model.on_host else answering(model.victim, reveal, model.gives),
+            input_shape=model.input_shape,
+            reveal=reveal,
+            num_classes=model.num_classes,
+            box=model.box,
+            keys=allowed,
+            quota=options.quota,
+            rate=options.rate,
+            max_rows=options.max_rows,
+            journal=journal,
+            explain=explaining(classifier, reveal, setting) if classifier and setting else None,
+            explanation=setting,
+            explanation_quota=options.explain_quota,
+        )
+        for note in model.notes:
+            complain(f"{model.name}: {note}")
+        shown = f"{reveal.kind}, explained by {setting.kind}" if setting else reveal.kind
+        said_of = f"serving {options.model} ({shown}) until interrupted at"
+        serve(app, options.host, options.port, ready=lambda url: print(said_of, url, flush=True))
     return OK
 
 

@@ -7,9 +7,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfke_jax.commands.common import OK, add_data_dir, enable_compilation_cache
+from dfke_jax.commands.common import (
+    NOT_SHOWN,
+    OK,
+    REFUSED,
+    add_data_dir,
+    enable_compilation_cache,
+    number,
+    share,
+    whole,
+)
+from dfke_jax.commands.models import add_declarations, declarations
 
 if TYPE_CHECKING:
+    from dfke_jax.models import OpenedModel
     from dfke_jax.nn.classifier import Classifier
     from dfke_jax.watermarking.keys import MarkingKey, VerificationKey
 
@@ -18,12 +29,12 @@ Draw trigger images with random labels, and write two files: the secret marking 
 verification key with the commitments. Publish the latter, or its fingerprint, where others put a date to it, before the
 marked network is given away. With --labels-of and --beacon the images of an earlier, published pair of keys get labels that
 nobody chose: drawn by a hash of their commitments and of public random bytes that are younger than its publication."""
-_MARK = "Train a network on a data set and on the trigger pairs of a secret key, and save it as `dfke serve` loads it."
+_MARK = "Train a network on a data set and on the trigger pairs of a secret key, and save it whole."
 _VERIFY = """\
-Open the commitments, ask a suspect the triggers, and say how sure the claim is. SUSPECT is a directory of saved
-variables (--network, with classes and shape of the key), an exported PyTorch program (FILE.pt2, torch.export.save; FILE.pt
-of TorchScript; both are read and run in a process that may neither write, connect nor start programs), or the URL of an
-endpoint such as `dfke serve` runs. Clean networks are trained on the data set and asked the same, and suspect and clean
+Open the commitments, ask a suspect the triggers, and say how sure the claim is. SUSPECT is a saved model's directory, an
+exported PyTorch program (FILE.pt2, torch.export.save; FILE.pt of TorchScript; both are read and run in a process that may
+neither write, connect nor start programs), any other model that `dfke serve` takes, or the URL of an endpoint such as it runs.
+Clean networks are trained on the data set and asked the same, and suspect and clean
 networks are asked test images: a trigger that innocent networks answer shows nothing. This reveals the triggers."""
 
 
@@ -48,9 +59,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     new = command("keygen", _KEYGEN, keygen)
     new.add_argument("secret", type=Path, metavar="SECRET", help="file of the marking key, to be written")
     new.add_argument("public", type=Path, metavar="PUBLIC", help="file of the verification key, to be written")
-    new.add_argument("--classes", type=int, default=10, metavar="K", help="of the network (default: %(default)s)")
-    new.add_argument("--count", type=int, default=100, metavar="N", help="of abstract images (default: %(default)s)")
-    new.add_argument("--shape", type=int, nargs=3, metavar=("H", "W", "C"), help="of abstract images")
+    new.add_argument("--classes", type=whole(2), default=10, metavar="K", help="of the network (default: %(default)s)")
+    new.add_argument(
+        "--count", type=whole(1), default=100, metavar="N", help="of abstract images (default: %(default)s)"
+    )
+    new.add_argument("--shape", type=whole(1), nargs=3, metavar=("H", "W", "C"), help="of abstract images")
     new.add_argument("--kind", default="shapes", help="of abstract images: noise or %(default)s (default)")
     new.add_argument(
         "--images", type=Path, metavar="FILE", help=".npz with images (N, H, W, C) and, if they have any, labels"
@@ -64,74 +77,80 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     train = command("mark", _MARK, mark)
     train.add_argument("secret", type=Path, metavar="SECRET", help="the marking key")
-    train.add_argument("out", type=Path, metavar="DIR", help="directory of the marked network's variables")
+    train.add_argument("out", type=Path, metavar="DIR", help="directory of the marked network, to be made")
     train.add_argument("--dataset", default="digits", help="data set (default: %(default)s)")
     add_data_dir(train)
     train.add_argument("--network", default="lenet5", metavar="NAME", help="network (default: %(default)s)")
-    train.add_argument("--from", dest="start", type=Path, metavar="DIR", help="continue from these saved variables")
-    train.add_argument("--seed", type=int, default=0, help="of initial variables and batches (default: %(default)s)")
+    train.add_argument("--from", dest="start", type=Path, metavar="DIR", help="continue from this saved model")
+    train.add_argument(
+        "--seed", type=whole(), default=0, help="of initial variables and batches (default: %(default)s)"
+    )
     for name, kind, about in (
-        ("steps", int, "updates"),
-        ("batch-size", int, "rows of the task in a batch"),
-        ("triggers-per-batch", int, "trigger pairs beside them"),
-        ("learning-rate", float, "of SGD at the beginning"),
-        ("decay-every", int, "steps after which it falls tenfold; 0: never"),
+        ("steps", whole(1), "updates"),
+        ("batch-size", whole(1), "rows of the task in a batch"),
+        ("triggers-per-batch", whole(1), "trigger pairs beside them"),
+        ("learning-rate", number(above=0), "of SGD at the beginning"),
+        ("decay-every", whole(), "steps after which it falls tenfold; 0: never"),
     ):
-        train.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "RATE", help=about)
+        train.add_argument(f"--{name}", type=kind, metavar="RATE" if name == "learning-rate" else "N", help=about)
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
     judge = command("verify", _VERIFY, verify)
     judge.add_argument("secret", type=Path, metavar="SECRET", help="the marking key, revealed")
     judge.add_argument("public", type=Path, metavar="PUBLIC", help="the verification key, as it was published")
-    judge.add_argument("suspect", metavar="SUSPECT", help="directory, .pt2 or .pt file, or URL")
-    judge.add_argument("--network", default="lenet5", metavar="NAME", help="of saved variables (default: %(default)s)")
+    judge.add_argument("suspect", metavar="SUSPECT", help="a saved model's directory, .pt2, .pt, .onnx, ... or URL")
+    add_declarations(judge, of="SUSPECT")
+    judge.add_argument(
+        "--network",
+        metavar="NAME",
+        help="of the clean networks (default: the suspect's, if that is a saved model; or lenet5)",
+    )
     judge.add_argument("--key", metavar="KEY", help="API key of an endpoint")
-    judge.add_argument("--layout", default="NCHW", choices=("NCHW", "NHWC"), help="of a PyTorch program's input")
+    judge.add_argument("--layout", choices=("NCHW", "NHWC"), help="of the suspect's images, as --declare layout=NCHW")
     judge.add_argument(
         "--truth", type=Path, metavar="FILE", help=".npz with the true labels of all trigger images, -1: none"
     )
-    judge.add_argument("--alpha", type=float, default=0.01, help="level of the test (default: %(default)s)")
+    judge.add_argument("--alpha", type=share, default=0.01, help="level of the test (default: %(default)s)")
     judge.add_argument(
         "--epsilon",
-        type=float,
+        type=number(least=0, below=1),
         default=0.1,
         help="share of misses that the scheme's rule allows (default: %(default)s)",
     )
     judge.add_argument("--fingerprint", metavar="HEX", help="of the verification key, as it was published")
     judge.add_argument(
         "--null",
-        type=int,
+        type=whole(),
         metavar="M",
         help="clean networks to train and ask as well (default: as many as alpha needs; 0: none, and then adversarial triggers "
         "go unnoticed)",
     )
     judge.add_argument(
-        "--null-steps", type=int, default=1000, metavar="N", help="updates of each (default: %(default)s)"
+        "--null-steps", type=whole(1), default=1000, metavar="N", help="updates of each (default: %(default)s)"
     )
     judge.add_argument(
         "--near",
-        type=float,
+        type=share,
         default=0.05,
         help="how far their accuracy may lie from the suspect's (default: %(default)s)",
     )
     judge.add_argument(
         "--task-rows",
-        type=int,
+        type=whole(1),
         default=500,
         metavar="N",
         help="test images that all are asked for it (default: %(default)s, or as many as there are)",
     )
     judge.add_argument("--dataset", default="digits", help="of the clean networks (default: %(default)s)")
     add_data_dir(judge)
-    judge.add_argument("--seed", type=int, default=0, help="of the clean networks (default: %(default)s)")
+    judge.add_argument("--seed", type=whole(), default=0, help="of the clean networks (default: %(default)s)")
     judge.add_argument("--json", type=Path, metavar="FILE", help="write the verdict there as well")
 
 
 def execute(options: argparse.Namespace) -> int:
     """Runs the sub-command that was asked for."""
     enable_compilation_cache()
-    options.work(options)
-    return OK
+    return options.work(options) or OK
 
 
 def keygen(options: argparse.Namespace) -> None:
@@ -209,10 +228,10 @@ def mark(options: argparse.Namespace) -> None:
     import numpy as np
 
     from dfke_jax import data
-    from dfke_jax.core.checkpoint import restore, save
     from dfke_jax.core.errors import InputError
     from dfke_jax.core.loop import run
-    from dfke_jax.experiments.bench.settings import network
+    from dfke_jax.models import load
+    from dfke_jax.nn.named import network
     from dfke_jax.nn.training import trained
     from dfke_jax.watermarking import backdoor
     from dfke_jax.watermarking.keys import MarkingKey
@@ -227,50 +246,55 @@ def mark(options: argparse.Namespace) -> None:
     dataset = data.load(options.dataset, data_dir=options.data_dir)
     classifier = network(options.network, dataset.num_classes, dataset.shape)
     if options.start is not None:
-        classifier = restore(options.start, classifier)
+        said = {"network": options.network, "num_classes": dataset.num_classes, "input_shape": dataset.shape}
+        classifier = load(options.start, **said)
     images, labels = dataset.train.on_device()
     method = backdoor.mark(classifier, images, labels, key, settings, pretrained=options.start is not None)
     progress = None if options.quiet else "marking"
     state = run(method, jax.random.key(options.seed), settings.steps, progress=progress).state
     marked = trained(classifier, state)
-    save(options.out, marked)
+    marked.save(options.out, made_by={"command": "watermark mark", "dataset": options.dataset, "seed": options.seed})
     accuracy = (marked.predict(dataset.test.images).argmax(1) == dataset.test.labels).mean()
     matches = int((answered_labels(marked, key.images, key.num_classes) == key.labels).sum())
     print(f"test accuracy  {100 * np.float64(accuracy):.2f} %\ntriggers       {matches} of {len(key)}")
     print(f"saved          {options.out} ({options.network})")
 
 
-def verify(options: argparse.Namespace) -> None:
+def verify(options: argparse.Namespace) -> int:
     """Judges a suspect.
+
+    Returns:
+      The exit code: whether a mark is shown, is not, or the key was refused before anything was asked.
 
     Raises:
       InputError, UnknownNameError, MissingDataError, CheckpointError, EndpointError: for what cannot be had.
     """
-    from dfke_jax.core.errors import InputError
+    from dfke_jax.commands.outputs import claim_file, write_found
+    from dfke_jax.models import open_model
     from dfke_jax.watermarking import verification
     from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, rejected_pairs
 
     secret, public = MarkingKey.load(options.secret), VerificationKey.load(options.public)
-    if options.json is not None and options.json.exists():
-        raise InputError(f"{options.json} exists, and nothing is overwritten; choose another name")
+    if options.json is not None:
+        claim_file(options.json, "--json")
     truth = None if options.truth is None else _arrays(options.truth, "labels")
     shape = tuple(secret.images.shape[1:])
     asked = options.null
     if asked is None:
         asked = verification.null_models_needed(options.alpha)
-    if asked < 0 or options.task_rows < 1:
-        raise InputError(f"--null must not be negative and --task-rows at least 1, got {asked} and {options.task_rows}")
-    suspect = load_suspect(options, secret.num_classes, shape)
-    try:
+    said = declarations(
+        options.declare, num_classes=secret.num_classes, input_shape=shape, layout=options.layout, key=options.key
+    )
+    with open_model(options.suspect, said) as suspect:
         null = task = None
         if asked:
             verification.check_null_models(asked, options.alpha)
             if not rejected_pairs(secret, public):  # or there will be nothing to compare
-                null, task = _null_models(options, asked, secret.num_classes, shape)
+                null, task = _null_models(options, asked, secret.num_classes, shape, suspect)
         verdict = verification.verify(
             secret,
             public,
-            suspect,
+            suspect.victim,
             truth=truth,
             alpha=options.alpha,
             epsilon=options.epsilon,
@@ -279,63 +303,27 @@ def verify(options: argparse.Namespace) -> None:
             near=options.near,
             fingerprint=options.fingerprint,
         )
-    finally:
-        if hasattr(suspect, "close"):
-            suspect.close()
+        notes = suspect.notes
     print(verdict)
+    for note in notes:
+        print(f"suspect: {note}")
     if options.json is not None:
         said = dataclasses.asdict(verdict) | {"null": verdict.null and verdict.null._asdict()}
-        options.json.write_text(json.dumps(said, indent=1) + "\n")
-
-
-def load_suspect(options: argparse.Namespace, num_classes: int, shape: tuple[int, ...]) -> Any:
-    """What is to be asked: an endpoint, a PyTorch program, or saved variables.
-
-    Raises:
-      InputError: a PyTorch file that is none, or needs what is not installed.
-    """
-    from dfke_jax.commands.models import load
-    from dfke_jax.oracle.remote import RemoteVictim
-
-    height, width, channels = shape
-    if options.suspect.startswith(("http://", "https://")):
-        return RemoteVictim(options.suspect, key=options.key, input_shape=shape, num_classes=num_classes)
-    if options.suspect.endswith((".pt2", ".pt", ".pth")):
-        return torch_suspect(options.suspect, num_classes, (height, width, channels), options.layout)
-    return load(options.suspect, options.network, num_classes, (height, width, channels))
-
-
-def torch_suspect(path: str, num_classes: int, shape: tuple[int, int, int], layout: Any = "NCHW") -> Any:
-    """A host victim from an exported program, in a process of its own that has no rights; see `ConfinedProgram`.
-
-    Args:
-      path: ``.pt2`` of ``torch.export.save``, its batch size fixed or free; any other name is taken for TorchScript.
-      num_classes: K. shape: (H, W, C). layout: of its input.
-
-    Raises:
-      InputError: no PyTorch, no such file, one that holds no program, or a system that cannot confine a process.
-    """
-    import importlib.util
-
-    from dfke_jax.commands.confined import ConfinedProgram
-    from dfke_jax.core.errors import InputError
-
-    if not Path(path).is_file():
-        raise InputError(f"there is no file {path}")
-    if importlib.util.find_spec("torch") is None:
-        raise InputError(f"{path} needs `pip install 'dfke-jax[torch]'`")
-    return ConfinedProgram(path, num_classes, shape, layout)
+        write_found(options.json, json.dumps(said, indent=1) + "\n")
+    if verdict.rejected or verdict.true_labels:
+        return REFUSED
+    return OK if verdict.marked else NOT_SHOWN
 
 
 def _null_models(
-    options: argparse.Namespace, models: int, num_classes: int, shape: tuple[int, ...]
+    options: argparse.Namespace, models: int, num_classes: int, shape: tuple[int, ...], suspect: "OpenedModel"
 ) -> "tuple[Classifier, tuple[Any, Any]]":
     """Clean networks, and test images with labels to hold them against."""
     import jax
 
     from dfke_jax import data
     from dfke_jax.core.errors import InputError
-    from dfke_jax.experiments.bench.settings import network
+    from dfke_jax.nn.named import network
     from dfke_jax.watermarking.null_models import null_population
 
     dataset = data.load(options.dataset, data_dir=options.data_dir)
@@ -346,7 +334,9 @@ def _null_models(
             "--null 0"
         )
     images, labels = dataset.train.on_device()
-    classifier = network(options.network, num_classes, dataset.shape)
+    classifier = None if options.network else suspect.classifier
+    if classifier is None:
+        classifier = network(options.network or "lenet5", num_classes, dataset.shape)
     progress = "clean networks" if sys.stdout.isatty() else None
     null = null_population(
         classifier,
@@ -401,4 +391,4 @@ def _arrays(path: Path, name: str, wanted: bool = True) -> Any:
         raise InputError(f"cannot read {path} as an .npz file of arrays: {error}") from error
 
 
-__all__ = ["add_options", "execute", "keygen", "load_suspect", "mark", "torch_suspect", "verify"]
+__all__ = ["add_options", "execute", "keygen", "mark", "verify"]

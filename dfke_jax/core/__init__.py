@@ -37,9 +37,12 @@ from dfke_jax.core.method import (
     Solution,
     Static,
     against,
+    as_attack,
+    as_method,
     method,
 )
 from dfke_jax.core.population import population
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.tracking import JsonLines, TensorBoard, WeightsAndBiases
 
 __all__ = [
@@ -71,6 +74,8 @@ __all__ = [
     "UnknownOutcomeError",
     "WeightsAndBiases",
     "against",
+    "as_attack",
+    "as_method",
     "constrain_samples",
     "default_sharding",
     "device_mesh",
@@ -78,6 +83,7 @@ __all__ = [
     "initialise_hosts",
     "method",
     "population",
+    "record",
     "replicate",
     "restore",
     "run",
@@ -85,5 +91,6 @@ __all__ = [
     "save",
     "shard",
     "split_cpu",
+    "static_field",
     "writable_directory",
 ]

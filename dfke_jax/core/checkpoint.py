@@ -149,7 +149,7 @@ def save(path: str | os.PathLike, tree: PyTree, *, config: str = "", metadata: d
                 **(metadata or {}),
             },
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter is how a full disk reaches us
         raise CheckpointError(f"could not write the checkpoint {path}: {error}") from error
 
 

@@ -47,7 +47,7 @@ class Attack(NamedTuple):
 
     init: Callable[[Key], PyTree]
     ask: Callable[[Key, PyTree], tuple[PyTree, Array]]
-    tell: Callable[[Key, PyTree, Array, Any], tuple[PyTree, Metrics]]
+    tell: Callable[[Key, PyTree, Array, PyTree], tuple[PyTree, Metrics]]
 
 
 class HostMethod(NamedTuple):
@@ -122,6 +122,50 @@ def method(init: Callable, step: Callable, *args: Any) -> Method:
     return Method(Partial(init, *args), Partial(step, *args))
 
 
+class Steps(Protocol):
+    """A `dfke_jax.core.record` that is a method; see `Method`."""
+
+    def init(self, key: Key) -> PyTree:
+        """The first state."""
+        ...
+
+    def step(self, key: Key, state: PyTree) -> tuple[PyTree, Metrics]:
+        """The next state, and metrics."""
+        ...
+
+
+class Asks(Protocol):
+    """A `dfke_jax.core.record` that is an attack; see `Attack`."""
+
+    def init(self, key: Key) -> PyTree:
+        """The first state."""
+        ...
+
+    def ask(self, key: Key, state: PyTree) -> tuple[PyTree, Array]:
+        """The state, and the images to ask."""
+        ...
+
+    def tell(self, key: Key, state: PyTree, rows: Array, answers: PyTree) -> tuple[PyTree, Metrics]:
+        """The next state, and metrics."""
+        ...
+
+
+def as_method(record: Steps) -> Method:
+    """The `Method` whose functions are those of a record.
+
+    They are the class's own functions over the record, not bound methods: a function's identity is part of the compiled
+    program's key, and a bound method is a new object every time.
+    """
+    kind = type(record)
+    return Method(Partial(kind.init, record), Partial(kind.step, record))
+
+
+def as_attack(record: Asks) -> Attack:
+    """The `Attack` whose functions are those of a record; see `as_method`."""
+    kind = type(record)
+    return Attack(Partial(kind.init, record), Partial(kind.ask, record), Partial(kind.tell, record))
+
+
 @jax.tree_util.register_static
 class Static:
     """Wraps a hashable value (a module, an optimiser, a shape) so that it can stand among pytree arguments.
@@ -173,25 +217,31 @@ def _ask(attack: Attack, key: Key, state: PyTree) -> tuple[PyTree, Array]:
 
 
 @jax.jit
-def _tell(attack: Attack, key: Key, state: PyTree, rows: Array, answers: Any) -> tuple[PyTree, Metrics]:
+def _tell(attack: Attack, key: Key, state: PyTree, rows: Array, answers: PyTree) -> tuple[PyTree, Metrics]:
     return attack.tell(key, state, rows, answers)
 
 
-def against(attack: Attack, oracle: Callable[[Array], Any], *, host: bool = False) -> Method | HostMethod:
+def answers_on_host(model: Any, host: bool | None = None) -> bool:
+    """Whether a model answers on the host: what `host` says, else its own attribute ``on_host``, else not."""
+    return bool(getattr(model, "on_host", False)) if host is None else host
+
+
+def against(attack: Attack, oracle: Callable[[Array], Any], *, host: bool | None = None) -> Method | HostMethod:
     """Closes the loop between an attack and whoever answers it.
 
     Args:
       attack: the attack.
       oracle: rows (B, H, W, C) -> answers, any pytree with leading axis B. A traceable oracle should be a
         `jax.tree_util.Partial` or another callable pytree (a `Classifier`), so that its parameters are arguments.
-      host: whether `oracle` must run on the host (a PyTorch module, an HTTP endpoint). Then ask and tell are two
+      host: whether `oracle` must run on the host (a PyTorch module, an HTTP endpoint); those of the package know it
+        of themselves, a function must say so. Then ask and tell are two
         compiled halves and the oracle is called once between them, with a NumPy array.
 
     Returns:
       A `Method` in which ask, answer and tell are one program, or a `HostMethod`. Both produce the same states from
       the same keys when the oracle gives the same answers.
     """
-    if not host:
+    if not answers_on_host(oracle, host):
         if not jax.tree_util.all_leaves([oracle]):  # the oracle is a pytree of its own (Partial, Classifier)
             return Method(attack.init, Partial(_fused_step, attack, oracle))
         return Method(attack.init, Partial(_fused_step, attack, Partial(oracle)))
@@ -213,6 +263,9 @@ __all__ = [
     "Solution",
     "Static",
     "against",
+    "answers_on_host",
+    "as_attack",
+    "as_method",
     "check_arguments",
     "method",
 ]

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.mesh import sample_devices
+from dfke_jax.core.method import answers_on_host
 from dfke_jax.core.types import Array, Key
 
 FAMILIES = ("laplace", "gaussian", "uniform")
@@ -115,7 +116,7 @@ def blind_walk(
     settings: BlindWalkSettings | None = None,
     *,
     box: tuple[float, float] = (0.0, 1.0),
-    host: bool = False,
+    host: bool | None = None,
 ) -> Walks:
     """Walks from every sample in random directions until the label changes.
 
@@ -136,7 +137,8 @@ def blind_walk(
         step. None takes the model's own answer at x, for one more query a sample.
       settings: see `BlindWalkSettings`.
       box: lowest and highest pixel value.
-      host: `predict` runs on the host and gets NumPy arrays, at most lanes·block rows at a time.
+      host: `predict` runs on the host and gets NumPy arrays, at most lanes·block rows at a time; oracles and endpoints
+        know it of themselves.
 
     Returns:
       `Walks` (NumPy arrays, with `host`).
@@ -154,7 +156,7 @@ def blind_walk(
         raise InputError(f"images must be (N, ...) with at least one sample, got shape {shape}")
     if labels is not None and np.shape(labels) != shape[:1]:
         raise InputError(f"labels must have shape ({shape[0]},), got {np.shape(labels)}")
-    if host:
+    if answers_on_host(predict, host):
         return _on_host(key, predict, np.asarray(images, np.float32), labels, settings, box)
     if jax.tree_util.all_leaves([predict]):
         predict = Partial(predict)

@@ -146,8 +146,7 @@ def prepare(
     Arguments and errors are those of `dataset_inference`.
     """
     settings = settings or InferenceSettings()
-    private, public = checked_samples(victim_private, "private", box), checked_samples(victim_public, "public", box)
-    _check(private, public, independents, settings, box)
+    private, public = check_case(victim_private, victim_public, len(independents), settings, box)
     parts = _split(private, public, settings)
     keys = jax.random.split(key, 2)
     train, test = (embed(victim, part, key, settings, box) for part, key in zip(parts, keys, strict=True))
@@ -186,13 +185,22 @@ def accuracies(model: Embedded) -> dict[str, float]:
     return {side: float(np.mean(correct)) for side, correct in zip(("private", "public"), model.correct, strict=True)}
 
 
-def _check(
-    private: Pair,
-    public: Pair,
-    independents: Sequence,
+def check_case(
+    victim_private: tuple[Any, Any],
+    victim_public: tuple[Any, Any],
+    independents: int,
     settings: InferenceSettings,
-    box: tuple[float, float],
-) -> None:
+    box: tuple[float, float] = (0.0, 1.0),
+) -> tuple[Pair, Pair]:
+    """What `prepare` asks of samples, settings and the number of independent models, before any model is trained or asked.
+
+    Returns:
+      Private and public samples, as `checked_samples`.
+
+    Raises:
+      InputError: as `dataset_inference`.
+    """
+    private, public = checked_samples(victim_private, "private", box), checked_samples(victim_public, "public", box)
     if private[0].shape[1:] != public[0].shape[1:]:
         raise InputError(f"private and public images differ in shape: {private[0].shape} and {public[0].shape}")
     if len(private[0]) != len(public[0]):
@@ -213,7 +221,8 @@ def _check(
             f"{len(private[0])} samples of each kind leave {train} to train on and {test} to test with; at least "
             f"{settings.minimum} and {needed} are needed"
         )
-    check_null(len(independents), settings.level)
+    check_null(independents, settings.level)
+    return private, public
 
 
 def check_null(count: int, alpha: float) -> None:
@@ -324,6 +333,7 @@ __all__ = [
     "InferenceSettings",
     "accuracies",
     "answered",
+    "check_case",
     "check_looks",
     "check_null",
     "compare",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.method import answers_on_host
 from dfke_jax.dataset_inference.case import answered, check_looks
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.contrastive import representation
@@ -179,7 +180,7 @@ def fit_density(representations: Any, settings: DensitySettings | None = None) -
     return Density(mean, axes, mixture, settings.normalise, len(rows))
 
 
-def representations(encoder: Callable, images: np.ndarray, *, host: bool = False) -> np.ndarray:
+def representations(encoder: Callable, images: np.ndarray, *, host: bool | None = None) -> np.ndarray:
     """(N, H, W, C) -> (N, D) float64: what an encoder makes of images.
 
     Args:
@@ -193,7 +194,7 @@ def representations(encoder: Callable, images: np.ndarray, *, host: bool = False
     """
     if isinstance(encoder, Classifier):
         encoder = representation(encoder)
-    found = _checked(answered(encoder, images, host), "representations")
+    found = _checked(answered(encoder, images, answers_on_host(encoder, host)), "representations")
     if len(found) != len(images):
         raise InputError(f"the encoder gave {len(found)} representations for {len(images)} images")
     return found

@@ -160,7 +160,7 @@ def prepare_encoders(
 
 
 def likelihoods(
-    images: EncoderImages, encoder: Callable, settings: DensitySettings, *, host: bool = False
+    images: EncoderImages, encoder: Callable, settings: DensitySettings, *, host: bool | None = None
 ) -> Likelihoods:
     """Fits the density of an encoder's representations of the fitting images, and scores the others under it.
 
@@ -173,7 +173,7 @@ def likelihoods(
     return Likelihoods(-density(private), -density(public), density.dimensions, density.converged)
 
 
-def judge_encoder(case: EncoderCase, suspect: Callable, *, host: bool = False) -> EncoderVerdict:
+def judge_encoder(case: EncoderCase, suspect: Callable, *, host: bool | None = None) -> EncoderVerdict:
     """The verdict on one suspect; arguments are those of `encoder_inference`."""
     return judge_likelihoods(case, likelihoods(case.images, suspect, case.settings, host=host))
 
@@ -219,7 +219,7 @@ def encoder_inference(
     independents: Sequence[Callable] = (),
     settings: DensitySettings | None = None,
     box: tuple[float, float] = (0.0, 1.0),
-    host: bool = False,
+    host: bool | None = None,
 ) -> EncoderVerdict:
     """Tests whether a suspected encoder was made from the victim's private images; no labels are needed.
 

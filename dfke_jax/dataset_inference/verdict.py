@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dfke_jax.core.errors import InputError
+from dfke_jax.core.method import answers_on_host
 from dfke_jax.core.types import Key
 from dfke_jax.dataset_inference.case import (
     Case,
@@ -27,6 +28,7 @@ from dfke_jax.dataset_inference.statistics import (
     permutation_test,
     two_sided,
 )
+from dfke_jax.oracle.frameworks import as_host_victim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,18 +119,21 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def judge(case: Case, suspect: Callable, *, host: bool = False) -> Verdict:
+def judge(case: Case, suspect: Callable, *, host: bool | None = None) -> Verdict:
     """The verdict on one suspect.
 
     Args:
       case: from `prepare`.
-      suspect: traceable, images -> logits; or with `host` any function of NumPy rows -> labels or logits.
-      host: the suspect answers on the host; then only walks are possible.
+      suspect: traceable, images -> logits; a victim, oracle or endpoint on the host, a PyTorch module or a fitted
+        scikit-learn estimator; or with `host` any function of NumPy rows -> labels or logits.
+      host: whether the suspect answers on the host (then only walks are possible); it is known of all but functions.
 
     Raises:
       InputError: MinGD on a suspect without gradients, or too few samples that both models classify correctly.
     """
     settings = case.settings
+    suspect = as_host_victim(suspect, case.samples[0][0].shape[1:], None) or suspect
+    host = answers_on_host(suspect, host)
     if host and settings.embedding == "mingd":
         raise InputError("MinGD needs the suspect's gradients; a suspect on the host can only be walked (blind_walk)")
     return judge_embedded(case, embed(suspect, case.samples, case.key, settings, case.box, host))
@@ -233,7 +238,7 @@ def dataset_inference(
     references: Sequence[Callable] = (),
     settings: InferenceSettings | None = None,
     box: tuple[float, float] = (0.0, 1.0),
-    host: bool = False,
+    host: bool | None = None,
 ) -> Verdict:
     """Tests whether a suspect was made from the victim's private samples.
 
@@ -264,7 +269,7 @@ def dataset_inference(
     Source: Maini, Yaghini, Papernot, ICLR 2021; conformal p-values and difficulty calibration answer Szyller et al., TMLR
     2023, who found false positives for independent models.
     """
-    if host and settings is not None and settings.embedding == "mingd":  # before any work
+    if answers_on_host(suspect, host) and settings is not None and settings.embedding == "mingd":  # before any work
         raise InputError("MinGD needs the suspect's gradients; a suspect on the host can only be walked (blind_walk)")
     case = prepare(
         victim_private,

@@ -7,17 +7,14 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
+from dfke_jax.core import records
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.method import Method, Static
+from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Key
 from dfke_jax.nn.classifier import Classifier, as_float, check_images, check_labels
-from dfke_jax.nn.training import optimiser
-from dfke_jax.synthesis.noise import optimise_noise
-from dfke_jax.synthesis.pool import Batch, fill_pool
 from dfke_jax.synthesis.starts import Range, SynthesisSettings
-from dfke_jax.synthesis.targets import balanced_labels
+from dfke_jax.synthesis.synthesiser import Synthesis
 
 
 class LayerRecord(NamedTuple):
@@ -157,8 +154,9 @@ def from_records(
         if name not in record:
             raise UnknownNameError("recorded layer", name, record)
     chosen = {name: record[name] for name in names}
-    synthesiser = Partial(_synthesise, teacher, chosen, Static((settings, control, batch_size)))
-    return fill_pool(synthesiser, count, batch_size, teacher.input_shape)
+    return _FromRecords(
+        teacher=teacher, recorded=chosen, settings=settings, count=count, batch_size=batch_size, control=control
+    ).method()
 
 
 def draw(key: Key, record: LayerRecord, count: int) -> Array:
@@ -169,41 +167,31 @@ def draw(key: Key, record: LayerRecord, count: int) -> Array:
     return record.mean[None] + leading + record.rest[None] * jax.random.normal(rest_key, (count, classes, width))
 
 
-def _synthesise(teacher: Classifier, record: Record, static: Static, key: Key, rows: Array, carry: tuple) -> Batch:
-    settings, control, batch_size = static.value
-    start_key, record_key, noise_key = jax.random.split(key, 3)
-    labels = balanced_labels(rows, teacher.num_classes)
-    shape = (batch_size, *teacher.input_shape)
-    start = settings.draw(start_key, shape)
-    if control:
-        return Batch(start, labels, carry, {})
-    per_class = batch_size // teacher.num_classes
-    wanted = {}
-    for i, name in enumerate(sorted(record)):
-        drawn = draw(jax.random.fold_in(record_key, i), record[name], per_class)
-        # Rows come as r, r + 1, ... with r a multiple of K, so class k stands at every K-th place.
-        wanted[name] = drawn.reshape(batch_size, -1)
+@records.record
+class _FromRecords(Synthesis[RecordSettings]):
+    """Attributes beside those of `Synthesis`: recorded, of the layers to match."""
 
-    def objective(key: Key, images: Array, wanted: dict[str, Array]) -> tuple[Array, Array]:
-        activations = teacher.activations(images)
+    recorded: Record
+
+    def wanted(self, key: Key, labels: Array, rows: Array) -> dict[str, Array]:
+        """Layer -> pre-activations (B, D) to respond with."""
+        per_class = self.batch_size // self.teacher.num_classes
+        drawn = {
+            name: draw(jax.random.fold_in(key, i), self.recorded[name], per_class)
+            for i, name in enumerate(sorted(self.recorded))
+        }
+        # Rows come as r, r + 1, ... with r a multiple of K, so class k stands at every K-th place.
+        return {name: values.reshape(self.batch_size, -1) for name, values in drawn.items()}
+
+    def loss(self, key: Key, images: Array, wanted: dict[str, Array]) -> Array:
+        activations = self.teacher.activations(images)
         loss = jnp.zeros(len(images))
         for name, target in wanted.items():
             got = activations[name].reshape(len(images), -1)
             if name != "logits":
                 got, target = jax.nn.relu(got), jax.nn.relu(target)
             loss = loss + jnp.square(got - target).mean(1)
-        return loss, jnp.zeros_like(loss)
-
-    made = optimise_noise(
-        noise_key,
-        objective,
-        start,
-        steps=settings.steps,
-        optimizer=optimiser("adam", settings.learning_rate),
-        box=teacher.preprocessing.box,
-        context=wanted,
-    )
-    return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})
+        return loss
 
 
 __all__ = ["LayerRecord", "Record", "RecordSettings", "draw", "from_records", "record_activations"]

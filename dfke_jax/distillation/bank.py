@@ -7,15 +7,15 @@ images, student steps and answers.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.method import Method, Static, check_arguments, method
+from dfke_jax.core.method import Method, as_method, check_arguments
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
 from dfke_jax.distillation.cost import Cost
 from dfke_jax.distillation.duel import check_pair
@@ -107,17 +107,25 @@ class Made(NamedTuple):
 
     Attributes:
       images: (B, H, W, C) in the box. labels: (B,) int32, what each was meant for.
-      extra: what the method carries to its next batch. metrics: scalars.
+      carried: to the next batch. metrics: scalars.
     """
 
     images: Array
     labels: Array
-    extra: PyTree
+    carried: PyTree
     metrics: Metrics
 
 
-Make = Callable[[Key, Classifier, Classifier, Array, PyTree], Made]
-"""(key, teacher, the student as it is, number of the round (), extra) -> `Made`; a `Partial`."""
+class Inverter(Protocol):
+    """How a method makes its batches; a `dfke_jax.core.record`."""
+
+    def begin(self, key: Key, teacher: Classifier) -> PyTree:
+        """What is carried to the first batch."""
+        ...
+
+    def make(self, key: Key, teacher: Classifier, student: Classifier, number: Array, carried: PyTree) -> Made:
+        """One batch, given the student as it is, the number of the round () and what was carried."""
+        ...
 
 
 class BankState(NamedTuple):
@@ -125,21 +133,15 @@ class BankState(NamedTuple):
 
     student: Training
     bank: Replay
-    extra: PyTree
+    carried: PyTree
     number: Array
-
-
-class _Fixed(NamedTuple):
-    learner: Learner
-    settings: BankSettings
 
 
 def bank_method(
     teacher: Classifier,
     student: Classifier,
     settings: BankSettings,
-    begin: Callable[[Key, Classifier], PyTree],
-    make: Make,
+    inverter: Inverter,
     augment: Augmentation | None = None,
 ) -> Method:
     """A method of rounds: batches into the bank, then steps of the student on draws of it.
@@ -147,7 +149,7 @@ def bank_method(
     Args:
       teacher: frozen. student: gives the network; parameters are drawn afresh.
       settings: see `BankSettings`.
-      begin: what the method carries to its first batch, a `Partial`. make: see `Make`.
+      inverter: how a batch is made.
       augment: of the images that the student draws; the teacher answers them as they are then.
 
     Returns:
@@ -177,8 +179,8 @@ def bank_method(
     rule = scheduled(
         s.student_optimizer, s.student_rate, steps, s.schedule, s.drops, s.drop_factor, s.momentum, s.weight_decay
     )
-    fixed = Static(_Fixed(Learner.of(student, rule), settings))
-    return method(_init, _step, fixed, teacher, begin, make, augment)
+    learner = Learner.of(student, rule)
+    return as_method(_Bank(teacher=teacher, inverter=inverter, augment=augment, learner=learner, settings=settings))
 
 
 def bank_budget(settings: BankSettings, rounds: int, passes: int = 1) -> dict[str, int]:
@@ -204,57 +206,58 @@ def student_in(classifier: Classifier, state: BankState) -> Classifier:
     return dataclasses.replace(classifier, variables=state.student.variables)
 
 
-def _init(
-    fixed: Static, teacher: Classifier, begin: Callable, make: Make, augment: Augmentation | None, key: Key
-) -> BankState:
-    of: _Fixed = fixed.value
-    student_key, extra_key = jax.random.split(key)
-    bank = empty_replay(of.settings.room, teacher.input_shape, None)
-    return BankState(of.learner.new(student_key), bank, begin(extra_key, teacher), jnp.zeros((), jnp.int32))
+@record
+class _Bank:
+    teacher: Classifier
+    inverter: Inverter
+    augment: Augmentation | None
+    learner: Learner = static_field()
+    settings: BankSettings = static_field()
 
+    def init(self, key: Key) -> BankState:
+        student_key, first_key = jax.random.split(key)
+        bank = empty_replay(self.settings.room, self.teacher.input_shape, None)
+        carried = self.inverter.begin(first_key, self.teacher)
+        return BankState(self.learner.new(student_key), bank, carried, jnp.zeros((), jnp.int32))
 
-def _step(
-    fixed: Static, teacher: Classifier, begin: Callable, make: Make, augment: Augmentation | None, key: Key,
-    state: BankState,
-) -> tuple[BankState, Metrics]:  # fmt: skip
-    of: _Fixed = fixed.value
-    s, box = of.settings, teacher.preprocessing.box
-    make_key, learn_key = jax.random.split(key)
-    opponent = of.learner.classifier(state.student.variables)
+    def step(self, key: Key, state: BankState) -> tuple[BankState, Metrics]:
+        s, box = self.settings, self.teacher.preprocessing.box
+        make_key, learn_key = jax.random.split(key)
+        opponent = self.learner.classifier(state.student.variables)
 
-    def batch(carry: tuple[Replay, PyTree], i: Array) -> tuple[tuple[Replay, PyTree], Metrics]:
-        bank, extra = carry
-        made = make(jax.random.fold_in(make_key, i), teacher, opponent, state.number, extra)
-        bank = remember(bank, made.images, made.labels, box)
-        answers = teacher(made.images)
-        meant = jnp.mean((jnp.argmax(answers, -1) == made.labels).astype(jnp.float32))
-        return (bank, made.extra), {**made.metrics, **class_metrics(answers), "meant_share": meant}
+        def batch(carry: tuple[Replay, PyTree], i: Array) -> tuple[tuple[Replay, PyTree], Metrics]:
+            bank, carried = carry
+            made = self.inverter.make(jax.random.fold_in(make_key, i), self.teacher, opponent, state.number, carried)
+            bank = remember(bank, made.images, made.labels, box)
+            answers = self.teacher(made.images)
+            meant = jnp.mean((jnp.argmax(answers, -1) == made.labels).astype(jnp.float32))
+            return (bank, made.carried), {**made.metrics, **class_metrics(answers), "meant_share": meant}
 
-    (bank, extra), metrics = jax.lax.scan(batch, (state.bank, state.extra), jnp.arange(s.batches))
-    loss = Partial(_response, s.temperature)
+        (bank, carried), metrics = jax.lax.scan(batch, (state.bank, state.carried), jnp.arange(s.batches))
+        learn = lambda student: self.learn(learn_key, student, bank)
+        wait = lambda student: (student, jnp.zeros(()))
+        student, loss = jax.lax.cond(state.number >= s.warm_up, learn, wait, state.student)
+        last = jax.tree.map(lambda values: values[-1], metrics)
+        return BankState(student, bank, carried, state.number + 1), {"student_loss": loss, **last}
 
-    def update(student: Training, i: Array) -> tuple[Training, Array]:
-        draw_key, augment_key, network_key = jax.random.split(jax.random.fold_in(learn_key, i), 3)
-        images, _ = recall(draw_key, bank, (s.student_batch,), box)
-        if augment is not None:
-            images = augment(augment_key, images)
-        shown = teacher.observe(images)
-        return of.learner.learn(network_key, student, images, shown, loss)
+    def learn(self, key: Key, student: Training, bank: Replay) -> tuple[Training, Array]:
+        """The student after the steps of a round, and its mean loss."""
+        s, teacher = self.settings, self.teacher
+        loss = Partial(_response, s.temperature)
 
-    def learn(student: Training) -> tuple[Training, Array]:
+        def update(student: Training, i: Array) -> tuple[Training, Array]:
+            draw_key, augment_key, network_key = jax.random.split(jax.random.fold_in(key, i), 3)
+            images, _ = recall(draw_key, bank, (s.student_batch,), teacher.preprocessing.box)
+            if self.augment is not None:
+                images = self.augment(augment_key, images)
+            return self.learner.learn(network_key, student, images, teacher.observe(images), loss)
+
         student, losses = jax.lax.scan(update, student, jnp.arange(s.student_steps))
         return student, jnp.mean(losses)
-
-    def wait(student: Training) -> tuple[Training, Array]:
-        return student, jnp.zeros(())
-
-    student, loss_of_student = jax.lax.cond(state.number >= s.warm_up, learn, wait, state.student)
-    last = jax.tree.map(lambda values: values[-1], metrics)
-    return BankState(student, bank, extra, state.number + 1), {"student_loss": loss_of_student, **last}
 
 
 def _response(temperature: Array, student: Observed, teacher: Observed) -> Array:
     return each_head(Partial(response_kl, temperature=temperature))(student.logits, teacher.logits)
 
 
-__all__ = ["BankSettings", "BankState", "Made", "Make", "bank_budget", "bank_method", "student_in"]
+__all__ = ["BankSettings", "BankState", "Inverter", "Made", "bank_budget", "bank_method", "student_in"]

@@ -1,23 +1,21 @@
 """Class impressions: images that a class's logit rises on, with random transformations between the steps."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Method, Static
-from dfke_jax.core.types import Array, Augmentation, Key
+from dfke_jax.core.method import Method
+from dfke_jax.core.records import record
+from dfke_jax.core.types import Array, Augmentation, Key, Metrics
 from dfke_jax.data.augment import affine
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.training import optimiser
-from dfke_jax.synthesis.noise import optimise_noise
-from dfke_jax.synthesis.pool import Batch, fill_pool
+from dfke_jax.synthesis.noise import Synthesised
 from dfke_jax.synthesis.starts import Range, SynthesisSettings
-from dfke_jax.synthesis.targets import balanced_labels
+from dfke_jax.synthesis.synthesiser import Options, Synthesis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,47 +72,44 @@ def class_impressions(
     Source: Mopuri, Uppala, Babu, ECCV 2018. Deviations: cropping and colour shifts of the ImageNet recipe are left out
     for small images; Adam's moments are not transformed with the image.
     """
-    synthesiser = Partial(_impressions, teacher, Static((settings, control, batch_size)))
-    return fill_pool(synthesiser, count, batch_size, teacher.input_shape)
+    return _Impressions(
+        teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control
+    ).method()
 
 
-def _impressions(teacher: Classifier, static: Static, key: Key, rows: Array, carry: tuple) -> Batch:
-    settings, control, batch_size = static.value
-    start_key, stop_key, move_key = jax.random.split(key, 3)
-    labels = balanced_labels(rows, teacher.num_classes)
-    shape = (batch_size, *teacher.input_shape)
-    start = settings.draw(start_key, shape)
-    if control:
-        return Batch(start, labels, carry, {})
-    box = teacher.preprocessing.box
-    rule = optimiser("adam", settings.learning_rate)
-    if settings.rotation or settings.shift or settings.scaling != (1.0, 1.0):
-        transform = affine(settings.rotation, settings.scaling, settings.shift)
-        rule = _with_moves_between(rule, transform, move_key, settings.steps, box)
+@record
+class _Impressions(Synthesis[ClassImpressionSettings]):
+    # one draw of the transformation's key serves the whole batch
+    independent: ClassVar[bool] = False
 
-    def objective(key: Key, images: Array) -> tuple[Array, Array]:
-        logits = teacher(images)
+    def wanted(self, key: Key, labels: Array, rows: Array) -> tuple[Array, Array]:
+        """Labels (B,), and the confidence (B,) to stop at."""
+        low, high = self.settings.confidence
+        return labels, jax.random.uniform(key, (self.batch_size,), minval=low, maxval=high)
+
+    def objective(self, key: Key, images: Array, wanted: tuple[Array, Array]) -> tuple[Array, Array]:
+        logits, labels = self.teacher(images), wanted[0]
         of_class = lambda values: jnp.take_along_axis(values, labels[:, None], 1)[:, 0]
         return -of_class(logits), of_class(jax.nn.softmax(logits))
 
-    threshold = jax.random.uniform(
-        stop_key, (batch_size,), minval=settings.confidence[0], maxval=settings.confidence[1]
-    )
-    made = optimise_noise(
-        move_key,  # the objective draws nothing
-        objective,
-        start,
-        steps=settings.steps,
-        optimizer=rule,
-        box=box,
-        stop_at=threshold,
-    )
-    metrics = {
-        "loss": jnp.mean(made.loss),
-        "reached": jnp.mean((made.confidence >= threshold).astype(jnp.float32)),
-        "updates": jnp.mean(made.steps.astype(jnp.float32)),
-    }
-    return Batch(made.images, labels, carry, metrics)
+    def rule(self, key: Key) -> optax.GradientTransformation:
+        settings, plain = self.settings, super().rule(key)
+        if not (settings.rotation or settings.shift or settings.scaling != (1.0, 1.0)):
+            return plain
+        transform = affine(settings.rotation, settings.scaling, settings.shift)
+        box = self.teacher.preprocessing.box
+        # the objective draws nothing, so that the key is the transformations' alone
+        return _with_moves_between(plain, transform, key, settings.steps, box)
+
+    def options(self, wanted: tuple[Array, Array]) -> Options:
+        return {"stop_at": wanted[1]}
+
+    def metrics(self, made: Synthesised, wanted: tuple[Array, Array]) -> Metrics:
+        return {
+            "loss": jnp.mean(made.loss),
+            "reached": jnp.mean((made.confidence >= wanted[1]).astype(jnp.float32)),
+            "updates": jnp.mean(made.steps.astype(jnp.float32)),
+        }
 
 
 def _with_moves_between(
@@ -125,10 +120,12 @@ def _with_moves_between(
     Update i draws from ``fold_in(key, i)``; the last one of `steps` is left as it is.
     """
 
-    def init(images: Array) -> tuple[Any, Array]:
+    def init(images: Array) -> tuple[optax.OptState, Array]:
         return rule.init(images), jnp.zeros((), jnp.int32)
 
-    def update(gradient: Array, state: tuple[Any, Array], images: Array) -> tuple[Array, tuple[Any, Array]]:
+    def update(
+        gradient: Array, state: tuple[optax.OptState, Array], images: Array
+    ) -> tuple[Array, tuple[optax.OptState, Array]]:
         inner, count = state
         change, inner = rule.update(gradient, inner, images)
         moved = jnp.clip(images + change, *box)  # type: ignore[operator]

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Method, Static, check_arguments
+from dfke_jax.core.method import Method, check_arguments
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, PyTree
 from dfke_jax.distillation.bank import BankSettings, Made, bank_budget, bank_method
 from dfke_jax.distillation.inversion_loss import inversion_loss
@@ -104,8 +104,8 @@ def cmi(
       of the batch that is kept.
     """
     check_arguments(view, "view")
-    begin, make = (Partial(f, Static(settings)) for f in (_begin, _make))
-    return bank_method(teacher, student, settings, begin, Partial(make, augment, view), augment)
+    inverter = _CMI(augment=augment, view=view, settings=settings)
+    return bank_method(teacher, student, settings, inverter, augment)
 
 
 def cmi_budget(settings: CMISettings, rounds: int) -> dict[str, int]:
@@ -141,80 +141,81 @@ def contrast(near: Array, far: Array, earlier: Array, known: Array, temperature:
 
 def _width(teacher: Classifier) -> int:
     images = jax.ShapeDtypeStruct((2, *teacher.input_shape), jnp.float32)
-    return jax.eval_shape(lambda images: pooled(teacher.observe(images, activations=True).activations), images).shape[
-        -1
-    ]
+    rows = jax.eval_shape(lambda images: pooled(teacher.observe(images, activations=True).activations), images)
+    return rows.shape[-1]
 
 
-def _begin(static: Static, key: Key, teacher: Classifier) -> PyTree:
-    s: CMISettings = static.value
-    if not s.contrastive:
-        return ()
-    width = _width(teacher)
-    projection = Projection(s.projection).init(key, jnp.zeros((2, width)))["params"]
-    features = jnp.zeros((s.feature_bank, width))
-    return Contrast(projection, adam(s.generator_rate).init(projection), features, jnp.zeros((), jnp.int32))
+@record
+class _CMI:
+    augment: Augmentation | None
+    view: Augmentation | None
+    settings: CMISettings = static_field()
 
+    def begin(self, key: Key, teacher: Classifier) -> PyTree:
+        s = self.settings
+        if not s.contrastive:
+            return ()
+        width = _width(teacher)
+        projection = Projection(s.projection).init(key, jnp.zeros((2, width)))["params"]
+        features = jnp.zeros((s.feature_bank, width))
+        return Contrast(projection, adam(s.generator_rate).init(projection), features, jnp.zeros((), jnp.int32))
 
-def _make(
-    static: Static, augment: Augmentation | None, view: Augmentation | None, key: Key, teacher: Classifier,
-    student: Classifier, number: Array, extra: PyTree,
-) -> Made:  # fmt: skip
-    s: CMISettings = static.value
-    label_key, latent_key, generator_key, negative_key, run_key = jax.random.split(key, 5)
-    labels = jax.random.randint(label_key, (s.batch_size,), 0, teacher.num_classes)
-    maker = fresh_generator(s, teacher)
-    z = draw_latents(latent_key, (s.batch_size,), maker.generator)
-    variables = maker.new(generator_key).variables
-    start = {"latents": z, "generator": variables["params"]}
+    def make(self, key: Key, teacher: Classifier, student: Classifier, number: Array, carried: PyTree) -> Made:
+        s = self.settings
+        label_key, latent_key, generator_key, negative_key, run_key = jax.random.split(key, 5)
+        labels = jax.random.randint(label_key, (s.batch_size,), 0, teacher.num_classes)
+        maker = fresh_generator(s, teacher)
+        z = draw_latents(latent_key, (s.batch_size,), maker.generator)
+        variables = maker.new(generator_key).variables
+        start = {"latents": z, "generator": variables["params"]}
 
-    def decode(optimised: dict[str, PyTree]) -> Array:
-        return maker.images({**variables, "params": optimised["generator"]}, optimised["latents"])[0]
+        def decode(optimised: dict[str, PyTree]) -> Array:
+            return maker.images({**variables, "params": optimised["generator"]}, optimised["latents"])[0]
 
-    if not s.steps:
-        return Made(decode(start), labels, extra, {})
-    competes = (number >= s.warm_up).astype(jnp.float32)
-    if s.contrastive:
-        filled = jnp.minimum(extra.written, s.feature_bank)
-        chosen = jax.random.randint(negative_key, (s.negatives,), 0, jnp.maximum(filled, 1))
-        earlier, known = extra.features[chosen], jnp.broadcast_to(filled > 0, (s.negatives,))
-
-    def objective(key: Key, images: Array, optimised: dict[str, PyTree]) -> tuple[Array, PyTree]:
-        first_key, second_key = jax.random.split(key)
-        first = images if augment is None else augment(first_key, images)
-        loss, seen, terms = inversion_loss(
-            s, teacher, student, first, labels, competes, activations=bool(s.contrastive)
-        )
-        features = jnp.zeros((s.batch_size, 0))
+        if not s.steps:
+            return Made(decode(start), labels, carried, {})
+        competes = (number >= s.warm_up).astype(jnp.float32)
         if s.contrastive:
-            second = images if view is None else view(second_key, images)
-            features = pooled(seen.activations)
-            other = pooled(teacher.observe(second, activations=True).activations)
-            near, far, before = (
-                jnp.asarray(Projection(s.projection).apply({"params": optimised["projection"]}, rows))
-                for rows in (other, features, earlier)
-            )
-            terms["contrastive"] = contrast(near, far, before, known, s.contrast_temperature)
-            loss += s.contrastive * terms["contrastive"]
-        return loss, (terms, jax.lax.stop_gradient(features))
+            filled = jnp.minimum(carried.written, s.feature_bank)
+            chosen = jax.random.randint(negative_key, (s.negatives,), 0, jnp.maximum(filled, 1))
+            earlier, known = carried.features[chosen], jnp.broadcast_to(filled > 0, (s.negatives,))
 
-    rules = {name: adam(s.generator_rate) for name in start}
-    states = {}
-    if s.contrastive:
-        start["projection"], states["projection"] = extra.projection, extra.optimizer_state
-        rules["projection"] = adam(s.generator_rate)
-    found = invert(run_key, decode, objective, start, steps=s.steps, optimizers=rules, optimizer_states=states)
-    terms, features = found.beside
-    if s.contrastive:
-        places = (extra.written + jnp.arange(s.batch_size)) % s.feature_bank
-        written = extra.written + s.batch_size
-        extra = Contrast(
-            found.optimised["projection"],
-            found.optimizer_states["projection"],
-            extra.features.at[places].set(features, unique_indices=True),
-            jnp.where(written >= 2 * s.feature_bank, written - s.feature_bank, written),
-        )
-    return Made(found.images, labels, extra, {"inversion_loss": found.loss, **terms})
+        def objective(key: Key, images: Array, optimised: dict[str, PyTree]) -> tuple[Array, PyTree]:
+            first_key, second_key = jax.random.split(key)
+            first = images if self.augment is None else self.augment(first_key, images)
+            loss, seen, terms = inversion_loss(
+                s, teacher, student, first, labels, competes, activations=bool(s.contrastive)
+            )
+            features = jnp.zeros((s.batch_size, 0))
+            if s.contrastive:
+                second = images if self.view is None else self.view(second_key, images)
+                features = pooled(seen.activations)
+                other = pooled(teacher.observe(second, activations=True).activations)
+                near, far, before = (
+                    jnp.asarray(Projection(s.projection).apply({"params": optimised["projection"]}, rows))
+                    for rows in (other, features, earlier)
+                )
+                terms["contrastive"] = contrast(near, far, before, known, s.contrast_temperature)
+                loss += s.contrastive * terms["contrastive"]
+            return loss, (terms, jax.lax.stop_gradient(features))
+
+        rules = {name: adam(s.generator_rate) for name in start}
+        states = {}
+        if s.contrastive:
+            start["projection"], states["projection"] = carried.projection, carried.optimizer_state
+            rules["projection"] = adam(s.generator_rate)
+        found = invert(run_key, decode, objective, start, steps=s.steps, optimizers=rules, optimizer_states=states)
+        terms, features = found.beside
+        if s.contrastive:
+            places = (carried.written + jnp.arange(s.batch_size)) % s.feature_bank
+            written = carried.written + s.batch_size
+            carried = Contrast(
+                found.optimised["projection"],
+                found.optimizer_states["projection"],
+                carried.features.at[places].set(features, unique_indices=True),
+                jnp.where(written >= 2 * s.feature_bank, written - s.feature_bank, written),
+            )
+        return Made(found.images, labels, carried, {"inversion_loss": found.loss, **terms})
 
 
 __all__ = ["CMISettings", "Contrast", "cmi", "cmi_budget"]

@@ -1,25 +1,23 @@
 """Data impressions (zero-shot knowledge distillation): samples whose softmax the teacher's weights ask for."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Method, Static
-from dfke_jax.core.types import Array, Key
+from dfke_jax.core.method import Method
+from dfke_jax.core.records import record
+from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import soft_cross_entropy
 from dfke_jax.nn.training import optimiser
-from dfke_jax.synthesis.noise import optimise_noise
-from dfke_jax.synthesis.pool import Batch, fill_pool
+from dfke_jax.synthesis.noise import Synthesised
 from dfke_jax.synthesis.priors import l2, total_variation
 from dfke_jax.synthesis.starts import Range, SynthesisSettings, uniform_noise
-from dfke_jax.synthesis.targets import balanced_labels, class_similarity, concentrations, dirichlet_targets, per_row
+from dfke_jax.synthesis.synthesiser import Options, Synthesis
+from dfke_jax.synthesis.targets import class_similarity, concentrations, dirichlet_targets, per_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,73 +85,49 @@ def data_impressions(
 
     Source: Nayak, Mopuri, Shaj, Babu, Chakraborty, ICML 2019; the image prior is not in the paper.
     """
-    step = _released if settings.released and not control else _impressions
-    synthesiser = Partial(step, teacher, Static((settings, control, count, batch_size)))
-    return fill_pool(synthesiser, count, batch_size, teacher.input_shape, _carry(teacher, settings, batch_size, step))
+    kind = _Released if settings.released and not control else _Impressions
+    return kind(teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control).method()
 
 
-def _carry(teacher: Classifier, settings: ImpressionSettings, batch_size: int, step: Any) -> Any:
-    if step is not _released:
-        return ()
-    start = jnp.zeros((batch_size, *teacher.input_shape))
-    return start, optimiser("adam", settings.learning_rate).init(start)
+@record
+class _Impressions(Synthesis[ImpressionSettings]):
+    def start(self, key: Key) -> Array:
+        if self.settings.released:
+            return uniform_noise(key, (self.batch_size, *self.teacher.input_shape))
+        return super().start(key)
 
+    def wanted(self, key: Key, labels: Array, rows: Array) -> tuple[Array, Array]:
+        """Targets (B, K), and weights of the total variation (B,)."""
+        scale = per_row(self.settings.scales, rows, self.teacher.num_classes)
+        return self.targets(key, labels, scale), _smoothness(self.settings, rows, self.count)
 
-def _start(key: Key, settings: ImpressionSettings, shape: tuple[int, ...]) -> Array:
-    return uniform_noise(key, shape) if settings.released else settings.draw(key, shape)
+    def targets(self, key: Key, labels: Array, scale: Array | float) -> Array:
+        """y ~ Dir(β·α^k), (B, K), for scales β."""
+        alpha = concentrations(class_similarity(self.teacher.head_kernel), self.settings.floor)
+        return dirichlet_targets(key, alpha, labels, scale)
 
-
-def _targets(key: Key, teacher: Classifier, settings: ImpressionSettings, labels: Array, scale: Array | float) -> Array:
-    alpha = concentrations(class_similarity(teacher.head_kernel), settings.floor)
-    return dirichlet_targets(key, alpha, labels, scale)
-
-
-def _objective(teacher: Classifier, settings: ImpressionSettings) -> Any:
-    box = teacher.preprocessing.box
-
-    def objective(key: Key, images: Array, context: tuple[Array, Array]) -> tuple[Array, Array]:
-        targets, smoothness = context
-        loss = soft_cross_entropy(teacher(images), targets, settings.temperature)
-        if settings.total_variation[1]:
+    def loss(self, key: Key, images: Array, wanted: tuple[Array, Array]) -> Array:
+        targets, smoothness = wanted
+        loss = soft_cross_entropy(self.teacher(images), targets, self.settings.temperature)
+        if self.settings.total_variation[1]:
             loss = loss + smoothness * total_variation(images)
-        if settings.l2:
-            loss = loss + settings.l2 * l2(images - box[0])
-        return loss, jnp.zeros_like(loss)
+        if self.settings.l2:
+            loss = loss + self.settings.l2 * l2(images - self.teacher.preprocessing.box[0])
+        return loss
 
-    return objective
+    def options(self, wanted: PyTree) -> Options:
+        return {"jitter": self.settings.jitter}
 
 
 def _smoothness(settings: ImpressionSettings, rows: Array, count: int) -> Array:
-    """Per-sample weights, evenly spaced in the logarithm; a stride decorrelates them from class and scale."""
+    """Weights (B,) evenly spaced in the logarithm; a stride decorrelates them from class and scale."""
     low, high = settings.total_variation
     if not high:
         return jnp.zeros(rows.shape)
     levels = min(count, 512)
-    stride = 197 if levels % 197 else 199  # prime to the number of levels, so that every level is taken
+    stride = 197 if levels % 197 else 199  # prime to the number of levels: every level is taken
     place = (rows * stride % levels).astype(jnp.float32) / max(levels - 1, 1)
     return low * (high / low) ** place
-
-
-def _impressions(teacher: Classifier, static: Static, key: Key, rows: Array, carry: Any) -> Batch:
-    settings, control, count, batch_size = static.value
-    start_key, target_key, noise_key = jax.random.split(key, 3)
-    labels = balanced_labels(rows, teacher.num_classes)
-    start = _start(start_key, settings, (batch_size, *teacher.input_shape))
-    if control:
-        return Batch(start, labels, carry, {})
-    scale = per_row(settings.scales, rows, teacher.num_classes)
-    targets = _targets(target_key, teacher, settings, labels, scale)
-    made = optimise_noise(
-        noise_key,
-        _objective(teacher, settings),
-        start,
-        steps=settings.steps,
-        optimizer=optimiser("adam", settings.learning_rate),
-        box=teacher.preprocessing.box,
-        jitter=settings.jitter,
-        context=(targets, _smoothness(settings, rows, count)),
-    )
-    return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})
 
 
 def _order(batches: int, classes: int, scales: int) -> tuple[np.ndarray, np.ndarray]:
@@ -167,29 +141,36 @@ def _order(batches: int, classes: int, scales: int) -> tuple[np.ndarray, np.ndar
     return order, first
 
 
-def _released(teacher: Classifier, static: Static, key: Key, rows: Array, carry: Any) -> Batch:
-    settings, _, count, batch_size = static.value
-    order, first = _order(count // batch_size, teacher.num_classes, len(settings.scales))
-    position = rows[0] // batch_size
-    labels = jnp.full(batch_size, jnp.asarray(order)[position], jnp.int32)
-    start_key, target_key, noise_key = jax.random.split(key, 3)
-    rule: optax.GradientTransformation = optimiser("adam", settings.learning_rate)
-    fresh = _start(start_key, settings, (batch_size, *teacher.input_shape))
-    begins = jnp.asarray(first)[position]
-    start, state = jax.tree.map(lambda new, old: jnp.where(begins, new, old), (fresh, rule.init(fresh)), carry)
-    targets = _targets(target_key, teacher, settings, labels, 1.0)
-    made = optimise_noise(
-        noise_key,
-        _objective(teacher, settings),
-        start,
-        steps=settings.steps,
-        optimizer=rule,
-        box=teacher.preprocessing.box,
-        parametrisation="rescale",
-        optimizer_state=state,
-        context=(targets, jnp.zeros(batch_size)),
-    )
-    return Batch(made.images, labels, (made.images, made.optimizer_state), {"loss": jnp.mean(made.loss)})
+@record
+class _Released(_Impressions):
+    """Batches of one class and scale, each begun where the last of the same ended."""
+
+    def first_carry(self) -> PyTree:
+        start = jnp.zeros((self.batch_size, *self.teacher.input_shape))
+        return start, optimiser("adam", self.settings.learning_rate).init(start)
+
+    def of_batch(self, rows: Array) -> tuple[Array, Array]:
+        """Class of the batch of these samples, and whether it is the first of its class and scale."""
+        order, first = _order(self.count // self.batch_size, self.teacher.num_classes, len(self.settings.scales))
+        position = rows[0] // self.batch_size
+        return jnp.asarray(order)[position], jnp.asarray(first)[position]
+
+    def labels(self, rows: Array) -> Array:
+        return jnp.full(self.batch_size, self.of_batch(rows)[0], jnp.int32)
+
+    def wanted(self, key: Key, labels: Array, rows: Array) -> tuple[Array, Array]:
+        return self.targets(key, labels, 1.0), jnp.zeros(self.batch_size)
+
+    def resumed(self, start: Array, rows: Array, carry: PyTree) -> tuple[Array, PyTree]:
+        begins = self.of_batch(rows)[1]
+        fresh = start, optimiser("adam", self.settings.learning_rate).init(start)
+        return jax.tree.map(lambda new, old: jnp.where(begins, new, old), fresh, carry)
+
+    def carried(self, made: Synthesised) -> PyTree:
+        return made.images, made.optimizer_state
+
+    def options(self, wanted: PyTree) -> Options:
+        return {"parametrisation": "rescale"}
 
 
 __all__ = ["ImpressionSettings", "data_impressions"]

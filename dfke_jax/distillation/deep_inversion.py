@@ -1,23 +1,23 @@
 """DeepDream prior, DeepInversion and adaptive DeepInversion."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Method, Static, method
+from dfke_jax.core.method import Method, as_method
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics
 from dfke_jax.distillation.response import response_loss
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy, jensen_shannon
 from dfke_jax.nn.training import Training, on_images, optimiser, trained, training
-from dfke_jax.synthesis.noise import Parametrisation, optimise_noise
-from dfke_jax.synthesis.pool import Batch, Pool, added, fill_pool
+from dfke_jax.synthesis.noise import Parametrisation
+from dfke_jax.synthesis.pool import Pool, added
 from dfke_jax.synthesis.priors import (
     StatisticsForm,
     l2_norm,
@@ -25,7 +25,7 @@ from dfke_jax.synthesis.priors import (
     total_variation_l2,
 )
 from dfke_jax.synthesis.starts import Range, SynthesisSettings
-from dfke_jax.synthesis.targets import balanced_labels
+from dfke_jax.synthesis.synthesiser import Options, Synthesis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +96,7 @@ def deep_inversion(
     "best" images are the last iterate too, by an aliasing error).
     """
     _check(teacher, settings)
-    synthesiser = Partial(_inversion, teacher, Static((settings, control, batch_size)))
-    return fill_pool(synthesiser, count, batch_size, teacher.input_shape)
+    return _Inversion(teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control).method()
 
 
 class Adaptive(NamedTuple):
@@ -140,7 +139,7 @@ def adaptive_deep_inversion(
     in [0, 1].
     """
     _check(teacher, settings)
-    plain = deep_inversion(teacher, settings, count, batch_size)
+    synthesis = _Inversion(teacher=teacher, settings=settings, count=count, batch_size=batch_size)
     learning = training(
         student,
         jnp.zeros((1, *teacher.input_shape)),
@@ -151,8 +150,7 @@ def adaptive_deep_inversion(
         augment=augment,
         teacher=teacher,
     )
-    static = Static((settings, batch_size, student_steps))
-    return method(_adaptive_init, _adaptive_step, plain, teacher, student, learning, static)
+    return as_method(_Adaptive(synthesis=synthesis, student=student, learning=learning, student_steps=student_steps))
 
 
 def _check(teacher: Classifier, settings: InversionSettings) -> None:
@@ -163,87 +161,81 @@ def _check(teacher: Classifier, settings: InversionSettings) -> None:
         )
 
 
-def _inversion(
-    teacher: Classifier, static: Static, key: Key, rows: Array, carry: tuple, student: Classifier | None = None,
-    competes: Array | float = 0.0,
-) -> Batch:  # fmt: skip
-    settings, control, batch_size = static.value
-    start_key, noise_key = jax.random.split(key)
-    labels = balanced_labels(rows, teacher.num_classes)
-    shape = (batch_size, *teacher.input_shape)
-    start = settings.draw(start_key, shape)
-    if control:
-        return Batch(start, labels, carry, {})
-    # The published images live in the network's normalised units, channel by channel: there the rate is one number.
-    each_channel = (1, 1, 1, teacher.input_shape[-1])
-    mean, std = (np.broadcast_to(v, each_channel) for v in (teacher.preprocessing.mean, teacher.preprocessing.std))
-    centre, spread, rate = (jnp.asarray(v, jnp.float32) for v in (mean, std, settings.learning_rate * std))
-    adam = optax.chain(
-        optax.scale_by_adam(), optax.stateless(lambda updates, _: jax.tree.map(lambda u: -rate * u, updates))
-    )
+@record
+class _Inversion(Synthesis[InversionSettings]):
+    """Attributes beside those of `Synthesis`: opponent, of adaptive DeepInversion, a student and its weight ()."""
 
-    def objective(key: Key, images: Array) -> tuple[Array, Array]:
+    opponent: tuple[Classifier, Array] | None = None
+
+    independent: ClassVar[bool] = False
+    optimisation_key: ClassVar[int] = 1  # nothing is drawn for `wanted`
+
+    @property
+    def units(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation (1, 1, 1, C): published images live in the network's normalised units."""
+        each_channel, preprocessing = (1, 1, 1, self.teacher.input_shape[-1]), self.teacher.preprocessing
+        mean, std = (np.broadcast_to(v, each_channel) for v in (preprocessing.mean, preprocessing.std))
+        return mean, std
+
+    def rule(self, key: Key) -> optax.GradientTransformation:
+        # in normalised units the rate is one number
+        rate = jnp.asarray(self.settings.learning_rate * self.units[1], jnp.float32)
+        scaled = lambda updates, _: jax.tree.map(lambda u: -rate * u, updates)
+        return optax.chain(optax.scale_by_adam(), optax.stateless(scaled))
+
+    def loss(self, key: Key, images: Array, wanted: Array) -> Array:
+        settings = self.settings
         prior = jnp.zeros(())
         if settings.statistics:
-            logits, _, moments, _ = teacher.observe(images, moments=True)
-            prior = prior + settings.statistics * normalisation_statistics(moments, settings.form, settings.first_layer)
+            logits, _, moments, _ = self.teacher.observe(images, moments=True)
+            apart = normalisation_statistics(moments, settings.form, settings.first_layer)
+            prior = prior + settings.statistics * apart
         else:
-            logits = teacher(images)
+            logits = self.teacher(images)
+        centre, spread = (jnp.asarray(v, jnp.float32) for v in self.units)
         normalised = (images - centre) / spread
         if settings.total_variation:
             prior = prior + settings.total_variation * total_variation_l2(normalised)
         if settings.l2:
             prior = prior + settings.l2 * l2_norm(normalised)
-        loss = cross_entropy(logits, labels)
-        if student is not None:
-            divergence = jensen_shannon(logits, student(images), settings.competition_temperature) / jnp.log(2.0)
-            loss = loss + competes * settings.competition * (1 - divergence)
-        return loss + prior, jnp.zeros_like(loss)
+        loss = cross_entropy(logits, wanted)
+        if self.opponent is not None:
+            student, competes = self.opponent
+            divergence = jensen_shannon(logits, student(images), settings.competition_temperature)
+            loss = loss + competes * settings.competition * (1 - divergence / jnp.log(2.0))
+        return loss + prior
 
-    made = optimise_noise(
-        noise_key,
-        objective,
-        start,
-        steps=settings.steps,
-        optimizer=adam,
-        box=teacher.preprocessing.box,
-        parametrisation=settings.parametrisation,
-        jitter=settings.jitter,
-    )
-    return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})
+    def options(self, wanted: Array) -> Options:
+        return {"parametrisation": self.settings.parametrisation, "jitter": self.settings.jitter}
 
 
-def _adaptive_init(plain: Method, teacher, student, learning: Method, static: Static, key: Key) -> Adaptive:
-    pool_key, student_key = jax.random.split(key)
-    return Adaptive(plain.init(pool_key), learning.init(student_key))
+@record
+class _Adaptive:
+    synthesis: _Inversion
+    student: Classifier
+    learning: Method
+    student_steps: int = static_field()
 
+    def init(self, key: Key) -> Adaptive:
+        pool_key, student_key = jax.random.split(key)
+        return Adaptive(self.synthesis.method().init(pool_key), self.learning.init(student_key))
 
-def _adaptive_step(
-    plain: Method,
-    teacher: Classifier,
-    student: Classifier,
-    learning: Method,
-    static: Static,
-    key: Key,
-    state: Adaptive,
-) -> tuple[Adaptive, Metrics]:
-    settings, batch_size, student_steps = static.value
-    synthesis_key, student_key = jax.random.split(key)
-    pool = state.pool
-    rows = pool.filled + jnp.arange(batch_size, dtype=jnp.int32)
-    opponent = trained(student, state.student)
-    competes = (pool.filled > 0).astype(jnp.float32)
-    batch = _inversion(teacher, Static((settings, False, batch_size)), synthesis_key, rows, (), opponent, competes)
-    pool = added(pool, batch)
+    def step(self, key: Key, state: Adaptive) -> tuple[Adaptive, Metrics]:
+        synthesis_key, student_key = jax.random.split(key)
+        pool = state.pool
+        rows = pool.filled + jnp.arange(self.synthesis.batch_size, dtype=jnp.int32)
+        # the first batch is plain: there is no student yet
+        opponent = trained(self.student, state.student), (pool.filled > 0).astype(jnp.float32)
+        batch = dataclasses.replace(self.synthesis, opponent=opponent)(synthesis_key, rows, ())
+        pool = added(pool, batch)
+        learn = on_images(self.learning, pool.images, pool.filled).step
 
-    learn = on_images(learning, pool.images, pool.filled).step
+        def body(carry: Training, i: Array) -> tuple[Training, Array]:
+            carry, metrics = learn(jax.random.fold_in(student_key, i), carry)
+            return carry, metrics["loss"]
 
-    def body(carry: Training, i: Array) -> tuple[Training, Array]:
-        carry, metrics = learn(jax.random.fold_in(student_key, i), carry)
-        return carry, metrics["loss"]
-
-    learner, losses = jax.lax.scan(body, state.student, jnp.arange(student_steps))
-    return Adaptive(pool, learner), {**batch.metrics, "student_loss": losses[-1]}
+        learner, losses = jax.lax.scan(body, state.student, jnp.arange(self.student_steps))
+        return Adaptive(pool, learner), {**batch.metrics, "student_loss": losses[-1]}
 
 
 __all__ = ["Adaptive", "InversionSettings", "adaptive_deep_inversion", "deep_inversion"]

@@ -6,10 +6,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.method import Method, Static
+from dfke_jax.core.method import Method
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, PyTree
 from dfke_jax.distillation.bank import BankSettings, Made, bank_budget, bank_method
 from dfke_jax.distillation.cmi import adam, fresh_generator
@@ -97,8 +97,7 @@ def fast_dfkd(
     Deviations: the first layer is not drawn again late in training, as the released code does once;
       averages take the moments of a batch's last judged iterate, as released.
     """
-    begin, make = (Partial(f, Static(settings)) for f in (_begin, _make))
-    return bank_method(teacher, student, settings, begin, Partial(make, augment), augment)
+    return bank_method(teacher, student, settings, _Fast(augment=augment, settings=settings), augment)
 
 
 def fast_budget(settings: FastSettings, rounds: int) -> dict[str, int]:
@@ -110,53 +109,54 @@ def _meta_rule(s: FastSettings) -> optax.GradientTransformation:
     return adam(s.generator_rate * max(s.steps, 1))
 
 
-def _begin(static: Static, key: Key, teacher: Classifier) -> Meta:
-    s: FastSettings = static.value
-    generator = fresh_generator(s, teacher).new(key).variables["params"]
-    return Meta(generator, _meta_rule(s).init(generator), no_averages(teacher))
+@record
+class _Fast:
+    augment: Augmentation | None
+    settings: FastSettings = static_field()
 
+    def begin(self, key: Key, teacher: Classifier) -> Meta:
+        s = self.settings
+        generator = fresh_generator(s, teacher).new(key).variables["params"]
+        return Meta(generator, _meta_rule(s).init(generator), no_averages(teacher))
 
-def _make(
-    static: Static, augment: Augmentation | None, key: Key, teacher: Classifier, student: Classifier, number: Array,
-    extra: Meta,
-) -> Made:  # fmt: skip
-    s: FastSettings = static.value
-    label_key, latent_key, run_key = jax.random.split(key, 3)
-    labels = jax.random.randint(label_key, (s.batch_size,), 0, teacher.num_classes)
-    maker = fresh_generator(s, teacher)
-    start = {"latents": draw_latents(latent_key, (s.batch_size,), maker.generator), "generator": extra.generator}
+    def make(self, key: Key, teacher: Classifier, student: Classifier, number: Array, carried: Meta) -> Made:
+        s = self.settings
+        label_key, latent_key, run_key = jax.random.split(key, 3)
+        labels = jax.random.randint(label_key, (s.batch_size,), 0, teacher.num_classes)
+        maker = fresh_generator(s, teacher)
+        start = {"latents": draw_latents(latent_key, (s.batch_size,), maker.generator), "generator": carried.generator}
 
-    def decode(optimised: dict[str, PyTree]) -> Array:
-        # normalisation is the batch's own: running statistics are never read
-        return maker.images({"params": optimised["generator"]}, optimised["latents"])[0]
+        def decode(optimised: dict[str, PyTree]) -> Array:
+            # normalisation is the batch's own: running statistics are never read
+            return maker.images({"params": optimised["generator"]}, optimised["latents"])[0]
 
-    if not s.steps:
-        return Made(decode(start), labels, extra, {})
-    competes = (number >= s.warm_up).astype(jnp.float32)
+        if not s.steps:
+            return Made(decode(start), labels, carried, {})
+        competes = (number >= s.warm_up).astype(jnp.float32)
 
-    def objective(key: Key, images: Array, optimised: dict[str, PyTree]) -> tuple[Array, PyTree]:
-        seen_as = images if augment is None else augment(key, images)
-        loss, seen, terms = inversion_loss(
-            s, teacher, student, seen_as, labels, competes, averages=extra.averages, keep=s.average
+        def objective(key: Key, images: Array, optimised: dict[str, PyTree]) -> tuple[Array, PyTree]:
+            seen_as = images if self.augment is None else self.augment(key, images)
+            loss, seen, terms = inversion_loss(
+                s, teacher, student, seen_as, labels, competes, averages=carried.averages, keep=s.average
+            )
+            return loss, (terms, jax.lax.stop_gradient(seen.moments))
+
+        rules = {"latents": adam(s.latent_rate), "generator": adam(s.generator_rate)}
+        found = invert(run_key, decode, objective, start, steps=s.steps, optimizers=rules)
+        if s.meta == "fomaml":
+            direction = found.gradient["generator"]
+        else:
+            direction = jax.tree.map(
+                lambda theta, moved: s.reptile_scale * (theta - moved), carried.generator, found.optimised["generator"]
+            )
+        updates, optimizer_state = _meta_rule(s).update(direction, carried.optimizer_state, carried.generator)
+        _, moments = found.last
+        carried = Meta(
+            optax.apply_updates(carried.generator, updates),
+            optimizer_state,
+            averaged(moments, carried.averages, s.average) if moments else carried.averages,
         )
-        return loss, (terms, jax.lax.stop_gradient(seen.moments))
-
-    rules = {"latents": adam(s.latent_rate), "generator": adam(s.generator_rate)}
-    found = invert(run_key, decode, objective, start, steps=s.steps, optimizers=rules)
-    if s.meta == "fomaml":
-        direction = found.gradient["generator"]
-    else:
-        direction = jax.tree.map(
-            lambda theta, moved: s.reptile_scale * (theta - moved), extra.generator, found.optimised["generator"]
-        )
-    updates, optimizer_state = _meta_rule(s).update(direction, extra.optimizer_state, extra.generator)
-    _, moments = found.last
-    extra = Meta(
-        optax.apply_updates(extra.generator, updates),
-        optimizer_state,
-        averaged(moments, extra.averages, s.average) if moments else extra.averages,
-    )
-    return Made(found.images, labels, extra, {"inversion_loss": found.loss, **found.beside[0]})
+        return Made(found.images, labels, carried, {"inversion_loss": found.loss, **found.beside[0]})
 
 
 __all__ = ["FastSettings", "Meta", "fast_budget", "fast_dfkd"]

@@ -1,22 +1,17 @@
 """The knowledge within: images whose statistics are the stored Gaussians, of a class, and smooth."""
 
 import dataclasses
-
-import jax
-import jax.numpy as jnp
-import optax
-from jax.tree_util import Partial
+from typing import ClassVar
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Method, Static
+from dfke_jax.core.method import Method
+from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Key
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
-from dfke_jax.synthesis.noise import optimise_noise
-from dfke_jax.synthesis.pool import Batch, fill_pool
 from dfke_jax.synthesis.priors import gaussian_smoothness, normalisation_statistics
 from dfke_jax.synthesis.starts import SynthesisSettings
-from dfke_jax.synthesis.targets import balanced_labels
+from dfke_jax.synthesis.synthesiser import Synthesis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,30 +73,18 @@ def knowledge_within(
             f"{type(teacher.module).__name__} has no batch normalisation, whose statistics are to be matched; use "
             "lenet5_bn, a ResNet or a WRN"
         )
-    synthesiser = Partial(_synthesise, teacher, Static((settings, control, batch_size)))
-    return fill_pool(synthesiser, count, batch_size, teacher.input_shape)
+    return _Within(teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control).method()
 
 
-def _synthesise(teacher: Classifier, static: Static, key: Key, rows: Array, carry: tuple) -> Batch:
-    settings, control, batch_size = static.value
-    start_key, noise_key = jax.random.split(key)
-    labels = balanced_labels(rows, teacher.num_classes)
-    start = settings.draw(start_key, (batch_size, *teacher.input_shape))
-    if control:
-        return Batch(start, labels, carry, {})
+@record
+class _Within(Synthesis[WithinSettings]):
+    independent: ClassVar[bool] = False  # statistics are of the batch
 
-    def objective(key: Key, images: Array) -> tuple[Array, Array]:
-        seen = teacher.observe(images, moments=True)
-        coupled = settings.statistics * normalisation_statistics(seen.moments, "kl")
-        own = settings.one_hot * cross_entropy(seen.logits, labels)
-        own += settings.smoothness * gaussian_smoothness(images, settings.sigma)
-        return own + coupled, jnp.zeros_like(own)
-
-    made = optimise_noise(
-        noise_key, objective, start, steps=settings.steps, optimizer=optax.adam(settings.learning_rate),
-        box=teacher.preprocessing.box,
-    )  # fmt: skip
-    return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})
+    def loss(self, key: Key, images: Array, wanted: Array) -> Array:
+        s = self.settings
+        seen = self.teacher.observe(images, moments=True)
+        own = s.one_hot * cross_entropy(seen.logits, wanted) + s.smoothness * gaussian_smoothness(images, s.sigma)
+        return own + s.statistics * normalisation_statistics(seen.moments, "kl")
 
 
 __all__ = ["WithinSettings", "knowledge_within"]

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.method import Method, Static
+from dfke_jax.core.method import Method
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, PyTree
 from dfke_jax.distillation.bank import BankSettings, Made, bank_budget, bank_method
 from dfke_jax.distillation.cmi import adam, fresh_generator
@@ -131,8 +131,8 @@ def nayer(
     chunk = settings.chunk or teacher.num_classes
     if settings.batch_size % chunk:
         raise InputError(f"a batch of {settings.batch_size} images is not made of chunks of {chunk}")
-    begin, make = (Partial(f, Static((settings, chunk)), jnp.asarray(embedding, jnp.float32)) for f in (_begin, _make))
-    return bank_method(teacher, student, settings, begin, Partial(make, augment), augment)
+    inverter = _NAYER(embedding=jnp.asarray(embedding, jnp.float32), augment=augment, settings=settings, chunk=chunk)
+    return bank_method(teacher, student, settings, inverter, augment)
 
 
 def nayer_budget(settings: NAYERSettings, rounds: int) -> dict[str, int]:
@@ -159,50 +159,54 @@ def _drawn(s: NAYERSettings, teacher: Classifier, width: int, key: Key) -> PyTre
     return {"network": fresh_generator(s, teacher).new(key).variables["params"], "norm": norm}
 
 
-def _begin(static: Static, embedding: Array, key: Key, teacher: Classifier) -> Noisy:
-    s: NAYERSettings = static.value[0]
-    return Noisy(_drawn(s, teacher, embedding.shape[1], key), no_averages(teacher), jnp.zeros((), jnp.int32))
+@record
+class _NAYER:
+    embedding: Array
+    augment: Augmentation | None
+    settings: NAYERSettings = static_field()
+    chunk: int = static_field()
 
-
-def _make(
-    static: Static, embedding: Array, augment: Augmentation | None, key: Key, teacher: Classifier, student: Classifier,
-    number: Array, extra: Noisy,
-) -> Made:  # fmt: skip
-    s, chunk = static.value
-    layer_key, generator_key, run_key = jax.random.split(key, 3)
-    labels = balanced_labels(jnp.arange(s.batch_size, dtype=jnp.int32), teacher.num_classes)
-    chunks, width = s.batch_size // chunk, embedding.shape[1]
-    maker = fresh_generator(s, teacher)
-    generator = extra.generator
-    if s.renew and s.steps:
-        fresh = (extra.made % (s.renew * s.batches) == 0) & (extra.made > 0)
-        generator = jax.lax.cond(fresh, lambda: _drawn(s, teacher, width, generator_key), lambda: extra.generator)
-    layer = {
-        "kernel": jax.random.normal(layer_key, (chunks, width, s.latent)), "bias": jnp.zeros((chunks, s.latent))
-    }  # fmt: skip
-    start = {"latents": layer, "generator": generator}
-
-    def decode(optimised: dict[str, PyTree]) -> Array:
-        z = noisy_latents(optimised["latents"], optimised["generator"]["norm"], embedding[labels])
-        return maker.images({"params": optimised["generator"]["network"]}, z)[0]
-
-    if not s.steps:
-        return Made(decode(start), labels, extra._replace(made=extra.made + 1), {})
-    competes = (number >= s.warm_up).astype(jnp.float32)
-
-    def objective(key: Key, images: Array, optimised: dict[str, PyTree]) -> tuple[Array, PyTree]:
-        seen_as = images if augment is None else augment(key, images)
-        loss, seen, terms = inversion_loss(
-            s, teacher, student, seen_as, labels, competes, averages=extra.averages, keep=s.average
+    def begin(self, key: Key, teacher: Classifier) -> Noisy:
+        return Noisy(
+            _drawn(self.settings, teacher, self.embedding.shape[1], key), no_averages(teacher), jnp.zeros((), jnp.int32)
         )
-        return loss, (terms, jax.lax.stop_gradient(seen.moments))
 
-    rules = {name: adam(s.generator_rate) for name in start}
-    found = invert(run_key, decode, objective, start, steps=s.steps, optimizers=rules)
-    _, moments = found.last
-    averages = averaged(moments, extra.averages, s.average) if moments else extra.averages
-    extra = Noisy(found.optimised["generator"], averages, extra.made + 1)
-    return Made(found.images, labels, extra, {"inversion_loss": found.loss, **found.beside[0]})
+    def make(self, key: Key, teacher: Classifier, student: Classifier, number: Array, carried: Noisy) -> Made:
+        s, embedding = self.settings, self.embedding
+        layer_key, generator_key, run_key = jax.random.split(key, 3)
+        labels = balanced_labels(jnp.arange(s.batch_size, dtype=jnp.int32), teacher.num_classes)
+        chunks, width = s.batch_size // self.chunk, embedding.shape[1]
+        maker = fresh_generator(s, teacher)
+        generator = carried.generator
+        if s.renew and s.steps:
+            fresh = (carried.made % (s.renew * s.batches) == 0) & (carried.made > 0)
+            generator = jax.lax.cond(fresh, lambda: _drawn(s, teacher, width, generator_key), lambda: carried.generator)
+        layer = {
+            "kernel": jax.random.normal(layer_key, (chunks, width, s.latent)), "bias": jnp.zeros((chunks, s.latent))
+        }  # fmt: skip
+        start = {"latents": layer, "generator": generator}
+
+        def decode(optimised: dict[str, PyTree]) -> Array:
+            z = noisy_latents(optimised["latents"], optimised["generator"]["norm"], embedding[labels])
+            return maker.images({"params": optimised["generator"]["network"]}, z)[0]
+
+        if not s.steps:
+            return Made(decode(start), labels, carried._replace(made=carried.made + 1), {})
+        competes = (number >= s.warm_up).astype(jnp.float32)
+
+        def objective(key: Key, images: Array, optimised: dict[str, PyTree]) -> tuple[Array, PyTree]:
+            seen_as = images if self.augment is None else self.augment(key, images)
+            loss, seen, terms = inversion_loss(
+                s, teacher, student, seen_as, labels, competes, averages=carried.averages, keep=s.average
+            )
+            return loss, (terms, jax.lax.stop_gradient(seen.moments))
+
+        rules = {name: adam(s.generator_rate) for name in start}
+        found = invert(run_key, decode, objective, start, steps=s.steps, optimizers=rules)
+        _, moments = found.last
+        averages = averaged(moments, carried.averages, s.average) if moments else carried.averages
+        carried = Noisy(found.optimised["generator"], averages, carried.made + 1)
+        return Made(found.images, labels, carried, {"inversion_loss": found.loss, **found.beside[0]})
 
 
 __all__ = ["EMBEDDINGS", "NAYERSettings", "Noisy", "label_embedding", "nayer", "nayer_budget"]

@@ -1,6 +1,6 @@
 """Distillation of an encoder: a student learns to give the representations that a teacher gave."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,14 @@ from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.mesh import constrain_samples
-from dfke_jax.core.method import Method, Static, method
+from dfke_jax.core.method import Method, as_method
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.contrastive import feature_width, nt_xent
 from dfke_jax.nn.losses import logit_l2
 from dfke_jax.nn.observation import Observed
+from dfke_jax.nn.players import Learner
 from dfke_jax.nn.training import Training, learn, optimiser
 
 Match = Literal["mse", "nt_xent"]
@@ -72,8 +74,11 @@ def representation_distillation(
         raise InputError("answers contain NaN or infinity")
     rule = optimiser(optimizer, learning_rate, steps)
     match = Partial(_squared) if loss == "mse" else Partial(_contrast, float(temperature))
-    fixed = (student.module, student.preprocessing, student.input_shape, rule, batch_size)
-    return method(_init, _step, Static(fixed), images, answers, match)
+    return as_method(
+        _Representations(
+            learner=Learner.of(student, rule), images=images, answers=answers, match=match, batch_size=batch_size
+        )
+    )
 
 
 def _squared(rows: Array, answers: Array) -> Array:
@@ -84,25 +89,30 @@ def _contrast(temperature: Array, rows: Array, answers: Array) -> Array:
     return nt_xent(rows, answers, temperature)
 
 
-def _init(fixed: Static, images: Array, answers: Array, match: Any, key: Key) -> Training:
-    module, preprocessing, shape, rule, _ = fixed.value
-    start: PyTree = Classifier.create(module, key, shape, preprocessing).variables
-    return Training(start, rule.init(start["params"]))
+@record
+class _Representations:
+    images: Array
+    answers: Array
+    match: Partial
+    learner: Learner = static_field()
+    batch_size: int = static_field()
 
+    def init(self, key: Key) -> Training:
+        return self.learner.new(key)
 
-def _step(
-    fixed: Static, images: Array, answers: Array, match: Any, key: Key, state: Training
-) -> tuple[Training, Metrics]:
-    module, preprocessing, _, rule, batch_size = fixed.value
-    row_key, dropout_key = jax.random.split(key)
-    chosen = jax.random.choice(row_key, images.shape[0], (batch_size,), replace=False)
-    inputs = preprocessing(constrain_samples(as_float(images[chosen])))
+    def step(self, key: Key, state: Training) -> tuple[Training, Metrics]:
+        row_key, dropout_key = jax.random.split(key)
+        chosen = jax.random.choice(row_key, self.images.shape[0], (self.batch_size,), replace=False)
+        images = constrain_samples(as_float(self.images[chosen]))
+        inputs = self.learner.preprocessing(images)
 
-    def mean_loss(seen: Observed, _: PyTree) -> tuple[Array, None]:
-        return jnp.mean(match(seen.activations["features"].astype(jnp.float32), answers[chosen])), None
+        def mean_loss(seen: Observed, _: PyTree) -> tuple[Array, None]:
+            found = seen.activations["features"].astype(jnp.float32)
+            return jnp.mean(self.match(found, self.answers[chosen])), None
 
-    state, loss, _ = learn(module, rule, state, inputs, mean_loss, key=dropout_key, activations=True)
-    return state, {"loss": loss}
+        of, rule = self.learner.module, self.learner.optimizer
+        state, loss, _ = learn(of, rule, state, inputs, mean_loss, key=dropout_key, activations=True)
+        return state, {"loss": loss}
 
 
 __all__ = ["MATCHES", "Match", "representation_distillation"]

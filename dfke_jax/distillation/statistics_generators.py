@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Method, Static, method
+from dfke_jax.core.method import Method, as_method
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.distillation.cmi import adam
 from dfke_jax.distillation.cost import Cost
@@ -84,7 +85,7 @@ def statistics_generators(teacher: Classifier, settings: GroupSettings) -> Metho
             f"the statistics of {type(teacher.module).__name__} are to be matched, and it has no batch normalisation; use a "
             "teacher with it (lenet5_bn, a ResNet, a WRN) or statistics=0"
         )
-    return method(_init, _step, Static(settings), teacher)
+    return as_method(_Groups(teacher=teacher, settings=settings))
 
 
 def group_cost(settings: GroupSettings) -> Cost:
@@ -102,13 +103,6 @@ def _maker(s: GroupSettings, teacher: Classifier) -> Maker:
     latent = s.latent + teacher.num_classes
     module = DFMEGenerator(teacher.input_shape, s.width, latent, normalised_output=False)
     return Maker(module, teacher.preprocessing, optax.identity())
-
-
-def _init(static: Static, teacher: Classifier, key: Key) -> Training:
-    s: GroupSettings = static.value
-    made = [_maker(s, teacher).new(jax.random.fold_in(key, g)).variables["params"] for g in range(s.groups)]
-    variables = {"params": jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)}
-    return Training(variables, adam(s.rate).init(variables["params"]))
 
 
 def _draw(s: GroupSettings, teacher: Classifier, variables: PyTree, key: Key) -> tuple[Array, Array]:
@@ -130,24 +124,35 @@ def _draw(s: GroupSettings, teacher: Classifier, variables: PyTree, key: Key) ->
     return made.reshape(-1, *teacher.input_shape), labels.reshape(-1).astype(jnp.int32)
 
 
-def _step(static: Static, teacher: Classifier, key: Key, state: Training) -> tuple[Training, Metrics]:
-    s: GroupSettings = static.value
+@record
+class _Groups:
+    teacher: Classifier
+    settings: GroupSettings = static_field()
 
-    def objective(params: PyTree) -> tuple[Array, tuple[Array, Metrics]]:
-        images, labels = _draw(s, teacher, {"params": params}, key)
-        seen = teacher.observe(images, moments=bool(s.statistics))
-        terms = {"one_hot": jnp.mean(cross_entropy(seen.logits, labels))}
-        loss = terms["one_hot"]
-        if s.statistics:
-            terms["statistics"] = normalisation_statistics(seen.moments, s.form)
-            loss += s.statistics * terms["statistics"]
-        return loss, (seen.logits, terms)
+    def init(self, key: Key) -> Training:
+        s, teacher = self.settings, self.teacher
+        made = [_maker(s, teacher).new(jax.random.fold_in(key, g)).variables["params"] for g in range(s.groups)]
+        variables = {"params": jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)}
+        return Training(variables, adam(s.rate).init(variables["params"]))
 
-    params = state.variables["params"]
-    (loss, (answers, terms)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
-    updates, optimizer_state = adam(s.rate).update(gradient, state.optimizer_state, params)
-    after = Training({"params": optax.apply_updates(params, updates)}, optimizer_state)
-    return after, {"loss": loss, **terms, **class_metrics(answers)}
+    def step(self, key: Key, state: Training) -> tuple[Training, Metrics]:
+        s, teacher = self.settings, self.teacher
+
+        def objective(params: PyTree) -> tuple[Array, tuple[Array, Metrics]]:
+            images, labels = _draw(s, teacher, {"params": params}, key)
+            seen = teacher.observe(images, moments=bool(s.statistics))
+            terms = {"one_hot": jnp.mean(cross_entropy(seen.logits, labels))}
+            loss = terms["one_hot"]
+            if s.statistics:
+                terms["statistics"] = normalisation_statistics(seen.moments, s.form)
+                loss += s.statistics * terms["statistics"]
+            return loss, (seen.logits, terms)
+
+        params = state.variables["params"]
+        (loss, (answers, terms)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        updates, optimizer_state = adam(s.rate).update(gradient, state.optimizer_state, params)
+        after = Training({"params": optax.apply_updates(params, updates)}, optimizer_state)
+        return after, {"loss": loss, **terms, **class_metrics(answers)}
 
 
 __all__ = ["GroupSettings", "group_cost", "group_images", "statistics_generators"]

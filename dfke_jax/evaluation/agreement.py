@@ -27,6 +27,35 @@ def accuracy(logits_or_labels: Any, labels: Any) -> float:
     return float(np.mean(predicted == truth))
 
 
+def class_accuracies(logits_or_labels: Any, labels: Any, num_classes: int | None = None) -> np.ndarray:
+    """Accuracy among the samples of each class: (K,) in [0, 1], NaN for a class without samples.
+
+    Args:
+      logits_or_labels, labels: as for `accuracy`.
+      num_classes: K; by default the columns of the scores, or the largest class and one.
+
+    Raises:
+      InputError: as `accuracy`, and for labels or predictions of K or more.
+    """
+    accuracy(logits_or_labels, labels)
+    predicted, truth = _classes(logits_or_labels, "predictions"), np.asarray(labels)
+    known = np.shape(logits_or_labels)[1] if np.ndim(logits_or_labels) == 2 else 1 + max(predicted.max(), truth.max())
+    count = int(known if num_classes is None else num_classes)
+    if max(predicted.max(), truth.max()) >= count:
+        raise InputError(f"classes must lie in [0, {count}), got up to {max(predicted.max(), truth.max())}")
+    totals = np.bincount(truth, minlength=count)
+    right = np.bincount(truth[predicted == truth], minlength=count)
+    return np.divide(right, totals, out=np.full(count, np.nan), where=totals > 0)
+
+
+def balanced_accuracy(logits_or_labels: Any, labels: Any) -> float:
+    """Mean over the classes that occur of the accuracy among their samples, in [0, 1]: chance is 1/K however unequal they are.
+
+    Arguments and errors are those of `accuracy`.
+    """
+    return float(np.nanmean(class_accuracies(logits_or_labels, labels)))
+
+
 def agreement(logits_a: Any, logits_b: Any) -> float:
     """Fraction of samples that two classifiers put into the same class (fidelity), right or wrong.
 
@@ -87,4 +116,4 @@ def _same_length(first: np.ndarray, second: np.ndarray) -> None:
         raise InputError(f"the two sides have {len(first)} and {len(second)} samples")
 
 
-__all__ = ["accuracy", "agreement", "total_variation"]
+__all__ = ["accuracy", "agreement", "balanced_accuracy", "class_accuracies", "total_variation"]

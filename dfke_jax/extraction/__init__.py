@@ -35,7 +35,7 @@ from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive
 from dfke_jax.extraction.maze import SMALL_MAZE, MAZESettings, maze
 from dfke_jax.extraction.maze_pd import MAZEPDSettings, MAZEPDState, maze_pd
 from dfke_jax.extraction.megex import SMALL_MEGEX, MEGEXSettings, megex
-from dfke_jax.extraction.pool import SMALL_CLONE, CloneTraining, PoolSettings
+from dfke_jax.extraction.pool import SMALL_CLONE, CloneTraining, PoolAttackSettings
 from dfke_jax.extraction.random_queries import RandomState, random_attack
 
 __all__ = [
@@ -68,7 +68,7 @@ __all__ = [
     "MAZEPDState",
     "MAZESettings",
     "MEGEXSettings",
-    "PoolSettings",
+    "PoolAttackSettings",
     "Questions",
     "RandomState",
     "active_thief",

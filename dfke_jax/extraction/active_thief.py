@@ -1,40 +1,28 @@
 """ActiveThief: rounds of active learning on a public pool, the clone retrained from scratch in each."""
 
 import dataclasses
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.method import Attack, Static
-from dfke_jax.core.types import Array, Augmentation, Key, Metrics, Predict
+from dfke_jax.core.method import Attack
+from dfke_jax.core.records import record
+from dfke_jax.core.types import Array, Augmentation, Key, Predict
 from dfke_jax.extraction.common import steps_for
-from dfke_jax.extraction.pool import (
-    CloneTraining,
-    Labelled,
-    PoolSettings,
-    check_pool,
-    foreseen,
-    in_batches,
-    label,
-    learn_labelled,
-    new_clone,
-    nothing_labelled,
-    read_targets,
-    suited,
-)
-from dfke_jax.nn.classifier import Classifier, as_float
-from dfke_jax.nn.training import Training, trained
+from dfke_jax.extraction.pool import CloneTraining, Labelled, PoolAttackSettings, empty_table, in_batches, new_clone
+from dfke_jax.extraction.pool_attack import ChoosingAttack
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.training import Training
 from dfke_jax.oracle.reveal import Reveal
 
 SELECTORS = ("random", "entropy", "k_center", "dfal", "dfal_k_center")
 
 
 @dataclasses.dataclass(frozen=True)
-class ActiveThiefSettings(PoolSettings):
+class ActiveThiefSettings(PoolAttackSettings):
     """How ActiveThief asks. Defaults follow the paper where it has an equivalent.
 
     Attributes:
@@ -138,10 +126,7 @@ def active_thief(
     paper reserves a validation set at the beginning); the length of a training is fixed, and the kept clone is the one
     that agrees best with the held-out answers; the seed counts as a round and has its size.
     """
-    settings = suited(settings or ActiveThiefSettings(), reveal)
-    check_pool(clone, pool, settings.budget)
-    shared = (clone, pool, augment, Static((reveal, settings)))
-    return Attack(Partial(_init, *shared), Partial(_ask, *shared), Partial(_tell, *shared))
+    return _ActiveThief.on(clone, pool, reveal, settings or ActiveThiefSettings(), augment=augment)
 
 
 def entropies(probabilities: Array) -> Array:
@@ -271,53 +256,36 @@ def _far(points: Array, labelled: Labelled, allowed: Array, settings: ActiveThie
     return k_center(points, distances, allowed, settings.rows_per_step)
 
 
-def _init(clone: Classifier, pool: Array, augment: Augmentation | None, static: Static, key: Key) -> ActiveThiefState:
-    settings = static.value[1]
-    return ActiveThiefState(
-        jnp.zeros(pool.shape[0], bool),
-        jnp.zeros(settings.rows_per_step, jnp.int32),
-        nothing_labelled(settings, clone.num_classes),
-        new_clone(clone, settings.clone, key),
-    )
+@record
+class _ActiveThief(ChoosingAttack[ActiveThiefSettings]):
+    def init(self, key: Key) -> ActiveThiefState:
+        settings = self.settings
+        return ActiveThiefState(
+            jnp.zeros(self.pool.shape[0], bool),
+            jnp.zeros(settings.rows_per_step, jnp.int32),
+            empty_table(settings, self.clone.num_classes),
+            new_clone(self.clone, settings.clone, key),
+        )
 
+    def choose(self, key: Key, state: ActiveThiefState) -> Array:
+        select_key, learner = jax.random.fold_in(key, 0), self.learner(state)
+        at_random = dataclasses.replace(self.settings, selector="random")
+        return lax.cond(
+            state.labelled.asked == 0,  # there is no clone yet that could find anything instructive
+            lambda: select(select_key, learner, self.pool, state, at_random),
+            lambda: select(select_key, learner, self.pool, state, self.settings),
+        )
 
-def _ask(
-    clone: Classifier, pool: Array, augment: Augmentation | None, static: Static, key: Key, state: ActiveThiefState
-) -> tuple[ActiveThiefState, Array]:
-    settings = static.value[1]
-    select_key = jax.random.split(key, 3)[0]
-    at_random = dataclasses.replace(settings, selector="random")
-    learner = trained(clone, state.clone)
-    chosen = lax.cond(
-        state.labelled.asked == 0,
-        lambda: select(select_key, learner, pool, state, at_random),
-        lambda: select(select_key, learner, pool, state, settings),
-    )
-    return state._replace(chosen=chosen), as_float(pool[chosen])
+    def label(self, key: Key, state: ActiveThiefState, rows: Array, targets: Array) -> ActiveThiefState:
+        told = super().label(key, state, rows, targets)
+        return told._replace(asked=state.asked.at[state.chosen].set(True))
 
-
-def _tell(
-    clone: Classifier,
-    pool: Array,
-    augment: Augmentation | None,
-    static: Static,
-    key: Key,
-    state: ActiveThiefState,
-    rows: Array,
-    answers: Any,
-) -> tuple[ActiveThiefState, Metrics]:
-    reveal, settings = static.value
-    _, held_key, train_key = jax.random.split(key, 3)
-    targets = read_targets(answers, reveal, clone.num_classes)
-    metrics = foreseen(trained(clone, state.clone), rows, targets)
-    labelled = label(held_key, state.labelled, state.chosen, targets, settings.held_per_step)
-    steps = None
-    if settings.round_steps is not None:
-        steps = jnp.where(labelled.asked >= settings.budget, settings.clone.steps, settings.round_steps)
-    learnt = learn_labelled(train_key, clone, pool, labelled, settings.clone, state.clone, augment=augment, steps=steps)
-    asked = state.asked.at[state.chosen].set(True)
-    metrics = {"asked": labelled.asked.astype(jnp.float32), **metrics}
-    return ActiveThiefState(asked, state.chosen, labelled, learnt), metrics
+    def learn(self, key: Key, before: ActiveThiefState, told: ActiveThiefState) -> Training:
+        settings, steps = self.settings, None
+        if settings.round_steps is not None:
+            ends = told.labelled.asked >= settings.budget
+            steps = jnp.where(ends, settings.clone.steps, settings.round_steps)
+        return self.learn_all(jax.random.fold_in(key, 2), told, told.clone, steps=steps)
 
 
 __all__ = [

@@ -1,7 +1,7 @@
 """What the attacks that make their own queries share: settings, the players' states, and what is learned from answers."""
 
 import dataclasses
-from typing import Any, Literal, Self
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import flax.linen as nn
 import jax
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier, Preprocessing
-from dfke_jax.nn.generators import Generator
+from dfke_jax.nn.generators import DFMEGenerator, Generator
 from dfke_jax.nn.losses import cross_entropy, logit_l1, soft_cross_entropy
 from dfke_jax.nn.players import OPTIMISERS, SCHEDULES, Learner, Maker, scheduled
 from dfke_jax.nn.training import Training, trained
@@ -165,33 +166,43 @@ def resolved_loss(name: LossName, reveal: Reveal) -> str:
     return name
 
 
-@dataclasses.dataclass(frozen=True)
-class Game:
-    """The fixed side of an attack: networks without their parameters, settings, what is answered. Hashable.
+GenerativeSettingsT = TypeVar("GenerativeSettingsT", bound=GenerativeSettings)
+
+
+@record
+class GenerativeAttack(Generic[GenerativeSettingsT]):
+    """Networks without their parameters, settings, and what is answered: all of an attack that stays the same.
+
+    An attack is a subclass with ``init``, ``ask`` and ``tell`` (see `dfke_jax.core.as_attack`).
 
     Attributes:
       module, preprocessing, input_shape: of the clone. generator: the module. settings: of the attack. reveal: what the
         oracle answers. num_classes: K.
     """
 
-    module: nn.Module
-    preprocessing: Preprocessing
-    input_shape: tuple[int, int, int]
-    generator: Generator
-    settings: Any
-    reveal: Reveal
-    num_classes: int
+    module: nn.Module = static_field()
+    preprocessing: Preprocessing = static_field()
+    input_shape: tuple[int, int, int] = static_field()
+    generator: Generator = static_field()
+    settings: GenerativeSettingsT = static_field()
+    reveal: Reveal = static_field()
+    num_classes: int = static_field()
 
     @classmethod
     def between(
         cls,
         clone: Classifier,
-        generator: Generator,
-        settings: GenerativeSettings,
+        settings: GenerativeSettingsT,
         reveal: Reveal,
         num_classes: int | None = None,
-    ) -> "Game":
-        """The game of an attack, checked.
+        generator: Generator | None = None,
+        **more: Any,
+    ) -> Self:
+        """The attack that learns a clone, checked.
+
+        Args:
+          clone: gives module and preprocessing. num_classes: of the victim, to be checked.
+          generator: DFME's with the settings' width and latents by default. **more: fields of a subclass.
 
         Raises:
           InputError: the clone has another number of classes than the victim, the generator makes other images than the
@@ -200,10 +211,21 @@ class Game:
         classes = clone.num_classes
         if num_classes is not None and num_classes != classes:
             raise InputError(f"the victim answers {num_classes} classes and the clone has {classes}")
+        if generator is None:
+            generator = DFMEGenerator(clone.input_shape, settings.width, settings.latent)
         if tuple(generator.shape) != tuple(clone.input_shape):
             raise InputError(f"the generator makes {generator.shape} images and the clone takes {clone.input_shape}")
         resolved_loss(settings.loss, reveal)
-        game = cls(clone.module, clone.preprocessing, clone.input_shape, generator, settings, reveal, classes)
+        attack = cls(
+            module=clone.module,
+            preprocessing=clone.preprocessing,
+            input_shape=clone.input_shape,
+            generator=generator,
+            settings=settings,
+            reveal=reveal,
+            num_classes=classes,
+            **more,
+        )
         if settings.post_transform:
             low, high = clone.preprocessing.box
             for mean in clone.preprocessing.mean:
@@ -213,8 +235,8 @@ class Game:
                             f"post_transform asks rows mean ± std = {mean} ± {std}, which leave the box [{low}, {high}]; "
                             "use post_transform=False"
                         )
-        _ = game.learner, game.maker
-        return game
+        _ = attack.learner, attack.maker  # schedules over no steps are refused here
+        return attack
 
     @property
     def loss_name(self) -> str:
@@ -248,7 +270,7 @@ class Game:
         """The classifier with these variables; calling it is evaluation mode."""
         return self.learner.classifier(variables)
 
-    def targets(self, answers: Any) -> Array:
+    def targets(self, answers: PyTree) -> Array:
         """What the clone learns from answers: (B, K) logits or probabilities, or (B,) labels."""
         check_classes(answers, self.reveal, self.num_classes)
         if self.loss_name == "l1":
@@ -297,7 +319,7 @@ def batches(tree: PyTree, count: int, size: int, start: int = 0) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[start : start + count * size].reshape(count, size, *leaf.shape[1:]), tree)
 
 
-def clone_of(classifier: Classifier, state: Any) -> Classifier:
+def clone_of(classifier: Classifier, state: PyTree) -> Classifier:
     """The clone that an attack's state holds (one with a field ``clone``).
 
     Args:
@@ -308,8 +330,9 @@ def clone_of(classifier: Classifier, state: Any) -> Classifier:
 
 __all__ = [
     "SMALL",
-    "Game",
+    "GenerativeAttack",
     "GenerativeSettings",
+    "GenerativeSettingsT",
     "batches",
     "clone_of",
     "resolved_loss",

@@ -5,7 +5,7 @@ import math
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array, Augmentation
 from dfke_jax.data.augment import affine, compose, gaussian_noise
-from dfke_jax.extraction.pool import PoolSettings
+from dfke_jax.extraction.pool import PoolAttackSettings
 from dfke_jax.extraction.random_queries import random_attack
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.oracle.reveal import Reveal
@@ -23,7 +23,7 @@ def copycat(
     clone: Classifier,
     pool: Array,
     reveal: Reveal,
-    settings: PoolSettings | None = None,
+    settings: PoolAttackSettings | None = None,
     *,
     train_every: int | None = None,
     augment: Augmentation | None = None,
@@ -52,7 +52,7 @@ def copycat(
         clone,
         pool,
         reveal,
-        settings or PoolSettings(),
+        settings or PoolAttackSettings(),
         train_every=train_every,
         hard=True,
         augment=heavy_augmentation(clone.input_shape[1]) if augment is None else augment,

@@ -3,18 +3,18 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Attack, Static
+from dfke_jax.core.method import Attack, as_attack
+from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches
+from dfke_jax.extraction.common import SMALL, GenerativeAttack, GenerativeSettings, GenerativeSettingsT, batches
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.generators import DFMEGenerator, draw_latents
+from dfke_jax.nn.generators import draw_latents
 from dfke_jax.nn.training import Training, updated_by
 from dfke_jax.oracle.reveal import Reveal
 from dfke_jax.synthesis.replay import Replay
@@ -120,7 +120,7 @@ def dfme(
       replay, ``replay_loss``.
 
     Raises:
-      InputError: for labels alone, and as `Game.between`.
+      InputError: for labels alone, and as `GenerativeAttack.between`.
 
     Warns:
       UserWarning: for rounded answers.
@@ -130,15 +130,29 @@ def dfme(
       more by K·B, which Adam does not notice); rows are pictures in the box (`post_transform`); n_G = 1; the last batch
       of a run is the same, while the published loop picks its best epoch on test data.
     """
-    settings = settings or DFMESettings()
+    return zeroth_order_attack("DFME", clone, settings or DFMESettings(), reveal, num_classes)
+
+
+def zeroth_order_attack(
+    name: str, clone: Classifier, settings: DFMESettings, reveal: Reveal | None, num_classes: int | None
+) -> Attack:
+    """The attack by differences of answers that these settings describe.
+
+    Args:
+      name: for messages. The others: see `dfme`.
+
+    Raises:
+      InputError: as `dfme`.
+
+    Warns:
+      UserWarning: for rounded answers.
+    """
     reveal = reveal or Reveal()
-    check_differences(reveal, "DFME")
-    generator = DFMEGenerator(clone.input_shape, settings.width, settings.latent)
-    game = Static(Game.between(clone, generator, settings, reveal, num_classes))
-    return Attack(Partial(begin, game), Partial(ask, game), Partial(tell, game))
+    check_differences(reveal, name, stacklevel=4)
+    return as_attack(ZerothOrderAttack.between(clone, settings, reveal, num_classes))
 
 
-def check_differences(reveal: Reveal, attack: str) -> None:
+def check_differences(reveal: Reveal, attack: str, stacklevel: int = 3) -> None:
     """Refuses labels, warns of rounded answers: neither has differences for small steps."""
     if reveal.kind == "label":
         raise InputError(f"{attack} takes differences of answers, which labels do not have; use DFMS-HL or DisGUIDE")
@@ -146,126 +160,145 @@ def check_differences(reveal: Reveal, attack: str) -> None:
         warnings.warn(
             f"{attack} takes differences of answers that are rounded to {reveal.decimals} decimals: most will be zero "
             "and the generator will follow noise",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 
-def begin(game: Static, key: Key) -> DFMEState:
-    """Both players, fresh."""
-    clone_key, generator_key = jax.random.split(key)
-    fixed: Game = game.value
-    return DFMEState(fixed.learner.new(clone_key), fixed.maker.new(generator_key), fixed.new_replay())
+class Draws(NamedTuple):
+    """All that is random in an iteration.
 
+    Attributes:
+      clone_z: (n_S, B, Z). generator_z: (B, Z). directions, updates: keys.
+    """
 
-class _Draws(NamedTuple):
     clone_z: Array
     generator_z: Array
     directions: Key
     updates: Key
 
 
-def draws(game: Game, key: Key) -> _Draws:
-    """All that is random in an iteration, the same in ask and tell."""
-    settings = game.settings
-    clone_key, generator_key, directions, updates = jax.random.split(key, 4)
-    size = settings.batch_size
-    return _Draws(
-        draw_latents(clone_key, (settings.clone_batches, size), game.generator),
-        draw_latents(generator_key, (size,), game.generator),
-        directions,
-        updates,
-    )
+@record
+class GeneratorAndClone(GenerativeAttack[GenerativeSettingsT]):
+    """An attack whose iteration is n_S batches of a clone, and one of the generator."""
+
+    def init(self, key: Key) -> PyTree:
+        """Both players, fresh."""
+        clone_key, generator_key = jax.random.split(key)
+        return DFMEState(self.learner.new(clone_key), self.maker.new(generator_key), self.new_replay())
+
+    def draws(self, key: Key) -> Draws:
+        """All that is random in an iteration, the same in ask and tell."""
+        clone_key, generator_key, directions, updates = jax.random.split(key, 4)
+        size = self.settings.batch_size
+        return Draws(
+            draw_latents(clone_key, (self.settings.clone_batches, size), self.generator),
+            draw_latents(generator_key, (size,), self.generator),
+            directions,
+            updates,
+        )
 
 
-def ask(game: Static, key: Key, state: Any) -> tuple[Any, Array]:
-    """The rows of one iteration, for any state with a field ``generator``."""
-    fixed: Game = game.value
-    drawn = draws(fixed, key)
-    variables = state.generator.variables
-    fresh = fixed.maker.batches(variables, drawn.clone_z)
-    x, _ = fixed.maker.pre_activations(variables, drawn.generator_z)
-    points = perturbed_rows(drawn.directions, x, fixed.settings.differences)
-    return state, jnp.concatenate([fresh.reshape(-1, *fixed.input_shape), fixed.maker.shown(points)])
+DFMESettingsT = TypeVar("DFMESettingsT", bound=DFMESettings)
 
 
-def climb(
-    fixed: Game,
-    drawn: _Draws,
-    generator: Training,
-    clone: PyTree,
-    rows: Array,
-    targets: Array,
-    pull: Callable[[Array], Array] | None = None,
-) -> tuple[Training, Array, Array]:
-    """The generator's step towards disagreement, from the answers at its perturbed points.
+@record
+class ZerothOrderAttack(GeneratorAndClone[DFMESettingsT]):
+    """DFME and MAZE, which differ by their settings."""
 
-    Args:
-      drawn: of this iteration. generator: before. clone: variables of the clone to disagree with. rows, targets: of the
-        perturbed points, in the order of `perturbed_rows`.
-      pull: x̃ (B, H, W, C) -> (B, H, W, C), what is added to the estimate: the gradient of another gain.
+    def ask(self, key: Key, state: PyTree) -> tuple[PyTree, Array]:
+        """The images of one iteration, for any state with a field ``generator``."""
+        drawn = self.draws(key)
+        variables = state.generator.variables
+        fresh = self.maker.batches(variables, drawn.clone_z)
+        x, _ = self.maker.pre_activations(variables, drawn.generator_z)
+        points = perturbed_rows(drawn.directions, x, self.settings.differences)
+        return state, jnp.concatenate([fresh.reshape(-1, *self.input_shape), self.maker.shown(points)])
 
-    Returns:
-      The generator after, the mean loss at its images, and the share of differences that are zero.
-    """
-    settings = fixed.settings
-    logits = in_chunks(precise(fixed.clone(clone)), rows, settings.chunk or cache_chunk(len(rows)))
-    losses = fixed.loss(logits, targets)
+    def tell(self, key: Key, state: PyTree, rows: Array, answers: PyTree) -> tuple[PyTree, Metrics]:
+        """The clone's steps, on fresh images and old ones, and the generator's."""
+        return self.iteration(key, state, rows, answers)
 
-    def image(params: PyTree) -> tuple[Array, PyTree]:
-        return fixed.maker.pre_activations({**generator.variables, "params": params}, drawn.generator_z)
+    def iteration(
+        self,
+        key: Key,
+        state: DFMEState,
+        rows: Array,
+        answers: PyTree,
+        extra_gradient: Callable[[Array], Array] | None = None,
+    ) -> tuple[DFMEState, Metrics]:
+        """`tell`, with what `generator_step` takes besides."""
+        settings = self.settings
+        drawn = self.draws(key)
+        size, fresh = settings.batch_size, settings.clone_batches
+        targets = self.targets(answers)
+        learn_key, again_key, replay_key = jax.random.split(drawn.updates, 3)
+        clone, loss = self.learn(learn_key, state.clone, *batches((rows, targets), fresh, size))
+        # with `reuse`, the unperturbed images enter the ring too; the perturbed ones are nearly copies of them
+        kept = (fresh + settings.reuse) * size
+        clone, replay, metrics = self.replay_steps(replay_key, clone, state.replay, rows[:kept], targets[:kept])
+        asked, answered = rows[fresh * size :], targets[fresh * size :]
+        generator, disagreement, flat = self.generator_step(
+            drawn, state.generator, clone.variables, asked, answered, extra_gradient
+        )
+        if settings.reuse:
+            again = batches((asked, answered), settings.differences.rows_per_sample, size)
+            clone, _ = self.learn(again_key, clone, *again)
+        metrics |= {"loss": loss, "disagreement": disagreement, "flat": flat}
+        return DFMEState(clone, generator, replay), metrics
 
-    x, back, statistics = jax.vjp(image, generator.variables["params"], has_aux=True)
-    gradient = estimate(drawn.directions, x, losses, settings.differences)
-    if pull is not None:
-        gradient = gradient + pull(x)
-    (descent,) = back(-gradient / settings.batch_size)
-    table = losses.reshape(-1, settings.batch_size)
-    if settings.central:
-        flat = table[: settings.directions] == table[settings.directions :]
-        here = jnp.mean(table)
-    else:
-        flat = table[1:] == table[:1]
-        here = jnp.mean(table[0])
-    generator = updated_by(fixed.maker.optimizer, generator, descent, statistics)
-    return generator, here, jnp.mean(flat, dtype=jnp.float32)
+    def generator_step(
+        self,
+        drawn: Draws,
+        generator: Training,
+        clone: PyTree,
+        rows: Array,
+        targets: Array,
+        extra_gradient: Callable[[Array], Array] | None = None,
+    ) -> tuple[Training, Array, Array]:
+        """The generator's step towards disagreement, from the answers at its perturbed points.
 
+        Args:
+          drawn: of this iteration. generator: before. clone: variables of the clone to disagree with.
+          rows, targets: of the perturbed points, in the order of `perturbed_rows`.
+          extra_gradient: x̃ (B, H, W, C) -> (B, H, W, C), of another gain; it is added to the estimate.
 
-def tell(game: Static, key: Key, state: DFMEState, rows: Array, answers: Any) -> tuple[DFMEState, Metrics]:
-    """The clone's steps, on fresh rows and old ones, and the generator's."""
-    return play(game.value, key, state, rows, answers)
+        Returns:
+          The generator after, the mean loss at its images, and the share of differences that are zero.
+        """
+        settings = self.settings
+        chunk = settings.chunk or cache_chunk(len(rows))
+        logits = in_chunks(precise(self.clone(clone)), rows, chunk)
+        losses = self.loss(logits, targets)
 
+        def image(params: PyTree) -> tuple[Array, PyTree]:
+            return self.maker.pre_activations({**generator.variables, "params": params}, drawn.generator_z)
 
-def play(
-    fixed: Game, key: Key, state: DFMEState, rows: Array, answers: Any, pull: Callable[[Array], Array] | None = None
-) -> tuple[DFMEState, Metrics]:
-    """`tell`, with what `climb` takes besides."""
-    settings: DFMESettings = fixed.settings
-    drawn = draws(fixed, key)
-    size, fresh = settings.batch_size, settings.clone_batches
-    targets = fixed.targets(answers)
-    learn_key, again_key, replay_key = jax.random.split(drawn.updates, 3)
-    clone, loss = fixed.learn(learn_key, state.clone, *batches((rows, targets), fresh, size))
-    kept = (fresh + settings.reuse) * size
-    clone, replay, metrics = fixed.replay_steps(replay_key, clone, state.replay, rows[:kept], targets[:kept])
-    asked, answered = rows[fresh * size :], targets[fresh * size :]
-    generator, disagreement, flat = climb(fixed, drawn, state.generator, clone.variables, asked, answered, pull)
-    if settings.reuse:
-        again = batches((asked, answered), settings.differences.rows_per_sample, size)
-        clone, _ = fixed.learn(again_key, clone, *again)
-    metrics |= {"loss": loss, "disagreement": disagreement, "flat": flat}
-    return DFMEState(clone, generator, replay), metrics
+        # the estimate is a gradient by x̃; from there on the generator is differentiated exactly
+        x, back, statistics = jax.vjp(image, generator.variables["params"], has_aux=True)
+        gradient = estimate(drawn.directions, x, losses, settings.differences)
+        if extra_gradient is not None:
+            gradient = gradient + extra_gradient(x)
+        (descent,) = back(-gradient / settings.batch_size)
+        # a difference is zero where rounded answers tell nothing: of two sides, or of a point and x̃
+        table = losses.reshape(-1, settings.batch_size)
+        if settings.central:
+            flat = table[: settings.directions] == table[settings.directions :]
+            here = jnp.mean(table)
+        else:
+            flat = table[1:] == table[:1]
+            here = jnp.mean(table[0])
+        generator = updated_by(self.maker.optimizer, generator, descent, statistics)
+        return generator, here, jnp.mean(flat, dtype=jnp.float32)
 
 
 __all__ = [
     "SMALL_DFME",
     "DFMESettings",
     "DFMEState",
-    "ask",
-    "begin",
+    "Draws",
+    "GeneratorAndClone",
+    "ZerothOrderAttack",
     "check_differences",
-    "climb",
     "dfme",
-    "draws",
-    "play",
-    "tell",
+    "zeroth_order_attack",
 ]

@@ -2,22 +2,22 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Attack, Method, Static, method
+from dfke_jax.core.method import Attack, Method, as_attack, as_method
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
-from dfke_jax.extraction.common import Game, GenerativeSettings, batches
+from dfke_jax.extraction.common import GenerativeAttack, GenerativeSettings, batches
 from dfke_jax.extraction.disagreement import negative_entropy
-from dfke_jax.extraction.pool import CloneTraining, PoolSettings
+from dfke_jax.extraction.pool import CloneTraining, PoolAttackSettings
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.discriminators import DCGANDiscriminator
-from dfke_jax.nn.generators import DCGANGenerator, draw_latents
+from dfke_jax.nn.generators import DCGANGenerator, Generator, draw_latents
 from dfke_jax.nn.players import descend
 from dfke_jax.nn.precision import apply
 from dfke_jax.nn.training import Training
@@ -90,7 +90,7 @@ def adversarial_pretraining(images: Array, settings: DFMSSettings) -> Method:
     Source: Sanyal, Addepalli and Babu, Towards Data-Free Model Stealing in a Hard Label Setting, CVPR 2022, section 4;
       Radford, Metz and Chintala, DCGAN, ICLR 2016.
     """
-    return method(_adversaries_begin, _adversaries_step, _fixed(images, settings), images, None, None)
+    return as_method(_Adversarial(settings=settings, generator=_generator(images, settings), images=images))
 
 
 def first_samples(
@@ -124,12 +124,12 @@ def first_samples(
     if given > images.shape[0]:
         raise InputError(f"{given} of {count} samples are to be proxy images and there are {images.shape[0]}")
     chosen = jax.random.choice(jax.random.fold_in(key, 0), images.shape[0], (given,), replace=False)
-    generator, _ = _fixed(images, settings).value
-    made = _samples(Static(generator), start.generator.variables, jax.random.fold_in(key, 1), count - given)
+    generator = _generator(images, settings)
+    made = _samples(generator, start.generator.variables, jax.random.fold_in(key, 1), count - given)
     return jnp.concatenate([as_float(images[chosen]), made])
 
 
-FIRST_CLONE = PoolSettings(
+FIRST_CLONE = PoolAttackSettings(
     budget=50_000,
     rows_per_step=1000,
     clone=CloneTraining(
@@ -160,7 +160,9 @@ def diversity_tuning(clone: Classifier, images: Array, settings: DFMSSettings, s
     """
     _check_proxy(clone, images)
     tuned = dataclasses.replace(settings, diversity=settings.tuning_diversity)
-    return method(_adversaries_begin, _adversaries_step, _fixed(images, tuned), images, clone, start)
+    return as_method(
+        _Adversarial(settings=tuned, generator=_generator(images, tuned), images=images, clone=clone, begun=start)
+    )
 
 
 def dfms(
@@ -194,7 +196,7 @@ def dfms(
       α, in nats).
 
     Raises:
-      InputError: images of another shape than the clone takes, another box than [0, 1]; as `Game.between`.
+      InputError: images of another shape than the clone takes, another box than [0, 1]; as `GenerativeAttack.between`.
 
     Source: Sanyal, Addepalli and Babu, CVPR 2022, sections 3 and 4.
     Deviations: no stage but this one is run here; S is in evaluation mode in L_G; the soft loss is l1 on recovered logits
@@ -205,9 +207,18 @@ def dfms(
     if settings.post_transform:
         raise InputError("DFMS compares its samples with proxy images in [0, 1]: post_transform must be False")
     generator = DCGANGenerator(clone.input_shape, settings.width, settings.latent)
-    game = Static(Game.between(clone, generator, settings, reveal or Reveal("label"), num_classes))
-    learnt = None if first is None else first.variables
-    return Attack(Partial(_begin, game, start, learnt), Partial(_ask, game, augment), Partial(_tell, game, images))
+    attack = _DFMS.between(
+        clone,
+        settings,
+        reveal or Reveal("label"),
+        num_classes,
+        generator,
+        images=images,
+        begun=start,
+        learnt=None if first is None else first.variables,
+        augment=augment,
+    )
+    return as_attack(attack)
 
 
 def _check_proxy(clone: Classifier, images: Array) -> None:
@@ -220,24 +231,24 @@ def _check_proxy(clone: Classifier, images: Array) -> None:
         )
 
 
-def _fixed(images: Array, settings: DFMSSettings) -> Static:
+def _generator(images: Array, settings: DFMSSettings) -> DCGANGenerator:
     height, width, channels = images.shape[1:]
-    return Static((DCGANGenerator((height, width, channels), settings.width, settings.latent), settings))
+    return DCGANGenerator((height, width, channels), settings.width, settings.latent)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _samples(generator: Static, variables: PyTree, key: Key, count: int) -> Array:
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _samples(generator: DCGANGenerator, variables: PyTree, key: Key, count: int) -> Array:
     size = min(500, max(count, 1))
     keys = jax.random.split(key, -(-count // size))
-    make = lambda key: apply(generator.value, variables, draw_latents(key, (size,), generator.value))
-    return jax.lax.map(make, keys).reshape(-1, *generator.value.shape)[:count]
+    make = lambda key: apply(generator, variables, draw_latents(key, (size,), generator))
+    return jax.lax.map(make, keys).reshape(-1, *generator.shape)[:count]
 
 
 def _adam(settings: DFMSSettings) -> optax.GradientTransformation:
     return optax.adam(settings.generator_rate, b1=settings.adam_decay)
 
 
-def _new_adversaries(generator: DCGANGenerator, settings: DFMSSettings, key: Key) -> Adversaries:
+def _new_adversaries(generator: Generator, settings: DFMSSettings, key: Key) -> Adversaries:
     generator_key, discriminator_key = jax.random.split(key)
     made = generator.init(generator_key, jnp.zeros((2, generator.latent)))
     judge = DCGANDiscriminator(settings.width).init(discriminator_key, jnp.zeros((2, *generator.shape)))
@@ -245,23 +256,29 @@ def _new_adversaries(generator: DCGANGenerator, settings: DFMSSettings, key: Key
     return Adversaries(*(Training(variables, rule.init(variables["params"])) for variables in (made, judge)))
 
 
-def _adversaries_begin(
-    static: Static, images: Array, clone: Classifier | None, start: Adversaries | None, key: Key
-) -> Adversaries:
-    generator, settings = static.value
-    return _new_adversaries(generator, settings, key) if start is None else jax.tree.map(jnp.array, start)
+@record
+class _Adversarial:
+    """A generator and a discriminator of proxy images; with a clone, the generator is also to reach all its classes."""
 
+    images: Array
+    clone: Classifier | None = None
+    begun: Adversaries | None = None
+    settings: DFMSSettings = static_field()
+    generator: DCGANGenerator = static_field()
 
-def _adversaries_step(
-    static: Static, images: Array, clone: Classifier | None, start: Adversaries | None, key: Key, state: Adversaries
-) -> tuple[Adversaries, Metrics]:
-    generator, settings = static.value
-    latent_key, image_key = jax.random.split(key)
-    z = draw_latents(latent_key, (settings.batch_size,), generator)
-    made, fake, loss, entropy = _deceive(generator, settings, state, z, clone)
-    judge, judged = _judge(settings, state.discriminator, _draw(image_key, images, settings), fake)
-    metrics = {"generator_loss": loss, "discriminator_loss": judged}
-    return Adversaries(made, judge), metrics if clone is None else metrics | {"entropy": entropy}
+    def init(self, key: Key) -> Adversaries:
+        if self.begun is None:
+            return _new_adversaries(self.generator, self.settings, key)
+        return jax.tree.map(jnp.array, self.begun)
+
+    def step(self, key: Key, state: Adversaries) -> tuple[Adversaries, Metrics]:
+        settings = self.settings
+        latent_key, image_key = jax.random.split(key)
+        z = draw_latents(latent_key, (settings.batch_size,), self.generator)
+        made, fake, loss, entropy = _deceive(self.generator, settings, state, z, self.clone)
+        judge, judged = _judge(settings, state.discriminator, _draw(image_key, self.images, settings), fake)
+        metrics = {"generator_loss": loss, "discriminator_loss": judged}
+        return Adversaries(made, judge), metrics if self.clone is None else metrics | {"entropy": entropy}
 
 
 def _draw(key: Key, images: Array, settings: DFMSSettings) -> Array:
@@ -269,7 +286,7 @@ def _draw(key: Key, images: Array, settings: DFMSSettings) -> Array:
 
 
 def _deceive(
-    generator: DCGANGenerator, settings: DFMSSettings, state: Any, z: Array, clone: Classifier | None
+    generator: Generator, settings: DFMSSettings, state: PyTree, z: Array, clone: Classifier | None
 ) -> tuple[Training, Array, Array, Array]:
     """The generator's step; its state, the images before it, its adversarial loss, and the entropy of the classes."""
     before: Training = state.generator
@@ -305,44 +322,47 @@ def _judge(settings: DFMSSettings, before: Training, real: Array, fake: Array) -
     return after, loss
 
 
-def _begin(game: Static, start: Adversaries | None, learnt: PyTree | None, key: Key) -> DFMSState:
-    fixed: Game = game.value
-    clone_key, other_key = jax.random.split(key)
-    others = _new_adversaries(fixed.generator, fixed.settings, other_key) if start is None else start  # type: ignore[arg-type]
-    generator, discriminator = jax.tree.map(jnp.array, others)
-    clone = fixed.learner.new(clone_key)
-    if learnt is not None:
-        clone = Training(jax.tree.map(jnp.array, learnt), clone.optimizer_state)
-    return DFMSState(clone, generator, discriminator, fixed.new_replay())
+@record
+class _DFMS(GenerativeAttack[DFMSSettings]):
+    """Attributes beside those of `GenerativeAttack`: as given to `dfms`; learnt, variables of the first clone."""
 
+    images: Array
+    begun: Adversaries | None = None
+    learnt: PyTree | None = None
+    augment: Augmentation | None = None
 
-def _latents(fixed: Game, key: Key) -> Array:
-    return draw_latents(jax.random.fold_in(key, 0), (fixed.settings.batch_size,), fixed.generator)
+    def init(self, key: Key) -> DFMSState:
+        clone_key, other_key = jax.random.split(key)
+        others = self.begun
+        if others is None:
+            others = _new_adversaries(self.generator, self.settings, other_key)
+        generator, discriminator = jax.tree.map(jnp.array, others)
+        clone = self.learner.new(clone_key)
+        if self.learnt is not None:
+            clone = Training(jax.tree.map(jnp.array, self.learnt), clone.optimizer_state)
+        return DFMSState(clone, generator, discriminator, self.new_replay())
 
+    def ask(self, key: Key, state: DFMSState) -> tuple[DFMSState, Array]:
+        x, _ = self.maker.pre_activations(state.generator.variables, self.latents(key))
+        rows = self.maker.shown(x)
+        return state, rows if self.augment is None else self.augment(jax.random.fold_in(key, 4), rows)
 
-def _ask(game: Static, augment: Augmentation | None, key: Key, state: DFMSState) -> tuple[DFMSState, Array]:
-    fixed: Game = game.value
-    x, _ = fixed.maker.pre_activations(state.generator.variables, _latents(fixed, key))
-    rows = fixed.maker.shown(x)
-    return state, rows if augment is None else augment(jax.random.fold_in(key, 4), rows)
+    def tell(self, key: Key, state: DFMSState, rows: Array, answers: PyTree) -> tuple[DFMSState, Metrics]:
+        settings = self.settings
+        learn_key, image_key, replay_key = (jax.random.fold_in(key, i) for i in (1, 2, 3))
+        targets = self.targets(answers)
+        clone, loss = self.learn(learn_key, state.clone, *batches((rows, targets), 1, settings.batch_size))
+        clone, replay, metrics = self.replay_steps(replay_key, clone, state.replay, rows, targets)
+        made, fake, deceived, entropy = _deceive(
+            self.generator, settings, state, self.latents(key), self.clone(clone.variables)
+        )
+        judge, judged = _judge(settings, state.discriminator, _draw(image_key, self.images, settings), fake)
+        metrics |= {"loss": loss, "generator_loss": deceived, "discriminator_loss": judged, "entropy": entropy}
+        return DFMSState(clone, made, judge, replay), metrics
 
-
-def _tell(
-    game: Static, images: Array, key: Key, state: DFMSState, rows: Array, answers: Any
-) -> tuple[DFMSState, Metrics]:
-    fixed: Game = game.value
-    settings: DFMSSettings = fixed.settings
-    learn_key, image_key, replay_key = (jax.random.fold_in(key, i) for i in (1, 2, 3))
-    targets = fixed.targets(answers)
-    clone, loss = fixed.learn(learn_key, state.clone, *batches((rows, targets), 1, settings.batch_size))
-    clone, replay, metrics = fixed.replay_steps(replay_key, clone, state.replay, rows, targets)
-    generator: Any = fixed.generator
-    made, fake, deceived, entropy = _deceive(
-        generator, settings, state, _latents(fixed, key), fixed.clone(clone.variables)
-    )
-    judge, judged = _judge(settings, state.discriminator, _draw(image_key, images, settings), fake)
-    metrics |= {"loss": loss, "generator_loss": deceived, "discriminator_loss": judged, "entropy": entropy}
-    return DFMSState(clone, made, judge, replay), metrics
+    def latents(self, key: Key) -> Array:
+        """(B, Z), the same in ask and tell."""
+        return draw_latents(jax.random.fold_in(key, 0), (self.settings.batch_size,), self.generator)
 
 
 __all__ = [

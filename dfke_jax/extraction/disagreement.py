@@ -1,18 +1,19 @@
 """Generators that seek disagreement among clones, for which the victim need not be asked: Dual Students and DisGUIDE."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.method import Attack, Static
+from dfke_jax.core.method import Attack, as_attack
+from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches
+from dfke_jax.extraction.common import SMALL, GenerativeAttack, GenerativeSettings, batches
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.generators import DFMEGenerator, draw_latents
+from dfke_jax.nn.generators import draw_latents
 from dfke_jax.nn.players import descend
 from dfke_jax.nn.training import Training, trained
 from dfke_jax.oracle.reveal import Reveal
@@ -113,7 +114,7 @@ def disagreement(
       ``entropy`` (of ᾱ, in nats) and, with replay, ``replay_loss``. Predict with `vote`.
 
     Raises:
-      InputError: as `Game.between`.
+      InputError: as `GenerativeAttack.between`.
 
     Source: Rosenthal, Enouen, Pham and Tan, DisGUIDE, AAAI 2023; Beetham, Kardan, Mian and Shah, Dual Student Networks
       for Data-Free Model Stealing, ICLR 2023.
@@ -124,9 +125,7 @@ def disagreement(
       their mean; and it greys the batch of the generator's own step as well. On grey data sets only the first differs.
     """
     settings = settings or DisagreementSettings()
-    generator = DFMEGenerator(clone.input_shape, settings.width, settings.latent)
-    game = Static(Game.between(clone, generator, settings, reveal or Reveal(), num_classes))
-    return Attack(Partial(_begin, game), Partial(_ask, game), Partial(_tell, game))
+    return as_attack(_Disagreement.between(clone, settings, reveal or Reveal(), num_classes))
 
 
 def vote(classifier: Classifier, state: DisagreementState) -> Partial:
@@ -164,65 +163,58 @@ def negative_entropy(probabilities: Array) -> Array:
     return jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12)))
 
 
-def _begin(game: Static, key: Key) -> DisagreementState:
-    fixed: Game = game.value
-    clone_key, generator_key = jax.random.split(key)
-    clones = jax.vmap(fixed.learner.new)(jax.random.split(clone_key, fixed.settings.clones))
-    replay = fixed.new_replay()
-    return DisagreementState(clones, fixed.maker.new(generator_key), replay)
+@record
+class _Disagreement(GenerativeAttack[DisagreementSettings]):
+    def init(self, key: Key) -> DisagreementState:
+        clone_key, generator_key = jax.random.split(key)
+        clones = jax.vmap(self.learner.new)(jax.random.split(clone_key, self.settings.clones))
+        return DisagreementState(clones, self.maker.new(generator_key), self.new_replay())
 
+    def ask(self, key: Key, state: DisagreementState) -> tuple[DisagreementState, Array]:
+        settings = self.settings
+        z = draw_latents(jax.random.fold_in(key, 0), (settings.clone_batches, settings.batch_size), self.generator)
+        rows = self.maker.batches(state.generator.variables, z)
+        if settings.grey_every and rows.shape[-1] > 1:
+            grey = (jnp.arange(settings.batch_size) % settings.grey_every == 0).reshape(1, -1, 1, 1, 1)
+            rows = jnp.where(grey, rows.mean(-1, keepdims=True), rows)
+        return state, rows.reshape(-1, *self.input_shape)
 
-def _ask(game: Static, key: Key, state: DisagreementState) -> tuple[DisagreementState, Array]:
-    fixed: Game = game.value
-    settings: DisagreementSettings = fixed.settings
-    z = draw_latents(jax.random.fold_in(key, 0), (settings.clone_batches, settings.batch_size), fixed.generator)
-    rows = fixed.maker.batches(state.generator.variables, z)
-    if settings.grey_every and rows.shape[-1] > 1:
-        grey = (jnp.arange(settings.batch_size) % settings.grey_every == 0).reshape(1, -1, 1, 1, 1)
-        rows = jnp.where(grey, rows.mean(-1, keepdims=True), rows)
-    return state, rows.reshape(-1, *fixed.input_shape)
+    def tell(
+        self, key: Key, state: DisagreementState, rows: Array, answers: PyTree
+    ) -> tuple[DisagreementState, Metrics]:
+        settings, box = self.settings, self.preprocessing.box
+        latent_key, learn_key, choose_key, again_key = (jax.random.fold_in(key, i) for i in range(1, 5))
+        targets = self.targets(answers)
+        fresh = batches((rows, targets), settings.clone_batches, settings.batch_size)
+        clones, loss = self.learn_all(learn_key, state.clones, *fresh)
+        metrics, replay = {"loss": loss}, state.replay
+        if replay is not None:
+            replay = remember(replay, rows, targets, box)
+            again = recall(choose_key, replay, (settings.replay_batches, settings.batch_size), box)
+            clones, metrics["replay_loss"] = self.learn_all(again_key, clones, *again)
+        z = draw_latents(latent_key, (settings.batch_size,), self.generator)
+        generator, found = self.generator_step(state.generator, clones.variables, z)
+        return DisagreementState(clones, generator, replay), metrics | found
 
-
-def _tell(
-    game: Static, key: Key, state: DisagreementState, rows: Array, answers: Any
-) -> tuple[DisagreementState, Metrics]:
-    fixed: Game = game.value
-    settings: DisagreementSettings = fixed.settings
-    latent_key, learn_key, choose_key, again_key = (jax.random.fold_in(key, i) for i in range(1, 5))
-    box = fixed.preprocessing.box
-    targets = fixed.targets(answers)
-
-    def learn(key: Key, clones: Training, rows: Array, targets: Array) -> tuple[Training, Array]:
-        keys = jax.random.split(key, settings.clones)
-        clones, losses = jax.vmap(fixed.learn, (0, 0, None, None))(keys, clones, rows, targets)
+    def learn_all(self, key: Key, clones: Training, rows: Array, targets: Array) -> tuple[Training, Array]:
+        """`learn` by every clone, each with its own randomness; and the mean loss."""
+        keys = jax.random.split(key, self.settings.clones)
+        clones, losses = jax.vmap(self.learn, (0, 0, None, None))(keys, clones, rows, targets)
         return clones, jnp.mean(losses)
 
-    clones, loss = learn(
-        learn_key, state.clones, *batches((rows, targets), settings.clone_batches, settings.batch_size)
-    )
-    metrics, replay = {"loss": loss}, state.replay
-    if replay is not None:
-        replay = remember(replay, rows, targets, box)
-        again = recall(choose_key, replay, (settings.replay_batches, settings.batch_size), box)
-        clones, metrics["replay_loss"] = learn(again_key, clones, *again)
-    z = draw_latents(latent_key, (settings.batch_size,), fixed.generator)
-    generator, found = _part(fixed, state.generator, clones.variables, z)
-    return DisagreementState(clones, generator, replay), metrics | found
+    def generator_step(self, generator: Training, clones: PyTree, z: Array) -> tuple[Training, Metrics]:
+        """The generator's step, away from agreement."""
 
+        def objective(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
+            images, statistics = self.maker.images({**generator.variables, "params": params}, z)
+            logits = jax.vmap(lambda variables: self.clone(variables)(images))(clones)
+            gap = jnp.mean(spread(logits, self.settings.objective))
+            balance = negative_entropy(jax.nn.softmax(logits))
+            loss = self.settings.diversity * balance - gap
+            return loss, ({"disagreement": gap, "entropy": -balance}, statistics)
 
-def _part(fixed: Game, generator: Training, clones: PyTree, z: Array) -> tuple[Training, Metrics]:
-    """The generator's step, away from agreement."""
-    settings: DisagreementSettings = fixed.settings
-
-    def objective(params: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
-        images, statistics = fixed.maker.images({**generator.variables, "params": params}, z)
-        logits = jax.vmap(lambda variables: fixed.clone(variables)(images))(clones)
-        gap = jnp.mean(spread(logits, settings.objective))
-        balance = negative_entropy(jax.nn.softmax(logits))
-        return settings.diversity * balance - gap, ({"disagreement": gap, "entropy": -balance}, statistics)
-
-    generator, _, metrics = descend(fixed.maker.optimizer, generator, objective)
-    return generator, metrics
+        generator, _, metrics = descend(self.maker.optimizer, generator, objective)
+        return generator, metrics
 
 
 __all__ = [

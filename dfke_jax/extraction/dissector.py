@@ -1,36 +1,27 @@
 """Black-box Dissector: labels alone, and more of them out of each image by erasing what the clone looks at."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Attack, Static
-from dfke_jax.core.types import Array, Augmentation, Key, Metrics, Predict
-from dfke_jax.extraction.pool import (
-    CloneTraining,
-    PoolSettings,
-    check_pool,
-    foreseen,
-    in_batches,
-    new_clone,
-    read_targets,
-    suited,
-    train_clone,
-)
+from dfke_jax.core.method import Attack
+from dfke_jax.core.records import record
+from dfke_jax.core.types import Array, Augmentation, Key, Predict
+from dfke_jax.extraction.pool import CloneTraining, PoolAttackSettings, in_batches, new_clone, train_clone
+from dfke_jax.extraction.pool_attack import GrowingAttack
 from dfke_jax.nn.classifier import Classifier, as_float
-from dfke_jax.nn.training import Training, trained
+from dfke_jax.nn.training import Training
 from dfke_jax.oracle.reveal import Reveal
 
 Range = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class DissectorSettings(PoolSettings):
+class DissectorSettings(PoolAttackSettings):
     """How images are erased and asked again.
 
     Attributes:
@@ -118,11 +109,9 @@ def dissector(
     gradient, which any network has, where the paper takes Grad-CAM of the last feature map; the pool is gone through in
     random order; the fixed lengths of `CloneTraining` stand for epochs.
     """
-    settings = suited(settings or DissectorSettings(), reveal, True)
+    settings = settings or DissectorSettings()
     fresh = settings.rows_per_step * -(-settings.rounds // 2)
-    check_pool(clone, pool, fresh)
-    shared = (clone, pool, augment, Static((reveal, settings)))
-    return Attack(Partial(_init, *shared), Partial(_ask, *shared), Partial(_tell, *shared))
+    return _Dissector.on(clone, pool, reveal, settings, augment=augment, hard=True, images=fresh)
 
 
 def attention(classifier: Predict, images: Array, labels: Array) -> Array:
@@ -193,81 +182,62 @@ def erased_mean(key: Key, classifier: Predict, images: Array, settings: Dissecto
     return lax.scan(one, jnp.zeros(shape), jnp.arange(settings.variants))[0] / settings.variants
 
 
-def _init(clone: Classifier, pool: Array, augment: Augmentation | None, static: Static, key: Key) -> DissectorState:
-    settings = static.value[1]
-    order_key, clone_key = jax.random.split(key)
-    return DissectorState(
-        jax.random.permutation(order_key, pool.shape[0]).astype(jnp.int32),
-        jnp.zeros((settings.budget, *pool.shape[1:])),
-        jnp.zeros((settings.budget, clone.num_classes)),
-        jnp.zeros((), jnp.int32),
-        new_clone(clone, settings.clone, clone_key),
-    )
+@record
+class _Dissector(GrowingAttack[DissectorSettings]):
+    def init(self, key: Key) -> DissectorState:
+        settings = self.settings
+        order_key, clone_key = jax.random.split(key)
+        return DissectorState(
+            jax.random.permutation(order_key, self.pool.shape[0]).astype(jnp.int32),
+            jnp.zeros((settings.budget, *self.pool.shape[1:])),
+            jnp.zeros((settings.budget, self.clone.num_classes)),
+            jnp.zeros((), jnp.int32),
+            new_clone(self.clone, settings.clone, clone_key),
+        )
 
+    def ask(self, key: Key, state: DissectorState) -> tuple[DissectorState, Array]:
+        count = self.settings.rows_per_step
+        step = state.filled // count
 
-def _ask(
-    clone: Classifier, pool: Array, augment: Augmentation | None, static: Static, key: Key, state: DissectorState
-) -> tuple[DissectorState, Array]:
-    settings = static.value[1]
-    count = settings.rows_per_step
-    erase_key = jax.random.split(key, 4)[0]
-    step = state.filled // count
+        def new() -> Array:
+            return as_float(self.pool[lax.dynamic_slice_in_dim(state.order, step // 2 * count, count)])
 
-    def new() -> Array:
-        return as_float(pool[lax.dynamic_slice_in_dim(state.order, step // 2 * count, count)])
+        def erased() -> Array:
+            parents = lax.dynamic_slice_in_dim(state.images, state.filled - count, count)
+            labels = jnp.argmax(lax.dynamic_slice_in_dim(state.targets, state.filled - count, count), -1)
+            erase_key, box = jax.random.fold_in(key, 0), self.clone.preprocessing.box
+            return surest_variants(erase_key, self.learner(state), parents, labels, self.settings, box)
 
-    def erased() -> Array:
-        parents = lax.dynamic_slice_in_dim(state.images, state.filled - count, count)
-        labels = jnp.argmax(lax.dynamic_slice_in_dim(state.targets, state.filled - count, count), -1)
-        box = clone.preprocessing.box
-        return surest_variants(erase_key, trained(clone, state.clone), parents, labels, settings, box)
+        return state, lax.cond(step % 2 == 0, new, erased)
 
-    return state, lax.cond(step % 2 == 0, new, erased)
+    def learn(self, key: Key, before: DissectorState, told: DissectorState) -> Training:
+        settings, images, targets = self.settings, told.images, told.targets
+        if settings.pseudo_rows:
+            extra, guesses = self.pseudo_labelled(key, before, told)
+            images, targets = jnp.concatenate([extra, images]), jnp.concatenate([guesses, targets])
+        return train_clone(
+            jax.random.fold_in(key, 3),
+            self.clone,
+            images,
+            targets,
+            told.filled + settings.pseudo_rows,
+            settings.clone,
+            start=told.clone,
+            augment=self.augment,
+        )
 
-
-def _tell(
-    clone: Classifier,
-    pool: Array,
-    augment: Augmentation | None,
-    static: Static,
-    key: Key,
-    state: DissectorState,
-    rows: Array,
-    answers: Any,
-) -> tuple[DissectorState, Metrics]:
-    reveal, settings = static.value
-    count = settings.rows_per_step
-    _, draw_key, pseudo_key, train_key = jax.random.split(key, 4)
-    learner = trained(clone, state.clone)
-    targets = read_targets(answers, reveal, clone.num_classes, True)
-    metrics = foreseen(learner, rows, targets)
-    place = state.filled + jnp.arange(count, dtype=jnp.int32)
-    images = state.images.at[place].set(rows, mode="drop")
-    table = state.targets.at[place].set(targets, mode="drop")
-    filled = jnp.minimum(state.filled + count, settings.budget)
-    learnt_images, learnt_targets = images, table
-    if settings.pseudo_rows:
-        begin = jnp.minimum((filled // count + 1) // 2 * count, pool.shape[0])
-        low = jnp.where(begin < pool.shape[0], begin, 0)  # a pool that was asked to the end is labelled again
-        unasked = state.order[jax.random.randint(draw_key, (settings.pseudo_rows,), low, pool.shape[0])]
-        extra = as_float(pool[unasked])
-        guesses = erased_mean(pseudo_key, learner, extra, settings, clone.preprocessing.box)
+    def pseudo_labelled(self, key: Key, before: DissectorState, told: DissectorState) -> tuple[Array, Array]:
+        """Images that were not asked, and the weighted answers of the clone as it was before this step."""
+        settings, size, count = self.settings, self.pool.shape[0], self.settings.rows_per_step
+        draw_key, pseudo_key = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+        begin = jnp.minimum((told.filled // count + 1) // 2 * count, size)
+        low = jnp.where(begin < size, begin, 0)  # a pool that was asked to the end is labelled again
+        unasked = told.order[jax.random.randint(draw_key, (settings.pseudo_rows,), low, size)]
+        extra = as_float(self.pool[unasked])
+        guesses = erased_mean(pseudo_key, self.learner(before), extra, settings, self.clone.preprocessing.box)
         # a target that is scaled scales its loss; before the first training the clone has nothing to say
-        weight = jnp.where(state.filled > 0, settings.pseudo_weight, 0.0)
-        learnt_images = jnp.concatenate([extra, images])
-        learnt_targets = jnp.concatenate([weight * guesses, table])
-    learnt = train_clone(
-        train_key,
-        clone,
-        learnt_images,
-        learnt_targets,
-        filled + settings.pseudo_rows,
-        settings.clone,
-        start=state.clone,
-        augment=augment,
-    )
-    metrics = {"asked": filled.astype(jnp.float32), **metrics}
-    return DissectorState(state.order, images, table, filled, learnt), metrics
+        weight = jnp.where(before.filled > 0, settings.pseudo_weight, 0.0)
+        return extra, weight * guesses
 
 
 __all__ = [

@@ -1,20 +1,21 @@
 """Jacobian-based data set augmentation: a few seeds, and steps along the clone's gradient away from them."""
 
 import dataclasses
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Attack, Static
-from dfke_jax.core.types import Array, Augmentation, Key, Metrics, Predict
+from dfke_jax.core.method import Attack
+from dfke_jax.core.records import record
+from dfke_jax.core.types import Array, Augmentation, Key, Predict
 from dfke_jax.extraction.common import steps_for
-from dfke_jax.extraction.pool import CloneTraining, check_pool, foreseen, new_clone, read_targets, suited, train_clone
+from dfke_jax.extraction.pool import CloneTraining, new_clone, train_clone
+from dfke_jax.extraction.pool_attack import GrowingAttack
 from dfke_jax.nn.classifier import Classifier, as_float
-from dfke_jax.nn.training import Training, trained
+from dfke_jax.nn.training import Training
 from dfke_jax.oracle.reveal import Reveal
 
 
@@ -109,14 +110,19 @@ def jacobian_augmentation(
     log-probability, whose sign is that of the probability's and which does not vanish; no reservoir sampling.
     """
     settings = settings or JacobianSettings()
-    settings = suited(settings, reveal, settings.hard)
-    check_pool(clone, seeds, settings.rows_per_step)
-    if seeds.shape[0] != settings.rows_per_step:
+    if seeds.shape[0] > settings.rows_per_step:
         raise InputError(
             f"rows_per_step is the number of seeds: got {settings.rows_per_step} and {seeds.shape[0]} seeds"
         )
-    shared = (clone, seeds, augment, Static((reveal, settings)))
-    return Attack(Partial(_init, *shared), Partial(_ask, *shared), Partial(_tell, *shared))
+    return _Jacobian.on(
+        clone,
+        seeds,
+        reveal,
+        settings,
+        augment=augment,
+        hard=settings.hard,
+        images=settings.rows_per_step,
+    )
 
 
 def jacobian_rows(
@@ -135,50 +141,43 @@ def jacobian_rows(
     return jnp.clip(images + step_size * jnp.sign(jax.grad(total)(images)), *box)
 
 
-def _init(clone: Classifier, seeds: Array, augment: Augmentation | None, static: Static, key: Key) -> JacobianState:
-    settings = static.value[1]
-    images = jnp.zeros((settings.budget, *seeds.shape[1:]))
-    targets = jnp.zeros((settings.budget, clone.num_classes))
-    return JacobianState(images, targets, jnp.zeros((), jnp.int32), new_clone(clone, settings.clone, key))
+@record
+class _Jacobian(GrowingAttack[JacobianSettings]):
+    """Its pool are the seeds."""
 
+    def init(self, key: Key) -> JacobianState:
+        settings = self.settings
+        images = jnp.zeros((settings.budget, *self.pool.shape[1:]))
+        targets = jnp.zeros((settings.budget, self.clone.num_classes))
+        return JacobianState(images, targets, jnp.zeros((), jnp.int32), new_clone(self.clone, settings.clone, key))
 
-def _ask(
-    clone: Classifier, seeds: Array, augment: Augmentation | None, static: Static, key: Key, state: JacobianState
-) -> tuple[JacobianState, Array]:
-    settings = static.value[1]
-    count = settings.rows_per_step
-    blocks = state.filled // count
-    # the set at the beginning of this doubling is the largest power of two of blocks that are filled
-    doubled = jnp.sum(2 ** jnp.arange(settings.augmentations + 1) <= blocks)
-    begin = state.filled - count * jnp.where(blocks > 0, 2 ** (doubled - 1), 0)
-    parents = lax.dynamic_slice_in_dim(state.images, begin, count)
-    labels = jnp.argmax(lax.dynamic_slice_in_dim(state.targets, begin, count), -1)
-    box = clone.preprocessing.box
-    made = jacobian_rows(trained(clone, state.clone), parents, labels, settings.step_size, box)
-    return state, jnp.where(blocks > 0, made, as_float(seeds))
+    def ask(self, key: Key, state: JacobianState) -> tuple[JacobianState, Array]:
+        settings, count = self.settings, self.settings.rows_per_step
+        blocks = state.filled // count
+        # the set at the beginning of this doubling is the largest power of two of blocks that are filled
+        doubled = jnp.sum(2 ** jnp.arange(settings.augmentations + 1) <= blocks)
+        begin = state.filled - count * jnp.where(blocks > 0, 2 ** (doubled - 1), 0)
+        parents = lax.dynamic_slice_in_dim(state.images, begin, count)
+        labels = jnp.argmax(lax.dynamic_slice_in_dim(state.targets, begin, count), -1)
+        box = self.clone.preprocessing.box
+        made = jacobian_rows(self.learner(state), parents, labels, settings.step_size, box)
+        return state, jnp.where(blocks > 0, made, as_float(self.pool))
 
-
-def _tell(
-    clone: Classifier,
-    seeds: Array,
-    augment: Augmentation | None,
-    static: Static,
-    key: Key,
-    state: JacobianState,
-    rows: Array,
-    answers: Any,
-) -> tuple[JacobianState, Metrics]:
-    reveal, settings = static.value
-    count = settings.rows_per_step
-    targets = read_targets(answers, reveal, clone.num_classes, settings.hard)
-    metrics = foreseen(trained(clone, state.clone), rows, targets)
-    place = state.filled + jnp.arange(count, dtype=jnp.int32)
-    images = state.images.at[place].set(rows, mode="drop")
-    table = state.targets.at[place].set(targets, mode="drop")
-    filled = jnp.minimum(state.filled + count, settings.budget)
-    due = jnp.any(filled // count == 2 ** jnp.arange(settings.augmentations + 1))
-    learnt = train_clone(key, clone, images, table, filled, settings.clone, start=state.clone, due=due, augment=augment)
-    return JacobianState(images, table, filled, learnt), {"asked": filled.astype(jnp.float32), **metrics}
+    def learn(self, key: Key, before: JacobianState, told: JacobianState) -> Training:
+        settings, filled = self.settings, told.filled
+        # when the set has doubled
+        due = jnp.any(filled // settings.rows_per_step == 2 ** jnp.arange(settings.augmentations + 1))
+        return train_clone(
+            key,
+            self.clone,
+            told.images,
+            told.targets,
+            filled,
+            settings.clone,
+            start=told.clone,
+            due=due,
+            augment=self.augment,
+        )
 
 
 __all__ = ["JacobianSettings", "JacobianState", "jacobian_augmentation", "jacobian_rows"]

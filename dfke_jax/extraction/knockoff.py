@@ -1,33 +1,22 @@
 """Knockoff Nets: a public pool, asked at random or by a bandit over its classes."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.method import Attack, Static
+from dfke_jax.core.method import Attack
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics
-from dfke_jax.extraction.pool import (
-    Labelled,
-    PoolSettings,
-    check_pool,
-    foreseen,
-    label,
-    learn_labelled,
-    new_clone,
-    nothing_labelled,
-    read_targets,
-    suited,
-    train_clone,
-)
+from dfke_jax.extraction.pool import Labelled, PoolAttackSettings, empty_table, new_clone, train_clone
+from dfke_jax.extraction.pool_attack import ChoosingAttack
 from dfke_jax.extraction.random_queries import random_attack
-from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import soft_cross_entropy
-from dfke_jax.nn.training import Training, trained
+from dfke_jax.nn.training import Training
 from dfke_jax.oracle.reveal import Reveal
 
 REWARDS = ("certainty", "diversity", "loss")
@@ -37,7 +26,7 @@ def knockoff(
     clone: Classifier,
     pool: Array,
     reveal: Reveal,
-    settings: PoolSettings | None = None,
+    settings: PoolAttackSettings | None = None,
     *,
     train_every: int | None = None,
     augment: Augmentation | None = None,
@@ -61,11 +50,13 @@ def knockoff(
     Source: Orekondy, Schiele and Fritz, Knockoff Nets, CVPR 2019, section 4. Deviations: new parameters, batches drawn
     with replacement, and the last iterate is kept (the released code reports the best on test data).
     """
-    return random_attack(clone, pool, reveal, settings or PoolSettings(), train_every=train_every, augment=augment)
+    return random_attack(
+        clone, pool, reveal, settings or PoolAttackSettings(), train_every=train_every, augment=augment
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class BanditSettings(PoolSettings):
+class BanditSettings(PoolAttackSettings):
     """How the bandit asks.
 
     Attributes:
@@ -170,28 +161,86 @@ def adaptive_knockoff(
     draws of a step are without replacement, so a group's weight shrinks by 1/n_z with each); exhausted groups leave the
     policy. No released code has this part.
     """
-    settings = suited(settings or BanditSettings(), reveal)
-    check_pool(clone, pool, settings.budget)
     if groups.shape != pool.shape[:1] or not jnp.issubdtype(groups.dtype, jnp.integer) or num_groups < 1:
         raise InputError(
             f"groups must be integers ({pool.shape[0]},), one per image, below num_groups >= 1; got {groups.dtype} "
             f"{groups.shape} and {num_groups}"
         )
-    shared = (clone, pool, jnp.asarray(groups, jnp.int32), augment, Static((reveal, settings, num_groups)))
-    return Attack(Partial(_init, *shared), Partial(_ask, *shared), Partial(_tell, *shared))
-
-
-def _init(
-    clone: Classifier, pool: Array, groups: Array, augment: Augmentation | None, static: Static, key: Key
-) -> AdaptiveState:
-    _, settings, num_groups = static.value
-    return AdaptiveState(
-        jnp.zeros(pool.shape[0], bool),
-        jnp.zeros(settings.rows_per_step, jnp.int32),
-        new_bandit(num_groups, settings.window, clone.num_classes),
-        nothing_labelled(settings, clone.num_classes),
-        new_clone(clone, settings.clone, key),
+    return _Adaptive.on(
+        clone,
+        pool,
+        reveal,
+        settings or BanditSettings(),
+        augment=augment,
+        groups=jnp.asarray(groups, jnp.int32),
+        num_groups=num_groups,
     )
+
+
+@record
+class _Adaptive(ChoosingAttack[BanditSettings]):
+    """Attributes beside those of `ChoosingAttack`: groups (N,) int32, and num_groups."""
+
+    groups: Array
+    num_groups: int = static_field()
+
+    def init(self, key: Key) -> AdaptiveState:
+        settings, classes = self.settings, self.clone.num_classes
+        return AdaptiveState(
+            jnp.zeros(self.pool.shape[0], bool),
+            jnp.zeros(settings.rows_per_step, jnp.int32),
+            new_bandit(self.num_groups, settings.window, classes),
+            empty_table(settings, classes),
+            new_clone(self.clone, settings.clone, key),
+        )
+
+    def policy(self, state: AdaptiveState) -> Array:
+        """log π, (Z,)."""
+        return policy(state.bandit.preferences, self.groups, state.asked)
+
+    def choose(self, key: Key, state: AdaptiveState) -> Array:
+        count = self.settings.rows_per_step
+        return draw(jax.random.fold_in(key, 0), self.policy(state), self.groups, state.asked, count)
+
+    def report(self, state: AdaptiveState) -> Metrics:
+        log_policy = self.policy(state)
+        shares = jnp.exp(log_policy)
+        # an exhausted group has a share of 0 and a logarithm of −inf
+        return {"entropy": -jnp.sum(jnp.where(shares > 0, shares * log_policy, 0))}
+
+    def label(self, key: Key, state: AdaptiveState, rows: Array, targets: Array) -> AdaptiveState:
+        losses = soft_cross_entropy(self.learner(state)(rows), targets)
+        shares, groups = jnp.exp(self.policy(state)), self.groups[state.chosen]
+        bandit = update_bandit(state.bandit, shares, groups, targets, losses, self.settings.rewards)
+        told = super().label(key, state, rows, targets)
+        return told._replace(asked=state.asked.at[state.chosen].set(True), bandit=bandit)
+
+    def learn(self, key: Key, before: AdaptiveState, told: AdaptiveState) -> Training:
+        learner_key, train_key = jax.random.fold_in(key, 2), jax.random.fold_in(key, 3)
+        ends = told.labelled.asked >= self.settings.budget
+        start = self.learn_some(learner_key, told, ~ends) if self.settings.learner_steps else told.clone
+        return self.learn_all(train_key, told, start, ends)
+
+    def learn_some(self, key: Key, told: AdaptiveState, due: Array) -> Training:
+        """A few updates on what was answered so far, so that the loss is that of a learner."""
+        settings, learnt = self.settings, told.labelled.learnt
+        # as many rows as the learner will use: a gather of the whole table would cost more than the updates
+        draws_key, train_key = jax.random.split(key)
+        count = settings.learner_steps * settings.clone.batch_size
+        places = jax.random.randint(draws_key, (count,), 0, learnt.filled)
+        return train_clone(
+            train_key,
+            self.clone,
+            self.pool[learnt.indices[places]],
+            learnt.targets[places],
+            jnp.full((), count, jnp.int32),
+            settings.clone,
+            start=told.clone,
+            due=due,
+            fresh=False,
+            steps=settings.learner_steps,
+            augment=self.augment,
+        )
 
 
 def new_bandit(num_groups: int, window: int, num_classes: int) -> Bandit:
@@ -268,68 +317,6 @@ def update_bandit(
         ), None
 
     return lax.scan(one, bandit, (groups, answers, losses))[0]
-
-
-def _ask(
-    clone: Classifier,
-    pool: Array,
-    groups: Array,
-    augment: Augmentation | None,
-    static: Static,
-    key: Key,
-    state: AdaptiveState,
-) -> tuple[AdaptiveState, Array]:
-    settings = static.value[1]
-    draw_key = jax.random.split(key, 4)[0]
-    log_policy = policy(state.bandit.preferences, groups, state.asked)
-    chosen = draw(draw_key, log_policy, groups, state.asked, settings.rows_per_step)
-    return state._replace(chosen=chosen), as_float(pool[chosen])
-
-
-def _tell(
-    clone: Classifier,
-    pool: Array,
-    groups: Array,
-    augment: Augmentation | None,
-    static: Static,
-    key: Key,
-    state: AdaptiveState,
-    rows: Array,
-    answers: Any,
-) -> tuple[AdaptiveState, Metrics]:
-    reveal, settings, _ = static.value
-    _, held_key, learner_key, train_key = jax.random.split(key, 4)
-    targets = read_targets(answers, reveal, clone.num_classes)
-    learner = trained(clone, state.clone)
-    losses = soft_cross_entropy(learner(rows), targets)
-    metrics = foreseen(learner, rows, targets)
-    log_policy = policy(state.bandit.preferences, groups, state.asked)
-    shares = jnp.exp(log_policy)
-    bandit = update_bandit(state.bandit, shares, groups[state.chosen], targets, losses, settings.rewards)
-    labelled = label(held_key, state.labelled, state.chosen, targets, settings.held_per_step)
-    start, ends = state.clone, labelled.asked >= settings.budget
-    if settings.learner_steps:
-        # as many rows as the learner will use: a gather of the whole table would cost more than the updates
-        draws_key, learner_key = jax.random.split(learner_key)
-        count = settings.learner_steps * settings.clone.batch_size
-        places = jax.random.randint(draws_key, (count,), 0, labelled.learnt.filled)
-        start = train_clone(
-            learner_key,
-            clone,
-            pool[labelled.learnt.indices[places]],
-            labelled.learnt.targets[places],
-            jnp.full((), count, jnp.int32),
-            settings.clone,
-            start=start,
-            due=~ends,
-            fresh=False,
-            steps=settings.learner_steps,
-            augment=augment,
-        )
-    trained_clone = learn_labelled(train_key, clone, pool, labelled, settings.clone, start, ends, augment)
-    entropy = -jnp.sum(jnp.where(shares > 0, shares * log_policy, 0))
-    state = AdaptiveState(state.asked.at[state.chosen].set(True), state.chosen, bandit, labelled, trained_clone)
-    return state, {"asked": labelled.asked.astype(jnp.float32), "entropy": entropy, **metrics}
 
 
 __all__ = [

@@ -2,14 +2,11 @@
 
 import dataclasses
 
-from jax.tree_util import Partial
-
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Attack, Static
-from dfke_jax.extraction.common import SMALL, Game, LossName
-from dfke_jax.extraction.dfme import DFMESettings, ask, begin, check_differences, tell
+from dfke_jax.core.method import Attack
+from dfke_jax.extraction.common import SMALL, LossName
+from dfke_jax.extraction.dfme import DFMESettings, zeroth_order_attack
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.oracle.reveal import Reveal
 
 
@@ -74,12 +71,7 @@ def maze(
       rounded as `remember` says; no batch of the generator serves the clone, as in the text (released code uses one
       twice and asks again for it); the generator is `DFMEGenerator`; no evaluation between iterations.
     """
-    settings = settings or MAZESettings()
-    reveal = reveal or Reveal()
-    check_differences(reveal, "MAZE")
-    generator = DFMEGenerator(clone.input_shape, settings.width, settings.latent)
-    game = Static(Game.between(clone, generator, settings, reveal, num_classes))
-    return Attack(Partial(begin, game), Partial(ask, game), Partial(tell, game))
+    return zeroth_order_attack("MAZE", clone, settings or MAZESettings(), reveal, num_classes)
 
 
 __all__ = ["SMALL_MAZE", "MAZESettings", "maze"]

@@ -1,22 +1,21 @@
 """MAZE-PD: MAZE with a few images of the victim's kind, which a critic holds the generator to."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.method import Attack, Static
+from dfke_jax.core.method import Attack, as_attack
+from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.common import Game
-from dfke_jax.extraction.dfme import DFMEState, ask, begin, check_differences, draws, play
+from dfke_jax.extraction.common import GenerativeAttack
+from dfke_jax.extraction.dfme import DFMEState, ZerothOrderAttack, check_differences
 from dfke_jax.extraction.maze import MAZESettings
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.discriminators import DCGANDiscriminator, between, gradient_penalty
-from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.nn.players import OPTIMISERS, scheduled
 from dfke_jax.nn.training import Training, updated_by
 from dfke_jax.oracle.reveal import Reveal
@@ -83,7 +82,7 @@ class MAZEPDState(NamedTuple):
 def maze_pd(
     clone: Classifier,
     seeds: Array,
-    answers: Any,
+    answers: PyTree,
     settings: MAZEPDSettings | None = None,
     reveal: Reveal | None = None,
     num_classes: int | None = None,
@@ -138,49 +137,52 @@ def maze_pd(
         )
     if settings.replay_batches and settings.replay_capacity < seeds.shape[0]:
         raise InputError(f"replay_capacity must hold the {seeds.shape[0]} seeds, got {settings.replay_capacity}")
-    generator = DFMEGenerator(clone.input_shape, settings.width, settings.latent)
-    made = Game.between(clone, generator, settings, reveal, num_classes)
-    _ = settings.critic_rule
-    game = Static(made)
-    return Attack(Partial(_begin, game, seeds, made.targets(answers)), Partial(ask, game), Partial(_tell, game, seeds))
+    targets = GenerativeAttack.between(clone, settings, reveal, num_classes).targets(answers)
+    _ = settings.critic_rule  # a schedule over no steps is refused here
+    return as_attack(_MAZEPD.between(clone, settings, reveal, num_classes, seeds=seeds, seed_targets=targets))
 
 
-def _begin(game: Static, seeds: Array, targets: Array, key: Key) -> MAZEPDState:
-    fixed: Game = game.value
-    settings: MAZEPDSettings = fixed.settings
-    clone, generator, replay = begin(game, key)
-    made = settings.critic.init(jax.random.fold_in(key, 2), jnp.zeros((2, *fixed.input_shape)))
-    if replay is not None:
-        replay = remember(replay, as_float(seeds), targets, fixed.preprocessing.box)
-    return MAZEPDState(clone, generator, Training(made, settings.critic_rule.init(made["params"])), replay)
+@record
+class _MAZEPD(ZerothOrderAttack[MAZEPDSettings]):
+    """Attributes beside those of `GenerativeAttack`: seeds (N, H, W, C), and what the clone learns of them (N, K)."""
 
+    seeds: Array
+    seed_targets: Array
 
-def _tell(
-    game: Static, seeds: Array, key: Key, state: MAZEPDState, rows: Array, answers: Any
-) -> tuple[MAZEPDState, Metrics]:
-    fixed: Game = game.value
-    settings: MAZEPDSettings = fixed.settings
-    count, size = settings.clone_batches, settings.batch_size
-    critic_key = jax.random.fold_in(draws(fixed, key).updates, 3)
-    made = rows[: count * size].reshape(count, size, *fixed.input_shape)
+    def init(self, key: Key) -> MAZEPDState:
+        clone, generator, replay = super().init(key)
+        variables = self.settings.critic.init(jax.random.fold_in(key, 2), jnp.zeros((2, *self.input_shape)))
+        critic = Training(variables, self.settings.critic_rule.init(variables["params"]))
+        if replay is not None:
+            replay = remember(replay, as_float(self.seeds), self.seed_targets, self.preprocessing.box)
+        return MAZEPDState(clone, generator, critic, replay)
 
-    def judge(critic: Training, batch: tuple[Array, Array]) -> tuple[Training, Metrics]:
-        key, made = batch
-        seed_key, point_key = jax.random.split(key)
-        given = as_float(seeds[jax.random.randint(seed_key, (size,), 0, seeds.shape[0])])
-        return critic_step(settings, critic, given, made, point_key)
+    def tell(self, key: Key, state: MAZEPDState, rows: Array, answers: PyTree) -> tuple[MAZEPDState, Metrics]:
+        settings = self.settings
+        critic, judged = self.critic_steps(jax.random.fold_in(self.draws(key).updates, 3), state.critic, rows)
 
-    critic, judged = jax.lax.scan(
-        judge, state.critic, (jax.random.split(critic_key, count), made), unroll=settings.unroll
-    )
+        def gain(x: Array) -> Array:
+            judged = settings.critic.apply(critic.variables, self.maker.shown(x))
+            return settings.critic_weight * jnp.sum(judged)  # type: ignore[arg-type]
 
-    def gain(x: Array) -> Array:
-        return settings.critic_weight * jnp.sum(settings.critic.apply(critic.variables, fixed.maker.shown(x)))  # type: ignore[arg-type]
+        before = DFMEState(state.clone, state.generator, state.replay)
+        after, metrics = self.iteration(key, before, rows, answers, jax.grad(gain))
+        metrics |= {name: jnp.mean(values) for name, values in judged.items()}
+        return MAZEPDState(after.clone, after.generator, critic, after.replay), metrics
 
-    before = DFMEState(state.clone, state.generator, state.replay)
-    after, metrics = play(fixed, key, before, rows, answers, pull=jax.grad(gain))
-    metrics |= {name: jnp.mean(values) for name, values in judged.items()}
-    return MAZEPDState(after.clone, after.generator, critic, after.replay), metrics
+    def critic_steps(self, key: Key, critic: Training, rows: Array) -> tuple[Training, Metrics]:
+        """One step beside each of the clone's, on the same images; metrics (n_S,)."""
+        settings = self.settings
+        count, size = settings.clone_batches, settings.batch_size
+        made = rows[: count * size].reshape(count, size, *self.input_shape)
+
+        def judge(critic: Training, batch: tuple[Array, Array]) -> tuple[Training, Metrics]:
+            key, made = batch
+            seed_key, point_key = jax.random.split(key)
+            given = as_float(self.seeds[jax.random.randint(seed_key, (size,), 0, self.seeds.shape[0])])
+            return critic_step(settings, critic, given, made, point_key)
+
+        return jax.lax.scan(judge, critic, (jax.random.split(key, count), made), unroll=settings.unroll)
 
 
 def critic_step(

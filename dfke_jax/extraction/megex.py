@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.method import Attack, Static
+from dfke_jax.core.method import Attack, as_attack
+from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.common import SMALL, Game, GenerativeSettings, batches
-from dfke_jax.extraction.dfme import DFMEState, begin, draws
+from dfke_jax.extraction.common import SMALL, GenerativeSettings, batches
+from dfke_jax.extraction.dfme import DFMEState, GeneratorAndClone
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.nn.training import updated_by
 from dfke_jax.oracle.explanations import Explained, Explanation, class_gradients, explained_gradients
 from dfke_jax.oracle.reveal import Reveal
@@ -104,7 +104,7 @@ def megex(
       ``disagreement``.
 
     Raises:
-      InputError: for a loss other than l1, for ``abs``, whose signs are lost, and as `Game.between`; in `tell`, for
+      InputError: for a loss other than l1, for ``abs``, whose signs are lost, and as `GenerativeAttack.between`; in `tell`, for
         explanations of another shape.
 
     Source: Miura, Hasegawa and Shibahara, MEGEX: Data-Free Model Extraction Attack against Gradient-Based Explainable
@@ -113,14 +113,11 @@ def megex(
     """
     settings = settings or MEGEXSettings()
     setting = explanation or Explanation()
-    reveal = Reveal()
     if settings.loss not in ("auto", "l1"):
         raise InputError(f"MEGEX is written for the l1 loss on logits, not {settings.loss!r}")
     if setting.kind == "abs":
         raise InputError("MEGEX needs the direction of a gradient and 'abs' explanations have lost it; use dfme")
-    generator = DFMEGenerator(clone.input_shape, settings.width, settings.latent)
-    game = Static(Game.between(clone, generator, settings, reveal, num_classes))
-    return Attack(Partial(begin, game), Partial(_ask, game), Partial(_tell, game, Static(setting)))
+    return as_attack(_MEGEX.between(clone, settings, Reveal(), num_classes, explanation=setting))
 
 
 def explained_gradient(
@@ -235,44 +232,41 @@ def _sizes(gradients: Array) -> Array:
     return jnp.mean(jnp.abs(gradients), (-3, -2, -1))
 
 
-def _ask(game: Static, key: Key, state: DFMEState) -> tuple[DFMEState, Array]:
-    fixed: Game = game.value
-    drawn = draws(fixed, key)
-    z = jnp.concatenate([drawn.clone_z, drawn.generator_z[None]])
-    return state, fixed.maker.batches(state.generator.variables, z).reshape(-1, *fixed.input_shape)
+@record
+class _MEGEX(GeneratorAndClone[MEGEXSettings]):
+    explanation: Explanation = static_field()
 
+    def ask(self, key: Key, state: DFMEState) -> tuple[DFMEState, Array]:
+        drawn = self.draws(key)
+        z = jnp.concatenate([drawn.clone_z, drawn.generator_z[None]])
+        return state, self.maker.batches(state.generator.variables, z).reshape(-1, *self.input_shape)
 
-def _tell(
-    game: Static, explanation: Static, key: Key, state: DFMEState, rows: Array, answers: Explained
-) -> tuple[DFMEState, Metrics]:
-    fixed: Game = game.value
-    settings: MEGEXSettings = fixed.settings
-    drawn = draws(fixed, key)
-    size, fresh = settings.batch_size, settings.clone_batches
-    targets = fixed.targets(answers.probabilities)
-    learn_key, replay_key = jax.random.split(drawn.updates)
-    clone, loss = fixed.learn(learn_key, state.clone, *batches((rows, targets), fresh, size))
-    clone, replay, metrics = fixed.replay_steps(replay_key, clone, state.replay, rows, targets)
+    def tell(self, key: Key, state: DFMEState, rows: Array, answers: Explained) -> tuple[DFMEState, Metrics]:
+        settings, drawn = self.settings, self.draws(key)
+        size, fresh = settings.batch_size, settings.clone_batches
+        targets = self.targets(answers.probabilities)
+        learn_key, replay_key = jax.random.split(drawn.updates)
+        clone, loss = self.learn(learn_key, state.clone, *batches((rows, targets), fresh, size))
+        clone, replay, metrics = self.replay_steps(replay_key, clone, state.replay, rows, targets)
 
-    def image(params: PyTree) -> tuple[Array, PyTree]:
-        variables = {**state.generator.variables, "params": params}
-        x, statistics = fixed.maker.pre_activations(variables, drawn.generator_z)
-        return fixed.maker.shown(x), statistics
+        def image(params: PyTree) -> tuple[Array, PyTree]:
+            variables = {**state.generator.variables, "params": params}
+            return self.maker.images(variables, drawn.generator_z)
 
-    images, back, statistics = jax.vjp(image, state.generator.variables["params"], has_aux=True)
-    asked = slice(fresh * size, None)
-    gradient, disagreement = explained_gradient(
-        answers.probabilities[asked],
-        answers.explanation[asked],
-        fixed.clone(clone.variables),
-        images,
-        explanation.value,
-        settings,
-    )
-    (descent,) = back(-gradient / size)
-    generator = updated_by(fixed.maker.optimizer, state.generator, descent, statistics)
-    metrics |= {"loss": loss, "disagreement": jnp.mean(disagreement)}
-    return DFMEState(clone, generator, replay), metrics
+        images, back, statistics = jax.vjp(image, state.generator.variables["params"], has_aux=True)
+        asked = slice(fresh * size, None)
+        gradient, disagreement = explained_gradient(
+            answers.probabilities[asked],
+            answers.explanation[asked],
+            self.clone(clone.variables),
+            images,
+            self.explanation,
+            settings,
+        )
+        (descent,) = back(-gradient / size)
+        generator = updated_by(self.maker.optimizer, state.generator, descent, statistics)
+        metrics |= {"loss": loss, "disagreement": jnp.mean(disagreement)}
+        return DFMEState(clone, generator, replay), metrics
 
 
 __all__ = ["SMALL_MEGEX", "MEGEXSettings", "explained_gradient", "megex", "victim_gradient"]

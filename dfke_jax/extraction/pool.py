@@ -9,7 +9,7 @@ the front, so that every step has the same shapes. Every state has a field ``clo
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ def _rule(settings: CloneTraining) -> optax.GradientTransformation:
 
 
 @dataclasses.dataclass(frozen=True)
-class PoolSettings:
+class PoolAttackSettings:
     """What every attack on a pool is told. An attack is run for `rounds` steps, not more.
 
     Attributes:
@@ -155,7 +155,7 @@ class PoolSettings:
 Settings = TypeVar("Settings")
 
 
-def suited(settings: Settings, reveal: Reveal, hard: bool = False) -> Settings:
+def without_temperature(settings: Settings, reveal: Reveal, hard: bool = False) -> Settings:
     """The settings (with a field ``clone``), without the temperature where labels alone are learnt."""
     clone: CloneTraining = settings.clone  # type: ignore[attr-defined]
     if clone.temperature == 1 or not (hard or reveal.kind == "label"):
@@ -191,7 +191,7 @@ class Labelled(NamedTuple):
         return self.learnt.filled + self.held.filled
 
 
-def nothing_labelled(settings: PoolSettings, num_classes: int) -> Labelled:
+def empty_table(settings: PoolAttackSettings, num_classes: int) -> Labelled:
     """Empty tables with room for the budget."""
     held = settings.rounds * settings.held_per_step
     return Labelled(_empty(settings.budget - held, num_classes), _empty(held, num_classes))
@@ -223,7 +223,7 @@ def _append(table: Answered, indices: Array, targets: Array) -> Answered:
     )
 
 
-def read_targets(answers: Any, reveal: Reveal, num_classes: int, hard: bool = False) -> Array:
+def read_targets(answers: PyTree, reveal: Reveal, num_classes: int, hard: bool = False) -> Array:
     """(B, K) targets from any kind of answer; one-hot labels if `hard`.
 
     Raises:
@@ -371,7 +371,7 @@ def new_clone(clone: Classifier, settings: CloneTraining, key: Key) -> Training:
     return Training(variables, settings.rule.init(variables["params"]))
 
 
-def foreseen(clone: Classifier, rows: Array, targets: Array) -> Metrics:
+def prequential(clone: Classifier, rows: Array, targets: Array) -> Metrics:
     """How well the clone answers rows that it has not learnt yet: mean soft cross-entropy ``loss`` and ``agreement``."""
     logits = clone(rows)
     agreed = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
@@ -398,17 +398,17 @@ __all__ = [
     "Answered",
     "CloneTraining",
     "Labelled",
-    "PoolSettings",
+    "PoolAttackSettings",
     "agreement_with",
     "check_pool",
-    "foreseen",
+    "empty_table",
     "in_batches",
     "label",
     "learn_labelled",
     "new_clone",
-    "nothing_labelled",
     "pick",
+    "prequential",
     "read_targets",
-    "suited",
     "train_clone",
+    "without_temperature",
 ]

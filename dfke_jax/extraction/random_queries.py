@@ -1,29 +1,19 @@
 """The simplest attack on a pool: ask it in random order and learn the answers."""
 
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Attack, Static, check_arguments
-from dfke_jax.core.types import Array, Augmentation, Key, Metrics
-from dfke_jax.extraction.pool import (
-    Labelled,
-    PoolSettings,
-    check_pool,
-    foreseen,
-    label,
-    learn_labelled,
-    new_clone,
-    nothing_labelled,
-    read_targets,
-    suited,
-)
+from dfke_jax.core.method import Attack
+from dfke_jax.core.records import record, static_field
+from dfke_jax.core.types import Array, Augmentation, Key
+from dfke_jax.extraction.pool import Labelled, PoolAttackSettings, empty_table, new_clone
+from dfke_jax.extraction.pool_attack import ChoosingAttack
 from dfke_jax.nn.classifier import Classifier, as_float
-from dfke_jax.nn.training import Training, trained
+from dfke_jax.nn.training import Training
 from dfke_jax.oracle.reveal import Reveal
 
 
@@ -43,7 +33,7 @@ def random_attack(
     clone: Classifier,
     pool: Array,
     reveal: Reveal,
-    settings: PoolSettings,
+    settings: PoolAttackSettings,
     *,
     train_every: int | None = None,
     hard: bool = False,
@@ -53,7 +43,7 @@ def random_attack(
 
     Args:
       clone: gives the network; fresh parameters are drawn.
-      pool: (N, H, W, C). reveal: what the oracle answers. settings: see `PoolSettings`.
+      pool: (N, H, W, C). reveal: what the oracle answers. settings: see `PoolAttackSettings`.
       train_every: steps between trainings, each from new parameters; None trains when the budget is spent. The last
         step trains in any case.
       hard: whether to learn labels only, whatever is answered.
@@ -66,53 +56,34 @@ def random_attack(
     Raises:
       InputError: for a pool that does not fit, a bare function as augmentation.
     """
-    check_arguments(augment, "augment")
-    settings = suited(settings, reveal, hard)
-    check_pool(clone, pool, settings.budget)
     if train_every is not None and train_every < 1:
         raise InputError(f"train_every must be at least 1, got {train_every}")
     every = settings.rounds if train_every is None else train_every
-    shared = (clone, pool, augment, Static((reveal, settings, every, hard)))
-    return Attack(Partial(_init, *shared), Partial(_ask, *shared), Partial(_tell, *shared))
+    return _Random.on(clone, pool, reveal, settings, augment=augment, hard=hard, every=every)
 
 
-def _init(clone: Classifier, pool: Array, augment: Augmentation | None, static: Static, key: Key) -> RandomState:
-    settings = static.value[1]
-    order_key, clone_key = jax.random.split(key)
-    order = jax.random.permutation(order_key, pool.shape[0]).astype(jnp.int32)
-    return RandomState(
-        order, nothing_labelled(settings, clone.num_classes), new_clone(clone, settings.clone, clone_key)
-    )
+@record
+class _Random(ChoosingAttack[PoolAttackSettings]):
+    every: int = static_field()
 
+    held_key: ClassVar[int] = 0  # to choose draws nothing
 
-def _chosen(settings: PoolSettings, state: RandomState) -> Array:
-    return lax.dynamic_slice_in_dim(state.order, state.labelled.asked, settings.rows_per_step)
+    def init(self, key: Key) -> RandomState:
+        order_key, clone_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, self.pool.shape[0]).astype(jnp.int32)
+        table = empty_table(self.settings, self.clone.num_classes)
+        return RandomState(order, table, new_clone(self.clone, self.settings.clone, clone_key))
 
+    def chosen(self, state: RandomState) -> Array:
+        return lax.dynamic_slice_in_dim(state.order, state.labelled.asked, self.settings.rows_per_step)
 
-def _ask(
-    clone: Classifier, pool: Array, augment: Augmentation | None, static: Static, key: Key, state: RandomState
-) -> tuple[RandomState, Array]:
-    return state, as_float(pool[_chosen(static.value[1], state)])
+    def ask(self, key: Key, state: RandomState) -> tuple[RandomState, Array]:
+        return state, as_float(self.pool[self.chosen(state)])
 
-
-def _tell(
-    clone: Classifier,
-    pool: Array,
-    augment: Augmentation | None,
-    static: Static,
-    key: Key,
-    state: RandomState,
-    rows: Array,
-    answers: Any,
-) -> tuple[RandomState, Metrics]:
-    reveal, settings, every, hard = static.value
-    held_key, train_key = jax.random.split(key)
-    targets = read_targets(answers, reveal, clone.num_classes, hard)
-    metrics = foreseen(trained(clone, state.clone), rows, targets)
-    labelled = label(held_key, state.labelled, _chosen(settings, state), targets, settings.held_per_step)
-    due = (labelled.asked % (every * settings.rows_per_step) == 0) | (labelled.asked >= settings.budget)
-    learnt = learn_labelled(train_key, clone, pool, labelled, settings.clone, state.clone, due, augment)
-    return RandomState(state.order, labelled, learnt), {"asked": labelled.asked.astype(jnp.float32), **metrics}
+    def learn(self, key: Key, before: RandomState, told: RandomState) -> Training:
+        asked, settings = told.labelled.asked, self.settings
+        due = (asked % (self.every * settings.rows_per_step) == 0) | (asked >= settings.budget)
+        return self.learn_all(jax.random.fold_in(key, 1), told, told.clone, due)
 
 
 __all__ = ["RandomState", "random_attack"]

@@ -1,7 +1,9 @@
 """A classifier as a value: a network, its parameters, and the way from pixels to its input."""
 
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -10,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.errors import CheckpointError, InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key, PyTree
+from dfke_jax.nn import saved
 from dfke_jax.nn.observation import Observed, in_float32, observe
 from dfke_jax.nn.precision import apply
 
@@ -110,6 +113,74 @@ class Classifier:
         height, width, channels = input_shape
         return cls(module, variables, preprocessing, (height, width, channels))
 
+    def sizes(self) -> tuple[int | None, int]:
+        """How many models the arrays are of, None where this is no stack, and K."""
+        images = jax.ShapeDtypeStruct((2, *self.input_shape), jnp.float32)
+        logits = lambda one, images: one.logits(images)
+        try:
+            return None, jax.eval_shape(logits, self, images).shape[-1]
+        except Exception:  # Flax has an error of its own for arrays with an axis more
+            models = {leaf.shape[:1] for leaf in jax.tree.leaves(self.variables)}
+            if len(models) != 1 or models == {()}:
+                raise
+            return models.pop()[0], jax.eval_shape(jax.vmap(logits, (0, None)), self, images).shape[-1]
+
+    def save(
+        self, path: str | os.PathLike, *, made_by: Mapping[str, Any] | None = None, overwrite: bool = False
+    ) -> Path:
+        """Writes the whole function into a directory: network, arrays, preprocessing, shape and classes.
+
+        `dfke_jax.load` gives it back in another process, to the bit. A stack is written as one.
+
+        Args:
+          path: directory, to be made. made_by: JSON-able, what made it.
+          overwrite: whether a saved model that is there may be replaced.
+
+        Raises:
+          InputError: something is there, or a field of the network cannot be written.
+          CheckpointError: it cannot be written.
+        """
+        models, classes = self.sizes()
+        facts = {
+            "num_classes": classes,
+            "input_shape": list(self.input_shape),
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "models": models,
+        }
+        return saved.write(path, self.module, self.variables, facts, made_by=made_by, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, *, module: nn.Module | None = None) -> "Classifier":
+        """What `save` wrote.
+
+        Args:
+          path: the directory. module: of a network whose class is not this package's, which must be
+            given; of any other it is checked.
+
+        Raises:
+          CheckpointError: there is none, or it is damaged. InputError: the module is another one.
+        """
+        found = saved.about(path)
+        network = saved.module_of(found.get("module"), module)
+        try:
+            values = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in found["preprocessing"].items()
+            }
+            height, width, channels = (int(size) for size in found["input_shape"])
+            preprocessing = Preprocessing(**values)  # type: ignore[arg-type]
+            kinds, said = found["arrays"], (found["models"], found["num_classes"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path}: {saved.FILE} does not describe a classifier: {error!r}") from error
+        made = cls(network, saved.arrays(path, kinds), preprocessing, (height, width, channels))
+        try:
+            own = made.sizes()
+        except Exception as error:  # Flax has errors of its own for arrays that are not there
+            raise CheckpointError(f"{path}: the arrays are not those of {network!r}: {error}") from error
+        if own != said:
+            raise CheckpointError(f"{path}: {said[1]} classes of {said[0] or 1} models are named, and there are {own}")
+        return made
+
     @property
     def num_classes(self) -> int:
         """K."""
@@ -131,6 +202,26 @@ class Classifier:
     def has_normalisation(self) -> bool:
         """Whether the network has normalisation layers with running statistics."""
         return bool(jax.tree.leaves(self.variables.get("batch_stats", {})))
+
+    @property
+    def name(self) -> str:
+        """Of the network's class, for messages."""
+        return type(self.module).__name__
+
+    def lacks(self, need: str) -> str:
+        """Why the network does not show what a method needs (`dfke_jax.nn.whitebox.Need`); empty if it does."""
+        if need == "head":
+            found = "kernel" in self.variables["params"].get("head", {})
+            return "" if found else "it has no dense layer called 'head'"
+        if need == "moments":
+            return "" if self.has_normalisation else "it has no batch normalisation"
+        if need in ("features", "activations"):
+            images = jax.ShapeDtypeStruct((2, *self.input_shape), jnp.float32)
+            known = set(jax.eval_shape(self.activations, images)) - {"logits"}
+            if need == "features":
+                return "" if "features" in known else "it records no 'features'"
+            return "" if known - {"features"} else "it records no hidden layer"
+        return ""
 
     def __call__(self, images: Array) -> Array:
         return self.logits(images)
@@ -166,31 +257,36 @@ class Classifier:
                 raise UnknownNameError(f"recorded layer of {type(self.module).__name__}", name, known)
 
     def predict(self, images: Any, batch_size: int = 500) -> np.ndarray:
-        """Logits (N, K) of any number of images, on the host, computed in equal batches.
+        """`predicted`: logits (N, K) of any number of images, on the host."""
+        return predicted(self, images, batch_size)
 
-        Args:
-          images: (N, H, W, C) floats in the box, or uint8.
-          batch_size: rows per compiled call; the last batch is padded, so one program serves.
 
-        Raises:
-          InputError: for another shape, values outside the box, or NaN.
-        """
-        images = np.asarray(images)
-        check_images(images, self.input_shape, self.preprocessing.box)
-        batch_size = min(batch_size, len(images))
-        rows = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            padding = batch_size - len(batch)
-            if padding:
-                batch = np.concatenate([batch, np.repeat(batch[-1:], padding, 0)])
-            rows.append(np.asarray(_predict(self, batch))[: batch_size - padding])
-        return np.concatenate(rows)
+def predicted(model: Any, images: Any, batch_size: int = 500) -> np.ndarray:
+    """Logits (N, K) of any number of images, on the host, computed in equal batches.
+
+    Args:
+      model: a `dfke_jax.nn.whitebox.WhiteBox`. images: (N, H, W, C) floats in the box, or uint8.
+      batch_size: rows per compiled call; the last batch is padded, so one program serves.
+
+    Raises:
+      InputError: for another shape, values outside the box, or NaN.
+    """
+    images = np.asarray(images)
+    check_images(images, model.input_shape, model.preprocessing.box)
+    batch_size = min(batch_size, len(images))
+    rows = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        padding = batch_size - len(batch)
+        if padding:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], padding, 0)])
+        rows.append(np.asarray(_predict(model, batch))[: batch_size - padding])
+    return np.concatenate(rows)
 
 
 @jax.jit
-def _predict(classifier: Classifier, images: Array) -> Array:
-    return classifier.logits(as_float(images))
+def _predict(model: Any, images: Array) -> Array:
+    return model(as_float(images))
 
 
 def as_float(images: Array) -> Array:
@@ -247,4 +343,4 @@ def check_labels(labels: Any, count: int, num_classes: int, what: str = "labels"
             raise InputError(f"{what} have no sample of class {', '.join(map(str, empty))}")
 
 
-__all__ = ["Classifier", "Preprocessing", "as_float", "check_images", "check_labels"]
+__all__ = ["Classifier", "Preprocessing", "as_float", "check_images", "check_labels", "predicted"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -54,10 +55,19 @@ def optimiser(
       weight_decay: added to the gradient (SGD) or decoupled (AdamW).
 
     The numbers may be traced (the hyper-parameters of a `population`); those are not remembered.
+
+    Raises:
+      UnknownNameError: for another name. InputError: for numbers that are negative, infinite or NaN.
     """
     arguments = (name, learning_rate, steps, momentum, weight_decay)
-    traced = any(isinstance(value, jax.Array) for value in arguments)
-    return _optimiser(*arguments) if traced else _remembered(*arguments)
+    if any(isinstance(value, jax.Array) for value in arguments):
+        return _optimiser(*arguments)
+    if not all(0 <= value < math.inf for value in arguments[1:]):
+        raise InputError(
+            "learning_rate, steps, momentum and weight_decay must be finite and not negative, got "
+            f"{learning_rate}, {steps}, {momentum} and {weight_decay}"
+        )
+    return _remembered(*arguments)
 
 
 def _optimiser(

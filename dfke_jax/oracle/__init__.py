@@ -26,6 +26,7 @@ from dfke_jax.oracle.explanations import (
     explanation_oracle,
 )
 from dfke_jax.oracle.formulas import check_spent, rows_per_step
+from dfke_jax.oracle.frameworks import from_art, from_sklearn, from_torch, traced_torch
 from dfke_jax.oracle.journal import Journal
 from dfke_jax.oracle.ledger import Ledger, LedgerWarning
 from dfke_jax.oracle.metered import Metered
@@ -41,15 +42,7 @@ from dfke_jax.oracle.reveal import (
     check_answers,
 )
 from dfke_jax.oracle.serve import background, create_app
-from dfke_jax.oracle.victims import (
-    HostVictim,
-    PrecisionWarning,
-    from_function,
-    from_jax,
-    from_sklearn,
-    from_torch,
-    traced_torch,
-)
+from dfke_jax.oracle.victims import HostVictim, PrecisionWarning, from_function, from_jax
 
 __all__ = [
     "DEFENCES",
@@ -92,6 +85,7 @@ __all__ = [
     "explained_gradients",
     "explanation",
     "explanation_oracle",
+    "from_art",
     "from_function",
     "from_jax",
     "from_sklearn",

@@ -1,23 +1,35 @@
 """A classifier's answers on the host, as an endpoint gives them: what `dfke_jax.oracle.serve.create_app` is handed."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from dfke_jax.core.errors import InputError
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.oracle.explanations import Explanation, explanation_oracle
 from dfke_jax.oracle.reveal import Reveal
 
 
-def answering(classifier: Classifier, reveal: Reveal) -> Callable[[np.ndarray], np.ndarray]:
-    """Rows (B, H, W, C) on the host -> what `reveal` leaves of the classifier's answers.
+def answering(
+    victim: Any, reveal: Reveal, gives: Literal["logits", "probabilities", "label"] = "logits"
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Rows (B, ...) on the host -> what `reveal` leaves of a victim's answers.
 
     Batches are padded to powers of two, so that few programs are compiled.
+
+    Args:
+      victim: a `Classifier`, or another callable pytree, rows -> (B, K). gives: logits or probabilities.
+
+    Raises:
+      InputError: logits of a victim that gives probabilities.
     """
-    compiled = jax.jit(lambda classifier, rows: reveal.of_logits(classifier(rows)))
-    return _padded(lambda rows: compiled(classifier, rows))
+    if gives == "probabilities" and reveal.kind == "logits":
+        raise InputError("a victim that gives probabilities cannot reveal logits; reveal probabilities instead")
+    of = reveal.of_logits if gives == "logits" else reveal.of_probabilities
+    compiled = jax.jit(lambda victim, rows: of(victim(rows)))
+    return _padded(lambda rows: compiled(victim, rows))
 
 
 def explaining(classifier: Classifier, reveal: Reveal, setting: Explanation) -> Callable[[np.ndarray], Any]:

@@ -50,7 +50,6 @@ _FORMULAS: dict[str, Callable[..., int]] = {
     "dfms": _clone_steps_only,
     "disguide": _clone_steps_only,
     "dual_students": _clone_steps_only,
-    "ideal": _clone_steps_only,
     "knockoff": _one_a_row,
     "active_thief": _one_a_row,
     "copycat": _one_a_row,
@@ -70,7 +69,7 @@ def rows_per_step(name: str, **sizes: int) -> int:
     | ``dfme`` | B (n_G (m + 1) + n_S) | batch, generator_steps, directions, clone_steps |
     | ``maze`` | the same; B less with `reuse` of the generator's batch, whose answer is then not asked again | ..., reuse |
     | ``megex`` | B (n_G + n_S), of which n_G B with explanations | batch, generator_steps, clone_steps |
-    | ``dfms``, ``disguide``, ``dual_students``, ``ideal`` | B n_S | batch, clone_steps |
+    | ``dfms``, ``disguide``, ``dual_students`` | B n_S | batch, clone_steps |
     | ``knockoff``, ``active_thief``, ``copycat``, ``dissector`` | q, one a row of the pool or made of one | batch |
     | ``jbda`` | N_0 2^ρ, in all | seeds, rounds |
     | ``equation_solving`` | D + 1, and those beyond it that check or average, in all; linear, logistic and softmax models alike | features, extra |

@@ -64,6 +64,8 @@ class Endpoint:
             raise InputError(
                 f"input_shape and num_classes must be positive, got {self.input_shape}, {self.num_classes}"
             )
+        if self.reveal.k is not None and self.reveal.k > self.num_classes:
+            raise InputError(f"the top {self.reveal.k} of {self.num_classes} classes cannot be revealed")
         if self.dtype not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, got {self.dtype!r}")
         if self.box is not None and not -math.inf < self.box[0] < self.box[1] < math.inf:

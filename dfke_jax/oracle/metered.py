@@ -104,6 +104,8 @@ class Metered:
       LedgerError: when the ledger belongs to another endpoint or kind of answer.
     """
 
+    on_host = True
+
     def __init__(
         self,
         oracle: Callable[[np.ndarray], Any],

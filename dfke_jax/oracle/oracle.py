@@ -19,8 +19,9 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.oracle.defences import TINY, Defence
+from dfke_jax.oracle.frameworks import as_host_victim
 from dfke_jax.oracle.reveal import Reveal, check_answers
-from dfke_jax.oracle.victims import HostVictim, as_host_victim, as_shape, victim_values
+from dfke_jax.oracle.victims import HostVictim, as_shape, victim_values
 from dfke_jax.synthesis.zeroth_order import cache_chunk, in_chunks
 
 Transport = Literal["float32", "float64", "uint8"]
@@ -195,7 +196,7 @@ def _received(oracle: Oracle, rows: Array) -> Array:
 
 
 class HostOracle:
-    """The same for a victim on the host: NumPy rows -> NumPy answers; for ``against(attack, oracle, host=True)``.
+    """The same for a victim on the host: NumPy rows -> NumPy answers.
 
     Transport, defences and reveal are the compiled code of `Oracle`, so equal victims give equal answers. With transport
     ``float64`` rows and answers are float64 throughout, whatever the precision of the rest of the program.
@@ -203,6 +204,8 @@ class HostOracle:
     Attributes:
       victim: a `HostVictim`. repeatable: the victim's. The others are as in `Oracle`.
     """
+
+    on_host = True
 
     def __init__(
         self,
@@ -298,7 +301,7 @@ def oracle_for(
       transport, box, precision: as in `Oracle`; the box of a `Classifier` is its own.
 
     Returns:
-      An `Oracle`, or a `HostOracle` for ``against(..., host=True)``.
+      An `Oracle`, or a `HostOracle`; ``against(attack, oracle)`` takes either.
 
     Raises:
       InputError: naming what is missing or does not fit.

@@ -24,6 +24,7 @@ from dfke_jax.nn.classifier import check_images
 from dfke_jax.oracle.codec import arrays_from_npy, from_npy, to_npy
 from dfke_jax.oracle.explanations import Explained, Explanation, check_explained
 from dfke_jax.oracle.metered import concurrently
+from dfke_jax.oracle.proxies import proxy_for
 from dfke_jax.oracle.reveal import Reveal, check_answers
 
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)
@@ -77,6 +78,8 @@ class RemoteVictim:
         longer than `max_answer`.
     """
 
+    on_host = True
+
     def __init__(
         self,
         url: str,
@@ -98,9 +101,9 @@ class RemoteVictim:
             import httpx
             import tenacity  # noqa: F401
         except ImportError:
-            raise InputError("a remote victim needs `pip install 'dfke-jax[serve]'`") from None
-        if not url.startswith(("http://", "https://")):
-            raise InputError(f"url must begin with http:// or https://, got {url!r}")
+            raise InputError('a remote victim needs `pip install -e ".[serve]"` in a clone of the repository') from None
+        if not re.match(r"https?://[^/?#]", url):
+            raise InputError(f"url must begin with http:// or https:// and name a host, got {url!r}")
         if concurrency < 1 or retries < 0 or timeout <= 0 or min(backoff, max_backoff, max_wait) < 0:
             raise InputError("concurrency must be at least 1, timeout positive, retries and waiting times at least 0")
         if max_answer <= _SLACK:
@@ -117,9 +120,13 @@ class RemoteVictim:
         self._free = 0.0  # when the next request may leave
         self._process = os.getpid()
         authorized = {"Authorization": f"Bearer {key}"} if key else {}
+        self._proxy = proxy_for(self.endpoint)
         try:
             self._client = httpx.AsyncClient(
                 base_url=self.endpoint,
+                trust_env=False,  # of the environment: the proxy that was just found, and certificates
+                verify=httpx.create_ssl_context(),
+                proxy=self._proxy and self._proxy.address,
                 timeout=None,  # one deadline stands over every attempt, see `_ask`
                 headers={"Accept-Encoding": "identity", **authorized},
                 cookies=_NoCookies(),
@@ -127,6 +134,8 @@ class RemoteVictim:
             )
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
             raise InputError(f"cannot use the url {url!r} with this key: {error}") from error
+        except ImportError as error:
+            raise InputError(f"the {self._proxy} needs `pip install httpx[socks]`") from error
         try:
             self._describe(input_shape, num_classes, explain)
         except BaseException:
@@ -409,6 +418,11 @@ class RemoteVictim:
             future.cancel()
             raise
 
+    @property
+    def _through(self) -> str:
+        """The proxy, for messages."""
+        return f" through the {self._proxy}" if self._proxy else ""
+
     async def _ask(
         self, method: str, path: str, limit: int, headers: dict[str, str], body: bytes | None
     ) -> tuple[int, Any, bytearray]:
@@ -440,12 +454,12 @@ class RemoteVictim:
                 return response.status_code, response.headers, said
         except EndpointError:
             raise
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise EndpointError(f"no connection ({_named(error)})") from error
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
+            raise EndpointError(f"no connection{self._through} ({_named(error)})") from error
         except TimeoutError as error:
             if sent:
                 raise UnknownOutcomeError(f"no whole answer within {self.timeout:g} s") from error
-            raise EndpointError(f"no connection within {self.timeout:g} s") from error
+            raise EndpointError(f"no connection{self._through} within {self.timeout:g} s") from error
         except Exception as error:
             # a stranger's bytes go through the parsers of four packages: whatever one of them
             # raises, the connection is of no more use, and nothing is known of the rows

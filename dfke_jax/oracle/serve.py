@@ -264,7 +264,7 @@ def create_app(
         from starlette.responses import JSONResponse, Response
         from starlette.routing import Route
     except ImportError:
-        raise InputError("an endpoint needs `pip install 'dfke-jax[serve]'`") from None
+        raise InputError('an endpoint needs `pip install -e ".[serve]"` in a clone of the repository') from None
 
     if (explain is None) != (explanation is None):
         raise InputError("explain and explanation, which says of what kind it is, belong together")
@@ -429,7 +429,7 @@ def _listening(
 
         from dfke_jax.oracle.connections import connection
     except ImportError:
-        raise InputError("serving needs `pip install 'dfke-jax[serve]'`") from None
+        raise InputError('serving needs `pip install -e ".[serve]"` in a clone of the repository') from None
     if max_connections < 1 or header_seconds <= 0:
         raise InputError("max_connections must be at least 1 and header_seconds positive")
     version6 = ":" in host

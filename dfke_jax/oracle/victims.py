@@ -1,8 +1,6 @@
-"""Victims of every make, as the two forms that an oracle takes: callable pytrees, and functions on the host."""
+"""Victims in the two forms that an oracle takes: callable pytrees, and functions on the host."""
 
 import dataclasses
-import importlib
-import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,7 +12,6 @@ import numpy as np
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Static
 from dfke_jax.core.types import Array
 from dfke_jax.oracle.reveal import Reveal, check_answers
 
@@ -63,6 +60,11 @@ class HostVictim:
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"{self.name}: batch_size must be at least 1, got {self.batch_size}")
 
+    @property
+    def on_host(self) -> bool:
+        """It is called with NumPy rows."""
+        return True
+
     def __call__(self, rows: Any) -> np.ndarray:
         return victim_values(self, rows)
 
@@ -100,7 +102,7 @@ def victim_values(victim: HostVictim, rows: Any) -> np.ndarray:
         values = np.concatenate(parts)
         check_answers(values, len(rows), victim.num_classes, Reveal(victim.gives))
         if victim.gives == "logits":
-            _check_logits(values)
+            check_logits(values)
     except (InputError, ValueError) as error:
         raise InputError(f"victim {victim.name!r}: {error}") from error
     return values.astype(np.int32 if victim.gives == "label" else rows.dtype)
@@ -140,12 +142,34 @@ def as_numbers(answers: Any, name: str) -> np.ndarray:
     return answers
 
 
-def _check_logits(values: np.ndarray) -> None:
-    """Whether logits can be such; nonnegative numbers that sum to one row by row are no coincidence in two rows."""
-    if len(values) < 2 or values.shape[1] < 2 or values.dtype.kind != "f":
-        return
+def answer_kind(values: np.ndarray) -> Literal["label", "probabilities", "log_probabilities", "unit", "logits"]:
+    """What answers are by their looks.
+
+    Args:
+      values: (B, K) of two or more rows, or (B,).
+
+    Returns:
+      ``label``: whole numbers (B,). ``probabilities``: none is negative and every row sums to one, which in two
+      rows is no coincidence. ``log_probabilities``: the same of their exponentials. ``unit``: all lie in [0, 1] and do
+      not sum to one, as sigmoids do and logits hardly. Else ``logits``.
+    """
+    if values.ndim == 1 and values.dtype.kind in "iub":
+        return "label"
+    if len(values) < 2 or values.ndim != 2 or values.shape[1] < 2 or values.dtype.kind not in "fV":
+        return "logits"
+    precise = values.astype(np.float64)
     slack = max(1e-5, values.shape[1] * float(jnp.finfo(values.dtype).eps))
-    if values.min() >= 0 and np.abs(values.sum(1, dtype=np.float64) - 1).max() <= slack:
+    sums = lambda shares: bool(np.abs(shares.sum(1) - 1).max() <= slack)
+    if precise.min() >= 0 and sums(precise):
+        return "probabilities"
+    if precise.max() <= slack and sums(np.exp(precise)):
+        return "log_probabilities"
+    return "unit" if precise.min() >= 0 and precise.max() <= 1 else "logits"
+
+
+def check_logits(values: np.ndarray) -> None:
+    """Raises `InputError` where logits were declared and `answer_kind` sees probabilities."""
+    if answer_kind(values) == "probabilities":
         raise InputError("answers probabilities where logits were declared; say gives='probabilities'")
 
 
@@ -177,7 +201,7 @@ def from_jax(
         )
     if not jnp.issubdtype(made.dtype, jnp.floating):
         raise InputError(f"{name} must answer floats, got {made.dtype}")
-    if not np.isfinite(np.asarray(jax.jit(victim)(_probe(input_shape, 4)), np.float32)).all():
+    if not np.isfinite(np.asarray(jax.jit(victim)(probe_rows(input_shape, 4)), np.float32)).all():
         raise InputError(f"{name} answers NaN or infinity for random rows in [0, 1]")
     return victim
 
@@ -203,277 +227,25 @@ def from_function(
     return HostVictim(predict, num_classes, input_shape, gives, shown, None, batch_size, repeatable)
 
 
-def from_sklearn(estimator: Any, input_shape: Shape | None = None, num_classes: int | None = None) -> HostVictim:
-    """A host victim from a fitted scikit-learn estimator or pipeline; rows are flattened in the order of their axes.
-
-    Of a classifier column k is the estimator's ``classes_[k]``. With `num_classes` = K and integer
-    classes in [0, K), column k is class k, and classes that the estimator never saw have
-    probability zero. One without ``predict_proba`` gives labels alone. A regressor gives what it
-    predicts, (B,) as one column, as ``logits``.
-
-    Args:
-      input_shape: of a row: (H, W, C), (D,) or such; (1, 1, D) by default.
-
-    Raises:
-      InputError: for an estimator that is not fitted, is neither classifier nor regressor, or takes
-        another number of features.
-    """
-    name = type(estimator).__name__
-    if _regresses(estimator):
-        return _from_regressor(estimator, input_shape, num_classes)
-    classes = getattr(estimator, "classes_", None)
-    if classes is None:
-        raise InputError(f"{name} has no classes_: it is not fitted, or no classifier")
-    if isinstance(classes, list):
-        raise InputError(f"{name} has several outputs; a victim has one")
-    classes = np.asarray(classes)
-    input_shape = _features(estimator, input_shape)
-    columns, count = np.arange(len(classes)), len(classes)
-    if num_classes is not None:
-        whole = np.issubdtype(classes.dtype, np.integer)
-        if whole and classes.min() >= 0 and classes.max() < num_classes:
-            columns, count = classes, num_classes
-        elif num_classes != len(classes):
-            raise InputError(f"{name} knows the classes {classes.tolist()}, not {num_classes} of them")
-    meaning = tuple(range(count)) if num_classes is not None and count != len(classes) else tuple(classes.tolist())
-
-    def probabilities(rows: np.ndarray) -> np.ndarray:
-        found = np.asarray(estimator.predict_proba(rows.reshape(len(rows), -1)))
-        answers = np.zeros((len(rows), count), found.dtype)
-        answers[:, columns] = found
-        return answers
-
-    def labels(rows: np.ndarray) -> np.ndarray:
-        found = np.asarray(estimator.predict(rows.reshape(len(rows), -1)))
-        return columns[np.searchsorted(classes, found)].astype(np.int32)
-
-    soft = hasattr(estimator, "predict_proba")  # an SVC offers it only where it was fitted for it
-    gives = "probabilities" if soft else "label"
-    return HostVictim(probabilities if soft else labels, count, input_shape, gives, name, meaning, repeatable=True)
-
-
-def _features(estimator: Any, input_shape: Shape | None) -> Shape:
-    """The shape of a row, which must have as many numbers as the estimator takes."""
-    name, features = type(estimator).__name__, getattr(estimator, "n_features_in_", None)
-    if input_shape is None:
-        if features is None:
-            raise InputError(f"{name} does not say how many features it takes; give input_shape")
-        return 1, 1, int(features)
-    if features is not None and math.prod(input_shape) != features:
-        raise InputError(f"{name} takes {features} features, rows of {input_shape} have {math.prod(input_shape)}")
-    return input_shape
-
-
-def _regresses(estimator: Any) -> bool:
-    from sklearn.base import BaseEstimator, is_regressor
-
-    return isinstance(estimator, BaseEstimator) and is_regressor(estimator)
-
-
-def _from_regressor(estimator: Any, input_shape: Shape | None, outputs: int | None) -> HostVictim:
-    """Its number of outputs is what it predicts of a row of zeros."""
-    from sklearn.exceptions import NotFittedError
-
-    name, input_shape = type(estimator).__name__, _features(estimator, input_shape)
-
-    def values(rows: np.ndarray) -> np.ndarray:
-        return np.asarray(estimator.predict(rows.reshape(len(rows), -1))).reshape(len(rows), -1)
-
-    try:
-        count = values(np.zeros((1, *input_shape))).shape[1]
-    except NotFittedError as error:
-        raise InputError(f"{name} is not fitted") from error
-    if outputs not in (None, count):
-        raise InputError(f"{name} predicts {count} numbers of a row, not {outputs}")
-    return HostVictim(values, count, input_shape, "logits", name, None, repeatable=True)
-
-
-def from_torch(
-    module: Any,
-    input_shape: Shape,
-    num_classes: int | None = None,
-    *,
-    gives: Literal["logits", "probabilities"] = "logits",
-    layout: Literal["NCHW", "NHWC"] = "NCHW",
-    mean: tuple[float, ...] = (0.0,),
-    std: tuple[float, ...] = (1.0,),
-    device: str | None = None,
-    batch_size: int = 256,
-) -> HostVictim:
-    """A host victim from a PyTorch module. It is put in eval mode, stays there, and runs without gradients.
-
-    Rows become (x − mean)/std in the precision of the module's parameters; images (B, H, W, C) in
-    its layout.
-
-    Args:
-      input_shape: (H, W, C) of images, always in this order; or of other rows, which have no
-        layout: (D,), ...
-      num_classes: K; found by asking for two rows where it is not given.
-      layout: of the module's input, if it takes images.
-      mean, std: one number, or one per channel (entry of a row's last axis).
-      device: where it is moved; where its parameters are by default.
-      batch_size: rows per call.
-
-    Raises:
-      InputError: if it does not return one tensor (B, K).
-    """
-    torch = importlib.import_module("torch")
-    name = type(module).__name__
-    first = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
-    device, precision = device or str(first.device), first.dtype
-    module.to(device).eval()
-    prepared = _prepared(input_shape, layout, mean, std)
-
-    def predict(rows: np.ndarray) -> np.ndarray:
-        module.eval()
-        with torch.no_grad():
-            answers = module(torch.from_numpy(np.array(prepared(rows, np), order="C")).to(device, precision))
-        if not isinstance(answers, torch.Tensor):
-            raise InputError(f"{name} returns {type(answers).__name__}; wrap it so that it returns one tensor (B, K)")
-        return answers
-
-    probe = as_numbers(predict(np.asarray(_probe(input_shape, 2))), name)
-    if probe.ndim != 2 or len(probe) != 2 or (num_classes and probe.shape[1] != num_classes):
-        raise InputError(f"{name} must answer 2 rows with shape (2, {num_classes or 'K'}), got {probe.shape}")
-    if gives == "logits":
-        try:
-            _check_logits(probe)
-        except InputError as error:
-            raise InputError(f"{name} {error}") from error
-    return HostVictim(predict, probe.shape[1], input_shape, gives, name, None, batch_size, repeatable=True)
-
-
-def traced_torch(
-    module: Any,
-    input_shape: Shape,
-    *,
-    layout: Literal["NCHW", "NHWC"] = "NCHW",
-    mean: tuple[float, ...] = (0.0,),
-    std: tuple[float, ...] = (1.0,),
-    tolerance: float = 1e-3,
-) -> Partial:
-    """A PyTorch module as a traceable victim, through the package torch2jax (``t2j``), if that agrees with the original.
-
-    Args:
-      tolerance: the largest difference on 16 random rows, relative to the largest answer (at least 1).
-      The others are as in `from_torch`.
-
-    Returns:
-      A `Partial` over the module's state, for `Oracle`.
-
-    Raises:
-      InputError: if torch2jax is not installed, cannot convert the module, or its answers differ.
-    """
-    name = type(module).__name__
-    try:
-        t2j = importlib.import_module("torch2jax").t2j
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            "tracing a PyTorch module needs the package torch2jax with its function t2j (pip install torch2jax); "
-            "victims.from_torch runs the module on the host without it"
-        ) from error
-    original = from_torch(module, input_shape, layout=layout, mean=mean, std=std)
-    state = {key: jnp.asarray(value.detach().cpu().numpy()) for key, value in module.state_dict().items()}
-    prepared = Static(_Prepared(as_shape(input_shape), layout, tuple(mean), tuple(std)))
-    rows = _probe(input_shape, 16)
-    expected = victim_values(original, rows)
-    try:
-        victim = Partial(_traced, Static(t2j(module)), prepared, state)
-        found = np.asarray(jax.jit(victim)(rows))
-    except Exception as error:
-        raise InputError(
-            f"torch2jax cannot convert {name} ({type(error).__name__}: {error}); use victims.from_torch"
-        ) from error
-    if found.shape != expected.shape:
-        raise InputError(f"torch2jax answers shape {found.shape} for {name}, PyTorch {expected.shape}")
-    apart = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
-    if not apart <= tolerance:
-        raise InputError(
-            f"torch2jax and PyTorch differ by {apart:.2g} for {name} on random rows, more than {tolerance:g}; "
-            "use victims.from_torch"
-        )
-    return victim
-
-
-def _traced(converted: Static, prepared: Static, state: dict[str, Array], rows: Array) -> Array:
-    with jax.numpy_rank_promotion("allow"):  # PyTorch's broadcasting, whatever is set for the rest of the program
-        return converted.value(prepared.value(rows, jnp), state_dict=state)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
-    """From rows to a module's input, in NumPy or JAX."""
-
-    input_shape: Shape
-    layout: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, rows: Any, numpy: Any) -> Any:
-        shape = (*(1,) * len(self.input_shape), self.input_shape[-1])
-        mean, std = (np.broadcast_to(np.asarray(v, np.float32), shape) for v in (self.mean, self.std))
-        if self.mean != (0.0,) or self.std != (1.0,):
-            rows = (rows - mean) / std
-        images = len(self.input_shape) == 3
-        return numpy.transpose(rows, (0, 3, 1, 2)) if images and self.layout == "NCHW" else rows
-
-
-def _prepared(input_shape: Shape, layout: str, mean: tuple[float, ...], std: tuple[float, ...]) -> _Prepared:
-    if layout not in ("NCHW", "NHWC"):
-        raise InputError(f"layout must be 'NCHW' or 'NHWC', not {layout!r}")
-    for what, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, input_shape[-1]):
-            of = f"images of {input_shape[2]} channels" if len(input_shape) == 3 else f"rows of shape {input_shape}"
-            raise InputError(f"{what} has {len(values)} values for {of}")
-    if min(std) <= 0:
-        raise InputError(f"std must be positive, got {std}")
-    return _Prepared(as_shape(input_shape), layout, tuple(mean), tuple(std))
-
-
-def as_host_victim(
-    victim: Any, input_shape: Shape | None, num_classes: int | None, gives: str | None = None, **normalisation: Any
-) -> HostVictim | None:
-    """A host victim from a `HostVictim`, a PyTorch module or a scikit-learn estimator; None for anything else.
-
-    Args:
-      gives: of a PyTorch module, as of `from_torch`.
-      **normalisation: `mean` and `std` of a PyTorch module, as of `from_torch`.
-
-    Raises:
-      InputError: if shape or classes disagree with the victim's own, a module comes without a
-        shape, or another victim with a normalisation.
-    """
-    torch = sys.modules.get("torch")  # a module cannot exist before torch was imported
-    if torch is not None and isinstance(victim, torch.nn.Module):
-        if input_shape is None:
-            raise InputError("a PyTorch module needs input_shape=(H, W, C), or (D,) of feature vectors")
-        return from_torch(victim, input_shape, num_classes, gives=gives or "logits", **normalisation)  # type: ignore[arg-type]
-    if normalisation:
-        raise InputError(
-            f"{' and '.join(normalisation)} belong to a PyTorch module; other victims normalise themselves"
-        )
-    base = sys.modules.get("sklearn.base")
-    if base is not None and isinstance(victim, base.BaseEstimator):
-        return from_sklearn(victim, input_shape, num_classes)
-    if not isinstance(victim, HostVictim):
-        return None
-    for what, given, own in (
-        ("input_shape", input_shape, victim.input_shape),
-        ("num_classes", num_classes, victim.num_classes),
-    ):
-        if given is not None and given != own:
-            raise InputError(f"{what} is {own} for victim {victim.name!r}, not {given}")
-    return victim
-
-
 def as_shape(shape: Any) -> Shape:
     """Of a row, as a tuple of whole numbers, whatever sequence it came in."""
     return tuple(int(size) for size in shape)
 
 
-def _probe(input_shape: Shape, rows: int) -> Array:
+def probe_rows(input_shape: Shape, rows: int) -> Array:
     return jax.random.uniform(jax.random.key(0), (rows, *input_shape))
 
 
-__all__ = ["HostVictim", "PrecisionWarning", "as_host_victim", "as_numbers", "as_shape", "from_function", "from_jax", "from_sklearn", "from_torch", "traced_torch",
-           "victim_values"]  # fmt: skip
+__all__ = [
+    "HostVictim",
+    "PrecisionWarning",
+    "Shape",
+    "answer_kind",
+    "as_numbers",
+    "as_shape",
+    "check_logits",
+    "from_function",
+    "from_jax",
+    "probe_rows",
+    "victim_values",
+]

@@ -13,6 +13,7 @@ from dfke_jax.synthesis.priors import (
 )
 from dfke_jax.synthesis.shapes import synthetic_shapes
 from dfke_jax.synthesis.starts import SynthesisSettings, gaussian_noise, smooth_noise, start_images, uniform_noise
+from dfke_jax.synthesis.synthesiser import Synthesis
 from dfke_jax.synthesis.targets import balanced_labels, class_similarity, concentrations, dirichlet_targets
 from dfke_jax.synthesis.zeroth_order import (
     Differences,
@@ -35,6 +36,7 @@ __all__ = [
     "LatentObjective",
     "Objective",
     "Pool",
+    "Synthesis",
     "SynthesisSettings",
     "Synthesised",
     "Synthesiser",

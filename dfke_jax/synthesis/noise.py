@@ -39,7 +39,7 @@ class Synthesised(NamedTuple):
     loss: Array
     confidence: Array
     steps: Array
-    optimizer_state: Any
+    optimizer_state: PyTree
 
 
 def optimise_noise(
@@ -54,7 +54,7 @@ def optimise_noise(
     jitter: int = 0,
     stop_at: Array | None = None,
     keep: Literal["last", "best"] = "last",
-    optimizer_state: Any = None,
+    optimizer_state: PyTree = None,
     context: PyTree = None,
     group: int | None = None,
 ) -> Synthesised:
@@ -188,7 +188,7 @@ def _optimise(
     objective: Objective,
     start: Array,
     stop_at: Array | None,
-    optimizer_state: Any,
+    optimizer_state: PyTree,
     context: PyTree,
     *,
     steps: int,
@@ -211,7 +211,7 @@ def _optimise(
         loss, confidence = objective(key, images, *context)
         return jnp.sum(loss), (loss, confidence)
 
-    def per_sample(mask: Array, new: Any, old: Any) -> Any:
+    def per_sample(mask: Array, new: PyTree, old: PyTree) -> PyTree:
         def pick(new: Array, old: Array) -> Array:
             if new.ndim == 0 or new.shape[0] != batch:
                 return new

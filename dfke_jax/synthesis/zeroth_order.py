@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.mesh import on_own_samples, sample_devices
-from dfke_jax.core.types import Array, Key
+from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.nn.precision import compute_precision
 
 
@@ -185,7 +185,7 @@ def forward_difference(
     return Estimate(estimate(key, x, losses, differences), losses.reshape(-1, x.shape[0]))
 
 
-def in_chunks(function: Callable[[Array], Any], rows: Array, chunk: int | None) -> Any:
+def in_chunks(function: Callable[[Array], PyTree], rows: Array, chunk: int | None) -> PyTree:
     """``function(rows)`` for a function that treats rows alone, `chunk` of them at a time; what is left over last.
 
     Under a mesh every device does so with its own rows.
@@ -222,7 +222,7 @@ def cache_chunk(count: int) -> int | None:
     return next((size for size in range(64, 31, -1) if count % size == 0), 64)
 
 
-def precise(function: Callable[..., Any]) -> Partial:
+def precise(function: Callable[..., PyTree]) -> Partial:
     """The function with all its matrix products and convolutions in full float32, on accelerators too.
 
     Give it the oracle of an attack that takes differences of answers: ``against(attack, precise(victim))``. What is a
@@ -233,7 +233,7 @@ def precise(function: Callable[..., Any]) -> Partial:
     return Partial(_precisely, function)
 
 
-def _precisely(function: Callable[..., Any], *arguments: Any) -> Any:
+def _precisely(function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
     with jax.default_matmul_precision("highest"), compute_precision("float32"):
         return function(*arguments)
 

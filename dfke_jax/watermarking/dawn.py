@@ -1,7 +1,7 @@
 """DAWN: a few queries, chosen by a secret key, get a wrong answer; who trains on the answers marks his own model.
 
 A keyed hash cannot be traced by JAX, so this defence is a host oracle around another one and the last thing before the
-wire: `DawnOracle` goes wherever a `HostOracle` goes (``against(attack, dawn, host=True)``, `Metered`, ``create_app(dawn,
+wire: `DawnOracle` goes wherever a `HostOracle` goes (``against(attack, dawn)``, `Metered`, ``create_app(dawn,
 reveal=dawn.reveal, ...)``).
 """
 
@@ -180,6 +180,8 @@ class DawnOracle:
     compares 16 bits, and hashes 25 bytes of the input; here 64, and all of them. The paper shuffles all numbers of a
     marked answer; here two change places, which leaves the rest plausible.
     """
+
+    on_host = True
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.oracle.frameworks import as_host_victim
 from dfke_jax.watermarking.evidence import binomial_evidence, rank_p_value
 from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, rejected_pairs
 from dfke_jax.watermarking.null_models import models_of, stacked_answers
@@ -180,7 +181,8 @@ def verify(
     Args:
       marking_key: mk, revealed. verification_key: vk, published before.
       suspect: anything that takes rows (T, H, W, C) in [0, 1] and returns labels (T,) or scores (T, K): a `Classifier`, an
-        `Oracle`, a host victim, a `Metered` or `RemoteVictim`, a function. Labels are all that is used.
+        `Oracle`, a host victim, a `Metered` or `RemoteVictim`, a function; or a PyTorch module or scikit-learn
+        estimator, as of `oracle_for`. Labels are all that is used.
       truth: (N,) true labels over all pairs of the key, -1 where an image has none (the default).
       pairs: indices of the pairs to use, such as `Audit.hidden`; all by default. All commitments are opened anyway.
       alpha: level of the test.
@@ -387,6 +389,7 @@ def answered_labels(suspect: Callable[[Any], Any], images: np.ndarray, num_class
     Raises:
       InputError: where it answers with something else than labels (T,) or scores (T, K).
     """
+    suspect = as_host_victim(suspect, images.shape[1:], num_classes) or suspect
     about = getattr(suspect, "oracle", suspect)
     precision = np.float64 if getattr(about, "dtype", None) == "float64" else np.float32
     rows = images.astype(precision) / precision(255) if images.dtype == np.uint8 else images.astype(precision)

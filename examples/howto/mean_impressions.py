@@ -5,20 +5,16 @@ This is a whole method: settings, a loss an image, and a function that makes a `
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Method, Static
+from dfke_jax.core.method import Method
+from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Key
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
-from dfke_jax.nn.training import optimiser
-from dfke_jax.synthesis.noise import optimise_noise
-from dfke_jax.synthesis.pool import Batch, fill_pool
 from dfke_jax.synthesis.starts import SynthesisSettings
-from dfke_jax.synthesis.targets import balanced_labels
+from dfke_jax.synthesis.synthesiser import Synthesis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +39,12 @@ class MeanSettings(SynthesisSettings):
 
 
 def mean_impressions(
-    teacher: Classifier, settings: MeanSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: Classifier,
+    settings: MeanSettings,
+    count: int,
+    batch_size: int,
+    *,
+    control: bool = False,
 ) -> Method:
     """Fills a pool with x = argmin CE(k, f(x)) + w·(mean(x) − m)²; sample r is of class r mod K.
 
@@ -54,26 +55,17 @@ def mean_impressions(
     Returns:
       A `Method` over `Pool` with metric ``loss``, one batch a step.
     """
-    # Arrays (the teacher's) are arguments of the compiled program; what is none is `Static`.
-    batch = Partial(_batch, teacher, Static((settings, control, batch_size)))
-    return fill_pool(batch, count, batch_size, teacher.input_shape)
+    return MeanImpressions(
+        teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control
+    ).method()
 
 
-def _batch(teacher: Classifier, static: Static, key: Key, rows: Array, carry: tuple) -> Batch:
-    settings, control, batch_size = static.value
-    start_key, noise_key = jax.random.split(key)
-    labels = balanced_labels(rows, teacher.num_classes)
-    # The start is drawn first, so that the control has the very images that the method begins with.
-    start = settings.draw(start_key, (batch_size, *teacher.input_shape))
-    if control:
-        return Batch(start, labels, carry, {})
+@record
+class MeanImpressions(Synthesis[MeanSettings]):
+    """Labels, start, control and optimisation are `Synthesis`'s; what is left is the loss."""
 
-    def objective(key: Key, images: Array) -> tuple[Array, Array]:
-        away = images.mean((1, 2, 3)) - settings.brightness
-        loss = cross_entropy(teacher(images), labels) + settings.weight * jnp.square(away)
-        return loss, jnp.zeros_like(loss)  # the second is for methods that stop at a confidence
-
-    rule, box = optimiser("adam", settings.learning_rate), teacher.preprocessing.box
-    steps = settings.steps
-    made = optimise_noise(noise_key, objective, start, steps=steps, optimizer=rule, box=box)
-    return Batch(made.images, labels, carry, {"loss": jnp.mean(made.loss)})
+    def loss(self, key: Key, images: Array, wanted: Array) -> Array:
+        """(B,) of images (B, H, W, C) that are wanted to be of classes (B,)."""
+        away = images.mean((1, 2, 3)) - self.settings.brightness
+        fit = cross_entropy(self.teacher(images), wanted)
+        return fit + self.settings.weight * jnp.square(away)

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Attack, Static
+from dfke_jax.core import Attack, InputError, Method, as_attack, record, static_field
 from dfke_jax.core.types import Array, Key, Metrics
 from dfke_jax.extraction.pool import check_pool, read_targets
 from dfke_jax.nn.classifier import Classifier, as_float
@@ -39,12 +38,13 @@ class UnsureSettings:
         return steps * self.queries_per_step
 
 
-def unsure_queries(clone: Classifier, pool: Array, reveal: Reveal, settings: UnsureSettings) -> Attack:
+def unsure_queries(
+    clone: Classifier, pool: Array, reveal: Reveal, settings: UnsureSettings
+) -> Attack:
     """Asks the q of c·q images drawn from the pool whose answers −Σ p log p is largest for.
 
     Args:
-      clone: gives the network; fresh parameters are drawn. pool: (N, H, W, C), N ≥ c·q.
-      reveal: what the victim answers.
+      clone: gives the network. pool: (N, H, W, C), N ≥ c·q. reveal: what the victim answers.
 
     Returns:
       An `Attack` over `Training`. Metrics: ``loss`` (of the last update), ``entropy`` (of the rows).
@@ -52,37 +52,38 @@ def unsure_queries(clone: Classifier, pool: Array, reveal: Reveal, settings: Uns
     Source: Lewis and Gale, A Sequential Algorithm for Training Text Classifiers, SIGIR 1994.
     """
     check_pool(clone, pool, settings.choice * settings.queries_per_step)
-    shared = (clone, pool, Static((reveal, settings)))
-    return Attack(Partial(_init, *shared), Partial(_ask, *shared), Partial(_tell, *shared))
+    return as_attack(UnsureQueries(clone=clone, pool=pool, reveal=reveal, settings=settings))
 
 
-def _init(clone: Classifier, pool: Array, static: Static, key: Key) -> Training:
-    fresh = Classifier.create(clone.module, key, clone.input_shape, clone.preprocessing).variables
-    rule = optimiser("adam", static.value[1].learning_rate)
-    return Training(fresh, rule.init(fresh["params"]))
+@record
+class UnsureQueries:
+    """Attributes: as given to `unsure_queries`. Arrays are arguments of the compiled program."""
 
+    clone: Classifier
+    pool: Array
+    reveal: Reveal = static_field()
+    settings: UnsureSettings = static_field()
 
-def _entropy(network: Classifier, images: Array) -> Array:
-    log_p = jax.nn.log_softmax(network(images))
-    return -jnp.sum(jnp.exp(log_p) * log_p, -1)
+    def learning(self, rows: Array, targets: Array) -> Method:
+        rule, size = optimiser("adam", self.settings.learning_rate), self.settings.queries_per_step
+        loss = Partial(soft_cross_entropy)
+        return training(self.clone, rows, targets, loss=loss, optimizer=rule, batch_size=size)
 
+    def init(self, key: Key) -> Training:
+        return self.learning(self.pool, self.pool).init(key)  # of which it reads nothing
 
-def _ask(clone: Classifier, pool: Array, static: Static, key: Key, state: Training) -> tuple[Training, Array]:
-    settings, count = static.value[1], static.value[1].queries_per_step
-    drawn = jax.random.choice(key, pool.shape[0], (settings.choice * count,), replace=False)
-    images = as_float(pool[drawn])
-    return state, images[lax.top_k(_entropy(trained(clone, state), images), count)[1]]
+    def ask(self, key: Key, state: Training) -> tuple[Training, Array]:
+        count, choice = self.settings.queries_per_step, self.settings.choice
+        images = as_float(jax.random.choice(key, self.pool, (choice * count,), replace=False))
+        return state, images[lax.top_k(self.entropy(state, images), count)[1]]
 
+    def tell(self, key: Key, state: Training, rows: Array, answers: Any) -> tuple[Any, Metrics]:
+        targets = read_targets(answers, self.reveal, self.clone.num_classes)
+        step, entropy = self.learning(rows, targets).step, self.entropy(state, rows).mean()
+        keys = jax.random.split(key, self.settings.updates)
+        state, metrics = lax.scan(lambda state, key: step(key, state), state, keys)
+        return state, {"loss": metrics["loss"][-1], "entropy": entropy}
 
-def _tell(
-    clone: Classifier, pool: Array, static: Static, key: Key, state: Training, rows: Array, answers: Any
-) -> tuple[Training, Metrics]:
-    reveal, settings = static.value
-    entropy = _entropy(trained(clone, state), rows).mean()
-    learning = training(
-        clone, rows, read_targets(answers, reveal, clone.num_classes), loss=Partial(soft_cross_entropy),
-        optimizer=optimiser("adam", settings.learning_rate), batch_size=settings.queries_per_step,
-    )  # fmt: skip
-    update = lambda state, key: learning.step(key, state)
-    state, metrics = lax.scan(update, state, jax.random.split(key, settings.updates))
-    return state, {"loss": metrics["loss"][-1], "entropy": entropy}
+    def entropy(self, state: Training, images: Array) -> Array:
+        log_p = jax.nn.log_softmax(trained(self.clone, state)(images))
+        return -jnp.sum(jnp.exp(log_p) * log_p, -1)

@@ -11,10 +11,11 @@ import pytest
 
 from dfke_jax import cli, data
 from dfke_jax.commands import serving
-from dfke_jax.commands.models import load
-from dfke_jax.core import save
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.bench.settings import network
+from dfke_jax.models import open_model
+from dfke_jax.nn.classifier import Classifier, Preprocessing
+from dfke_jax.nn.named import network
+from dfke_jax.nn.registry import build
 from dfke_jax.oracle import Reveal
 from dfke_jax.oracle.answering import answering
 from dfke_jax.oracle.journal import Journal
@@ -31,13 +32,15 @@ def test_it_answers_what_is_revealed(getkey, count, reveal):
     np.testing.assert_allclose(answers, wanted, atol=1e-6)
 
 
-def test_a_saved_classifier_is_served(tmp_path, getkey):
-    classifier = network("lenet5_half", 5, (28, 28, 1))
-    classifier = classifier.replace(variables=jax.tree.map(lambda leaf: leaf + 0.01, classifier.variables))
-    save(tmp_path / "saved", classifier)
-    found = load(str(tmp_path / "saved"), "lenet5_half", 5, (28, 28, 1))
-    rows = jax.random.uniform(getkey(), (2, 28, 28, 1))
-    np.testing.assert_array_equal(found(rows), classifier(rows))
+def test_a_saved_classifier_is_served_as_it_was_trained(tmp_path, getkey):
+    """Its preprocessing is no guess: a network that normalises is served normalising."""
+    preprocessing = Preprocessing((32, 32), "bilinear", mean=(0.3,), std=(0.2,))
+    classifier = Classifier.create(build("lenet5_half", 5), getkey(), (28, 28, 1), preprocessing)
+    classifier.save(tmp_path / "saved")
+    rows = np.asarray(jax.random.uniform(getkey(), (2, 28, 28, 1)))
+    with open_model(tmp_path / "saved") as model:
+        answers = answering(model.victim, Reveal(), model.gives)(rows)
+    np.testing.assert_allclose(answers, jax.nn.softmax(classifier.predict(rows)), atol=1e-6)
 
 
 def test_the_command_serves_until_it_is_interrupted(tmp_path):
@@ -76,12 +79,17 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere"], "there is no checkpoint at"),
+        (["nowhere"], "there is no model at nowhere"),
         (["digits", "--reveal", "labels"], "nearest: label"),
         (["digits", "--reveal", "top_k"], "k >= 1"),
         (["digits", "--reveal", "label", "--explain", "gradient"], "--explain explains probabilities"),
         (["digits", "--explain", "gradients"], "nearest: gradient"),
         (["digits", "--network", "lenet"], "unknown network 'lenet'"),
+        (["digits", "--classes", "9"], "has classes 10, and 9 is declared"),
+        (["digits", "--declare", "shape=8,8"], "and (8, 8) is declared"),
+        (["digits", "--declare", "shape=a"], "shape must be numbers with commas"),
+        (["digits", "--declare", "shade=8,8,1"], "nearest: shape"),
+        (["http://127.0.0.1:9"], "is served already"),
         (["digits", "--journal", "no/such/folder"], "cannot open the journal no/such/folder"),
         (["digits", "--key-file", "nowhere"], "cannot read API keys from nowhere"),
     ],

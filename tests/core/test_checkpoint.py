@@ -238,6 +238,19 @@ def test_a_full_disk_is_noticed_before_the_work(tmp_path, monkeypatch):
     assert list((tmp_path / "small").iterdir()) == [], "the probe is gone"
 
 
+def test_a_disk_that_fills_while_it_is_written(tmp_path):
+    """No file may grow beyond a few bytes: what the system then says arrives as a `CheckpointError`."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(core.CheckpointError, match="could not write the checkpoint"):
+            core.save(tmp_path / "state", {"w": jnp.arange(100_000.0)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "state").exists()
+
+
 def test_fingerprints():
     assert core.fingerprint({"sizes": (1, 2), "name": "a"}) == "e75d2502e2fead3d", "old checkpoints stay readable"
     assert core.fingerprint(Config()) == core.fingerprint(

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import Partial
 
 from dfke_jax import core
 from dfke_jax.core.errors import InputError, UnknownNameError
@@ -28,18 +27,20 @@ def network(seed, units=(7,)):
 TEACHER, STUDENT = network(0, (9,)), network(1)
 
 
-def begin(key, teacher):
-    return jnp.zeros((), jnp.int32)
+@core.record
+class Noise:
+    """Noise, and as labels the round's number; counts its batches."""
 
+    def begin(self, key, teacher):
+        return jnp.zeros((), jnp.int32)
 
-def make(key, teacher, student, number, extra):
-    """Noise, and as labels the round's number."""
-    images = jax.random.uniform(key, (5, *SHAPE))
-    return Made(images, jnp.full(5, number, jnp.int32), extra + 1, {"student_bias": jnp.mean(student(images))})
+    def make(self, key, teacher, student, number, carried):
+        images = jax.random.uniform(key, (5, *SHAPE))
+        return Made(images, jnp.full(5, number, jnp.int32), carried + 1, {"mean": jnp.mean(student(images))})
 
 
 def rounds(count, **changes):
-    method = bank_method(TEACHER, STUDENT, BankSettings(**{**SMALL, **changes}), Partial(begin), Partial(make))
+    method = bank_method(TEACHER, STUDENT, BankSettings(**{**SMALL, **changes}), Noise())
     return core.run(method, KEY, count, chunk=count)
 
 
@@ -48,7 +49,7 @@ def log_softmax(z):
 
 
 def test_a_round_is_a_batch_into_the_bank_and_a_step_of_the_student():
-    method = bank_method(TEACHER, STUDENT, BankSettings(**SMALL), Partial(begin), Partial(make))
+    method = bank_method(TEACHER, STUDENT, BankSettings(**SMALL), Noise())
     before = jax.jit(method.init)(KEY)
     key = jax.random.fold_in(KEY, 0)
     after, metrics = jax.jit(method.step)(key, before)
@@ -74,7 +75,7 @@ def test_a_round_is_a_batch_into_the_bank_and_a_step_of_the_student():
     answered = np.asarray(TEACHER(jnp.asarray(made))).argmax(-1)
     np.testing.assert_allclose(metrics["meant_share"], (answered == 0).mean())
     np.testing.assert_allclose(metrics["largest_share"], np.bincount(answered).max() / 5)
-    assert (int(after.extra), int(after.number)) == (1, 1)
+    assert (int(after.carried), int(after.number)) == (1, 1)
     now = student_in(STUDENT, after)
     np.testing.assert_allclose(now(made), STUDENT.module.apply(after.student.variables, (made - 0.4) / 0.2), rtol=1e-5)
 
@@ -83,7 +84,7 @@ def test_the_student_waits_until_the_warm_up_is_over():
     run = rounds(3, warm_up=2)
     np.testing.assert_array_equal(run.metrics["student_loss"][:2], 0)
     assert run.metrics["student_loss"][2] > 0
-    started = jax.jit(bank_method(TEACHER, STUDENT, BankSettings(**SMALL), Partial(begin), Partial(make)).init)
+    started = jax.jit(bank_method(TEACHER, STUDENT, BankSettings(**SMALL), Noise()).init)
     assert int(run.state.number) == 3
     waiting = rounds(2, warm_up=2).state.student.variables
     for a, b in zip(
@@ -96,7 +97,7 @@ def test_the_student_waits_until_the_warm_up_is_over():
 
 def test_a_bank_that_batches_do_not_divide_keeps_the_newest():
     run = rounds(3, capacity=7, batches=2)
-    assert int(run.state.extra) == 6, "two batches a round"
+    assert int(run.state.carried) == 6, "two batches a round"
     # 30 images were written; the last seven of them are two of the fifth batch and five of the sixth
     assert sorted(np.asarray(run.state.bank.targets).tolist()) == [2] * 7
     assert int(run.state.bank.written) % 7 == 30 % 7
@@ -113,7 +114,7 @@ def test_costs_of_rounds_counted_by_hand():
 
 
 def test_bad_input():
-    bank = lambda **s: bank_method(TEACHER, STUDENT, BankSettings(**{**SMALL, **s}), Partial(begin), Partial(make))
+    bank = lambda **s: bank_method(TEACHER, STUDENT, BankSettings(**{**SMALL, **s}), Noise())
     with pytest.raises(InputError, match="MLP are to be matched, and it has no batch normalisation"):
         bank(statistics=1.0)
     with pytest.raises(InputError, match="room for 4 images, and a batch has 5"):
@@ -126,4 +127,4 @@ def test_bad_input():
         bank(student_optimizer="adan")
     other = Classifier.create(MLP(4, (3,)), KEY, SHAPE)
     with pytest.raises(InputError, match="3 classes of"):
-        bank_method(TEACHER, other, BankSettings(**SMALL), Partial(begin), Partial(make))
+        bank_method(TEACHER, other, BankSettings(**SMALL), Noise())

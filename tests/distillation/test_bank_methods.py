@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.method import Static
 from dfke_jax.data.augment import flip, resized_crop
 from dfke_jax.distillation.cmi import CMISettings, contrast, pooled
 from dfke_jax.distillation.fast_dfkd import FastSettings
@@ -95,8 +93,9 @@ def test_the_inversion_loss_and_its_terms():
 @pytest.mark.parametrize("meta", ["fomaml", "reptile"])
 def test_fast_dfkd_inverts_a_clone_and_moves_the_shared_start(meta):
     s = FastSettings(**SMALL, statistics=1.0, generator_rate=1e-2, latent_rate=0.1, meta=meta)
-    begun = fast_file._begin(Static(s), KEY, TEACHER)
-    made = jax.jit(Partial(fast_file._make, Static(s), None))(KEY, TEACHER, STUDENT, jnp.int32(1), begun)
+    inverter = fast_file._Fast(augment=None, settings=s)
+    begun = inverter.begin(KEY, TEACHER)
+    made = jax.jit(inverter.make)(KEY, TEACHER, STUDENT, jnp.int32(1), begun)
     label_key, latent_key, _ = jax.random.split(KEY, 3)
     labels = jax.random.randint(label_key, (6,), 0, K)
     np.testing.assert_array_equal(made.labels, labels)
@@ -123,10 +122,10 @@ def test_fast_dfkd_inverts_a_clone_and_moves_the_shared_start(meta):
     loss, images = min(seen, key=lambda pair: float(pair[0]))
     np.testing.assert_allclose(made.metrics["inversion_loss"], loss, rtol=1e-4)
     np.testing.assert_allclose(made.images, images, atol=2e-3)
-    close((made.extra.averages.mean[0], made.extra.averages.var[0]), moments(seen[-1][1]), rtol=2e-2, atol=2e-3)
+    close((made.carried.averages.mean[0], made.carried.averages.var[0]), moments(seen[-1][1]), rtol=2e-2, atol=2e-3)
     direction = total if meta == "fomaml" else jax.tree.map(lambda a, b: 67 * (a - b), theta, clone)
     # the first step of Adam is −rate·sign(g) wherever g is well above its epsilon
-    step = jax.tree.map(lambda a, b: np.asarray(a - b), made.extra.generator, theta)
+    step = jax.tree.map(lambda a, b: np.asarray(a - b), made.carried.generator, theta)
     for moved, g in zip(jax.tree.leaves(step), jax.tree.leaves(direction), strict=True):
         sure = np.abs(g) > 1e-3
         np.testing.assert_allclose(moved[sure], -2e-2 * np.sign(np.asarray(g)[sure]), rtol=1e-2)
@@ -145,8 +144,8 @@ def test_contrast_against_numpy():
 
 def test_cmi_draws_a_generator_for_every_batch_and_remembers_its_features():
     s = CMISettings(**{**SMALL, "steps": 1, "warm_up": 0}, negatives=4, feature_bank=8, projection=3)
-    begun = cmi_file._begin(Static(s), KEY, TEACHER)
-    make = jax.jit(Partial(cmi_file._make, Static(s), None, flip()))
+    inverter = cmi_file._CMI(augment=None, view=flip(), settings=s)
+    begun, make = inverter.begin(KEY, TEACHER), jax.jit(inverter.make)
     made = make(KEY, TEACHER, STUDENT, jnp.int32(0), begun)
     label_key, latent_key, generator_key, _, run_key = jax.random.split(KEY, 5)
     labels = jax.random.randint(label_key, (6,), 0, K)
@@ -156,7 +155,7 @@ def test_cmi_draws_a_generator_for_every_batch_and_remembers_its_features():
     np.testing.assert_allclose(made.images, x, atol=1e-5)
     features = pooled(TEACHER.observe(x, activations=True).activations)
     assert features.shape == (6, 14), "the layer before its ReLU, and the features behind it"
-    np.testing.assert_allclose(made.extra.features[:6], features, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(made.carried.features[:6], features, rtol=1e-4, atol=1e-5)
     second = flip()(jax.random.split(jax.random.fold_in(run_key, 0))[1], x)
     head = begun.projection
 
@@ -173,12 +172,12 @@ def test_cmi_draws_a_generator_for_every_batch_and_remembers_its_features():
     expected = by_hand((1.0, 0.5, 0.5), x, labels, *moments(x), 1.0) + 0.8 * contrastive(head)
     np.testing.assert_allclose(made.metrics["inversion_loss"], expected, rtol=1e-4)
     gradient = jax.grad(contrastive)(head)
-    for after, before, g in zip(*map(jax.tree.leaves, (made.extra.projection, head, gradient)), strict=True):
+    for after, before, g in zip(*map(jax.tree.leaves, (made.carried.projection, head, gradient)), strict=True):
         sure = np.abs(g) > 1e-3
         np.testing.assert_allclose((after - before)[sure], -1e-3 * np.sign(np.asarray(g)[sure]), rtol=2e-2)
-    again = make(jax.random.key(1), TEACHER, STUDENT, jnp.int32(1), made.extra)
-    np.testing.assert_allclose(again.extra.features[2:6], made.extra.features[2:6])
-    assert np.abs(again.extra.features[:2] - made.extra.features[:2]).max() > 1e-3, "the ring begins again"
+    again = make(jax.random.key(1), TEACHER, STUDENT, jnp.int32(1), made.carried)
+    np.testing.assert_allclose(again.carried.features[2:6], made.carried.features[2:6])
+    assert np.abs(again.carried.features[:2] - made.carried.features[:2]).max() > 1e-3, "the ring begins again"
 
 
 def test_noisy_latents_against_numpy():
@@ -193,8 +192,8 @@ def test_noisy_latents_against_numpy():
 def test_nayer_goes_on_with_its_generator_until_it_is_renewed():
     s = NAYERSettings(**{**SMALL, "steps": 1}, batches=1, renew=2)
     embedding = label_embedding("one_hot", K)
-    begun = nayer_file._begin(Static((s, K)), embedding, KEY, TEACHER)
-    make = jax.jit(Partial(nayer_file._make, Static((s, K)), embedding, None))
+    inverter = nayer_file._NAYER(embedding=embedding, augment=None, settings=s, chunk=K)
+    begun, make = inverter.begin(KEY, TEACHER), jax.jit(inverter.make)
     made = make(KEY, TEACHER, STUDENT, jnp.int32(0), begun)
     layer_key = jax.random.split(KEY, 3)[0]
     kernel = jax.random.normal(layer_key, (2, K, 3))
@@ -206,10 +205,10 @@ def test_nayer_goes_on_with_its_generator_until_it_is_renewed():
     apart = lambda a, b: max(
         float(jnp.abs(x - y).max()) for x, y in zip(*map(jax.tree.leaves, (a.generator, b.generator)), strict=True)
     )
-    assert 0 < apart(made.extra, begun) <= 4.1e-3, "one step of Adam"
-    second = make(jax.random.key(1), TEACHER, STUDENT, jnp.int32(1), made.extra).extra
-    third = make(jax.random.key(2), TEACHER, STUDENT, jnp.int32(2), second).extra
-    assert apart(second, made.extra) <= 4.1e-3
+    assert 0 < apart(made.carried, begun) <= 4.1e-3, "one step of Adam"
+    second = make(jax.random.key(1), TEACHER, STUDENT, jnp.int32(1), made.carried).carried
+    third = make(jax.random.key(2), TEACHER, STUDENT, jnp.int32(2), second).carried
+    assert apart(second, made.carried) <= 4.1e-3
     assert apart(third, second) > 0.05, "drawn afresh after two rounds"
 
 

@@ -129,14 +129,9 @@ def test_batch_size_changes_speed_only_for_one_step_of_given_keys(teacher):
     start = jax.random.uniform(KEY, (4, 6, 6, 1))
 
     def images(start, targets):
-        return module.optimise_noise(
-            KEY,
-            module._objective(teacher, settings),
-            start,
-            steps=3,
-            optimizer=module.optimiser("adam", 0.05),
-            context=(targets, jnp.zeros(len(start))),
-        ).images
+        count = len(start)
+        synthesis = module._Impressions(teacher=teacher, settings=settings, count=count, batch_size=count)
+        return synthesis.optimise(KEY, start, (targets, jnp.zeros(count)), None).images
 
     np.testing.assert_allclose(images(start, targets)[:2], images(start[:2], targets[:2]), atol=1e-6)
 

@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn import metrics
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.evaluation import (
     accuracy,
     agreement,
+    balanced_accuracy,
+    class_accuracies,
     class_histogram,
     histogram_entropy,
     mean_pairwise_distance,
@@ -22,6 +25,24 @@ from dfke_jax.evaluation import (
 
 LOGITS = np.array([[2.0, 1.0, 0.0], [0.0, 1.0, 5.0], [0.0, 3.0, 0.0], [1.0, 0.0, 0.0]], np.float32)
 OTHER = np.array([[2.0, 3.0, 0.0], [0.0, 1.0, 9.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], np.float32)
+
+
+def test_accuracy_by_class_and_balanced():
+    """Against scikit-learn, where classes are unequal and one never occurs."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 3], [70, 20, 10])
+    scores = rng.normal(size=(100, 4)) + 2 * np.eye(4)[labels]
+    found = class_accuracies(scores, labels)
+    predicted = scores.argmax(1)
+    np.testing.assert_allclose(found[[0, 1, 3]], [(predicted[labels == k] == k).mean() for k in (0, 1, 3)])
+    assert np.isnan(found[2])
+    kept = predicted != 2  # scikit-learn counts a class that is only predicted among those that occur
+    assert balanced_accuracy(predicted[kept], labels[kept]) == pytest.approx(
+        metrics.balanced_accuracy_score(labels[kept], predicted[kept])
+    )
+    assert balanced_accuracy(np.zeros(100, int), labels) == pytest.approx(1 / 3)
+    with pytest.raises(InputError, match=r"classes must lie in \[0, 3\)"):
+        class_accuracies(predicted, labels, 3)
 
 
 def test_accuracy_and_agreement():

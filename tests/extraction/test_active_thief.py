@@ -12,7 +12,7 @@ from dfke_jax import core
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.extraction import ActiveThiefSettings, CloneTraining, active_thief, deepfool_norm
 from dfke_jax.extraction.active_thief import ActiveThiefState, distance_to_centres, entropies, k_center, select
-from dfke_jax.extraction.pool import label, new_clone, nothing_labelled
+from dfke_jax.extraction.pool import empty_table, label, new_clone
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.lenet import LeNet5
 from dfke_jax.nn.mlp import MLP
@@ -125,7 +125,7 @@ def test_entropies():
 def midway(net):
     """After ten rows asked."""
     asked = jnp.asarray(np.random.default_rng(3).choice(40, 10, replace=False))
-    labelled = nothing_labelled(SETTINGS, 4)
+    labelled = empty_table(SETTINGS, 4)
     labelled = label(KEY, labelled, asked, jnp.ones((10, 4)) / 4, 2)
     mask = jnp.zeros(40, bool).at[asked].set(True)
     return ActiveThiefState(mask, jnp.zeros(5, jnp.int32), labelled, new_clone(net, TINY, KEY))

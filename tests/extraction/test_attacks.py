@@ -137,7 +137,7 @@ def test_is_an_attack_of_partials_over_arrays(built, name):
 @every_attack
 def test_it_asks_as_many_rows_as_its_settings_say(built, name):
     attack, _ = built(name)
-    settings = attack.init.args[0].value.settings
+    settings = attack.init.args[0].settings
     before = jax.eval_shape(attack.init, KEY)
     state, rows = jax.eval_shape(attack.ask, KEY, before)
     assert (rows.shape, rows.dtype) == ((settings.rows_per_step, 8, 8, 1), jnp.float32)

@@ -6,7 +6,7 @@ import pytest
 
 from dfke_jax import core
 from dfke_jax.core.errors import BudgetError, InputError
-from dfke_jax.extraction import CloneTraining, DFMESettings, PoolSettings, dfme, disagreement, knockoff
+from dfke_jax.extraction import CloneTraining, DFMESettings, PoolAttackSettings, dfme, disagreement, knockoff
 from dfke_jax.extraction.disagreement import DisagreementSettings
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
@@ -42,7 +42,7 @@ def attacks():
     clone = Classifier.create(MLP(CLASSES, (6,)), jax.random.key(0), SHAPE)
     learn = CloneTraining(4, 3, decay_at=())
     return {
-        "knockoff": (knockoff(clone, POOL, Reveal(), PoolSettings(12, 4, 0.0, learn)), 4),
+        "knockoff": (knockoff(clone, POOL, Reveal(), PoolAttackSettings(12, 4, 0.0, learn)), 4),
         "dfme": (dfme(clone, DFMESettings(**GAME)), 12),
     }
 
@@ -118,4 +118,4 @@ def test_a_pool_of_another_shape_or_too_small_is_refused_before_any_question():
     clone = Classifier.create(MLP(CLASSES, (6,)), jax.random.key(0), SHAPE)
     for pool, match in ((POOL[:, :3], "4×4×1"), (POOL[..., 0], "4×4×1"), (POOL[:8], "as many images, got 8")):
         with pytest.raises(InputError, match=match):
-            knockoff(clone, pool, Reveal(), PoolSettings(12, 4))
+            knockoff(clone, pool, Reveal(), PoolAttackSettings(12, 4))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.extraction.common import Game, GenerativeSettings, batches
+from dfke_jax.extraction.common import GenerativeAttack, GenerativeSettings, batches
 from dfke_jax.nn.classifier import Classifier, Preprocessing
 from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.nn.mlp import MLP
@@ -20,9 +20,10 @@ KEY = jax.random.key(71)
 SETTINGS = GenerativeSettings(schedule="constant", width=2, latent=4)
 
 
-def game(clone, reveal=None, **settings):
+def attack_on(clone, reveal=None, **settings):
     generator = DFMEGenerator(clone.input_shape, 2, 4)
-    return Game.between(clone, generator, dataclasses.replace(SETTINGS, **settings), reveal or Reveal())
+    changed = dataclasses.replace(SETTINGS, **settings)
+    return GenerativeAttack.between(clone, changed, reveal or Reveal(), generator=generator)
 
 
 def test_losses_of_answers_against_numpy(classifier):
@@ -38,13 +39,13 @@ def test_losses_of_answers_against_numpy(classifier):
         "cross_entropy": -log_q[np.arange(5), p.argmax(1)],
     }
     for name, value in expected.items():
-        played = game(clone, loss=name)
-        np.testing.assert_allclose(played.loss(logits, played.targets(p)), value, rtol=2e-5, atol=1e-6)
-    assert game(clone).loss_name == "l1"
-    assert game(clone, Reveal("label")).loss_name == "cross_entropy"
-    hard = game(clone, Reveal("label"))
+        attack = attack_on(clone, loss=name)
+        np.testing.assert_allclose(attack.loss(logits, attack.targets(p)), value, rtol=2e-5, atol=1e-6)
+    assert attack_on(clone).loss_name == "l1"
+    assert attack_on(clone, Reveal("label")).loss_name == "cross_entropy"
+    hard = attack_on(clone, Reveal("label"))
     np.testing.assert_allclose(hard.loss(logits, hard.targets(p.argmax(1))), expected["cross_entropy"], rtol=1e-5)
-    one_hot = game(clone, loss="kl")
+    one_hot = attack_on(clone, loss="kl")
     assert np.isfinite(one_hot.loss(logits, np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]])).all()
 
 
@@ -66,10 +67,12 @@ def test_learning_rates_fall_where_they_should():
 
 def test_rows_are_pictures_unless_they_stand_behind_the_normalisation(classifier):
     x = jnp.asarray([-50.0, 0.0, 50.0]).reshape(3, 1, 1, 1) * jnp.ones((1, 8, 8, 1))
-    np.testing.assert_allclose(game(classifier(1)).maker.shown(x)[:, 0, 0, 0], [0, 0.5, 1])
+    np.testing.assert_allclose(attack_on(classifier(1)).maker.shown(x)[:, 0, 0, 0], [0, 0.5, 1])
     clone = classifier(1).replace(preprocessing=Preprocessing(mean=(0.4,), std=(0.2,)))
-    np.testing.assert_allclose(game(clone, post_transform=True).maker.shown(x)[:, 0, 0, 0], [0.2, 0.4, 0.6], atol=1e-6)
-    seen = clone.preprocessing(game(clone, post_transform=True).maker.shown(x))
+    np.testing.assert_allclose(
+        attack_on(clone, post_transform=True).maker.shown(x)[:, 0, 0, 0], [0.2, 0.4, 0.6], atol=1e-6
+    )
+    seen = clone.preprocessing(attack_on(clone, post_transform=True).maker.shown(x))
     np.testing.assert_allclose(seen, np.tanh(x), atol=1e-5)
 
 
@@ -90,9 +93,9 @@ def test_settings_that_mean_nothing(classifier):
     with pytest.raises(UnknownNameError, match="unknown loss 'l3'; nearest: l1"):
         GenerativeSettings(loss="l3")
     with pytest.raises(InputError, match="cannot be recovered from labels"):
-        game(classifier(1), Reveal("label"), loss="l1")
+        attack_on(classifier(1), Reveal("label"), loss="l1")
     with pytest.raises(InputError, match="the generator makes"):
-        Game.between(classifier(1), DFMEGenerator((12, 12, 1), 2, 4), SETTINGS, Reveal())
+        GenerativeAttack.between(classifier(1), SETTINGS, Reveal(), generator=DFMEGenerator((12, 12, 1), 2, 4))
 
 
 def test_the_ring_keeps_the_newest_rows():
@@ -242,62 +245,62 @@ def test_schedules_of_their_own_rules():
 
 
 def test_every_update_of_the_clone_counts_in_its_schedule(classifier):
-    played = game(classifier(1), steps=7, schedule="cosine", clone_batches=2, replay_batches=3)
-    assert played.clone_updates == 5
+    attack = attack_on(classifier(1), steps=7, schedule="cosine", clone_batches=2, replay_batches=3)
+    assert attack.clone_updates == 5
     rest = (SETTINGS.drops, SETTINGS.drop_factor, SETTINGS.momentum, SETTINGS.weight_decay)
-    assert played.learner.optimizer is scheduled("sgd", 0.1, 35, "cosine", *rest)
-    assert played.maker.optimizer is scheduled("adam", 5e-4, 7, "cosine", *rest)
+    assert attack.learner.optimizer is scheduled("sgd", 0.1, 35, "cosine", *rest)
+    assert attack.maker.optimizer is scheduled("adam", 5e-4, 7, "cosine", *rest)
 
 
 def test_channels_behind_the_normalisation_and_where_they_leave_the_box():
     clone = Classifier.create(MLP(3, (4,)), jax.random.key(1), (8, 8, 3))
     values = Preprocessing(mean=(0.3, 0.5, 0.6), std=(0.1, 0.2, 0.3))
     x = jax.random.normal(KEY, (2, 8, 8, 3))
-    found = game(clone.replace(preprocessing=values), post_transform=True).maker.shown(x)
+    found = attack_on(clone.replace(preprocessing=values), post_transform=True).maker.shown(x)
     np.testing.assert_allclose(found, np.array(values.mean) + np.array(values.std) * np.tanh(x), atol=1e-6)
     for mean, std in ((0.5, 0.5), (0.25, 0.25), (0.75, 0.25)):
-        game(clone.replace(preprocessing=Preprocessing(mean=(mean,), std=(std,))), post_transform=True)
+        attack_on(clone.replace(preprocessing=Preprocessing(mean=(mean,), std=(std,))), post_transform=True)
     for mean, std in ((0.25, 0.26), (0.75, 0.26)):
         with pytest.raises(InputError, match="leave the box"):
-            game(clone.replace(preprocessing=Preprocessing(mean=(mean,), std=(std,))), post_transform=True)
+            attack_on(clone.replace(preprocessing=Preprocessing(mean=(mean,), std=(std,))), post_transform=True)
 
 
 def test_classes_are_compared_where_they_are_known(classifier):
     generator = DFMEGenerator((8, 8, 1), 2, 4)
-    assert Game.between(classifier(1), generator, SETTINGS, Reveal(), 3).num_classes == 3
+    assert GenerativeAttack.between(classifier(1), SETTINGS, Reveal(), 3, generator).num_classes == 3
     with pytest.raises(InputError, match="the victim answers 4 classes and the clone has 3"):
-        Game.between(classifier(1), generator, SETTINGS, Reveal(), 4)
+        GenerativeAttack.between(classifier(1), SETTINGS, Reveal(), 4, generator)
 
 
 def test_batches_are_normalised_by_themselves_and_statistics_move(classifier):
-    played = game(classifier(1))
-    made = played.maker.new(KEY).variables
+    attack = attack_on(classifier(1))
+    made = attack.maker.new(KEY).variables
     z = jax.random.normal(KEY, (2, 5, 4))
-    rows = played.maker.batches(made, z)
+    rows = attack.maker.batches(made, z)
     for batch in range(2):
-        x, updated = played.generator.apply(
+        x, updated = attack.generator.apply(
             made, z[batch], train=True, mutable=["batch_stats"], method="pre_activation"
         )
-        np.testing.assert_allclose(rows[batch], played.maker.shown(x), atol=1e-5)
-        found, kept = played.maker.pre_activations(made, z[batch])
+        np.testing.assert_allclose(rows[batch], attack.maker.shown(x), atol=1e-5)
+        found, kept = attack.maker.pre_activations(made, z[batch])
         np.testing.assert_allclose(found, x, atol=1e-5)
         for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(updated), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
-    other = played.maker.batches(made, z.at[0, 1].add(1))
+    other = attack.maker.batches(made, z.at[0, 1].add(1))
     assert np.abs(other[0, 0] - rows[0, 0]).max() > 1e-4, "the batch's own statistics"
 
 
 def test_the_clone_learns_batch_after_batch_in_training_mode(classifier):
-    played = game(classifier(1, batch_norm=True), loss="kl", clone_optimizer="sgd", momentum=0.0, weight_decay=0.0)
-    clone = played.learner.new(KEY)
+    attack = attack_on(classifier(1, batch_norm=True), loss="kl", clone_optimizer="sgd", momentum=0.0, weight_decay=0.0)
+    clone = attack.learner.new(KEY)
     rows = jax.random.uniform(KEY, (2, 6, 8, 8, 1))
     targets = jax.nn.softmax(jax.random.normal(KEY, (2, 6, 3)))
-    found, loss = played.learn(KEY, clone, rows, targets)
+    found, loss = attack.learn(KEY, clone, rows, targets)
     expected, losses = clone.variables, []
     for batch in range(2):
 
         def of_batch(params, expected=expected, batch=batch):
-            logits, updated = played.module.apply(
+            logits, updated = attack.module.apply(
                 {**expected, "params": params}, rows[batch], train=True, mutable=["batch_stats"]
             )
             p = targets[batch]
@@ -313,23 +316,23 @@ def test_the_clone_learns_batch_after_batch_in_training_mode(classifier):
 
 
 def test_the_ring_holds_what_the_loss_needs(classifier):
-    assert game(classifier(1)).new_replay() is None
+    assert attack_on(classifier(1)).new_replay() is None
     sizes = {"replay_batches": 2, "batch_size": 4, "clone_batches": 1, "replay_capacity": 8}
-    soft, hard = (game(classifier(1), loss=name, **sizes).new_replay() for name in ("kl", "cross_entropy"))
+    soft, hard = (attack_on(classifier(1), loss=name, **sizes).new_replay() for name in ("kl", "cross_entropy"))
     assert soft.images.shape == (8, 8, 8, 1)
     assert (soft.targets.shape, hard.targets.shape) == ((8, 3), (8,))
 
 
 def test_old_answers_are_learnt_again(classifier):
     sizes = {"replay_batches": 2, "batch_size": 4, "clone_batches": 1, "replay_capacity": 8}
-    played = game(classifier(1), loss="cross_entropy", **sizes)
-    clone, rows, labels = played.learner.new(KEY), jax.random.uniform(KEY, (4, 8, 8, 1)), jnp.array([0, 1, 2, 1])
-    found, ring, metrics = played.replay_steps(KEY, clone, played.new_replay(), rows, labels)
+    attack = attack_on(classifier(1), loss="cross_entropy", **sizes)
+    clone, rows, labels = attack.learner.new(KEY), jax.random.uniform(KEY, (4, 8, 8, 1)), jnp.array([0, 1, 2, 1])
+    found, ring, metrics = attack.replay_steps(KEY, clone, attack.new_replay(), rows, labels)
     choose_key, learn_key = jax.random.split(KEY)
-    written = remember(played.new_replay(), rows, labels)
-    expected, loss = played.learn(learn_key, clone, *recall(choose_key, written, (2, 4)))
+    written = remember(attack.new_replay(), rows, labels)
+    expected, loss = attack.learn(learn_key, clone, *recall(choose_key, written, (2, 4)))
     np.testing.assert_array_equal(ring.targets, written.targets)
     assert metrics["replay_loss"] == pytest.approx(float(loss), rel=1e-5)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    assert played.replay_steps(KEY, clone, None, rows, labels) == (clone, None, {})
+    assert attack.replay_steps(KEY, clone, None, rows, labels) == (clone, None, {})

@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from dfke_jax import core
 from dfke_jax.data.augment import affine, compose, flip, gaussian_noise, identity
-from dfke_jax.extraction import CloneTraining, PoolSettings, copycat, heavy_augmentation
+from dfke_jax.extraction import CloneTraining, PoolAttackSettings, copycat, heavy_augmentation
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.oracle import Reveal
@@ -16,7 +16,7 @@ from dfke_jax.oracle import Reveal
 KEY = jax.random.key(71)
 POOL = jax.random.uniform(KEY, (12, 6, 6, 1))
 NET = Classifier.create(MLP(3, (8,)), jax.random.key(0), (6, 6, 1))
-SETTINGS = PoolSettings(12, 4, 0.0, CloneTraining(steps=6, batch_size=4, decay_at=()))
+SETTINGS = PoolAttackSettings(12, 4, 0.0, CloneTraining(steps=6, batch_size=4, decay_at=()))
 
 
 def probabilities(victim, rows):
@@ -76,7 +76,7 @@ def test_the_augmentation_is_what_its_description_says():
     """15 degrees, 0.85 to 1.15, a fourteenth of the width (not of the height), noise of up to 0.05."""
     net = Classifier.create(MLP(3, (8,)), jax.random.key(0), (6, 28, 1))
     images = jax.random.uniform(KEY, (12, 6, 28, 1))
-    used = copycat(net, images, Reveal(), SETTINGS).tell.args[2]
+    used = copycat(net, images, Reveal(), SETTINGS).tell.args[0].augment
     said = compose(affine(np.pi / 12, (0.85, 1.15), 2.0), gaussian_noise(0.05))
     np.testing.assert_allclose(used(KEY, images), said(KEY, images), atol=1e-6)
 

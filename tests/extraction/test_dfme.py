@@ -10,7 +10,6 @@ import pytest
 from dfke_jax import core
 from dfke_jax.core.errors import InputError
 from dfke_jax.extraction import SMALL_DFME, DFMESettings, MAZESettings, clone_of, dfme, maze, steps_for
-from dfke_jax.extraction.dfme import draws
 from dfke_jax.oracle import Reveal
 
 KEY = jax.random.key(61)
@@ -32,7 +31,7 @@ def to_the_kink(game, state, key):
     names = ("conv1_norm", "conv2_norm")
     _, kept = game.generator.apply(
         state.generator.variables,
-        draws(game, key).generator_z,
+        game.draws(key).generator_z,
         train=True,
         mutable=["batch_stats", "intermediates"],
         capture_intermediates=lambda module, _: module.name in names,
@@ -56,7 +55,7 @@ def test_the_same_on_one_and_on_four_devices(classifier, oracles, four):
     state = jax.jit(method.init)(CLEAR)
     for i in range(2):
         key = jax.random.fold_in(CLEAR, i)
-        assert to_the_kink(attack.init.args[0].value, state, key) > 2e-5
+        assert to_the_kink(attack.init.args[0], state, key) > 2e-5
         alone, _ = jax.jit(method.step)(key, state)
         with jax.set_mesh(mesh):
             spread = core.replicate((method, key, state), mesh)
@@ -72,7 +71,7 @@ def test_two_iterations_are_those_of_the_published_loop(classifier, oracles):
     victim, start = classifier(0), classifier(1)
     oracle = oracles["probabilities"](victim)
     attack = dfme(start, EXACT)
-    game = attack.init.args[0].value
+    game = attack.init.args[0]
     method = core.against(attack, oracle)
     state = first = jax.jit(method.init)(KEY)
     step = jax.jit(method.step)
@@ -105,7 +104,7 @@ def test_two_iterations_are_those_of_the_published_loop(classifier, oracles):
     clone_momentum, generator_momentum = (jax.tree.map(jnp.zeros_like, tree) for tree in (clone, generator))
     image = jax.jit(images)
     for i in range(2):
-        drawn = draws(game, jax.random.fold_in(KEY, i))
+        drawn = game.draws(jax.random.fold_in(KEY, i))
         losses = []
         for z in drawn.clone_z:
             clone, clone_momentum, loss = clone_update(clone, clone_momentum, image(generator, stats, z))

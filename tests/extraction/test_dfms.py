@@ -16,7 +16,7 @@ from dfke_jax.extraction import (
     Adversaries,
     CloneTraining,
     DFMSSettings,
-    PoolSettings,
+    PoolAttackSettings,
     adversarial_pretraining,
     dfms,
     diversity_tuning,
@@ -47,7 +47,7 @@ def pool(begun):
 @pytest.fixture(scope="module")
 def first(classifier, oracles, pool):
     """The clone of stage 1."""
-    settings = PoolSettings(
+    settings = PoolAttackSettings(
         budget=40,
         rows_per_step=20,
         clone=CloneTraining(steps=60, batch_size=16, optimizer="adam", learning_rate=1e-2, decay_at=()),

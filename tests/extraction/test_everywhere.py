@@ -8,7 +8,7 @@ import pytest
 
 from dfke_jax import core, data
 from dfke_jax.core.errors import BudgetError
-from dfke_jax.extraction import CloneTraining, DFMESettings, PoolSettings, clone_of, dfme, knockoff
+from dfke_jax.extraction import CloneTraining, DFMESettings, PoolAttackSettings, clone_of, dfme, knockoff
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.oracle import Ledger, Metered, RemoteVictim, Reveal, background, check_spent, create_app, oracle_for
@@ -47,7 +47,7 @@ def victim(digits):
     network = Classifier.create(MLP(10, (32,)), jax.random.key(1), digits.shape)
     truth = np.eye(10, dtype=np.float32)[digits.train.labels]
     rows = {image.tobytes(): label for image, label in zip(digits.train.images, truth, strict=True)}
-    learn = PoolSettings(1400, 1400, 0.0, CloneTraining(600, 32, "adam", 3e-3, decay_at=()))
+    learn = PoolAttackSettings(1400, 1400, 0.0, CloneTraining(600, 32, "adam", 3e-3, decay_at=()))
     attack = knockoff(network, digits.train.images, Reveal(), learn)
     answers = lambda asked: np.stack([rows[row.tobytes()] for row in asked])
     return clone_of(network, core.run(core.against(attack, answers, host=True), KEY, 1).state)
@@ -59,7 +59,7 @@ def attacks(digits):
     clone = Classifier.create(MLP(10, (24,)), jax.random.key(0), digits.shape)
     pool = jax.random.uniform(jax.random.key(2), (500, *digits.shape))
     return clone, {
-        "knockoff": (knockoff(clone, pool, Reveal(), PoolSettings(400, 100, 0.0, LEARN)), 4, 400),
+        "knockoff": (knockoff(clone, pool, Reveal(), PoolAttackSettings(400, 100, 0.0, LEARN)), 4, 400),
         "dfme": (dfme(clone, GAME), 6, 6 * 16 * (3 + 1 + 1)),
     }
 

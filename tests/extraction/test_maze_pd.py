@@ -11,7 +11,6 @@ from dfke_jax import core
 from dfke_jax.core.errors import InputError
 from dfke_jax.extraction import MAZEPDSettings, MAZESettings, maze, maze_pd
 from dfke_jax.extraction.common import scheduled
-from dfke_jax.extraction.dfme import draws
 from dfke_jax.extraction.maze_pd import critic_step
 from dfke_jax.nn.classifier import Preprocessing
 from dfke_jax.nn.discriminators import between, gradient_penalty
@@ -101,7 +100,7 @@ def test_the_critics_part_of_the_generators_step_is_exact(classifier):
     """Victim and clone are constant, so that differences vanish and α·D(G(z)) alone moves the generator."""
     settings = dataclasses.replace(SMALL, critic_weight=2.0, generator_rate=50.0, weight_decay=0.0, clone_rate=1e-30)
     attack = maze_pd(classifier(1), SEEDS, ANSWERS, settings)
-    game = attack.init.args[0].value
+    game = attack.init.args[0]
     state = jax.jit(attack.init)(KEY)
     state = state._replace(clone=jax.tree.map(jnp.zeros_like, state.clone))
     _, rows = jax.jit(attack.ask)(KEY, state)
@@ -110,7 +109,7 @@ def test_the_critics_part_of_the_generators_step_is_exact(classifier):
 
     @jax.jit
     def gain(params):
-        x, _ = game.maker.pre_activations({**state.generator.variables, "params": params}, draws(game, KEY).generator_z)
+        x, _ = game.maker.pre_activations({**state.generator.variables, "params": params}, game.draws(KEY).generator_z)
         return 2.0 * jnp.mean(settings.critic.apply(after.critic.variables, game.maker.shown(x)))
 
     before = state.generator.variables["params"]

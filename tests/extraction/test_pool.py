@@ -18,7 +18,7 @@ from dfke_jax.extraction import (
     CloneTraining,
     DissectorSettings,
     JacobianSettings,
-    PoolSettings,
+    PoolAttackSettings,
     active_thief,
     adaptive_knockoff,
     copycat,
@@ -30,14 +30,14 @@ from dfke_jax.extraction import (
 from dfke_jax.extraction.pool import (
     _flattened,
     agreement_with,
-    foreseen,
+    empty_table,
     in_batches,
     label,
     new_clone,
-    nothing_labelled,
+    prequential,
     read_targets,
-    suited,
     train_clone,
+    without_temperature,
 )
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
@@ -70,7 +70,7 @@ def thief(selector, reveal=SOFT):
     return active_thief(network(0), POOL, reveal, settings)
 
 
-POOL_SETTINGS = PoolSettings(12, 4, 0.25, TINY)
+POOL_SETTINGS = PoolAttackSettings(12, 4, 0.25, TINY)
 BANDIT = BanditSettings(12, 4, 0.0, TINY, window=5, learner_steps=2)
 ATTACKS = {
     "random": lambda reveal: random_attack(network(0), POOL, reveal, POOL_SETTINGS, train_every=1),
@@ -172,7 +172,7 @@ def test_every_kind_of_answer_is_learnt_from(reveal):
 
 
 def test_random_order_covers_the_pool_without_repetition():
-    settings = PoolSettings(24, 4, 0.25, TINY)
+    settings = PoolAttackSettings(24, 4, 0.25, TINY)
     run = core.run(core.against(random_attack(network(0), POOL, SOFT, settings), oracle(SOFT)), KEY, 6)
     learnt, held = run.state.labelled
     assert (int(learnt.filled), int(held.filled)) == (18, 6)
@@ -200,8 +200,8 @@ def test_knockoff_trains_when_the_budget_is_spent_and_not_before():
 
 
 def test_labels_fill_the_tables_from_the_front():
-    settings = PoolSettings(10, 5, 0.4, TINY)
-    labelled = nothing_labelled(settings, 3)
+    settings = PoolAttackSettings(10, 5, 0.4, TINY)
+    labelled = empty_table(settings, 3)
     targets = jax.nn.softmax(jax.random.normal(KEY, (10, 3)))
     for step in range(2):
         rows = jnp.arange(5) + 5 * step
@@ -303,11 +303,11 @@ def test_settings_and_pools_that_do_not_fit():
     with pytest.raises(UnknownNameError, match="adm"):
         CloneTraining(optimizer="adm")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="multiple of rows_per_step"):
-        PoolSettings(10, 4)
+        PoolAttackSettings(10, 4)
     with pytest.raises(InputError, match="leave rows"):
-        PoolSettings(10, 2, 0.9)
+        PoolAttackSettings(10, 2, 0.9)
     with pytest.raises(InputError, match="as many images, got 24"):
-        knockoff(network(0), POOL, SOFT, PoolSettings(28, 4))
+        knockoff(network(0), POOL, SOFT, PoolAttackSettings(28, 4))
     with pytest.raises(InputError, match="4×4×1"):
         knockoff(network(0), POOL[:, :3], SOFT, POOL_SETTINGS)
     with pytest.raises(InputError, match="uint8 or floating, got int32"):
@@ -361,12 +361,16 @@ def test_vmap_over_keys_equals_single_runs(name):
 
 
 def test_budgets_are_paid_in_whole_steps():
-    assert PoolSettings(12, 4).with_budget(30) == PoolSettings(28, 4)
+    assert PoolAttackSettings(12, 4).with_budget(30) == PoolAttackSettings(28, 4)
     thief = ActiveThiefSettings(20, 2).with_budget(57)
     assert (thief.rounds, thief.rows_per_step, thief.budget) == (10, 5, 50)
     seeds = JacobianSettings(7, 3).with_budget(100)
     assert (seeds.rows_per_step, seeds.rounds, seeds.budget) == (12, 8, 96)
-    for settings, least in ((PoolSettings(12, 4), 4), (ActiveThiefSettings(20, 2), 10), (JacobianSettings(7, 3), 8)):
+    for settings, least in (
+        (PoolAttackSettings(12, 4), 4),
+        (ActiveThiefSettings(20, 2), 10),
+        (JacobianSettings(7, 3), 8),
+    ):
         assert settings.with_budget(least).budget == least
         with pytest.raises(InputError, match="does not pay for one iteration"):
             settings.with_budget(least - 1)
@@ -385,8 +389,8 @@ def test_the_flattened_loss_is_distillation_at_its_temperature():
 
 def test_labels_are_learnt_without_temperature():
     warm = dataclasses.replace(POOL_SETTINGS, clone=dataclasses.replace(TINY, temperature=5.0))
-    assert suited(warm, SOFT) is warm
-    assert suited(warm, Reveal("label")) == suited(warm, SOFT, hard=True) == POOL_SETTINGS
+    assert without_temperature(warm, SOFT) is warm
+    assert without_temperature(warm, Reveal("label")) == without_temperature(warm, SOFT, hard=True) == POOL_SETTINGS
     with pytest.raises(InputError, match="temperature"):
         CloneTraining(temperature=0.5)
 
@@ -408,7 +412,7 @@ def test_rounds_before_the_last_may_be_shorter():
 @pytest.mark.parametrize(("every", "expected"), [(1, {1, 2, 3, 4, 5}), (2, {2, 4, 5}), (3, {3, 5}), (None, {5})])
 def test_a_random_attack_trains_when_it_is_due(every, expected):
     """After every so many steps, and in any case when the budget is spent."""
-    settings = PoolSettings(20, 4, 0.25, TINY)
+    settings = PoolAttackSettings(20, 4, 0.25, TINY)
     method = core.against(random_attack(network(0), POOL, SOFT, settings, train_every=every), oracle(SOFT))
     state, trained_at = jax.jit(method.init)(KEY), set()
     step = jax.jit(method.step)
@@ -441,9 +445,9 @@ def test_the_ends_of_what_trainings_and_pools_accept():
     ):
         with pytest.raises(InputError, match=message):
             dataclasses.replace(CloneTraining(), **changes)
-    assert PoolSettings(1, 1).held_per_step == 0
-    assert PoolSettings(8, 4, 0.75).held_per_step == 3
-    assert PoolSettings(8, 4, 0.125).held_per_step == 0
+    assert PoolAttackSettings(1, 1).held_per_step == 0
+    assert PoolAttackSettings(8, 4, 0.75).held_per_step == 3
+    assert PoolAttackSettings(8, 4, 0.125).held_per_step == 0
     for arguments, message in (
         ((0, 1), "positive multiple"),
         ((4, 0), "positive multiple"),
@@ -452,8 +456,8 @@ def test_the_ends_of_what_trainings_and_pools_accept():
         ((8, 4, 0.9), "leave rows"),
     ):
         with pytest.raises(InputError, match=message):
-            PoolSettings(*arguments)
-    knockoff(network(0), POOL, SOFT, PoolSettings(24, 4, 0.0, TINY))  # as many rows as the pool has
+            PoolAttackSettings(*arguments)
+    knockoff(network(0), POOL, SOFT, PoolAttackSettings(24, 4, 0.0, TINY))  # as many rows as the pool has
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -503,6 +507,6 @@ def test_what_a_clone_foresees():
     targets = np.random.default_rng(2).dirichlet(np.ones(3), 6).astype(np.float32)
     logits = rows.reshape(6, 4)[:, :3].astype(np.float64)
     log_q = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    found = foreseen(linear, jnp.asarray(rows), jnp.asarray(targets))
+    found = prequential(linear, jnp.asarray(rows), jnp.asarray(targets))
     assert found["loss"] == pytest.approx(-(targets * log_q).sum(1).mean(), rel=1e-5)
     assert found["agreement"] == pytest.approx((logits.argmax(1) == targets.argmax(1)).mean())

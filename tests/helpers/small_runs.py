@@ -19,7 +19,9 @@ TINY = {
     "distillation_batch": 16,
 }
 """Of these every recipe takes those that it has."""
-_NOT_A_USE = ("dataclasses", "dfke_jax.core.checkpoint", "dfke_jax.experiments.bench.settings")
+_NOT_A_USE = (
+    "dataclasses", "dfke_jax.core.checkpoint", "dfke_jax.core.checks", "dfke_jax.experiments.bench.settings",
+)  # fmt: skip
 _NOR_IN = ("__eq__", "__hash__", "__repr__", "__post_init__")
 
 

@@ -942,7 +942,7 @@ def test_formulas_against_loops_and_printed_figures():
     assert rows_per_step("equation_solving", features=64) == 65
     assert rows_per_step("equation_solving", features=64, extra=5) == 70
     assert rows_per_step("retraining", features=64, classes=10, factor=100) == 65_000
-    for name in ("dfms", "disguide", "dual_students", "ideal"):
+    for name in ("dfms", "disguide", "dual_students"):
         assert rows_per_step(name, batch=64, clone_steps=3) == 192
     for sizes in ((3, 2, 1, 4), (5, 1, 10, 5), (2, 0, 3, 1)):
         names = ("batch", "generator_steps", "directions", "clone_steps")
@@ -955,9 +955,9 @@ def test_formulas_say_what_they_lack():
     with pytest.raises(DfkeError, match="unknown attack 'dfmee'; nearest: dfme"):
         rows_per_step("dfmee", batch=1)
     with pytest.raises(InputError, match="missing: clone_steps, unknown: steps"):
-        rows_per_step("ideal", batch=1, steps=2)
+        rows_per_step("dfms", batch=1, steps=2)
     with pytest.raises(InputError, match="at least 0"):
-        rows_per_step("ideal", batch=-1, clone_steps=2)
+        rows_per_step("dfms", batch=-1, clone_steps=2)
 
 
 def test_phases_are_counted_by_name_and_in_the_file(tmp_path):

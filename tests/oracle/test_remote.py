@@ -138,7 +138,7 @@ def test_the_package_imports_without_the_extra():
             try:
                 use()
             except ValueError as error:
-                assert "pip install 'dfke-jax[serve]'" in str(error)
+                assert 'pip install -e ".[serve]"' in str(error)
             else:
                 raise AssertionError
         """

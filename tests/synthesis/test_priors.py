@@ -8,7 +8,7 @@ import scipy.integrate
 import scipy.stats
 
 from dfke_jax.core import UnknownNameError
-from dfke_jax.nn.classifier import Moments
+from dfke_jax.nn.observation import Moments
 from dfke_jax.synthesis import l2, l2_norm, normalisation_statistics, total_variation, total_variation_l2
 
 RNG = np.random.default_rng(1)

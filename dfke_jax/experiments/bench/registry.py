@@ -56,7 +56,7 @@ class Recipe:
 
     def settings(self, dataset: str | None = None, **changes: Any) -> Any:
         """The configuration for a data set: defaults, then its preset, then `changes`."""
-        dataset = str(dataset or self.config().dataset)
+        dataset = str(dataset or self.config.dataset)
         return self.config(**{"dataset": dataset, **self.presets.get(dataset, {}), **changes})
 
 

@@ -4,13 +4,12 @@ import dataclasses
 import functools
 from typing import Literal
 
-import jax
-
 from dfke_jax import data
+from dfke_jax.core.checks import refuse_nan
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Augmentation
 from dfke_jax.nn import registry
-from dfke_jax.nn.classifier import Classifier, Preprocessing
+from dfke_jax.nn.named import network
 from dfke_jax.nn.precision import Precision, compute_precision
 
 
@@ -42,6 +41,7 @@ class Settings:
     """What networks compute in; bfloat16 is for GPUs and TPUs. Parameters and losses are float32 either way."""
 
     def __post_init__(self):
+        refuse_nan(self)
         _at_least_one(self, "seeds", "teacher_steps", "teacher_batch")
         if self.teacher_learning_rate <= 0:
             raise InputError("learning rates must be positive")
@@ -181,23 +181,6 @@ def augmentation(name: str) -> Augmentation | None:
     if name not in table:
         raise UnknownNameError("augmentation", name, table)
     return table[name]()
-
-
-@functools.lru_cache(maxsize=64)
-def network(name: str, num_classes: int, shape: tuple[int, int, int], fit: str = "pad") -> Classifier:
-    """A network by name for images of a shape, with the preprocessing that brings them to its size.
-
-    The variables are placeholders; training draws its own. The same arguments give the same value, made once.
-
-    Raises:
-      UnknownNameError: for a name that is not registered.
-      InputError: where the network cannot take the images.
-    """
-    size = registry.describe(name).input_size
-    if size is not None and fit == "pad" and max(shape[0] / size[0], shape[1] / size[1]) > 1:
-        fit = "bilinear"
-    preprocessing = Preprocessing(size=size if size != shape[:2] else None, fit=fit)  # type: ignore[arg-type]
-    return Classifier.create(registry.build(name, num_classes), jax.random.key(0), shape, preprocessing)
 
 
 __all__ = [

@@ -15,7 +15,7 @@ from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.distillation.anchors import REAL_DATA
-from dfke_jax.experiments.distillation.syntheses import Synthesis, measure_syntheses, synthesis_arms
+from dfke_jax.experiments.distillation.syntheses import SynthesisRecipe, measure_syntheses, synthesis_arms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ def prepare(bench: Workbench) -> None:
         raise InputError(f"synthesis_batch must be a multiple of the {classes} classes, got {batch}")
 
 
-def methods(config: ActivationRecordSettings) -> list[Synthesis]:
+def methods(config: ActivationRecordSettings) -> list[SynthesisRecipe]:
     """Records of the top layer and of all layers, which start from the same images and share a control."""
     return [
         _method(config, "top", "top_layer", "Activation records, top layer", "control"),
@@ -43,7 +43,9 @@ def methods(config: ActivationRecordSettings) -> list[Synthesis]:
     ]
 
 
-def _method(config: ActivationRecordSettings, layers: str, name: str, label: str, control: str | None) -> Synthesis:
+def _method(
+    config: ActivationRecordSettings, layers: str, name: str, label: str, control: str | None
+) -> SynthesisRecipe:
     settings = dataclasses.replace(config.synthesis, layers=layers)
 
     @functools.cache  # one for the method and its control
@@ -60,7 +62,7 @@ def _method(config: ActivationRecordSettings, layers: str, name: str, label: str
         size = config.samples, config.synthesis_batch
         return from_records(run.teacher, records(run), settings, *size, control=control)
 
-    return Synthesis(name, label, make, settings.steps, control=control, draws_as="records", used=used)
+    return SynthesisRecipe(name, label, make, settings.steps, control=control, draws_as="records", used=used)
 
 
 def measure(run: Run[ActivationRecordSettings]) -> None:

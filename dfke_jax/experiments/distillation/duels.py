@@ -99,7 +99,7 @@ class DFQRecipeSettings(DuelRecipeSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class Duel:
+class DuelRecipe:
     """A method of this kind: its arms' name, the method itself, and what an iteration costs."""
 
     name: str
@@ -140,8 +140,12 @@ def _look(run: Run, name: str, state: DuelState, settings: DuelSettings) -> floa
     return histogram_entropy(np.asarray(jax.nn.softmax(logits)).mean(0), normalised=True)
 
 
-DAFL, DFAD, ZSKT = Duel("dafl", dafl, dafl_cost), Duel("dfad", dfad, dfad_cost), Duel("zskt", zskt, zskt_cost)
-DFQ = Duel("dfq", dfq, dfq_cost)
+DAFL, DFAD, ZSKT = (
+    DuelRecipe("dafl", dafl, dafl_cost),
+    DuelRecipe("dfad", dfad, dfad_cost),
+    DuelRecipe("zskt", zskt, zskt_cost),
+)
+DFQ = DuelRecipe("dfq", dfq, dfq_cost)
 WIDE_RESNETS = {
     "teacher": "wrn_40_2",
     "student": "wrn_16_1",
@@ -238,7 +242,7 @@ __all__ = [
     "DAFLRecipeSettings",
     "DFADRecipeSettings",
     "DFQRecipeSettings",
-    "Duel",
+    "DuelRecipe",
     "DuelRecipeSettings",
     "ZSKTRecipeSettings",
 ]

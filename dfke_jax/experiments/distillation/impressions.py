@@ -11,7 +11,7 @@ from dfke_jax.experiments.bench.result import Published
 from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings, augmentation
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, keep_similarity
-from dfke_jax.experiments.distillation.syntheses import Synthesis, measure_syntheses, synthesis_arms
+from dfke_jax.experiments.distillation.syntheses import SynthesisRecipe, measure_syntheses, synthesis_arms
 
 _PRIOR = ImpressionSettings(
     steps=200, start="smooth", start_mean=(0.0, 1.0), start_sd=(0.0, 1.0), total_variation=(0.002, 0.032)
@@ -36,13 +36,13 @@ class DataImpressionSettings(PoolSettings):
             augmentation(name)
 
 
-def _data_impressions(config: DataImpressionSettings) -> list[Synthesis]:
+def _data_impressions(config: DataImpressionSettings) -> list[SynthesisRecipe]:
     def make(run: Run, control: bool) -> Method:
         return data_impressions(run.teacher, config.synthesis, config.samples, config.synthesis_batch, control=control)
 
     others = config.other_augmentations
     steps = config.synthesis.steps
-    return [Synthesis("data_impressions", "Data impressions", make, steps, augmentations=others)]
+    return [SynthesisRecipe("data_impressions", "Data impressions", make, steps, augmentations=others)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +53,14 @@ class ClassImpressionRecipeSettings(PoolSettings):
     """How the impressions are made."""
 
 
-def _class_impressions(config: ClassImpressionRecipeSettings) -> list[Synthesis]:
+def _class_impressions(config: ClassImpressionRecipeSettings) -> list[SynthesisRecipe]:
     def make(run: Run, control: bool) -> Method:
         return class_impressions(run.teacher, config.synthesis, config.samples, config.synthesis_batch, control=control)
 
-    return [Synthesis("class_impressions", "Class impressions", make, config.synthesis.steps)]
+    return [SynthesisRecipe("class_impressions", "Class impressions", make, config.synthesis.steps)]
 
 
-def _measure(run: Run, methods: list[Synthesis]) -> None:
+def _measure(run: Run, methods: list[SynthesisRecipe]) -> None:
     """Anchors, noise, a method and its control; and the similarity of classes, which targets are drawn by."""
     measure_syntheses(run, methods)
     keep_similarity(run)

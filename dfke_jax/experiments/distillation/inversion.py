@@ -10,7 +10,7 @@ from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings, augmentation
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, keep_similarity
-from dfke_jax.experiments.distillation.syntheses import Synthesis, measure_syntheses, synthesis_arms
+from dfke_jax.experiments.distillation.syntheses import SynthesisRecipe, measure_syntheses, synthesis_arms
 from dfke_jax.nn.registry import describe
 
 ARMS = {
@@ -51,7 +51,7 @@ class InversionRecipeSettings(PoolSettings):
             )
 
 
-def methods(config: InversionRecipeSettings) -> list[Synthesis]:
+def methods(config: InversionRecipeSettings) -> list[SynthesisRecipe]:
     """The methods, which start from the same images and share one control."""
     size = config.samples, config.synthesis_batch
 
@@ -73,7 +73,7 @@ def methods(config: InversionRecipeSettings) -> list[Synthesis]:
     makers = dict(zip(ARMS, (dream, invert, adapt), strict=True))
     answered = {"adaptive_deep_inversion": lambda run: {"other_rows": opponent_rows(config)}}
     return [
-        Synthesis(
+        SynthesisRecipe(
             name,
             ARMS[name],
             makers[name],

@@ -20,7 +20,7 @@ from dfke_jax.synthesis.pool import Pool
 
 
 @dataclasses.dataclass(frozen=True)
-class Synthesis:
+class SynthesisRecipe:
     """A method and its matched control: the same start images, labelling, augmentation and distillation, no synthesis.
 
     Attributes:
@@ -74,13 +74,13 @@ class Synthesis:
                 run.record(arm, distil(run, arm, pool.images, other), budget=budget)
 
 
-def synthesis_arms(config: PoolSettings, methods: Sequence[Synthesis]) -> list[Arm]:
+def synthesis_arms(config: PoolSettings, methods: Sequence[SynthesisRecipe]) -> list[Arm]:
     """Teacher, distillation with real data and, if wanted, uniform noise; then the methods and their controls."""
     noise = [Arm("noise", "Uniform noise", "baseline")] if config.baselines else []
     return [*anchor_arms(config), *noise, *(arm for method in methods for arm in method.arms())]
 
 
-def measure_syntheses(run: Run[Any], methods: Sequence[Synthesis]) -> None:
+def measure_syntheses(run: Run[Any], methods: Sequence[SynthesisRecipe]) -> None:
     """All arms of `synthesis_arms`, of one seed."""
     measure_anchors(run)
     if run.config.baselines:  # the baseline without any idea: independent pixels, answered by the teacher
@@ -103,4 +103,4 @@ def pool_metrics(pool: Pool, teacher: Classifier) -> dict[str, float]:
     return {"class_entropy": entropy, "label_agreement": 100 * float((predicted == np.asarray(pool.labels)).mean())}
 
 
-__all__ = ["Synthesis", "measure_syntheses", "pool_metrics", "synthesis_arms"]
+__all__ = ["SynthesisRecipe", "measure_syntheses", "pool_metrics", "synthesis_arms"]

@@ -10,7 +10,7 @@ import numpy as np
 from dfke_jax import data
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array
-from dfke_jax.distillation.transfer_sets import balanced, fitted, unbalanced
+from dfke_jax.distillation.transfer_sets import balanced, unbalanced
 from dfke_jax.experiments.bench import budgets
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
@@ -25,6 +25,7 @@ from dfke_jax.experiments.distillation.anchors import (
     keep_similarity,
     measure_anchors,
 )
+from dfke_jax.synthesis.fitting import fitted
 from dfke_jax.synthesis.starts import gaussian_noise, smooth_noise, uniform_noise
 
 

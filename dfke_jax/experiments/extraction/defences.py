@@ -34,7 +34,7 @@ from dfke_jax.extraction import (
     SMALL_DISGUIDE,
     DFMESettings,
     DisagreementSettings,
-    PoolSettings,
+    PoolAttackSettings,
 )
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.training import optimiser, trained, training
@@ -75,7 +75,9 @@ class DefenceSettings(CloneSettings):
     """Data set whose training images Knockoff asks, or shapes for pictures of random shapes."""
     misinformation_steps: int = 500
     """Training steps of the model that gives wrong answers, for adaptive misinformation."""
-    knockoff: PoolSettings = PoolSettings(rows_per_step=1000, clone=dataclasses.replace(SMALL_CLONE, steps=1000))
+    knockoff: PoolAttackSettings = PoolAttackSettings(
+        rows_per_step=1000, clone=dataclasses.replace(SMALL_CLONE, steps=1000)
+    )
     """How Knockoff runs."""
     dfme: DFMESettings = SMALL_DFME
     """How DFME runs."""
@@ -227,7 +229,7 @@ register(
             "digits": {
                 **DIGITS,
                 "budget": 1_000,
-                "knockoff": PoolSettings(rows_per_step=100, clone=dataclasses.replace(SMALL_CLONE, steps=1000)),
+                "knockoff": PoolAttackSettings(rows_per_step=100, clone=dataclasses.replace(SMALL_CLONE, steps=1000)),
             },
             "mnist": {"pool_dataset": "digits", "seeds": 2},
             "fashion_mnist": {"pool_dataset": "mnist"},

@@ -40,7 +40,7 @@ from dfke_jax.extraction import (
     GenerativeSettings,
     MAZESettings,
     MEGEXSettings,
-    PoolSettings,
+    PoolAttackSettings,
     adversarial_pretraining,
     dfme,
     dfms,
@@ -153,10 +153,10 @@ class DFMSRecipeSettings(EndpointSettings):
             self.attack.with_budget(self.budgets[0] - self.first_rows)
 
     @property
-    def first(self) -> PoolSettings:
+    def first(self) -> PoolAttackSettings:
         """How stage 1 runs."""
         step = math.gcd(self.first_rows, 1000)
-        return PoolSettings(self.first_rows, rows_per_step=step, clone=self.first_clone)
+        return PoolAttackSettings(self.first_rows, rows_per_step=step, clone=self.first_clone)
 
 
 def _pictures(generator: type[DFMEGenerator] | type[DCGANGenerator], run: AttackRun, state: Any, learnt: Any) -> Array:
@@ -166,20 +166,13 @@ def _pictures(generator: type[DFMEGenerator] | type[DCGANGenerator], run: Attack
     return jax.jit(made.apply)(state.generator.variables, z)  # pyright: ignore[reportReturnType]
 
 
-def _dfme(run: AttackRun) -> Attack:
-    return dfme(run.clone, run.settings, run.answers, run.bench.dataset.num_classes)
-
-
-def _maze(run: AttackRun) -> Attack:
-    return maze(run.clone, run.settings, run.answers, run.bench.dataset.num_classes)
+def _on_answers(attack: Callable[..., Attack]) -> Callable[[AttackRun], Attack]:
+    """An attack that is given the clone, its settings, what is answered and the number of classes."""
+    return lambda run: attack(run.clone, run.settings, run.answers, run.bench.dataset.num_classes)
 
 
 def _megex(run: AttackRun) -> Attack:
     return megex(run.clone, run.settings, run.bench.dataset.num_classes, run.config.explained)
-
-
-def _disagreement(run: AttackRun) -> Attack:
-    return disagreement(run.clone, run.settings, run.answers, run.bench.dataset.num_classes)
 
 
 class DFMSStart(NamedTuple):
@@ -259,8 +252,8 @@ def _precise(victim: Classifier, config: ExtractionSettings) -> Any:
     return precise(plain_oracle(victim, config))
 
 
-DFME = _recipe("dfme", "DFME", _dfme, "dfme", _directions, oracle=_precise)
-MAZE = _recipe("maze", "MAZE", _maze, "maze", _directions, oracle=_precise)
+DFME = _recipe("dfme", "DFME", _on_answers(dfme), "dfme", _directions, oracle=_precise)
+MAZE = _recipe("maze", "MAZE", _on_answers(maze), "maze", _directions, oracle=_precise)
 MEGEX = _recipe(
     "megex",
     "MEGEX",
@@ -270,7 +263,7 @@ MEGEX = _recipe(
     oracle=lambda victim, config: explanation_oracle(victim, config.explained, config.answers),
     explains=True,
 )
-DISGUIDE = _recipe("disguide", "DisGUIDE", _disagreement, "disguide", read=_voting)
+DISGUIDE = _recipe("disguide", "DisGUIDE", _on_answers(disagreement), "disguide", read=_voting)
 DUAL_STUDENTS = dataclasses.replace(DISGUIDE, name="dual_students", label="Dual Students")
 DFMS = _recipe(
     "dfms",

@@ -12,7 +12,6 @@ from dfke_jax import data
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array
 from dfke_jax.data.augment import affine
-from dfke_jax.distillation.transfer_sets import fitted
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
@@ -23,7 +22,7 @@ from dfke_jax.extraction import (
     BanditSettings,
     DissectorSettings,
     JacobianSettings,
-    PoolSettings,
+    PoolAttackSettings,
     active_thief,
     adaptive_knockoff,
     copycat,
@@ -33,6 +32,7 @@ from dfke_jax.extraction import (
     random_attack,
 )
 from dfke_jax.oracle import rows_per_step
+from dfke_jax.synthesis.fitting import fitted
 from dfke_jax.synthesis.shapes import synthetic_shapes
 from dfke_jax.synthesis.starts import start_images
 
@@ -50,7 +50,7 @@ class PoolExtractionSettings(EndpointSettings):
     pool_dataset: str = SHAPES
     """Data set whose training images are the pool, or shapes for pictures of random shapes. It holds at least twice the largest
     budget: a smaller one is completed by rotated, scaled and shifted copies."""
-    attack: PoolSettings = PoolSettings(rows_per_step=1000, clone=SMALL_CLONE)
+    attack: PoolAttackSettings = PoolAttackSettings(rows_per_step=1000, clone=SMALL_CLONE)
     """How the attack runs."""
 
 
@@ -151,25 +151,14 @@ def _prepare(bench: Workbench) -> ImagePool:
 # ---- attacks
 
 
-def _knockoff(run: AttackRun) -> Attack:
-    return knockoff(run.clone, run.material.images, run.answers, run.settings)
+def _on_pool(attack: Callable[..., Attack], **options: Any) -> Callable[[AttackRun], Attack]:
+    """An attack that is given the clone, the pool, what is answered and its settings."""
+    return lambda run: attack(run.clone, run.material.images, run.answers, run.settings, **options)
 
 
 def _bandit(run: AttackRun) -> Attack:
     pool = run.material
     return adaptive_knockoff(run.clone, pool.images, pool.groups, pool.num_groups, run.answers, run.settings)
-
-
-def _active_thief(run: AttackRun) -> Attack:
-    return active_thief(run.clone, run.material.images, run.answers, run.settings)
-
-
-def _copycat(run: AttackRun) -> Attack:
-    return copycat(run.clone, run.material.images, run.answers, run.settings)
-
-
-def _dissector(run: AttackRun) -> Attack:
-    return dissector(run.clone, run.material.images, run.answers, run.settings)
 
 
 def _jacobian(run: AttackRun) -> Attack:
@@ -186,15 +175,6 @@ def _on_noise(run: AttackRun) -> AttackRun:
     shape = (run.settings.budget, *run.bench.dataset.shape)
     images = start_images(run.config.noise, run.bench.key(run.seed, "noise"), shape)
     return run._replace(material=run.material._replace(images=images))
-
-
-def _at_random(run: AttackRun) -> Attack:
-    """The same pool, budget, answers and training, asked in random order."""
-    return random_attack(run.clone, run.material.images, run.answers, run.settings)
-
-
-def _labels_at_random(run: AttackRun) -> Attack:
-    return random_attack(run.clone, run.material.images, run.answers, run.settings, hard=True)
 
 
 # ---- what is asked, to look at
@@ -222,28 +202,29 @@ def _recipe(name: str, label: str, attack: Callable[[AttackRun], Attack], **opti
     return AttackRecipe(name, label, attack=attack, **{**of_pool, **options})
 
 
+_AT_RANDOM = _on_pool(random_attack)  # the same pool, budget, answers and training, in random order
 _NOISE: dict[str, Any] = {"control_label": "Noise for a pool", "without": _on_noise}
-KNOCKOFF = _recipe("knockoff", "Knockoff", _knockoff, **_NOISE)
+KNOCKOFF = _recipe("knockoff", "Knockoff", _on_pool(knockoff), **_NOISE)
 BANDIT = dataclasses.replace(
-    _recipe("knockoff", "Knockoff, bandit", _bandit, control=_at_random),
+    _recipe("knockoff", "Knockoff, bandit", _bandit, control=_AT_RANDOM),
     name="knockoff_bandit",
     updates=lambda settings: settings.clone.steps + settings.rounds * settings.learner_steps,
 )
 ACTIVE_THIEF = _recipe(
     "active_thief",
     "ActiveThief",
-    _active_thief,
-    control=_at_random,
+    _on_pool(active_thief),
+    control=_AT_RANDOM,
     updates=lambda settings: (
         settings.clone.steps + (settings.rounds - 1) * (settings.round_steps or settings.clone.steps)
     ),
 )
-COPYCAT = _recipe("copycat", "Copycat", _copycat, **_NOISE)
+COPYCAT = _recipe("copycat", "Copycat", _on_pool(copycat), **_NOISE)
 DISSECTOR = _recipe(
     "dissector",
     "Dissector",
-    _dissector,
-    control=_labels_at_random,
+    _on_pool(dissector),
+    control=_on_pool(random_attack, hard=True),
     pictures=_rows_made,
     updates=lambda settings: settings.clone.steps * settings.rounds,
 )
@@ -262,7 +243,10 @@ _PRESETS = {
     "mnist": {"pool_dataset": "digits"},
     "fashion_mnist": {"pool_dataset": "mnist"},
 }
-_TENTHS = {**_PRESETS, "digits": {**_PRESETS["digits"], "attack": PoolSettings(rows_per_step=100, clone=SMALL_CLONE)}}
+_TENTHS = {
+    **_PRESETS,
+    "digits": {**_PRESETS["digits"], "attack": PoolAttackSettings(rows_per_step=100, clone=SMALL_CLONE)},
+}
 _SMALL_DISSECTOR = DissectorSettings(rows_per_step=100, pseudo_rows=100, clone=SMALL_CLONE)
 _NOTE = "which pool was asked there is not known to us"
 

@@ -12,13 +12,13 @@ from jax.tree_util import Partial
 
 from dfke_jax import data
 from dfke_jax.core.types import Array
-from dfke_jax.distillation.transfer_sets import fitted
 from dfke_jax.experiments.bench.settings import augmentation
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import Penalty, optimiser, trained, training
 from dfke_jax.oracle import Reveal, from_function, oracle_for
+from dfke_jax.synthesis.fitting import fitted
 from dfke_jax.watermarking import (
     DawnOracle,
     TriggerSet,

@@ -118,13 +118,13 @@ def test_seeds_in_processes_of_their_own_give_the_figures_of_one_process(name, t
     import pickle
 
     from dfke_jax.distillation import DAFLSettings
-    from dfke_jax.extraction import CloneTraining, PoolSettings
+    from dfke_jax.extraction import CloneTraining, PoolAttackSettings
 
     learnt = CloneTraining(steps=4, batch_size=8, optimizer="adam", decay_at=())
     changes = {
         "zskd": {"samples": 40, "synthesis_batch": 20},
         "dafl": {"iterations": 3, "method": DAFLSettings(batch_size=8, latent=4, width=2)},
-        "knockoff": {"budgets": (45,), "attack": PoolSettings(rows_per_step=10, clone=learnt)},
+        "knockoff": {"budgets": (45,), "attack": PoolAttackSettings(rows_per_step=10, clone=learnt)},
     }
     settings = tiny(name, changes[name])
     whole = run_recipe(recipe(name), settings, out=tmp_path / "whole", progress=False, devices=1)

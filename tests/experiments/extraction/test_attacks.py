@@ -14,11 +14,11 @@ from dfke_jax.experiments import Run, Workbench, recipe
 from dfke_jax.experiments.extraction.attacks import AttackRun, paid, progress, rows_asked
 from dfke_jax.experiments.extraction.defences import DefenceSettings, misinformed, utility
 from dfke_jax.experiments.extraction.pool import KNOCKOFF, PoolExtractionSettings, image_pool
-from dfke_jax.extraction import CloneTraining, DFMESettings, PoolSettings, dfme, knockoff
+from dfke_jax.extraction import CloneTraining, DFMESettings, PoolAttackSettings, dfme, knockoff
 from dfke_jax.oracle import Reveal, defence, oracle_for
 
 TINY = {"seeds": 1, "teacher": "mlp_small", "student": "mlp_small", "teacher_steps": 5, "teacher_batch": 8}
-ATTACK = PoolSettings(rows_per_step=10, clone=CloneTraining(2, 4, "adam", decay_at=()))
+ATTACK = PoolAttackSettings(rows_per_step=10, clone=CloneTraining(2, 4, "adam", decay_at=()))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from dfke_jax.extraction import (
     JacobianSettings,
     MAZESettings,
     MEGEXSettings,
-    PoolSettings,
+    PoolAttackSettings,
 )
 
 _GAME = {"batch_size": 8, "clone_batches": 1, "latent": 4, "width": 2, "replay_batches": 1, "replay_capacity": 64}
@@ -29,10 +29,10 @@ CHANGES = {
     "maze": {"budgets": (50,), "attack": MAZESettings(**_GAME, directions=2)},
     "disguide": {"budgets": (50,), "attack": DisagreementSettings(**_GAME)},
     "dual-students": {"budgets": (50,), "attack": DisagreementSettings(**_GAME, objective="l1", diversity=0.0)},
-    "knockoff": {"budgets": (45,), "attack": PoolSettings(rows_per_step=10, clone=_LEARNT)},
+    "knockoff": {"budgets": (45,), "attack": PoolAttackSettings(rows_per_step=10, clone=_LEARNT)},
     "knockoff-bandit": {"budgets": (20,), "attack": BanditSettings(rows_per_step=10, clone=_LEARNT, learner_steps=1)},
     "active-thief": {"budgets": (20,), "attack": ActiveThiefSettings(20, 10, clone=_LEARNT, selector="k_center")},
-    "copycat": {"budgets": (20,), "attack": PoolSettings(rows_per_step=10, clone=_LEARNT)},
+    "copycat": {"budgets": (20,), "attack": PoolAttackSettings(rows_per_step=10, clone=_LEARNT)},
     "dissector": {
         "budgets": (20,),
         "attack": DissectorSettings(rows_per_step=10, clone=_LEARNT, variants=2, pseudo_rows=5),
@@ -42,7 +42,7 @@ CHANGES = {
         "budget": 50,
         "defences": ("none", "label"),
         "misinformation_steps": 3,
-        "knockoff": PoolSettings(rows_per_step=10, clone=_LEARNT),
+        "knockoff": PoolAttackSettings(rows_per_step=10, clone=_LEARNT),
         "dfme": DFMESettings(**_GAME, reuse=True),
         "disguide": DisagreementSettings(**_GAME),
         "attacks": ("knockoff",),

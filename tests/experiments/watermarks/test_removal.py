@@ -12,7 +12,7 @@ from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.extraction.attacks import ExtractionSettings
 from dfke_jax.experiments.watermarks import removal
 from dfke_jax.experiments.watermarks.removal_extractions import EXTRACTIONS, Extractions
-from dfke_jax.extraction import CloneTraining, DFMESettings, DFMSSettings, PoolSettings
+from dfke_jax.extraction import CloneTraining, DFMESettings, DFMSSettings, PoolAttackSettings
 from dfke_jax.watermarking import EntangledSettings
 from dfke_jax.watermarking.removal import CleanseSettings, removal_matrix
 
@@ -38,7 +38,7 @@ CHANGES = {
 _GAME = {"batch_size": 8, "clone_batches": 1, "latent": 4, "width": 2, "replay_batches": 1, "replay_capacity": 64}
 _LEARNT = CloneTraining(steps=4, batch_size=8, optimizer="adam", decay_at=())
 EXTRACTED = {
-    "copycat": {"budgets": (20,), "attack": PoolSettings(rows_per_step=10, clone=_LEARNT)},
+    "copycat": {"budgets": (20,), "attack": PoolAttackSettings(rows_per_step=10, clone=_LEARNT)},
     "dfme": {"budgets": (50, 100), "attack": DFMESettings(**_GAME, reuse=True)},
     "dfms": {
         "budgets": (50,),

@@ -53,6 +53,8 @@ _CLONE3 = 435  # its flags cannot be looked at; without it the C library uses cl
 WAIT = 600.0
 """Seconds that a program may take to load, or to answer."""
 _OK, _FAILED = b"\x00", b"\x01"
+_SAID = "<4Q"
+"""What a program says when it is there: K, and up to three sizes of a row."""
 _HEAD = struct.Struct("<cQ")
 
 
@@ -62,17 +64,22 @@ def supported() -> bool:
 
 
 class ConfinedProgram:
-    """A suspect that lives in a process without rights: rows (B, H, W, C) in [0, 1] -> scores (B, K).
+    """A suspect that lives in a process without rights: rows (B, H, W, C) or (B, D) -> scores (B, K).
 
     Args:
       path: ``.pt2`` of ``torch.export.save``; any other name is taken for TorchScript.
-      num_classes: K. shape: (H, W, C). layout: of its input.
+      num_classes: K; None: what it answers. shape: of a row, (H, W, C) or (D,); None: what an exported program
+        says that it takes. layout: of its images.
 
     Raises:
       InputError: on a system that cannot confine a process, for a file that holds no program, or one that takes too long.
     """
 
-    def __init__(self, path: str, num_classes: int, shape: tuple[int, int, int], layout: str = "NCHW"):
+    on_host = True
+
+    def __init__(
+        self, path: str, num_classes: int | None = None, shape: tuple[int, ...] | None = None, layout: str = "NCHW"
+    ):
         from dfke_jax.core.errors import InputError
 
         if not supported():
@@ -80,11 +87,11 @@ class ConfinedProgram:
                 f"{path} may hold foreign code, and this system ({sys.platform}, {platform.machine()}) has no process "
                 "without rights to read it in; serve it elsewhere and give its URL"
             )
-        self.num_classes, self.input_shape, self.path = num_classes, shape, path
+        self.path = path
         kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH") if name in os.environ}
         command = [sys.executable, "-P", "-B", os.path.abspath(__file__), os.path.abspath(path), layout]
         self._child = subprocess.Popen(
-            [*command, *map(str, (num_classes, *shape))],
+            [*command, *map(str, (num_classes or 0, *(shape or ())))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -97,7 +104,14 @@ class ConfinedProgram:
         assert self._child.stdout is not None
         self._in, self._out = self._child.stdin, self._child.stdout
         try:
-            self._reply(0)
+            self.num_classes, *sizes = struct.unpack(_SAID, self._reply(struct.calcsize(_SAID)))
+            self.input_shape = tuple(size for size in sizes if size)
+            if (
+                not self.input_shape
+                or num_classes not in (None, self.num_classes)
+                or shape not in (None, self.input_shape)
+            ):
+                raise InputError(f"{path} does not answer what it was asked")
         except BaseException:
             self.close()
             raise
@@ -216,7 +230,7 @@ def program(machine: str) -> bytes:
     return b"".join(struct.pack("<HBBI", *one) for one in code)
 
 
-def _serve(path: str, layout: str, classes: int, shape: tuple[int, int, int]) -> None:
+def _serve(path: str, layout: str, classes: int, shape: tuple[int, ...]) -> None:
     """Loads the program and answers rows until standard input ends."""
     _confine((8 << 30) + 8 * os.path.getsize(path))
     out = sys.stdout.buffer
@@ -233,46 +247,71 @@ def _serve(path: str, layout: str, classes: int, shape: tuple[int, int, int]) ->
         import torch
 
         torch.set_num_threads(1)
-        module, fixed = _loaded(torch, path)
-        height, width, channels = shape
-
-        def ask(rows: Any) -> Any:
-            rows = torch.from_numpy(np.array(rows.transpose(0, 3, 1, 2) if layout == "NCHW" else rows, order="C"))
-            count, step = len(rows), fixed or max(1, min(256, len(rows)))
-            parts = []
-            for start in range(0, count, step):
-                part = rows[start : start + step]
-                if fixed and len(part) < fixed:  # the size that it was exported for
-                    part = torch.cat([part, part[-1:].expand(fixed - len(part), *part.shape[1:])])
-                with torch.no_grad():
-                    answer = module(part)
-                if not isinstance(answer, torch.Tensor) or answer.shape != (len(part), classes):
-                    found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
-                    raise ValueError(f"{len(part)} rows are answered with {found}, not ({len(part)}, {classes})")
-                parts.append(answer.to("cpu", torch.float64).numpy())
-            return np.concatenate(parts)[:count]
-
-        ask(np.zeros((2, height, width, channels), np.float32))
-        say(_OK, b"")
+        module, fixed, sizes, precision = loaded(torch, path)
+        shape = shape or rows_of(sizes, layout) or ()
+        if not shape:
+            raise ValueError("it does not say what it takes; declare its shape")
+        ask = lambda rows: answers(torch, module, fixed, precision, rows, layout)
+        first = ask(np.zeros((2, *shape), np.float32))
+        if first.ndim != 2 or classes not in (0, first.shape[1]):
+            raise ValueError(f"2 rows are answered with {first.shape}, not (2, {classes or 'K'})")
+        say(_OK, struct.pack(_SAID, first.shape[1], *shape, *(0,) * (3 - len(shape))))
+        size = int(np.prod(shape))
         while head := sys.stdin.buffer.read(8):
             count = int.from_bytes(head, "little")
-            rows = np.frombuffer(sys.stdin.buffer.read(4 * count * height * width * channels), "<f4")
+            rows = np.frombuffer(sys.stdin.buffer.read(4 * count * size), "<f4")
             say(_OK, np.ascontiguousarray(ask(rows.reshape(count, *shape)), "<f8").tobytes())
     except BaseException as error:  # of many kinds, and not all of them honest
         say(_FAILED, f"{type(error).__name__}: {error}".encode(errors="replace")[:300])
 
 
-def _loaded(torch: Any, path: str) -> tuple[Any, int]:
-    """The program, and the batch size that it was exported for; 0 where it is free."""
+def answers(torch: Any, module: Any, fixed: int, precision: Any, rows: Any, layout: str) -> Any:
+    """Scores (B, K) in float64 of rows (B, H, W, C) or (B, D), in batches of the size that a program was exported for.
+
+    Args:
+      module, fixed, precision: as of `loaded`.
+    """
+    import numpy as np
+
+    images = rows.ndim == 4 and layout == "NCHW"
+    given = torch.from_numpy(np.array(rows.transpose(0, 3, 1, 2) if images else rows, order="C")).to(precision)
+    count, step = len(given), fixed or max(1, min(256, len(given)))
+    parts = []
+    for start in range(0, count, step):
+        part = given[start : start + step]
+        if fixed and len(part) < fixed:  # the size that it was exported for
+            part = torch.cat([part, part[-1:].expand(fixed - len(part), *part.shape[1:])])
+        with torch.no_grad():
+            answer = module(part)
+        if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or len(answer) != len(part):
+            found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+            raise ValueError(f"{len(part)} rows are answered with {found}, not ({len(part)}, K)")
+        parts.append(answer.to("cpu", torch.float64).numpy())
+    return np.concatenate(parts)[:count]
+
+
+def loaded(torch: Any, path: str) -> tuple[Any, int, tuple[int, ...] | None, Any]:
+    """The program, the batch size that it was exported for (0: any), the sizes of a row, if it says them, and its type."""
     if not path.endswith(".pt2"):
-        return torch.jit.load(path, "cpu").eval(), 0
+        module = torch.jit.load(path, "cpu").eval()
+        floats = (p.dtype for p in module.parameters() if p.is_floating_point())
+        return module, 0, None, next(floats, torch.float32)
     exported = torch.export.load(path)
     (name,) = exported.graph_signature.user_inputs
-    size = next(node.meta["val"].shape[0] for node in exported.graph.nodes if node.name == name)
-    return exported.module(), size if isinstance(size, int) else 0
+    value = next(node.meta["val"] for node in exported.graph.nodes if node.name == name)
+    sizes = tuple(value.shape[1:]) if all(isinstance(size, int) for size in value.shape[1:]) else None
+    size = value.shape[0]
+    return exported.module(), size if isinstance(size, int) else 0, sizes, value.dtype
+
+
+def rows_of(sizes: tuple[int, ...] | None, layout: str) -> tuple[int, ...] | None:
+    """The shape of a row, (H, W, C) or (D,), from the sizes that a program takes."""
+    if sizes is None or len(sizes) not in (1, 3):
+        return None
+    return (sizes[1], sizes[2], sizes[0]) if len(sizes) == 3 and layout == "NCHW" else sizes
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), tuple(map(int, sys.argv[4:7])))  # type: ignore[arg-type]
+    _serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), tuple(map(int, sys.argv[4:])))
 
-__all__ = ["WAIT", "ConfinedProgram", "program", "supported"]
+__all__ = ["WAIT", "ConfinedProgram", "answers", "loaded", "program", "rows_of", "supported"]

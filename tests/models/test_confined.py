@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfke_jax.commands import confined
-from dfke_jax.commands.confined import ConfinedProgram, supported
 from dfke_jax.core import InputError
+from dfke_jax.models import confined
+from dfke_jax.models.confined import ConfinedProgram, supported
 
 torch = pytest.importorskip("torch")
 linux = pytest.mark.skipif(not supported(), reason="needs Linux on x86-64 or 64-bit ARM")

@@ -1,0 +1,53 @@
+"""Modules of Flax NNX."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.tree_util import Partial
+
+from dfke_jax.core.method import Static
+from dfke_jax.models.declared import Declared
+from dfke_jax.models.opened import Found
+from dfke_jax.models.openers.images import PREPARED, fitted, flat_weights, prepared
+
+
+def open(where: nnx.Module, said: Declared) -> Found:
+    """A module that answers (B, K) for a batch, in evaluation mode; images are NHWC.
+
+    Weights are a safetensors file of the module's state by path: ``layers.0.kernel``.
+    """
+    said.only(*PREPARED, "weights", kind="an NNX module")
+    name = type(where).__name__
+    where.eval()
+    graph, state = nnx.split(where)
+    if said.weights is not None:
+        state = _filled(state, said.weights)
+    shape = said.shape(getattr(where, "input_shape", None), name)
+    ready = prepared(said, shape, "NHWC")
+    return Found("an NNX module", name, shape, traced=Partial(_applied, Static((graph, ready)), state))
+
+
+def _filled(state: Any, path: str) -> Any:
+    """The state with the numbers of a file; keys of randomness stay as they are."""
+    flat = dict(nnx.to_flat_state(state))
+    named = {
+        ".".join(map(str, place)): place
+        for place, variable in flat.items()
+        if not jnp.issubdtype(jnp.asarray(variable[...]).dtype, jax.dtypes.prng_key)
+        and not isinstance(variable, nnx.RngState)
+    }
+    weights = flat_weights(path)
+    fitted(weights, {name: tuple(flat[place][...].shape) for name, place in named.items()}, path)
+    for name, place in named.items():
+        flat[place] = flat[place].replace(jnp.asarray(weights[name], flat[place][...].dtype))
+    return nnx.from_flat_state(flat)
+
+
+def _applied(fixed: Static, state: Any, rows: jax.Array) -> jax.Array:
+    graph, ready = fixed.value
+    return nnx.merge(graph, state)(ready(rows, jnp))
+
+
+__all__ = ["open"]
