@@ -25,7 +25,7 @@ from dfke_jax.nn.losses import response_kl
 from dfke_jax.nn.observation import Observed
 from dfke_jax.nn.players import OPTIMISERS, SCHEDULES, Learner, scheduled
 from dfke_jax.nn.training import Training
-from dfke_jax.synthesis.priors import StatisticsForm
+from dfke_jax.synthesis.priors import StatisticsForm, check_statistics
 from dfke_jax.synthesis.replay import Replay, empty_replay, recall, remember
 
 
@@ -165,11 +165,8 @@ def bank_method(
     """
     check_pair(teacher, student)
     check_arguments(augment, "augment")
-    if settings.statistics and not teacher.has_normalisation:
-        raise InputError(
-            f"the statistics of {type(teacher.module).__name__} are to be matched, and it has no batch normalisation; use a "
-            "teacher with it (lenet5_bn, a ResNet, a WRN) or statistics=0"
-        )
+    if settings.statistics:
+        check_statistics(teacher, ", or statistics=0")
     if settings.room < settings.batch_size:
         raise InputError(
             f"the bank has room for {settings.room} images, and a batch has {settings.batch_size}; set rounds or capacity"

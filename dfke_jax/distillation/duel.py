@@ -22,6 +22,7 @@ from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.observation import Observed
 from dfke_jax.nn.players import OPTIMISERS, OUTPUTS, SCHEDULES, Learner, Maker, scheduled
 from dfke_jax.nn.training import Training, descend
+from dfke_jax.synthesis.priors import check_statistics
 
 MODES = ("train", "eval")
 
@@ -185,11 +186,8 @@ def duel(
         normalisation.
     """
     check_pair(teacher, student)
-    if moments and not teacher.has_normalisation:
-        raise InputError(
-            f"this generator matches normalisation statistics, and {type(teacher.module).__name__} has none; use a "
-            "teacher with batch normalisation (lenet5_bn, a ResNet, a WRN)"
-        )
+    if moments:
+        check_statistics(teacher, ", or statistics=0")
     s = settings
 
     def rule(name: str, rate: float, steps: int) -> Any:

@@ -9,7 +9,7 @@ from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Key
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
-from dfke_jax.synthesis.priors import gaussian_smoothness, normalisation_statistics
+from dfke_jax.synthesis.priors import check_statistics, gaussian_smoothness, normalisation_statistics
 from dfke_jax.synthesis.starts import SynthesisSettings
 from dfke_jax.synthesis.synthesiser import Synthesis
 
@@ -68,11 +68,7 @@ def knowledge_within(
     Source: Haroush, Hubara, Hoffer and Soudry, The Knowledge Within: Methods for Data-Free Model
       Compression, CVPR 2020: the divergence of Gaussians, the class term and the smoothness.
     """
-    if not teacher.has_normalisation:
-        raise InputError(
-            f"{type(teacher.module).__name__} has no batch normalisation, whose statistics are to be matched; use "
-            "lenet5_bn, a ResNet or a WRN"
-        )
+    check_statistics(teacher)
     return _Within(teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control).method()
 
 

@@ -18,7 +18,7 @@ from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.players import Maker
 from dfke_jax.nn.training import Training
-from dfke_jax.synthesis.priors import StatisticsForm, normalisation_statistics
+from dfke_jax.synthesis.priors import StatisticsForm, check_statistics, normalisation_statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +80,8 @@ def statistics_generators(teacher: Classifier, settings: GroupSettings) -> Metho
     """
     if settings.groups > teacher.num_classes:
         raise InputError(f"{settings.groups} groups of {teacher.num_classes} classes")
-    if settings.statistics and not teacher.has_normalisation:
-        raise InputError(
-            f"the statistics of {type(teacher.module).__name__} are to be matched, and it has no batch normalisation; use a "
-            "teacher with it (lenet5_bn, a ResNet, a WRN) or statistics=0"
-        )
+    if settings.statistics:
+        check_statistics(teacher, ", or statistics=0")
     return as_method(_Groups(teacher=teacher, settings=settings))
 
 

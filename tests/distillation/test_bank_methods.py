@@ -39,8 +39,9 @@ TEACHER, STUDENT = perturbed(0, (7,), True), perturbed(1, (4,), False)
 SMALL = {"batch_size": 6, "width": 2, "latent": 3, "steps": 2, "rounds": 9, "warm_up": 1}
 
 
-def images_of(params, z, latent=3):
-    module = DFMEGenerator(SHAPE, 2, latent, normalised_output=False)
+@jax.jit
+def images_of(params, z):
+    module = DFMEGenerator(SHAPE, 2, z.shape[1], normalised_output=False)
     x, _ = module.apply({"params": params}, z, train=True, mutable=["batch_stats"], method="pre_activation")
     return jax.nn.sigmoid(2 * x)
 
@@ -90,11 +91,11 @@ def test_the_inversion_loss_and_its_terms():
     close((averaged(seen.moments, first, 0.9).mean[0], averaged(seen.moments, first, 0.9).var[0]), blend)
 
 
-@pytest.mark.parametrize("meta", ["fomaml", "reptile"])
+@pytest.mark.parametrize("meta", ["fomaml", pytest.param("reptile", marks=pytest.mark.slow)])
 def test_fast_dfkd_inverts_a_clone_and_moves_the_shared_start(meta):
     s = FastSettings(**SMALL, statistics=1.0, generator_rate=1e-2, latent_rate=0.1, meta=meta)
     inverter = fast_file._Fast(augment=None, settings=s)
-    begun = inverter.begin(KEY, TEACHER)
+    begun = jax.jit(inverter.begin)(KEY, TEACHER)
     made = jax.jit(inverter.make)(KEY, TEACHER, STUDENT, jnp.int32(1), begun)
     label_key, latent_key, _ = jax.random.split(KEY, 3)
     labels = jax.random.randint(label_key, (6,), 0, K)
@@ -145,12 +146,12 @@ def test_contrast_against_numpy():
 def test_cmi_draws_a_generator_for_every_batch_and_remembers_its_features():
     s = CMISettings(**{**SMALL, "steps": 1, "warm_up": 0}, negatives=4, feature_bank=8, projection=3)
     inverter = cmi_file._CMI(augment=None, view=flip(), settings=s)
-    begun, make = inverter.begin(KEY, TEACHER), jax.jit(inverter.make)
+    begun, make = jax.jit(inverter.begin)(KEY, TEACHER), jax.jit(inverter.make)
     made = make(KEY, TEACHER, STUDENT, jnp.int32(0), begun)
     label_key, latent_key, generator_key, _, run_key = jax.random.split(KEY, 5)
     labels = jax.random.randint(label_key, (6,), 0, K)
     module = DFMEGenerator(SHAPE, 2, 3, normalised_output=False)
-    params = module.init(generator_key, jnp.zeros((2, 3)))["params"]
+    params = jax.jit(module.init)(generator_key, jnp.zeros((2, 3)))["params"]
     x = images_of(params, jax.random.normal(latent_key, (6, 3)))
     np.testing.assert_allclose(made.images, x, atol=1e-5)
     features = pooled(TEACHER.observe(x, activations=True).activations)
@@ -176,8 +177,8 @@ def test_cmi_draws_a_generator_for_every_batch_and_remembers_its_features():
         sure = np.abs(g) > 1e-3
         np.testing.assert_allclose((after - before)[sure], -1e-3 * np.sign(np.asarray(g)[sure]), rtol=2e-2)
     again = make(jax.random.key(1), TEACHER, STUDENT, jnp.int32(1), made.carried)
-    np.testing.assert_allclose(again.carried.features[2:6], made.carried.features[2:6])
-    assert np.abs(again.carried.features[:2] - made.carried.features[:2]).max() > 1e-3, "the ring begins again"
+    np.testing.assert_allclose(again.carried.features[4:6], made.carried.features[4:6])
+    assert np.abs(again.carried.features[:4] - made.carried.features[:4]).max(1).min() > 1e-3, "the ring begins again"
 
 
 def test_noisy_latents_against_numpy():
@@ -193,7 +194,7 @@ def test_nayer_goes_on_with_its_generator_until_it_is_renewed():
     s = NAYERSettings(**{**SMALL, "steps": 1}, batches=1, renew=2)
     embedding = label_embedding("one_hot", K)
     inverter = nayer_file._NAYER(embedding=embedding, augment=None, settings=s, chunk=K)
-    begun, make = inverter.begin(KEY, TEACHER), jax.jit(inverter.make)
+    begun, make = jax.jit(inverter.begin)(KEY, TEACHER), jax.jit(inverter.make)
     made = make(KEY, TEACHER, STUDENT, jnp.int32(0), begun)
     layer_key = jax.random.split(KEY, 3)[0]
     kernel = jax.random.normal(layer_key, (2, K, 3))

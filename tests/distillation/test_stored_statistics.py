@@ -52,7 +52,7 @@ def cross_entropy(images, labels):
 def test_the_mixture_of_all_groups_is_matched():
     method = statistics_generators(TEACHER, SMALL)
     before = jax.jit(method.init)(KEY)
-    images, labels = group_images(TEACHER, SMALL, before, jax.random.fold_in(KEY, 0))
+    images, labels = jax.jit(group_images, static_argnums=1)(TEACHER, SMALL, before, jax.random.fold_in(KEY, 0))
     np.testing.assert_array_equal(np.asarray(labels) % 2, [0, 0, 0, 0, 1, 1, 1, 1])
     assert set(np.asarray(labels)) <= {0, 1, 2, 3, 4}
     after, metrics = jax.jit(method.step)(jax.random.fold_in(KEY, 0), before)
@@ -66,7 +66,10 @@ def test_the_mixture_of_all_groups_is_matched():
     z = jnp.concatenate([jax.random.normal(latent_key, (2, 4, 3))[1], jax.nn.one_hot(labels[4:], K)], -1)
     module = DFMEGenerator(SHAPE, 2, 3 + K, normalised_output=False)
     params = jax.tree.map(lambda leaf: leaf[1], before.variables["params"])
-    x, _ = module.apply({"params": params}, z, train=True, mutable=["batch_stats"], method="pre_activation")
+    apply = jax.jit(
+        lambda params: module.apply(params, z, train=True, mutable=["batch_stats"], method="pre_activation")
+    )
+    x, _ = apply({"params": params})
     np.testing.assert_allclose(images[4:], jax.nn.sigmoid(2 * x), atol=1e-5)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after.variables, before.variables)
     assert 0 < max(jax.tree.leaves(moved)) <= 1.01e-3, "one step of Adam"
@@ -103,9 +106,9 @@ def test_the_knowledge_within_sums_its_terms_and_its_control_stays_where_it_star
 def test_bad_input():
     with pytest.raises(InputError, match="6 groups of 5 classes"):
         statistics_generators(TEACHER, GroupSettings(groups=6, batch_size=6))
-    with pytest.raises(InputError, match="has no batch normalisation"):
+    with pytest.raises(InputError, match="MLP stores none: it has no batch normalisation"):
         statistics_generators(network(1, False), SMALL)
-    with pytest.raises(InputError, match="has no batch normalisation"):
+    with pytest.raises(InputError, match="MLP stores none: it has no batch normalisation"):
         knowledge_within(network(1, False), WithinSettings(), 6, 6)
     with pytest.raises(InputError, match="batch_size a multiple of groups"):
         GroupSettings(groups=3, batch_size=10)
