@@ -103,7 +103,7 @@ def _nayer(teacher: Classifier, student: Classifier, settings: NAYERSettings, au
 
 
 @dataclasses.dataclass(frozen=True)
-class Banked:
+class BankRecipe:
     """A method of this kind: name and label of its arm, the method itself, and what its rounds cost."""
 
     name: str
@@ -140,9 +140,9 @@ class Banked:
             run.record(arm.name, student_in(student, state), pool_metrics(pool, run.teacher))
 
 
-CMI = Banked("cmi", "CMI", _cmi, cmi_budget)
-FAST = Banked("fast_dfkd", "Fast-DFKD", _fast, fast_budget)
-NAYER = Banked("nayer", "NAYER", _nayer, nayer_budget)
+CMI = BankRecipe("cmi", "CMI", _cmi, cmi_budget)
+FAST = BankRecipe("fast_dfkd", "Fast-DFKD", _fast, fast_budget)
+NAYER = BankRecipe("nayer", "NAYER", _nayer, nayer_budget)
 _DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
 _PAPER = {**WIDE_RESNETS, "augmentation": "crop_flip"}
 _NETWORKS = "WRN-40-2 of 94.87 % to WRN-16-1"
@@ -233,4 +233,4 @@ register(
     )
 )
 
-__all__ = ["BankRecipeSettings", "Banked", "CMIRecipeSettings", "FastRecipeSettings", "NAYERRecipeSettings"]
+__all__ = ["BankRecipe", "BankRecipeSettings", "CMIRecipeSettings", "FastRecipeSettings", "NAYERRecipeSettings"]

@@ -23,7 +23,7 @@ from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings, PoolSettings, TransferSettings
 from dfke_jax.experiments.bench.students import distil
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, anchor_arms, measure_anchors
-from dfke_jax.experiments.distillation.syntheses import Synthesis, measure_syntheses, pool_metrics, synthesis_arms
+from dfke_jax.experiments.distillation.syntheses import SynthesisRecipe, measure_syntheses, pool_metrics, synthesis_arms
 from dfke_jax.synthesis.pool import Pool
 
 
@@ -101,11 +101,11 @@ class WithinRecipeSettings(PoolSettings):
     """How images are optimised."""
 
 
-def _within(config: WithinRecipeSettings) -> Synthesis:
+def _within(config: WithinRecipeSettings) -> SynthesisRecipe:
     def make(run: Run[Any], control: bool) -> Method:
         return knowledge_within(run.teacher, config.synthesis, config.samples, config.synthesis_batch, control=control)
 
-    return Synthesis("knowledge_within", "The knowledge within", make, config.synthesis.steps)
+    return SynthesisRecipe("knowledge_within", "The knowledge within", make, config.synthesis.steps)
 
 
 def within_arms(config: WithinRecipeSettings) -> list[Arm]:
