@@ -18,8 +18,8 @@ from dfke_jax.core.method import Method, as_method, check_arguments
 from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
 from dfke_jax.distillation.cost import Cost
-from dfke_jax.distillation.duel import check_pair
-from dfke_jax.nn.answers import class_metrics, each_head
+from dfke_jax.distillation.duel import answered, check_pair
+from dfke_jax.nn.answers import check_one_label, class_metrics, each_head
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import response_kl
 from dfke_jax.nn.observation import Observed
@@ -159,11 +159,12 @@ def bank_method(
       method's own.
 
     Raises:
-      InputError: teacher and student of other answers or images, a bank smaller than a batch or
-        without a size, a bare function as augmentation, a teacher without batch normalisation where
-        its statistics are to be matched.
+      InputError: teacher and student of other answers or images, answers that are not one label an
+        image, a bank smaller than a batch or without a size, a bare function as augmentation, a
+        teacher without batch normalisation where its statistics are to be matched.
     """
     check_pair(teacher, student)
+    check_one_label(answered(teacher), "an inverted image")
     check_arguments(augment, "augment")
     if settings.statistics:
         check_statistics(teacher, ", or statistics=0")

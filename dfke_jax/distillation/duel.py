@@ -202,7 +202,7 @@ def duel(
 
 def check_pair(teacher: Classifier, student: Classifier) -> None:
     """Raises `InputError` unless both networks take the same images and give the same answers; nothing is computed."""
-    shapes = [_answered(network) for network in (teacher, student)]
+    shapes = [answered(network) for network in (teacher, student)]
     if same_answers(*shapes) and teacher.input_shape == student.input_shape:
         return
     theirs, ours = (
@@ -215,7 +215,8 @@ def check_pair(teacher: Classifier, student: Classifier) -> None:
     )
 
 
-def _answered(network: Classifier) -> PyTree:
+def answered(network: Classifier) -> PyTree:
+    """Shapes of the answers to two images; nothing is computed."""
     images = jax.ShapeDtypeStruct((2, *network.input_shape), jnp.float32)
     return jax.eval_shape(network.observe, images).logits
 
@@ -227,7 +228,7 @@ SAMPLES_A_CLASS = 10
 
 def warn_of_small_batches(method_name: str, batch_size: int, teacher: Classifier) -> None:
     """Warns where a term over the mean answer of a batch is estimated from less than `SAMPLES_A_CLASS` images a class."""
-    most = max(head.shape[-1] for head in heads(_answered(teacher)).values())
+    most = max(head.shape[-1] for head in heads(answered(teacher)).values())
     if batch_size < SAMPLES_A_CLASS * most:
         warnings.warn(
             f"{method_name} balances the mean answer over a batch, and {batch_size} images for {most} classes are few: that "
@@ -334,6 +335,7 @@ __all__ = [
     "Gain",
     "Schedule",
     "Seen",
+    "answered",
     "check_pair",
     "duel",
     "duel_cost",

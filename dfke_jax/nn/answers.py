@@ -29,6 +29,14 @@ def same_answers(first: PyTree, second: PyTree) -> bool:
     return shapes[0] == shapes[1] and jax.tree.structure(first) == jax.tree.structure(second)
 
 
+def check_one_label(answers: PyTree, what: str) -> None:
+    """Raises `InputError` unless answers are one array (B, K): `what` is made for one label an image."""
+    found = heads(answers)
+    if list(found) != [""] or found[""].ndim != 2:
+        shapes = ", ".join(f"{name or 'answers'} {leaf.shape}" for name, leaf in found.items())
+        raise InputError(f"{what} is made for one label an image, logits (B, K); this teacher answers {shapes}")
+
+
 def each_head(loss: Partial) -> Partial:
     """A loss of two answers, summed over heads and averaged over the places of a head.
 
@@ -88,4 +96,4 @@ def _each_head(loss: Partial, first: PyTree, second: PyTree) -> Array:
     return sum(jax.tree.leaves(jax.tree.map(of, first, second)), jnp.zeros(()))
 
 
-__all__ = ["MOST_SHARES", "class_metrics", "each_head", "heads", "same_answers"]
+__all__ = ["MOST_SHARES", "check_one_label", "class_metrics", "each_head", "heads", "same_answers"]

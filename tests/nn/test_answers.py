@@ -6,7 +6,7 @@ import pytest
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.nn.answers import MOST_SHARES, class_metrics, each_head, heads, same_answers
+from dfke_jax.nn.answers import MOST_SHARES, check_one_label, class_metrics, each_head, heads, same_answers
 from dfke_jax.nn.losses import response_kl
 
 RNG = np.random.default_rng(2)
@@ -50,6 +50,13 @@ def test_a_loss_of_heads_is_their_sum_and_of_places_their_mean():
         return (p * (np.log(p) - np.log(q))).sum(-1)
 
     np.testing.assert_allclose(found, kl(KINDS, KINDS[::-1]) + kl(PLACES, PLACES[::-1]).mean((1, 2)), rtol=1e-4)
+
+
+def test_one_label_an_image():
+    check_one_label(KINDS, "an impression")
+    for other in ({"kind": KINDS}, PLACES):
+        with pytest.raises(InputError, match=r"an impression is made for one label .* this teacher answers \w+ \(4"):
+            check_one_label(other, "an impression")
 
 
 def test_names_of_heads():
