@@ -9,8 +9,8 @@ from benchmarks.harness import Peer, Program, Row, Rows
 from benchmarks.suites.common import DIGITS, GREY, classifier, random_images, random_labels
 from benchmarks.suites.training import RATE, supervised
 from dfke_jax.core import device_mesh
-from dfke_jax.nn import Classifier, optimiser
-from dfke_jax.watermarking import SMALL_MARKING, keygen, mark, null_training, shares
+from dfke_jax.nn import Classifier, independent_training, optimiser, shares
+from dfke_jax.watermarking import SMALL_MARKING, keygen, mark
 
 
 def _peer(name: str, network: Classifier) -> Any:
@@ -68,7 +68,7 @@ def null_row(
     """Training of clean networks, each on its bootstrapped share of one pool; with `plain` convolutions too."""
     network, images, labels = classifier(name, shape=shape), random_images(pool, shape), random_labels(pool)
     table = shares(jax.random.key(32), pool, members, "bootstrap", size)
-    train = functools.partial(null_training, optimizer=optimiser("adam", RATE), batch_size=batch)
+    train = functools.partial(independent_training, optimizer=optimiser("adam", RATE), batch_size=batch)
     mesh = device_mesh(models=jax.device_count())
     spreads = jax.device_count() > 1 and members % jax.device_count() == 0
     single = supervised(name, pool, batch, shape)  # the same arithmetic

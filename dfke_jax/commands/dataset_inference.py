@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from dfke_jax.dataset_inference import InferenceSettings, Verdict
     from dfke_jax.nn.classifier import Classifier
+    from dfke_jax.nn.whitebox import WhiteBox
 
 NOISES = (1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -57,18 +58,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="an independent model that exists; repeat it",
     )
-    add("--network", metavar="NAME", help="of victim and independent models, as --declare-victim network=NAME")
+    add("--network", metavar="NAME", help="of the independent models that are trained (default: the victim's own)")
     add("--classes", type=whole(2), metavar="K", help="of the victim, as --declare-victim classes=K")
-<<<<<<< HEAD
-    add(
-        "--embedding",
-        default="blind_walk",
-        metavar="KIND",
-        help="blind_walk (labels; default) or mingd (gradients)",
-    )
-=======
     add("--embedding", default="blind_walk", metavar="KIND", help="blind_walk (labels; default) or mingd (gradients)")
->>>>>>> lead
     add(
         "--noise",
         type=number(above=0),
@@ -160,9 +152,7 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     shape = private[0].shape[1:]
     to_train = options.independents if "others" in samples else 0
     check_case(private, public, len(options.independent) + to_train, settings)
-    of_victim = declarations(
-        options.declare_victim, network=options.network, num_classes=options.classes, input_shape=shape
-    )
+    of_victim = declarations(options.declare_victim, num_classes=options.classes, input_shape=shape)
     of_suspect = declarations(options.declare_suspect, input_shape=shape, key=options.key)
     weights = lambda where: open_model(where, of_victim).needed_classifier("dataset inference, of its victim,")
     victim = weights(options.victim)
@@ -182,16 +172,12 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
         said: tuple[str, ...] = ()
         innocent, references = [weights(where) for where in options.independent], []
         if "others" in samples:
-            trained, said = _trained(options, victim, samples)
+            trained, said = _trained(options, _of_independents(options, victim), samples)
             references, innocent = trained[: options.references], [*innocent, *trained[options.references :]]
         case = prepare(
             private, public, victim=victim, key=key, independents=innocent, references=references, settings=settings
         )
-<<<<<<< HEAD
         verdict = judge(case, metered or model.victim)
-=======
-        verdict = judge(case, metered or model.victim, host=model.host)
->>>>>>> lead
         of_model = tuple(f"the suspect's {note}" for note in model.notes)
         verdict = dataclasses.replace(verdict, notes=(*verdict.notes, *said, *of_model))
         counts = metered.counts() if metered else None
@@ -289,7 +275,7 @@ def _settings(options: argparse.Namespace, remote: bool) -> "InferenceSettings":
     )
 
 
-def _with_noise(settings: "InferenceSettings", victim: "Classifier", samples: Any) -> "InferenceSettings":
+def _with_noise(settings: "InferenceSettings", victim: "WhiteBox", samples: Any) -> "InferenceSettings":
     """The least noise that turns two thirds of the victim's walks, on up to a hundred private samples."""
     import jax
 
@@ -303,6 +289,21 @@ def _with_noise(settings: "InferenceSettings", victim: "Classifier", samples: An
         if blind_walk(jax.random.key(settings.seed), victim, images, labels, walk).never <= 1 / 3:
             break
     return dataclasses.replace(settings, walk=dataclasses.replace(settings.walk, noise=walk.noise))
+
+
+def _of_independents(options: argparse.Namespace, victim: "WhiteBox") -> "Classifier":
+    """The network of the independent models: the victim's own, or what is declared."""
+    from dfke_jax.core.errors import InputError
+    from dfke_jax.nn.classifier import Classifier
+    from dfke_jax.nn.named import network
+
+    if options.network is not None:
+        return network(options.network, victim.num_classes, victim.input_shape)
+    if not isinstance(victim, Classifier):
+        raise InputError(
+            "the victim's network is not of this package, and cannot be trained anew; name one by --network"
+        )
+    return victim
 
 
 def _trained(
@@ -319,7 +320,8 @@ def _trained(
     from dfke_jax.core.loop import run
     from dfke_jax.dataset_inference import overlap
     from dfke_jax.dataset_inference.samples import distinct
-    from dfke_jax.experiments.ownership.thieves import independent_models, member, shares
+    from dfke_jax.nn.many import independent_training, member, separate_shares
+    from dfke_jax.nn.training import optimiser
 
     images, labels = samples["others"]
     if images.shape[1:] != victim.input_shape or labels.max() >= victim.num_classes:
@@ -338,7 +340,7 @@ def _trained(
     count = options.references + options.independents
     size = len(samples["private"][0])
     try:
-        rows = shares(len(images), count, size, options.seed)
+        rows = separate_shares(len(images), count, size, options.seed)
     except InputError as error:
         raise InputError(f"--others is too small: {error}") from error
     said = ()
@@ -349,9 +351,13 @@ def _trained(
             f"makes them more alike than a suspect that shares none; {count * size} images would do "
             "for models that share none",
         )
-    method = independent_models(
-        victim, jnp.asarray(images[rows]), jnp.asarray(labels[rows]), steps=options.training_steps, batch_size=64, learning_rate=2e-3
-    )  # fmt: skip
+    method = independent_training(
+        victim,
+        jnp.asarray(images),
+        jnp.asarray(labels),
+        jnp.asarray(rows),
+        optimizer=optimiser("adam", 2e-3, options.training_steps),
+    )
     keys = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), 1), count)
     state = run(method, keys, options.training_steps, progress="independent models").state
     return [member(victim, state, index) for index in range(count)], said

@@ -78,7 +78,7 @@ def execute(options: argparse.Namespace) -> int:
     with open_model(options.model, said) as model:
         if model.gives == "label" and options.reveal is None:
             reveal = Reveal("label")
-        classifier = model.needed_classifier("--explain") if setting else None
+        explained = explaining(model.needed_classifier("--explain"), reveal, setting) if setting else None
         oracle = model.oracle(reveal)
         app = create_app(
             oracle if model.on_host else answering(model.victim, reveal, model.gives),
@@ -91,7 +91,7 @@ def execute(options: argparse.Namespace) -> int:
             rate=options.rate,
             max_rows=options.max_rows,
             journal=journal,
-            explain=explaining(classifier, reveal, setting) if classifier and setting else None,
+            explain=explained,
             explanation=setting,
             explanation_quota=options.explain_quota,
         )

@@ -323,6 +323,7 @@ def _null_models(
 
     from dfke_jax import data
     from dfke_jax.core.errors import InputError
+    from dfke_jax.nn.classifier import Classifier
     from dfke_jax.nn.named import network
     from dfke_jax.watermarking.null_models import null_population
 
@@ -334,8 +335,8 @@ def _null_models(
             "--null 0"
         )
     images, labels = dataset.train.on_device()
-    classifier = None if options.network else suspect.classifier
-    if classifier is None:
+    classifier = suspect.victim
+    if options.network or not isinstance(classifier, Classifier):
         classifier = network(options.network or "lenet5", num_classes, dataset.shape)
     progress = "clean networks" if sys.stdout.isatty() else None
     null = null_population(

@@ -10,6 +10,7 @@ from dfke_jax.dataset_inference.encoders import (
     judge_encoder,
     prepare_encoders,
 )
+from dfke_jax.dataset_inference.judgement import Judgement
 from dfke_jax.dataset_inference.mingd import NORMS, Margins, MinGDSettings, gradient_evaluations, mingd
 from dfke_jax.dataset_inference.regressor import (
     RELEASED,
@@ -50,6 +51,7 @@ __all__ = [
     "EncoderCase",
     "EncoderVerdict",
     "InferenceSettings",
+    "Judgement",
     "LinearRates",
     "LinearSetting",
     "Margins",

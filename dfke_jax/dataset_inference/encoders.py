@@ -9,73 +9,38 @@ import numpy as np
 from dfke_jax.core.errors import InputError
 from dfke_jax.dataset_inference.case import check_null, compare
 from dfke_jax.dataset_inference.density import DensitySettings, fit_density, representations
+from dfke_jax.dataset_inference.judgement import Decision, Judgement, decide, looked_at
 from dfke_jax.dataset_inference.samples import checked_images, overlap
-from dfke_jax.dataset_inference.statistics import SampleCurve, WelchTest, p_value_curve, two_sided
-from dfke_jax.dataset_inference.verdict import Decision, decide, looked_at, plain
+from dfke_jax.dataset_inference.statistics import WelchTest, p_value_curve, two_sided
 
 
-@dataclasses.dataclass(frozen=True)
-class EncoderVerdict:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderVerdict(Judgement):
     """What can be said about a suspected encoder.
 
     Attributes:
-      stolen: whether the deciding p-value is below alpha / looks and the test works on the victim
-        itself. False means inconclusive, never innocent.
-      p_value: the one that decides: ``conformal`` where there are independent encoders, else ``welch``.
-      decided_by: which one that is.
-      p_values: all of them by name: ``welch``, ``permutation``, and ``conformal`` if there are independent encoders.
-      alpha: the level of all verdicts that are looked at.
-      looks: how many these are, as fixed beforehand; this one accuses below alpha / looks.
-      false_alarm_rate: how often the deciding rule accuses an independent encoder in this one
-        verdict: guaranteed for ``conformal``, nominal (alpha / looks) for ``welch``.
-      accused_independents: (how many, of how many) independent encoders have a Welch p-value below alpha, or None.
-      test: Welch test of the suspect. Its effect is the mean log-likelihood of private minus public rows, nats a dimension.
-      control: Welch p-value of the victim itself; where it is not small the test has no power here.
-      curve: Welch p-value, one-sided whatever the alternative, against the number of tested images of each kind; those that
-        fit the density come on top.
+      test: its effect is the mean log-likelihood of private minus public rows, nats a dimension.
+      curve: Welch p-value, one-sided whatever the alternative, against the number of tested images of each kind; those
+        that fit the density come on top.
       fitted: private images that fitted the suspect's density.
-      tested: (private, public) images that entered the test.
       queries: representations that the suspect was asked for, one an image.
       dimensions: principal components that its density has.
       converged: whether the fit of its mixture did.
-      assumptions: what has to be true for the p-value to mean what it says.
-      notes: what was found that weakens the verdict.
+
+    All others are those of `Judgement`.
     """
 
-    stolen: bool
-    p_value: float
-    decided_by: str
-    p_values: dict[str, float]
-    alpha: float
-    looks: int
-    false_alarm_rate: float
-    accused_independents: tuple[int, int] | None
-    test: WelchTest
-    control: float
-    curve: SampleCurve
     fitted: int
-    tested: tuple[int, int]
-    queries: int
     dimensions: int
     converged: bool
-    assumptions: tuple[str, ...]
-    notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields as JSON takes them: arrays as lists, an interval without an end as None."""
-        return plain(self)
-
-    def __str__(self) -> str:
-        low, high = self.test.interval
-        lines = [
-            f"{'stolen' if self.stolen else 'inconclusive'}: p = {self.p_value:.3g} ({self.decided_by}), "
-            f"false-alarm rate {self.false_alarm_rate:.3g}",
-            f"effect {self.test.effect:.3f} [{low:.3f}, {high:.3f}] nats a dimension, {self.fitted} private images fitted, "
-            f"{self.tested[0]} private and {self.tested[1]} public ones tested, {self.queries} queries",
-            *(f"assumes: {text}" for text in self.assumptions),
-            *(f"note: {text}" for text in self.notes),
-        ]
-        return "\n".join(lines)
+    @property
+    def effort(self) -> str:
+        """Images fitted and tested, queries."""
+        return (
+            f" nats a dimension, {self.fitted} private images fitted, {self.tested[0]} private and {self.tested[1]} "
+            f"public ones tested, {self.queries} queries"
+        )
 
 
 class Likelihoods(NamedTuple):

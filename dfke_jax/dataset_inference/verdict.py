@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,109 +14,49 @@ from dfke_jax.dataset_inference.case import (
     Embedded,
     InferenceSettings,
     accuracies,
-    compare,
     embed,
     prepare,
     scores,
 )
+from dfke_jax.dataset_inference.judgement import Judgement, decide, looked_at
 from dfke_jax.dataset_inference.regressor import saturation
-from dfke_jax.dataset_inference.statistics import (
-    SampleCurve,
-    WelchTest,
-    conformal_p_value,
-    p_value_curve,
-    permutation_test,
-    two_sided,
-)
+from dfke_jax.dataset_inference.statistics import p_value_curve
 from dfke_jax.oracle.frameworks import as_host_victim
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What can be said about a suspect.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict(Judgement):
+    """What can be said about a suspected classifier.
 
     Attributes:
-      stolen: whether the deciding p-value is below alpha / looks and the test works on the victim
-        itself. False means inconclusive, never innocent.
-      p_value: the one that decides: ``conformal`` where there are independent models, else ``welch``.
-      decided_by: which one that is.
-      p_values: all of them by name: ``welch``, ``permutation``, and ``conformal`` if there are independent models.
-      alpha: the level of all verdicts that are looked at.
-      looks: how many these are, as fixed beforehand; this one accuses below alpha / looks.
-      false_alarm_rate: how often the deciding rule accuses an independent model in this one
-        verdict: guaranteed for ``conformal``, nominal (alpha / looks) for ``welch``.
-      accused_independents: (how many, of how many) independent models have a Welch p-value below alpha; None without
-        any. It shows what the Welch test is worth here.
-      test: Welch test of the suspect: effect Δμ, its interval, degrees of freedom.
-      control: Welch p-value of the victim itself on the same samples; where it is not small the test has no power here.
-      curve: p-value against the number of revealed samples.
-      samples_revealed: private samples, and as many public ones, that the suspect saw.
-      tested: (private, public) samples that entered the test; fewer than revealed with `both_correct`.
-      queries: label queries that an attacker who asks step by step would have spent, accuracy
-        included.
+      control: of the victim on the same samples; curve: against the number of revealed samples.
+      samples_revealed: private samples, and as many public ones, that the suspect saw; fewer are `tested` with
+        `both_correct`.
+      queries: label queries that an attacker who asks step by step would have spent, accuracy included.
       rows_sent: rows that were sent to it in fact, which is what an endpoint charges (one that knows
         repeated rows again, less).
       gradients: gradients of the suspect that were taken (``mingd``).
       never: fraction of its walks, or of its descents, that ended at the cap.
       saturated: fraction of its scores at the edge of the regressor's range.
       accuracy: of ``victim`` and ``suspect`` on the tested ``private`` and ``public`` samples.
-      assumptions: what has to be true for the p-value to mean what it says.
-      notes: what was found that weakens the verdict.
+
+    All others are those of `Judgement`.
     """
 
-    stolen: bool
-    p_value: float
-    decided_by: str
-    p_values: dict[str, float]
-    alpha: float
-    looks: int
-    false_alarm_rate: float
-    accused_independents: tuple[int, int] | None
-    test: WelchTest
-    control: float
-    curve: SampleCurve
     samples_revealed: int
-    tested: tuple[int, int]
-    queries: int
     rows_sent: int
     gradients: int
     never: float
     saturated: float
     accuracy: dict[str, dict[str, float]]
-    assumptions: tuple[str, ...]
-    notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields as JSON takes them: arrays as lists, an interval without an end as None."""
-        return plain(self)
-
-    def __str__(self) -> str:
-        low, high = self.test.interval
-        lines = [
-            f"{'stolen' if self.stolen else 'inconclusive'}: p = {self.p_value:.3g} ({self.decided_by}), "
-            f"false-alarm rate {self.false_alarm_rate:.3g}",
-            f"effect {self.test.effect:.3f} [{low:.3f}, {high:.3f}], {self.samples_revealed} private and as many public "
-            f"samples revealed, {self.rows_sent} rows sent ({self.queries} step by step), "
-            f"{self.gradients} gradients",
-            *(f"assumes: {text}" for text in self.assumptions),
-            *(f"note: {text}" for text in self.notes),
-        ]
-        return "\n".join(lines)
-
-
-def plain(value: Any) -> Any:
-    """A verdict, or a part of one, as JSON takes it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: plain(part) for name, part in value._asdict().items()}  # type: ignore[attr-defined]
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(part) for part in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    @property
+    def effort(self) -> str:
+        """Samples revealed, rows and gradients."""
+        return (
+            f", {self.samples_revealed} private and as many public samples revealed, {self.rows_sent} rows sent "
+            f"({self.queries} step by step), {self.gradients} gradients"
+        )
 
 
 def judge(case: Case, suspect: Callable, *, host: bool | None = None) -> Verdict:
@@ -183,50 +123,6 @@ def judge_embedded(case: Case, found: Embedded) -> Verdict:
     )
 
 
-class Decision(NamedTuple):
-    """What the tests say of one suspect's scores; the fields are those of `Verdict`."""
-
-    test: WelchTest
-    p_values: dict[str, float]
-    decided_by: str
-    false_alarm_rate: float
-    accused_independents: tuple[int, int] | None
-
-
-def decide(
-    private: np.ndarray,
-    public: np.ndarray,
-    null: Sequence[WelchTest],
-    level: float,
-    permutations: int,
-    seed: int,
-    *,
-    either: bool = False,
-) -> Decision:
-    """Tests the scores of private against public samples; where there are independent models, their ranks decide.
-
-    A p-value below `level` accuses. With `either`, a difference in any direction counts: twice the
-    smaller one-sided p-value, and ranks of |t|.
-    """
-    test = compare(private, public)
-    p_values = {
-        "welch": two_sided(test) if either else test.p_value,
-        "permutation": permutation_test(private, public, permutations, seed),
-    }
-    if either:
-        p_values["permutation"] = min(
-            1.0, 2 * min(p_values["permutation"], permutation_test(public, private, permutations, seed))
-        )
-    if not null:
-        return Decision(test, p_values, "welch", level, None)
-    size = abs if either else float
-    p_values["conformal"] = conformal_p_value(size(test.statistic), [size(result.statistic) for result in null])
-    ranks = len(null) + 1
-    rate = int(np.sum(np.arange(1, ranks + 1) / ranks < level)) / ranks
-    found = [two_sided(result) if either else result.p_value for result in null]
-    return Decision(test, p_values, "conformal", rate, (sum(p < level for p in found), len(null)))
-
-
 def dataset_inference(
     victim_private: tuple[Any, Any],
     victim_public: tuple[Any, Any],
@@ -282,19 +178,6 @@ def dataset_inference(
         box=box,
     )
     return judge(case, suspect, host=host)
-
-
-def looked_at(looks: int) -> str:
-    """What a verdict assumes of the other verdicts that there are."""
-    if looks == 1:
-        return (
-            "this is the only verdict that is looked at: a second suspect, split or number of samples, "
-            "and every look before the end, is one more chance to accuse (looks=N allows for N)"
-        )
-    return (
-        f"no more than {looks} verdicts are looked at, this one included, as fixed beforehand: each "
-        f"accuses below alpha / {looks}"
-    )
 
 
 def _assumptions(conformal: bool, calibrated: bool, looks: int) -> tuple[str, ...]:
@@ -357,4 +240,4 @@ def _notes(
     return tuple(notes)
 
 
-__all__ = ["Decision", "Verdict", "dataset_inference", "decide", "judge", "judge_embedded", "looked_at", "plain"]
+__all__ = ["Verdict", "dataset_inference", "judge", "judge_embedded"]

@@ -12,7 +12,9 @@ from dfke_jax.core import records
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Key
-from dfke_jax.nn.classifier import Classifier, as_float, check_images, check_labels
+from dfke_jax.distillation.needs import check_teacher
+from dfke_jax.nn.classifier import as_float, check_images, check_labels
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.starts import Range, SynthesisSettings
 from dfke_jax.synthesis.synthesiser import Synthesis
 
@@ -34,7 +36,7 @@ Record = dict[str, LayerRecord]
 
 
 def record_activations(
-    teacher: Classifier,
+    teacher: WhiteBox,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -62,6 +64,7 @@ def record_activations(
     Deviation: the released code multiplies noise by the covariance itself, so it draws from N(μ, Σ²); a factor of Σ is
     used here. It stores full covariances of wide convolutional layers as well.
     """
+    check_teacher(teacher, "record_activations")
     images, labels = np.asarray(images), np.asarray(labels)
     check_images(images, teacher.input_shape, teacher.preprocessing.box)
     check_labels(labels, len(images), teacher.num_classes)
@@ -89,7 +92,7 @@ def record_activations(
 
 
 @jax.jit
-def _activations(teacher: Classifier, images: Array) -> dict[str, Array]:
+def _activations(teacher: WhiteBox, images: Array) -> dict[str, Array]:
     return teacher.activations(as_float(images))
 
 
@@ -126,7 +129,7 @@ class RecordSettings(SynthesisSettings):
 
 
 def from_records(
-    teacher: Classifier, record: Record, settings: RecordSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: WhiteBox, record: Record, settings: RecordSettings, count: int, batch_size: int, *, control: bool = False
 ) -> Method:
     """Fills a pool with images that respond as the records say.
 
@@ -147,6 +150,7 @@ def from_records(
     Source: Lopes, Fenu, Starner 2017. Deviations: the logits are matched without the ReLU,
     which would hide every negative one.
     """
+    check_teacher(teacher, "from_records")
     if batch_size % teacher.num_classes:
         raise InputError(f"the batch size must be a multiple of the {teacher.num_classes} classes, got {batch_size}")
     names = {"top": ("logits",), "all": tuple(record)}.get(settings.layers, settings.layers)  # type: ignore[arg-type]

@@ -25,7 +25,8 @@ from dfke_jax.nn.losses import response_kl
 from dfke_jax.nn.observation import Observed
 from dfke_jax.nn.players import OPTIMISERS, SCHEDULES, Learner, scheduled
 from dfke_jax.nn.training import Training
-from dfke_jax.synthesis.priors import StatisticsForm, check_statistics
+from dfke_jax.nn.whitebox import WhiteBox
+from dfke_jax.synthesis.priors import StatisticsForm
 from dfke_jax.synthesis.replay import Replay, empty_replay, recall, remember
 
 
@@ -119,11 +120,11 @@ class Made(NamedTuple):
 class Inverter(Protocol):
     """How a method makes its batches; a `dfke_jax.core.record`."""
 
-    def begin(self, key: Key, teacher: Classifier) -> PyTree:
+    def begin(self, key: Key, teacher: WhiteBox) -> PyTree:
         """What is carried to the first batch."""
         ...
 
-    def make(self, key: Key, teacher: Classifier, student: Classifier, number: Array, carried: PyTree) -> Made:
+    def make(self, key: Key, teacher: WhiteBox, student: Classifier, number: Array, carried: PyTree) -> Made:
         """One batch, given the student as it is, the number of the round () and what was carried."""
         ...
 
@@ -138,7 +139,7 @@ class BankState(NamedTuple):
 
 
 def bank_method(
-    teacher: Classifier,
+    teacher: WhiteBox,
     student: Classifier,
     settings: BankSettings,
     inverter: Inverter,
@@ -160,14 +161,11 @@ def bank_method(
 
     Raises:
       InputError: teacher and student of other answers or images, answers that are not one label an
-        image, a bank smaller than a batch or without a size, a bare function as augmentation, a
-        teacher without batch normalisation where its statistics are to be matched.
+        image, a bank smaller than a batch or without a size, a bare function as augmentation.
     """
     check_pair(teacher, student)
     check_one_label(answered(teacher), "an inverted image")
     check_arguments(augment, "augment")
-    if settings.statistics:
-        check_statistics(teacher, ", or statistics=0")
     if settings.room < settings.batch_size:
         raise InputError(
             f"the bank has room for {settings.room} images, and a batch has {settings.batch_size}; set rounds or capacity"
@@ -206,7 +204,7 @@ def student_in(classifier: Classifier, state: BankState) -> Classifier:
 
 @record
 class _Bank:
-    teacher: Classifier
+    teacher: WhiteBox
     inverter: Inverter
     augment: Augmentation | None
     learner: Learner = static_field()

@@ -12,7 +12,7 @@ from dfke_jax.core.method import Method
 from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics
 from dfke_jax.data.augment import affine
-from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.noise import Synthesised
 from dfke_jax.synthesis.starts import Range, SynthesisSettings
 from dfke_jax.synthesis.synthesiser import Options, Synthesis
@@ -46,7 +46,7 @@ class ClassImpressionSettings(SynthesisSettings):
 
 
 def class_impressions(
-    teacher: Classifier, settings: ClassImpressionSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: WhiteBox, settings: ClassImpressionSettings, count: int, batch_size: int, *, control: bool = False
 ) -> Method:
     """Fills a pool with class impressions.
 

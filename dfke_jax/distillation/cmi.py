@@ -13,11 +13,13 @@ from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, PyTree
 from dfke_jax.distillation.bank import BankSettings, Made, bank_budget, bank_method
 from dfke_jax.distillation.inversion_loss import inversion_loss
+from dfke_jax.distillation.needs import check_teacher, named
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.contrastive import Projection
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.players import Maker
 from dfke_jax.nn.soft_nearest import unit_rows
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.latent import invert
 
 
@@ -69,7 +71,7 @@ class Contrast(NamedTuple):
 
 
 def cmi(
-    teacher: Classifier,
+    teacher: WhiteBox,
     student: Classifier,
     settings: CMISettings,
     *,
@@ -103,6 +105,7 @@ def cmi(
       views, those of an empty bank are left out; the bank lies on the device and takes the features
       of the batch that is kept.
     """
+    check_teacher(teacher, named("cmi", settings.statistics))
     check_arguments(view, "view")
     inverter = _CMI(augment=augment, view=view, settings=settings)
     return bank_method(teacher, student, settings, inverter, augment)
@@ -113,7 +116,7 @@ def cmi_budget(settings: CMISettings, rounds: int) -> dict[str, int]:
     return bank_budget(settings, rounds, passes=1 + bool(settings.contrastive))
 
 
-def fresh_generator(settings: BankSettings, teacher: Classifier) -> Maker:
+def fresh_generator(settings: BankSettings, teacher: WhiteBox) -> Maker:
     """The generator of CMI and its kin, without normalised output; its optimiser is the inversion's."""
     module = DFMEGenerator(teacher.input_shape, settings.width, settings.latent, normalised_output=False)
     return Maker(module, teacher.preprocessing, optax.identity())
@@ -139,7 +142,7 @@ def contrast(near: Array, far: Array, earlier: Array, known: Array, temperature:
     return jnp.mean(jax.nn.logsumexp(among, -1) - jnp.diagonal(among[:, : far.shape[0]]))
 
 
-def _width(teacher: Classifier) -> int:
+def _width(teacher: WhiteBox) -> int:
     images = jax.ShapeDtypeStruct((2, *teacher.input_shape), jnp.float32)
     rows = jax.eval_shape(lambda images: pooled(teacher.observe(images, activations=True).activations), images)
     return rows.shape[-1]
@@ -151,7 +154,7 @@ class _CMI:
     view: Augmentation | None
     settings: CMISettings = static_field()
 
-    def begin(self, key: Key, teacher: Classifier) -> PyTree:
+    def begin(self, key: Key, teacher: WhiteBox) -> PyTree:
         s = self.settings
         if not s.contrastive:
             return ()
@@ -160,7 +163,7 @@ class _CMI:
         features = jnp.zeros((s.feature_bank, width))
         return Contrast(projection, adam(s.generator_rate).init(projection), features, jnp.zeros((), jnp.int32))
 
-    def make(self, key: Key, teacher: Classifier, student: Classifier, number: Array, carried: PyTree) -> Made:
+    def make(self, key: Key, teacher: WhiteBox, student: Classifier, number: Array, carried: PyTree) -> Made:
         s = self.settings
         label_key, latent_key, generator_key, negative_key, run_key = jax.random.split(key, 5)
         labels = jax.random.randint(label_key, (s.batch_size,), 0, teacher.num_classes)

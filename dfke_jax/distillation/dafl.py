@@ -12,10 +12,12 @@ from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Metrics
 from dfke_jax.distillation.cost import Cost
 from dfke_jax.distillation.duel import DuelSettings, Schedule, Seen, duel, duel_cost, warn_of_small_batches
+from dfke_jax.distillation.needs import check_teacher
 from dfke_jax.nn.answers import each_head, heads
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import response_kl
 from dfke_jax.nn.observation import Observed
+from dfke_jax.nn.whitebox import WhiteBox
 
 JOINT = Schedule(student=1, joint=True)
 
@@ -46,7 +48,7 @@ class DAFLSettings(DuelSettings):
             raise InputError(f"weights must not be negative, got {self.one_hot}, {self.activation} and {self.entropy}")
 
 
-def dafl(teacher: Classifier, student: Classifier, settings: DAFLSettings) -> Method:
+def dafl(teacher: WhiteBox, student: Classifier, settings: DAFLSettings) -> Method:
     """Data-free learning of student networks.
 
     L_G = w·L_oh + α·L_a + β·L_ie with L_oh = CE(T(x), argmax T(x)), L_a = −mean |f_T(x)| over the penultimate features,
@@ -68,6 +70,7 @@ def dafl(teacher: Classifier, student: Classifier, settings: DAFLSettings) -> Me
     Deviations: the generator's output is x̃ or pictures (see `DAFLSettings.output`); 0·log 0 = 0, where released code gives
       NaN as soon as a class is never answered.
     """
+    check_teacher(teacher, "dafl")
     if settings.entropy:
         warn_of_small_batches("DAFL", settings.batch_size, teacher)
     gain = Partial(_gain, settings.one_hot, settings.activation, settings.entropy)

@@ -10,9 +10,10 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method
 from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Key, PyTree
-from dfke_jax.nn.classifier import Classifier
+from dfke_jax.distillation.needs import check_teacher
 from dfke_jax.nn.losses import soft_cross_entropy
 from dfke_jax.nn.training import optimiser
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.noise import Synthesised
 from dfke_jax.synthesis.priors import l2, total_variation
 from dfke_jax.synthesis.starts import Range, SynthesisSettings, uniform_noise
@@ -61,7 +62,7 @@ class ImpressionSettings(SynthesisSettings):
 
 
 def data_impressions(
-    teacher: Classifier, settings: ImpressionSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: WhiteBox, settings: ImpressionSettings, count: int, batch_size: int, *, control: bool = False
 ) -> Method:
     """Fills a pool with data impressions.
 
@@ -72,7 +73,7 @@ def data_impressions(
     ``released`` whole batches are of one class and scale; classes are equally frequent where K divides the number of batches.
 
     Args:
-      teacher: frozen; its last layer must be called ``head``.
+      teacher: frozen; it must show its last layer (see `needs`).
       settings: see `ImpressionSettings`.
       count: N, a multiple of `batch_size`.
       batch_size: samples optimised side by side. They are independent: it changes speed and nothing else (except with
@@ -83,8 +84,12 @@ def data_impressions(
     Returns:
       A `Method` over `Pool`, one batch per step.
 
+    Raises:
+      InputError: for a teacher without a dense last layer.
+
     Source: Nayak, Mopuri, Shaj, Babu, Chakraborty, ICML 2019; the image prior is not in the paper.
     """
+    check_teacher(teacher, "data_impressions")
     kind = _Released if settings.released and not control else _Impressions
     return kind(teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control).method()
 

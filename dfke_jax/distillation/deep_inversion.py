@@ -12,10 +12,12 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method, as_method
 from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics
+from dfke_jax.distillation.needs import check_teacher
 from dfke_jax.distillation.response import response_loss
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy, jensen_shannon
 from dfke_jax.nn.training import Training, on_images, optimiser, trained, training
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.noise import Parametrisation
 from dfke_jax.synthesis.pool import Pool, added
 from dfke_jax.synthesis.priors import (
@@ -68,7 +70,7 @@ class InversionSettings(SynthesisSettings):
 
 
 def deep_inversion(
-    teacher: Classifier, settings: InversionSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: WhiteBox, settings: InversionSettings, count: int, batch_size: int, *, control: bool = False
 ) -> Method:
     """Fills a pool by DeepInversion, or with ``statistics=0`` by the DeepDream prior.
 
@@ -95,7 +97,7 @@ def deep_inversion(
     start from `settings` there (released: N(0, 1) in normalised units), and the last iterate is kept (the released
     "best" images are the last iterate too, by an aliasing error).
     """
-    _check(teacher, settings)
+    check_teacher(teacher, "deep_inversion" if settings.statistics else "deep_inversion(statistics=0)")
     return _Inversion(teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control).method()
 
 
@@ -107,7 +109,7 @@ class Adaptive(NamedTuple):
 
 
 def adaptive_deep_inversion(
-    teacher: Classifier,
+    teacher: WhiteBox,
     student: Classifier,
     settings: InversionSettings,
     count: int,
@@ -138,7 +140,8 @@ def adaptive_deep_inversion(
     probabilities to [0.01, 0.99], which has no gradient for confident samples; it is in units of log 2, so that it lies
     in [0, 1].
     """
-    _check(teacher, settings)
+    if settings.statistics:
+        check_teacher(teacher, "adaptive_deep_inversion")
     synthesis = _Inversion(teacher=teacher, settings=settings, count=count, batch_size=batch_size)
     learning = training(
         student,
@@ -151,14 +154,6 @@ def adaptive_deep_inversion(
         teacher=teacher,
     )
     return as_method(_Adaptive(synthesis=synthesis, student=student, learning=learning, student_steps=student_steps))
-
-
-def _check(teacher: Classifier, settings: InversionSettings) -> None:
-    if settings.statistics and not teacher.has_normalisation:
-        raise InputError(
-            f"DeepInversion needs a teacher with batch normalisation and {type(teacher.module).__name__} has none; "
-            "use lenet5_bn, a ResNet or a WRN, or the DeepDream prior"
-        )
 
 
 @record

@@ -15,6 +15,7 @@ from dfke_jax.nn.answers import each_head
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import logit_l1
 from dfke_jax.nn.observation import Observed
+from dfke_jax.nn.whitebox import WhiteBox
 
 FORMS = ("l1", "log_l1")
 
@@ -50,7 +51,7 @@ class DFADSettings(DuelSettings):
         return Schedule(self.student_steps, student_mode=self.student_mode)
 
 
-def dfad(teacher: Classifier, student: Classifier, settings: DFADSettings) -> Method:
+def dfad(teacher: WhiteBox, student: Classifier, settings: DFADSettings) -> Method:
     """Data-free adversarial distillation.
 
     min_S max_G L with L = (1/BK) Σ |T(x) − S(x)| on logits, x = G(z); five updates of S on fresh latents, then one of G.

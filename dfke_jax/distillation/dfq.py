@@ -12,10 +12,12 @@ from dfke_jax.core.method import Method, Static
 from dfke_jax.core.types import Array, Metrics
 from dfke_jax.distillation.cost import Cost
 from dfke_jax.distillation.duel import DuelSettings, Schedule, Seen, duel, duel_cost, warn_of_small_batches
+from dfke_jax.distillation.needs import check_teacher, named
 from dfke_jax.nn.answers import each_head
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import response_kl
 from dfke_jax.nn.observation import Observed
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.priors import StatisticsForm, normalisation_statistics
 
 
@@ -56,7 +58,7 @@ class DFQSettings(DuelSettings):
         return Schedule(self.student_steps, student_mode=self.student_mode)
 
 
-def dfq(teacher: Classifier, student: Classifier, settings: DFQSettings) -> Method:
+def dfq(teacher: WhiteBox, student: Classifier, settings: DFQSettings) -> Method:
     """The distillation of data-free network quantisation, for a student of full precision.
 
     L_G = −w_a·KL(p_T ‖ p_S) + w_s·R(x) + w_o·CE(T(x), argmax T(x)) + w_b·Σ_k p̄_k ln p̄_k over the
@@ -79,6 +81,7 @@ def dfq(teacher: Classifier, student: Classifier, settings: DFQSettings) -> Meth
     Deviations: the student is not quantised; the paper's entropy of single answers is the
       cross-entropy against their arg-max; Adam's β₁ is 0.9 (0.5 in the toolbox).
     """
+    check_teacher(teacher, named("dfq", settings.statistics))
     if settings.balance:
         warn_of_small_batches("DFQ", settings.batch_size, teacher)
     weights = (settings.adversarial, settings.statistics, settings.one_hot, settings.balance)

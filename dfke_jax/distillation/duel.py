@@ -22,7 +22,7 @@ from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.observation import Observed
 from dfke_jax.nn.players import OPTIMISERS, OUTPUTS, SCHEDULES, Learner, Maker, scheduled
 from dfke_jax.nn.training import Training, descend
-from dfke_jax.synthesis.priors import check_statistics
+from dfke_jax.nn.whitebox import WhiteBox
 
 MODES = ("train", "eval")
 
@@ -155,7 +155,7 @@ class _Fixed:
 
 
 def duel(
-    teacher: Classifier,
+    teacher: WhiteBox,
     student: Classifier,
     settings: DuelSettings,
     schedule: Schedule,
@@ -182,12 +182,9 @@ def duel(
       gain's own.
 
     Raises:
-      InputError: teacher and student of other answers or images; a gain that reads moments of a teacher without batch
-        normalisation.
+      InputError: teacher and student of other answers or images.
     """
     check_pair(teacher, student)
-    if moments:
-        check_statistics(teacher, ", or statistics=0")
     s = settings
 
     def rule(name: str, rate: float, steps: int) -> Any:
@@ -200,7 +197,7 @@ def duel(
     return method(_init, _step, fixed, teacher, gain, student_loss)
 
 
-def check_pair(teacher: Classifier, student: Classifier) -> None:
+def check_pair(teacher: WhiteBox, student: Classifier) -> None:
     """Raises `InputError` unless both networks take the same images and give the same answers; nothing is computed."""
     shapes = [answered(network) for network in (teacher, student)]
     if same_answers(*shapes) and teacher.input_shape == student.input_shape:
@@ -215,7 +212,7 @@ def check_pair(teacher: Classifier, student: Classifier) -> None:
     )
 
 
-def answered(network: Classifier) -> PyTree:
+def answered(network: WhiteBox) -> PyTree:
     """Shapes of the answers to two images; nothing is computed."""
     images = jax.ShapeDtypeStruct((2, *network.input_shape), jnp.float32)
     return jax.eval_shape(network.observe, images).logits
@@ -226,7 +223,7 @@ SAMPLES_A_CLASS = 10
 (K − 1)/2B nats, is 0.05 there. No published setting has fewer."""
 
 
-def warn_of_small_batches(method_name: str, batch_size: int, teacher: Classifier) -> None:
+def warn_of_small_batches(method_name: str, batch_size: int, teacher: WhiteBox) -> None:
     """Warns where a term over the mean answer of a batch is estimated from less than `SAMPLES_A_CLASS` images a class."""
     most = max(head.shape[-1] for head in heads(answered(teacher)).values())
     if batch_size < SAMPLES_A_CLASS * most:
@@ -251,14 +248,14 @@ def duel_cost(settings: DuelSettings, schedule: Schedule) -> Cost:
     )
 
 
-def _init(fixed: Static, teacher: Classifier, gain: Gain, loss: StudentLoss, key: Key) -> DuelState:
+def _init(fixed: Static, teacher: WhiteBox, gain: Gain, loss: StudentLoss, key: Key) -> DuelState:
     of: _Fixed = fixed.value
     student_key, generator_key = jax.random.split(key)
     return DuelState(of.learner.new(student_key), of.maker.new(generator_key))
 
 
 def _step(
-    fixed: Static, teacher: Classifier, gain: Gain, loss: StudentLoss, key: Key, state: DuelState
+    fixed: Static, teacher: WhiteBox, gain: Gain, loss: StudentLoss, key: Key, state: DuelState
 ) -> tuple[DuelState, Metrics]:
     of: _Fixed = fixed.value
     schedule, size = of.schedule, of.batch_size
@@ -292,7 +289,7 @@ def _step(
     return DuelState(student, generator), {"student_loss": learnt, **metrics}
 
 
-def _answers(of: _Fixed, teacher: Classifier, images: Array) -> Observed:
+def _answers(of: _Fixed, teacher: WhiteBox, images: Array) -> Observed:
     """What the teacher shows of images that are given."""
     images = jax.lax.stop_gradient(images)
     seen = teacher.observe(images, activations=of.activations)
@@ -300,7 +297,7 @@ def _answers(of: _Fixed, teacher: Classifier, images: Array) -> Observed:
 
 
 def _generator_step(
-    of: _Fixed, teacher: Classifier, gain: Gain, state: DuelState, z: Array, key: Key
+    of: _Fixed, teacher: WhiteBox, gain: Gain, state: DuelState, z: Array, key: Key
 ) -> tuple[Training, Array, Observed, Metrics]:
     """The generator after its update, its images before it, what the teacher shows of them, and metrics."""
     train = of.schedule.student_mode == "train"

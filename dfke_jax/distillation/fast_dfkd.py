@@ -14,8 +14,10 @@ from dfke_jax.core.types import Array, Augmentation, Key, PyTree
 from dfke_jax.distillation.bank import BankSettings, Made, bank_budget, bank_method
 from dfke_jax.distillation.cmi import adam, fresh_generator
 from dfke_jax.distillation.inversion_loss import Averages, averaged, inversion_loss, no_averages
+from dfke_jax.distillation.needs import check_teacher, named
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import draw_latents
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.latent import invert
 
 META = ("fomaml", "reptile")
@@ -71,7 +73,7 @@ class Meta(NamedTuple):
 
 
 def fast_dfkd(
-    teacher: Classifier, student: Classifier, settings: FastSettings, *, augment: Augmentation | None = None
+    teacher: WhiteBox, student: Classifier, settings: FastSettings, *, augment: Augmentation | None = None
 ) -> Method:
     """Fast data-free distillation: meta-learned starts of inversion.
 
@@ -97,6 +99,7 @@ def fast_dfkd(
     Deviations: the first layer is not drawn again late in training, as the released code does once;
       averages take the moments of a batch's last judged iterate, as released.
     """
+    check_teacher(teacher, named("fast_dfkd", settings.statistics))
     return bank_method(teacher, student, settings, _Fast(augment=augment, settings=settings), augment)
 
 
@@ -114,12 +117,12 @@ class _Fast:
     augment: Augmentation | None
     settings: FastSettings = static_field()
 
-    def begin(self, key: Key, teacher: Classifier) -> Meta:
+    def begin(self, key: Key, teacher: WhiteBox) -> Meta:
         s = self.settings
         generator = fresh_generator(s, teacher).new(key).variables["params"]
         return Meta(generator, _meta_rule(s).init(generator), no_averages(teacher))
 
-    def make(self, key: Key, teacher: Classifier, student: Classifier, number: Array, carried: Meta) -> Made:
+    def make(self, key: Key, teacher: WhiteBox, student: Classifier, number: Array, carried: Meta) -> Made:
         s = self.settings
         label_key, latent_key, run_key = jax.random.split(key, 3)
         labels = jax.random.randint(label_key, (s.batch_size,), 0, teacher.num_classes)

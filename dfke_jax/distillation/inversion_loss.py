@@ -9,6 +9,7 @@ from dfke_jax.core.types import Array, Metrics
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy, response_kl
 from dfke_jax.nn.observation import Moments, Observed
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.priors import StatisticsForm, normalisation_statistics
 
 
@@ -37,7 +38,7 @@ class Averages(NamedTuple):
     batches: Array
 
 
-def no_averages(teacher: Classifier) -> Averages:
+def no_averages(teacher: WhiteBox) -> Averages:
     """Averages of no batch."""
     if not teacher.has_normalisation:
         return Averages((), (), jnp.zeros((), jnp.int32))
@@ -65,7 +66,7 @@ def averaged(moments: tuple[Moments, ...], averages: Averages, keep: float) -> A
 
 def inversion_loss(
     weights: Weights,
-    teacher: Classifier,
+    teacher: WhiteBox,
     student: Classifier,
     images: Array,
     labels: Array,

@@ -7,9 +7,10 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method
 from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Key
-from dfke_jax.nn.classifier import Classifier
+from dfke_jax.distillation.needs import check_teacher
 from dfke_jax.nn.losses import cross_entropy
-from dfke_jax.synthesis.priors import check_statistics, gaussian_smoothness, normalisation_statistics
+from dfke_jax.nn.whitebox import WhiteBox
+from dfke_jax.synthesis.priors import gaussian_smoothness, normalisation_statistics
 from dfke_jax.synthesis.starts import SynthesisSettings
 from dfke_jax.synthesis.synthesiser import Synthesis
 
@@ -42,7 +43,7 @@ class WithinSettings(SynthesisSettings):
 
 
 def knowledge_within(
-    teacher: Classifier, settings: WithinSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: WhiteBox, settings: WithinSettings, count: int, batch_size: int, *, control: bool = False
 ) -> Method:
     """Fills a pool with images whose normalisation inputs have the stored means and variances.
 
@@ -68,7 +69,7 @@ def knowledge_within(
     Source: Haroush, Hubara, Hoffer and Soudry, The Knowledge Within: Methods for Data-Free Model
       Compression, CVPR 2020: the divergence of Gaussians, the class term and the smoothness.
     """
-    check_statistics(teacher)
+    check_teacher(teacher, "knowledge_within")
     return _Within(teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control).method()
 
 

@@ -13,7 +13,9 @@ from dfke_jax.core.types import Array, Augmentation, Key, PyTree
 from dfke_jax.distillation.bank import BankSettings, Made, bank_budget, bank_method
 from dfke_jax.distillation.cmi import adam, fresh_generator
 from dfke_jax.distillation.inversion_loss import Averages, averaged, inversion_loss, no_averages
+from dfke_jax.distillation.needs import check_teacher, named
 from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.latent import invert
 from dfke_jax.synthesis.targets import balanced_labels
 
@@ -90,7 +92,7 @@ def label_embedding(kind: str, num_classes: int, width: int = 0, key: Key | None
 
 
 def nayer(
-    teacher: Classifier,
+    teacher: WhiteBox,
     student: Classifier,
     settings: NAYERSettings,
     *,
@@ -124,6 +126,7 @@ def nayer(
       weights).
     Deviations: no text model; the optimiser of θ begins anew with every batch.
     """
+    check_teacher(teacher, named("nayer", settings.statistics))
     if embedding is None:
         embedding = label_embedding("one_hot", teacher.num_classes)
     if embedding.ndim != 2 or embedding.shape[0] != teacher.num_classes:
@@ -154,7 +157,7 @@ def noisy_latents(latents: PyTree, norm: PyTree, rows: Array) -> Array:
     return (made + latents["bias"][:, None]).reshape(rows.shape[0], -1)
 
 
-def _drawn(s: NAYERSettings, teacher: Classifier, width: int, key: Key) -> PyTree:
+def _drawn(s: NAYERSettings, teacher: WhiteBox, width: int, key: Key) -> PyTree:
     norm = {"scale": jnp.ones(width), "offset": jnp.zeros(width)}
     return {"network": fresh_generator(s, teacher).new(key).variables["params"], "norm": norm}
 
@@ -166,12 +169,12 @@ class _NAYER:
     settings: NAYERSettings = static_field()
     chunk: int = static_field()
 
-    def begin(self, key: Key, teacher: Classifier) -> Noisy:
+    def begin(self, key: Key, teacher: WhiteBox) -> Noisy:
         return Noisy(
             _drawn(self.settings, teacher, self.embedding.shape[1], key), no_averages(teacher), jnp.zeros((), jnp.int32)
         )
 
-    def make(self, key: Key, teacher: Classifier, student: Classifier, number: Array, carried: Noisy) -> Made:
+    def make(self, key: Key, teacher: WhiteBox, student: Classifier, number: Array, carried: Noisy) -> Made:
         s, embedding = self.settings, self.embedding
         layer_key, generator_key, run_key = jax.random.split(key, 3)
         labels = balanced_labels(jnp.arange(s.batch_size, dtype=jnp.int32), teacher.num_classes)

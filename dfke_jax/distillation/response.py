@@ -11,11 +11,12 @@ from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import response_kl, response_mix
 from dfke_jax.nn.supervised import cross_entropy_training
 from dfke_jax.nn.training import Loss, optimiser, training
+from dfke_jax.nn.whitebox import WhiteBox
 
 
 def knowledge_distillation(
     student: Classifier,
-    teacher: Classifier,
+    teacher: WhiteBox,
     images: Array,
     *,
     labels: Array | None = None,
@@ -70,7 +71,7 @@ def response_loss(temperature: float) -> Loss:
     return Partial(_kl, float(temperature))
 
 
-def table_of_answers(teacher: Classifier, images: Array, batch_size: int = 500) -> Array:
+def table_of_answers(teacher: WhiteBox, images: Array, batch_size: int = 500) -> Array:
     """The teacher's logits (N, K) for every image, each computed once."""
     return jnp.asarray(teacher.predict(np.asarray(images), batch_size))
 

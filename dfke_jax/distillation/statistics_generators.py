@@ -12,13 +12,14 @@ from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.distillation.cmi import adam
 from dfke_jax.distillation.cost import Cost
+from dfke_jax.distillation.needs import check_teacher, named
 from dfke_jax.nn.answers import class_metrics
-from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.players import Maker
 from dfke_jax.nn.training import Training
-from dfke_jax.synthesis.priors import StatisticsForm, check_statistics, normalisation_statistics
+from dfke_jax.nn.whitebox import WhiteBox
+from dfke_jax.synthesis.priors import StatisticsForm, normalisation_statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class GroupSettings:
             raise InputError(f"rate must be positive and statistics not negative, got {self.rate}, {self.statistics}")
 
 
-def statistics_generators(teacher: Classifier, settings: GroupSettings) -> Method:
+def statistics_generators(teacher: WhiteBox, settings: GroupSettings) -> Method:
     """Large-scale generative data-free distillation: its generators.
 
     min over θ_1..θ_G of mean_b CE(T(x_b), y_b) + λ·R(x), x_b = G_{θ_g(b)}([z_b, onehot(y_b)]), y_b
@@ -80,8 +81,7 @@ def statistics_generators(teacher: Classifier, settings: GroupSettings) -> Metho
     """
     if settings.groups > teacher.num_classes:
         raise InputError(f"{settings.groups} groups of {teacher.num_classes} classes")
-    if settings.statistics:
-        check_statistics(teacher, ", or statistics=0")
+    check_teacher(teacher, named("statistics_generators", settings.statistics))
     return as_method(_Groups(teacher=teacher, settings=settings))
 
 
@@ -91,18 +91,18 @@ def group_cost(settings: GroupSettings) -> Cost:
     return Cost(teacher_forward=size, teacher_backward=size, generator_updates=settings.groups)
 
 
-def group_images(teacher: Classifier, settings: GroupSettings, state: Training, key: Key) -> tuple[Array, Array]:
+def group_images(teacher: WhiteBox, settings: GroupSettings, state: Training, key: Key) -> tuple[Array, Array]:
     """One batch of all generators: images (B, H, W, C), and the classes (B,) they are for."""
     return _draw(settings, teacher, state.variables, key)
 
 
-def _maker(s: GroupSettings, teacher: Classifier) -> Maker:
+def _maker(s: GroupSettings, teacher: WhiteBox) -> Maker:
     latent = s.latent + teacher.num_classes
     module = DFMEGenerator(teacher.input_shape, s.width, latent, normalised_output=False)
     return Maker(module, teacher.preprocessing, optax.identity())
 
 
-def _draw(s: GroupSettings, teacher: Classifier, variables: PyTree, key: Key) -> tuple[Array, Array]:
+def _draw(s: GroupSettings, teacher: WhiteBox, variables: PyTree, key: Key) -> tuple[Array, Array]:
     maker, classes, each = _maker(s, teacher), teacher.num_classes, s.batch_size // s.groups
     class_key, latent_key = jax.random.split(key)
     group = jnp.arange(s.groups)[:, None]
@@ -123,7 +123,7 @@ def _draw(s: GroupSettings, teacher: Classifier, variables: PyTree, key: Key) ->
 
 @record
 class _Groups:
-    teacher: Classifier
+    teacher: WhiteBox
     settings: GroupSettings = static_field()
 
     def init(self, key: Key) -> Training:

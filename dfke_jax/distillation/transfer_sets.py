@@ -3,11 +3,11 @@
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.fitting import fitted
 
 
-def balanced(images: np.ndarray, teacher: Classifier, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def balanced(images: np.ndarray, teacher: WhiteBox, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A transfer set with equally many samples of every class *as the teacher sees them*.
 
     Classes with too few rows repeat them, which only augmentation during distillation tells apart; classes that the

@@ -12,10 +12,12 @@ from dfke_jax.core.method import Method, Static
 from dfke_jax.core.types import Array, Metrics
 from dfke_jax.distillation.cost import Cost
 from dfke_jax.distillation.duel import DuelSettings, Schedule, Seen, duel, duel_cost
+from dfke_jax.distillation.needs import check_teacher
 from dfke_jax.nn.answers import each_head
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import attention_transfer, response_kl
 from dfke_jax.nn.observation import Observed
+from dfke_jax.nn.whitebox import WhiteBox
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class ZSKTSettings(DuelSettings):
         return Schedule(self.student_steps, same_latents=True, student_mode=self.student_mode)
 
 
-def zskt(teacher: Classifier, student: Classifier, settings: ZSKTSettings) -> Method:
+def zskt(teacher: WhiteBox, student: Classifier, settings: ZSKTSettings) -> Method:
     """Zero-shot knowledge transfer by adversarial belief matching.
 
     L_G = −(1/K)·KL(p_T ‖ p_S), L_S = KL(p_T ‖ p_S)/K + β·Σ_l (1/H_l W_l)·‖Q_S^l − Q_T^l‖² with Q = F/‖F‖₂,
@@ -73,6 +75,7 @@ def zskt(teacher: Classifier, student: Classifier, settings: ZSKTSettings) -> Me
       the student, and no gradient of them is formed (released code makes both ten times and throws them away); running
       statistics of the student are those of its own updates.
     """
+    check_teacher(teacher, "zskt" if settings.attention else "zskt(attention=0)")
     names = shared_maps(teacher, student, settings.layers) if settings.attention else ()
     loss = Partial(_student_loss, Static(names), settings.attention)
     return duel(teacher, student, settings, settings.turns, Partial(_gain), loss, activations=bool(names))
@@ -83,7 +86,7 @@ def zskt_cost(settings: ZSKTSettings) -> Cost:
     return duel_cost(settings, settings.turns)
 
 
-def shared_maps(teacher: Classifier, student: Classifier, wanted: tuple[str, ...] = ()) -> tuple[str, ...]:
+def shared_maps(teacher: WhiteBox, student: Classifier, wanted: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Recorded layers whose maps have equal height and width in both networks; `wanted` alone, if given.
 
     Raises:

@@ -86,7 +86,7 @@ def _finished(work: Path, config: Settings, seeds: list[int] | None) -> Result |
     if not (work / "result.json").exists():
         return None
     found = Result.read(work)
-    wanted = list(range(config.seed, config.seed + config.seeds)) if seeds is None else seeds
+    wanted = list(_seeds(config)) if seeds is None else seeds
     return found if (found.config, found.seeds) == (as_written(config), wanted) else None
 
 
@@ -95,21 +95,20 @@ def _work(name: str, seed: int | None = None) -> Path:
     return whole if seed is None else whole / f"seed{seed}"
 
 
+def _seeds(config: Settings) -> range:
+    return range(config.seed, config.seed + config.seeds)
+
+
 class _Job(NamedTuple):
     name: str
-    seed: int | None
+    seed: int
     place: int
     process: subprocess.Popen
 
 
 def _side_by_side(names: list[str], out: Path, data_dir: str | os.PathLike | None, jobs: int) -> list[Result]:
     """A process for every seed; those of the first experiments begin first."""
-    waiting: list[tuple[str, int | None]] = []
-    for name in names:
-        config = EXPERIMENTS[name].config()
-        alone = recipe(EXPERIMENTS[name].recipe).by_seed
-        seeds = range(config.seed, config.seed + config.seeds)
-        waiting += [(name, seed) for seed in seeds] if alone else [(name, None)]
+    waiting = [(name, seed) for name in names for seed in _seeds(EXPERIMENTS[name].config())]
     left = {name: sum(other == name for other, _ in waiting) for name in names}
     running: list[_Job] = []
     shares = _shares(jobs)
@@ -125,7 +124,7 @@ def _side_by_side(names: list[str], out: Path, data_dir: str | os.PathLike | Non
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 left[job.name] -= 1
-                title = job.name if job.seed is None else f"{job.name}, seed {job.seed}"
+                title = f"{job.name}, seed {job.seed}"
                 if job.process.returncode:
                     failed.setdefault(job.name, []).append(f"{title} (see {_work(job.name, job.seed) / 'log.txt'})")
                 print(f"{'failed' if job.process.returncode else 'done  '} {title}", flush=True)
@@ -154,11 +153,9 @@ def _shares(jobs: int) -> list[set[int]]:
     return [set(cores[place::jobs]) or {cores[place % len(cores)]} for place in range(jobs)]
 
 
-def _start(
-    name: str, seed: int | None, out: Path, data_dir: str | os.PathLike | None, place: int, cores: set[int]
-) -> _Job:
-    command = [sys.executable, "-m", "dfke_jax.cli", "reproduce", name, "--out", str(out), "--devices", "1"]
-    command += [] if seed is None else ["--seed", str(seed)]
+def _start(name: str, seed: int, out: Path, data_dir: str | os.PathLike | None, place: int, cores: set[int]) -> _Job:
+    command = [sys.executable, "-m", "dfke_jax.cli", "reproduce", name, "--seed", str(seed)]
+    command += ["--out", str(out), "--devices", "1"]
     command += [] if data_dir is None else ["--data-dir", str(data_dir)]
     work = _work(name, seed)
     work.mkdir(parents=True, exist_ok=True)
@@ -172,11 +169,7 @@ def _start(
 
 def _together(name: str, out: Path) -> Result:
     """The result of an experiment whose seeds are all there."""
-    config = EXPERIMENTS[name].config()
-    if not recipe(EXPERIMENTS[name].recipe).by_seed:
-        return Result.read(out / f"{name}.json")
-    parts = [Result.read(_work(name, seed)) for seed in range(config.seed, config.seed + config.seeds)]
-    result = merge(parts)
+    result = merge([Result.read(_work(name, seed)) for seed in _seeds(EXPERIMENTS[name].config())])
     shutil.copy(result.write(_work(name)), out / f"{name}.json")
     return result
 

@@ -1,6 +1,7 @@
 """A model that was opened: what it takes, what it answers, and how it is asked."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 from dfke_jax.core.errors import DfkeError, InputError
 from dfke_jax.models.declared import Declared, times
 from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.oracle import Defence, HostOracle, HostVictim, Oracle, RemoteVictim, Reveal, oracle_for
 from dfke_jax.oracle.victims import answer_kind, as_numbers
 
@@ -31,6 +33,7 @@ class Found:
       gives: what it answers, where it says so. box: of rows, where it says so.
       classes: what the columns mean.
       batch_size: rows per call. repeatable: asking again costs nobody anything.
+      adapt: what it answers -> the model as a `WhiteBox`, for kinds that can be read as a network.
       close: ends what was started. notes: what is to be said.
     """
 
@@ -46,6 +49,7 @@ class Found:
     classes: tuple[Any, ...] | None = None
     batch_size: int | None = None
     repeatable: bool = True
+    adapt: Callable[[Gives], WhiteBox] | None = None
     close: Callable[[], None] | None = None
     notes: tuple[str, ...] = ()
 
@@ -74,30 +78,44 @@ class OpenedModel:
     on_host: bool
     notes: tuple[str, ...] = ()
     _close: Callable[[], None] | None = None
+    _adapt: Callable[[Gives], WhiteBox] | None = None
+
+    @functools.cached_property
+    def _white(self) -> tuple[WhiteBox | None, str]:
+        """The white box, or why there is none."""
+        if isinstance(self.victim, Classifier) and self.gives == "logits":
+            return self.victim, ""
+        if self._adapt is None:
+            return None, f"it is opened as {self.kind}, which answers {self.gives} and shows nothing else"
+        try:
+            return self._adapt(self.gives), ""
+        except InputError as error:
+            return None, str(error)
 
     @property
-    def classifier(self) -> Classifier | None:
-        """The classifier that white-box methods take, or None for a model that answers only."""
-        whole = isinstance(self.victim, Classifier) and self.gives == "logits"
-        return self.victim if whole else None
+    def classifier(self) -> WhiteBox | None:
+        """The network that white-box methods take, or None for a model that answers only.
+
+        A saved model is a `Classifier`; modules of Linen, NNX, Equinox and PyTorch are traced when this is first
+        asked for, and checked against their own answers (`dfke_jax.nn.adapters`).
+        """
+        return self._white[0]
 
     @property
     def white_box(self) -> bool:
         """Whether white-box methods take it."""
         return self.classifier is not None
 
-    def needed_classifier(self, what: str) -> Classifier:
-        """The classifier, for `what` that needs more than answers.
+    def needed_classifier(self, what: str) -> WhiteBox:
+        """The network, for `what` that needs more than answers.
 
         Raises:
           InputError: there is none; the message says why, and what can be done instead.
         """
-        if (found := self.classifier) is not None:
-            return found
-        why = f"it is opened as {self.kind}, which gives {self.gives} and nothing else"
-        raise InputError(
-            f"{what} needs a network's weights, and {self.name} has none to give: {why}; possible are {ANSWERS}"
-        )
+        found, why = self._white
+        if found is None:
+            raise InputError(f"{what} needs a network, and {self.name} shows none: {why}; possible are {ANSWERS}")
+        return found
 
     def __call__(self, rows: Any) -> np.ndarray:
         """Rows (B, ...) -> answers on the host, as `gives` says; (B, K), or (B,) labels."""
@@ -183,7 +201,9 @@ def opened(found: Found, said: Declared) -> OpenedModel:
             found.ask, classes, found.input_shape, gives, found.name, found.classes, size, found.repeatable
         )
     host = found.traced is None
-    return OpenedModel(found.kind, found.name, victim, classes, found.input_shape, gives, box, host, notes, found.close)
+    return OpenedModel(
+        found.kind, found.name, victim, classes, found.input_shape, gives, box, host, notes, found.close, found.adapt
+    )
 
 
 def recognised(values: np.ndarray, said: Gives | None, name: str) -> tuple[Gives, tuple[str, ...]]:

@@ -13,6 +13,7 @@ from dfke_jax.nn.conv import conv_general_dilated, convolution
 from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents, squash
 from dfke_jax.nn.layers import BatchNorm, Conv, UpsampleConv
+from dfke_jax.nn.many import independent_training, member, separate_shares, shares
 from dfke_jax.nn.observation import Moments, Observed, observe
 from dfke_jax.nn.precision import compute_precision
 from dfke_jax.nn.registry import NetworkInfo, build, describe, names
@@ -47,6 +48,8 @@ __all__ = [
     "draw_latents",
     "each_head",
     "heads",
+    "independent_training",
+    "member",
     "names",
     "neighbour_mixing",
     "nt_xent",
@@ -54,6 +57,8 @@ __all__ = [
     "optimiser",
     "pairwise_distances",
     "representation",
+    "separate_shares",
+    "shares",
     "soft_nearest_neighbour_loss",
     "squash",
     "trained",

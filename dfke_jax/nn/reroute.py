@@ -49,7 +49,7 @@ def _evaluate(program: Any, constants: Sequence[Any], arguments: Sequence[Any]) 
 def _operation(equation: Any, inputs: list[Any]) -> list[Any]:
     primitive, given = equation.primitive, equation.params
     if primitive is lax.conv_general_dilated_p and inputs[0].ndim == 4:
-        return [_convolved(*inputs, given)]
+        return [_convolved(inputs[0], inputs[1], given)]
     inner = given.get("jaxpr")
     if inner is not None and _convolves(inner):
         if primitive.name in ("jit", "pjit", "closed_call"):

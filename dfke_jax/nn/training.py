@@ -95,7 +95,7 @@ def training(
     optimizer: optax.GradientTransformation,
     batch_size: int,
     augment: Augmentation | None = None,
-    teacher: Classifier | Callable[[Array], Any] | None = None,
+    teacher: Callable[[Array], Any] | None = None,
     rows: Array | None = None,
     companions: tuple[Array, Any] | None = None,
     companions_per_batch: int = 2,
@@ -144,8 +144,8 @@ def training(
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     check_arguments(augment, "augment")
-    if teacher is not None and not isinstance(teacher, Classifier | Partial):
-        teacher = Partial(teacher)
+    if teacher is not None and jax.tree_util.treedef_is_leaf(jax.tree.structure(teacher)):
+        teacher = Partial(teacher)  # a bare function
     fixed = _Fixed(
         classifier.module, classifier.preprocessing, classifier.input_shape, optimizer, batch_size, companions_per_batch
     )

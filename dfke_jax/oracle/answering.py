@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.oracle.explanations import Explanation, explanation_oracle
 from dfke_jax.oracle.reveal import Reveal
 
@@ -32,7 +32,7 @@ def answering(
     return _padded(lambda rows: compiled(victim, rows))
 
 
-def explaining(classifier: Classifier, reveal: Reveal, setting: Explanation) -> Callable[[np.ndarray], Any]:
+def explaining(classifier: WhiteBox, reveal: Reveal, setting: Explanation) -> Callable[[np.ndarray], Any]:
     """Rows (B, H, W, C) on the host -> `Explained`; padded as `answering` pads."""
     oracle = explanation_oracle(classifier, setting, reveal)
     compiled = jax.jit(lambda oracle, rows: oracle(rows))

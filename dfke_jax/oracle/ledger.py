@@ -323,6 +323,22 @@ class Ledger:
         self._held -= min(rows, self._held)
         self.check(0)
 
+    @contextlib.contextmanager
+    def paying(self, rows: int, *, explained: bool = False) -> Iterator[None]:
+        """Reserves rows before a block that has a fused victim answer them, and charges them when it is through.
+
+        Where the block fails they stay reserved: nobody knows how many of them were answered.
+
+        Args:
+          rows: how many the block asks. explained: whether they are answered with an explanation.
+
+        Raises:
+          BudgetError: before the block is entered, when they do not fit.
+        """
+        self.reserve(rows)
+        yield
+        self.charge(rows, explained=explained)
+
     def _charged(self, block: str | None) -> int:
         found = self._database.execute("SELECT count FROM blocks WHERE name = ?", (block,)).fetchone()
         return found[0] if found else 0

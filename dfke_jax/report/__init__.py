@@ -1,9 +1,10 @@
 """What a finished run looks like: figures, one self-contained page, and tables."""
 
+from dfke_jax.display.numbers import mean_sd
 from dfke_jax.report import pages
 from dfke_jax.report.html import load, render, render_all
 from dfke_jax.report.tables import markdown_table, results_page, table
-from dfke_jax.report.words import Comparison, comparisons, mean_sd, verdict
+from dfke_jax.report.words import Comparison, comparisons, verdict
 
 __all__ = [
     "Comparison",

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.bench.result import Result
-from dfke_jax.report.drawing import (
+from dfke_jax.display.drawing import (
     COLOURS,
     GRID,
     INK,
@@ -22,7 +21,8 @@ from dfke_jax.report.drawing import (
     short,
     tidy,
 )
-from dfke_jax.report.words import decimal, mean_sd, published_here, spread
+from dfke_jax.display.numbers import decimal, mean_sd, spread
+from dfke_jax.experiments.bench.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -189,7 +189,7 @@ def arms(result: Result) -> "Figure":
         rows, teachers = teachers, []
     if not rows:
         raise InputError("there is no accuracy to draw")
-    published = [figure for figure in published_here(result) if figure.arm in {arm.name for arm in rows}]
+    published = [figure for figure in result.published_here if figure.arm in {arm.name for arm in rows}]
     values = [v for arm in (*rows, *teachers) for v in arm.accuracy] + [figure.value for figure in published]
     low, high = round_limits(values)
     size = (7.6, 0.52 * len(rows) + 1.25)

@@ -12,9 +12,12 @@ from typing import Any
 
 from dfke_jax.core.checkpoint import write_whole
 from dfke_jax.core.errors import InputError
+from dfke_jax.display import numbers
+from dfke_jax.display.tables import Table
 from dfke_jax.experiments.bench.result import Result
-from dfke_jax.report import threats, words
-from dfke_jax.report.extraction import QUERY_COLUMNS, defence_table, query_cells, query_lines
+from dfke_jax.experiments.bench.views import View
+from dfke_jax.report import words
+from dfke_jax.report.views import views_of
 
 _ROLES = {
     "method": "the method",
@@ -29,8 +32,41 @@ _ROLES = {
 class _Picture:
     title: str
     caption: str
-    path: Path
     uri: str
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Section:
+    """A view: its heading, its table and its figure, as far as it has them."""
+
+    title: str
+    table: Table | None
+    picture: _Picture | None
+
+
+class _Pictures:
+    """Draws the figures of a run into its directory; what cannot be drawn is named in `problems`."""
+
+    def __init__(self, directory: Path):
+        self.directory, self.folder = directory, directory / "figures"
+        self.problems: list[str] = []
+        self.folder.mkdir(exist_ok=True)
+
+    def draw(
+        self, name: str, title: str, caption: str, make: Callable[[], Any], kind: str = "plain"
+    ) -> _Picture | None:
+        """Draws one and writes it; None where it could not be drawn; `kind` is its style."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a glyph that the font lacks is no reason to fail
+                path = self.folder / f"{name}.png"
+                make().savefig(path)
+        except (InputError, ValueError, TypeError, IndexError) as error:
+            self.problems.append(f"The figure “{title}” could not be drawn: {error}")
+            return None
+        uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        return _Picture(title, caption, uri, kind)
 
 
 def load(directory: str | os.PathLike) -> Result:
@@ -68,9 +104,11 @@ def render(directory: str | os.PathLike) -> Path:
     """
     directory = Path(directory)
     result = load(directory)
-    problems: list[str] = []
     try:
-        pictures = _pictures(directory, result, problems)
+        drawing = _Pictures(directory)
+        accuracies = _accuracies(drawing, result)
+        sections = [_section(drawing, view, result) for view in views_of(result)]
+        pictures = _run_pictures(drawing, result)
         page = _template("report.html.jinja").render(
             result=result,
             sentences=words.verdict(result),
@@ -83,19 +121,17 @@ def render(directory: str | os.PathLike) -> Path:
                 for figure in result.published
                 if not any(figure is comparison.figure for comparison in words.comparisons(result))
             ],
-            threats=threats.threats(result),
-            threat_head=threats.HEAD,
-            threat_words=threats.ABOUT,
+            accuracies=accuracies,
+            sections=sections,
+            spoken=any(view.sentences for view in views_of(result)),
             pairs=[(m, c, words.gains(m, c)) for m, c in result.pairs() if words.gains(m, c)],
             budgets=_budgets(result),
-            queries=_queries(result),
-            query_columns=QUERY_COLUMNS,
             config=result.config,
             seconds={name: words.duration(value) for name, value in result.seconds.items()},
             total=words.taken(result) if result.seconds else "",
             environment=_flat(result.environment),
             pictures=pictures,
-            notes=[*result.notes, *problems],
+            notes=[*result.notes, *drawing.problems],
         )
         return write_whole(directory / "report.html", page)
     except OSError as error:
@@ -130,28 +166,28 @@ def render_all(directory: str | os.PathLike) -> tuple[Path, list[Result]]:
     return write_whole(directory / "index.html", page), results
 
 
-def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Picture]:
+def _accuracies(drawing: _Pictures, result: Result) -> _Picture | None:
+    from dfke_jax.report import figures
+
+    if not any(arm.accuracy for arm in result.arms):
+        return None
+    return drawing.draw("arms", "Accuracy of every arm", "", lambda: figures.arms(result))
+
+
+def _section(drawing: _Pictures, view: View, result: Result) -> _Section:
+    figure = view.figure
+    picture = drawing.draw(view.name, view.title, view.caption, lambda: figure(result)) if figure else None
+    return _Section(view.title, view.table(result) if view.table else None, picture)
+
+
+def _run_pictures(drawing: _Pictures, result: Result) -> list[_Picture]:
+    """What every run may have left: samples, similarities of classes, curves of the training."""
     import numpy as np
 
     from dfke_jax.core import tracking
-    from dfke_jax.report import extraction, figures, inheritance, removal
+    from dfke_jax.report import figures
 
-    folder = directory / "figures"
-    folder.mkdir(exist_ok=True)
-    drawn: list[_Picture] = []
-
-    def draw(name: str, title: str, caption: str, make: Callable[[], Any]) -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a glyph that the font lacks is no reason to fail
-                figure = make()
-                path = folder / f"{name}.png"
-                figure.savefig(path)
-        except (InputError, ValueError, TypeError, IndexError) as error:
-            problems.append(f"The figure “{title}” could not be drawn: {error}")
-            return
-        uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-        drawn.append(_Picture(title, caption, path, uri))
+    directory, drawn = drawing.directory, []
 
     def archive(name: str) -> dict[str, np.ndarray]:
         path = directory / name
@@ -161,77 +197,53 @@ def _pictures(directory: Path, result: Result, problems: list[str]) -> list[_Pic
             with np.load(path, allow_pickle=False) as stored:
                 return {key: stored[key] for key in stored.files}
         except Exception as error:  # zipfile, zlib and NumPy each have their own
-            problems.append(f"{name} could not be read: {error}")
+            drawing.problems.append(f"{name} could not be read: {error}")
             return {}
 
-    if any(arm.accuracy for arm in result.arms):
-        draw("arms", "Accuracy of every arm", "", lambda: figures.arms(result))
-    if query_lines(result):
-        draw("queries", "Accuracy against queries", "", lambda: extraction.queries([result]))
-    if defence_table(result).cells:
-        draw("defences", "Attacks behind defences", "", lambda: extraction.defences(result))
-    if removal.attacked(result):
-        caption = "Bars: standard deviation over seeds. Dashed: the network without a mark; hollow: its clones."
-        draw("removal_matrix", "What is left of the marks", caption, lambda: removal.removal_matrix(result))
-    if inheritance.marked(result):
-        draw(
-            "success",
-            "Success on the triggers",
-            "A dot per seed, a line at the mean.",
-            lambda: inheritance.success(result),
-        )
-    if removal.graded(result):
-        draw("removal_curves", "Against the strength of the attack", "", lambda: removal.removal_curves(result))
-    if threats.p_curves(result):
-        caption = "Median over random choices of the samples, and over seeds."
-        draw("p_values", "p-value against revealed samples", caption, lambda: threats.p_value_curves(result))
-    if threats.limits(result, "overlap") or threats.limits(result, "after"):
-        draw("limits", "The two limits", "Median over seeds.", lambda: threats.p_value_limits(result))
     similarity = archive("similarity.npz")
     names = [str(name) for name in similarity["class_names"]] if "class_names" in similarity else None
     labels = {arm.name: arm.label for arm in result.arms}
     samples = archive("samples.npz")
+    given = {name: samples.pop(f"{name}_labels") for name in list(samples) if f"{name}_labels" in samples}
     for name, images in samples.items():
-        if name.endswith("_labels") and name.removesuffix("_labels") in samples:
-            continue
-        given = samples.get(f"{name}_labels")
-        draw(
-            f"samples_{_safe(name)}",
-            f"Samples: {labels.get(name, name)}",
-            "One row per class." if given is not None else "",
-            lambda images=images, given=given: figures.sample_grid(images, given, names),
+        rows = given.get(name)
+        drawn.append(
+            drawing.draw(
+                f"samples_{_safe(name)}",
+                f"Samples: {labels.get(name, name)}",
+                "" if rows is None else "One row per class.",
+                lambda images=images, rows=rows: figures.sample_grid(images, rows, names),
+                "samples",
+            )
         )
     if "class_similarity" in similarity:
-        draw(
-            "class_similarity",
-            "Class similarity",
-            "How close the teacher holds each pair of classes.",
-            lambda: figures.similarity_map(similarity["class_similarity"], names),
+        drawn.append(
+            drawing.draw(
+                "class_similarity",
+                "Class similarity",
+                "How close the teacher holds each pair of classes.",
+                lambda: figures.similarity_map(similarity["class_similarity"], names),
+            )
         )
     if (directory / "metrics.jsonl").is_file():
         try:
             metrics = tracking.read(directory / "metrics.jsonl")
         except (OSError, UnicodeDecodeError, KeyError, AttributeError) as error:
-            problems.append(f"metrics.jsonl could not be read: {error}")
+            drawing.problems.append(f"metrics.jsonl could not be read: {error}")
             metrics = {}
         if metrics:
-            draw("curves", "Curves", "One line per seed.", lambda: figures.curves(metrics))
-    return drawn
+            drawn.append(drawing.draw("curves", "Curves", "One line per seed.", lambda: figures.curves(metrics)))
+    return [picture for picture in drawn if picture]
 
 
 def _budgets(result: Result) -> tuple[list[str], list[tuple[Any, list[str]]]]:
     columns = list(dict.fromkeys(name for arm in result.arms for name in arm.budget))
     rows = [
-        (arm, [words.number(arm.budget[name]) if name in arm.budget else "–" for name in columns])
+        (arm, [numbers.number(arm.budget[name]) if name in arm.budget else "–" for name in columns])
         for arm in result.arms
         if arm.budget
     ]
     return columns, rows
-
-
-def _queries(result: Result) -> list[tuple[str, list[str]]]:
-    """A row per attack and budget: see `dfke_jax.report.extraction.query_cells`."""
-    return [(line.label, cells) for line in query_lines(result) for cells in query_cells(line)]
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
@@ -268,9 +280,7 @@ def _template(name: str):
 
     loader = jinja2.PackageLoader("dfke_jax.report")
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page.filters.update(
-        spread=words.spread, signed=words.signed, shown=_shown, breakable=_breakable, number=words.number
-    )
+    page.filters.update(spread=numbers.spread, signed=numbers.signed, shown=_shown, breakable=_breakable)
     return page.get_template(name)
 
 

@@ -29,7 +29,7 @@ error, so that none can be added without its source.
     figures = 87                    # as many as are in it that no other entry explains
 
 In expressions, ``FILE.ARM`` (or ``FILE["ARM"]``) is an arm's accuracy, seed by seed, ``FILE.ARM.METRIC`` one of its metrics,
-``FILE.ARM.budget``, and `Seeds` can be subtracted, added and compared with numbers; `FORMATS` writes them down. They are evaluated as
+``FILE.ARM.TEST`` its p-values by a test, ``FILE.ARM.over(WHAT, NAME, X)`` a point of a series, ``FILE.ARM.budget``, and `Seeds` can be subtracted, added and compared with numbers; `FORMATS` writes them down. They are evaluated as
 Python: files of sources are code, as trusted as any other of the repository.
 """
 
@@ -48,8 +48,8 @@ from scipy.stats import binom
 
 from dfke_jax.core.checkpoint import write_whole
 from dfke_jax.core.errors import InputError
+from dfke_jax.display.numbers import decimal, mean_sd, signed, spread
 from dfke_jax.experiments.bench.result import Arm, Result
-from dfke_jax.report.words import decimal, mean_sd, signed, spread
 
 
 class Seeds(tuple):
@@ -73,7 +73,7 @@ def _like(other: "Sequence[float] | float", seeds: Seeds) -> Sequence[float]:
 
 
 class Figures(Seeds):
-    """The accuracy of an arm; its agreement, metrics and budget are attributes."""
+    """The accuracy of an arm; its agreement, metrics, p-values (by their test) and budget are attributes."""
 
     arm: Arm
 
@@ -82,9 +82,21 @@ class Figures(Seeds):
             return Seeds(self.arm.agreement)
         if name == "budget":
             return self.arm.budget
-        if name in self.arm.metrics:
-            return Seeds(self.arm.metrics[name])
-        raise InputError(f"the arm {self.arm.name} has no metric {name!r}; it has {', '.join(self.arm.metrics)}")
+        known = self.arm.metrics | self.arm.p_values
+        if name in known:
+            return Seeds(known[name])
+        raise InputError(f"the arm {self.arm.name} has no metric {name!r}; it has {', '.join(known)}")
+
+    def false_positives(self, test: str) -> Seeds:
+        """Per cent of innocent models that a test accuses."""
+        return Seeds(self.arm.false_positives[test])
+
+    def over(self, what: str, name: str, x: float) -> Seeds:
+        """A series' figure where what was varied had the value x."""
+        series = self.arm.over(what, name)
+        if series is None:
+            raise InputError(f"the arm {self.arm.name} has no {name} over {what}")
+        return Seeds(series.at(x))
 
     def __getitem__(self, name: Any) -> Any:
         return getattr(self, name) if isinstance(name, str) else super().__getitem__(name)
@@ -141,9 +153,9 @@ FORMATS: dict[str, Callable[..., str]] = {
         ", ".join(f"{round(value * of / 100)}" for value in part) for part in (values[:-1], values[-1:])
     ),
     "way": lambda arm: ", ".join(
-        f"{decimal(values[0], 1)} ({round(int(name.removeprefix('accuracy_at_')) / 1000)})"
-        for name, values in arm.arm.metrics.items()
-        if name.startswith("accuracy_at_")
+        f"{decimal(value, 1)} ({round(rows / 1000)})"
+        for series in [arm.arm.over("queries", "accuracy")]
+        for rows, value in zip(series.x, series.y[0], strict=True)
     ),
     "ten": _ten,
 }

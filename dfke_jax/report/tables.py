@@ -6,21 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
+from dfke_jax.display.numbers import mean_sd, signed, spread
+from dfke_jax.display.tables import Table, github_table
 from dfke_jax.experiments.bench.result import Arm, Result
-from dfke_jax.report import inheritance, removal, threats
-from dfke_jax.report.extraction import defence_table, defences, defences_table, queries, queries_table, query_lines
+from dfke_jax.experiments.bench.views import Together
 from dfke_jax.report.figures import arms
-from dfke_jax.report.markdown import github_table
-from dfke_jax.report.words import (
-    RULE,
-    comparisons,
-    gains,
-    mean_sd,
-    signed,
-    spread,
-    taken,
-    verdict,
-)
+from dfke_jax.report.views import views_of
+from dfke_jax.report.words import RULE, comparisons, gains, taken, verdict
 
 if TYPE_CHECKING:
     import rich.table
@@ -31,26 +23,15 @@ _STYLE = {"method": "bold", "control": "", "baseline": "dim", "anchor": "", "tea
 
 
 def table(result: Result) -> "rich.table.Table":
-    """One row per arm of a result, for the terminal; of dataset inference with its p-values."""
-    if tested := threats.threats(result):
-        return threats.table(tested, f"{result.title} · {result.dataset}")
-    from rich import box
+    """One row per arm of a result, for the terminal; of a recipe whose views speak for themselves, their table."""
     from rich.markup import escape
-    from rich.table import Table
 
-    title = escape(f"{result.title} · {result.dataset}")
+    for view in views_of(result):
+        if view.sentences and view.table:
+            return _as_rich(view.table(result), f"{result.title} · {result.dataset}")
     paired = result.pairs()
-    caption = "gain: points of accuracy over the matched control" if paired else None
-    view = Table(
-        title=title,
-        caption=caption,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        padding=(0, 2, 0, 0),
-        pad_edge=False,
-    )
+    caption = "gain: points of accuracy over the matched control" if paired else ""
+    view = _empty(f"{result.title} · {result.dataset}", caption)
     view.add_column("arm")
     view.add_column("role", no_wrap=True)
     for name in ("accuracy %", "gain", "agreement", "published"):
@@ -64,6 +45,35 @@ def table(result: Result) -> "rich.table.Table":
         cells = (spread(arm.accuracy), mean.get(arm.name, ""), agreement, figures)
         view.add_row(escape(arm.label), arm.role, *cells, style=_STYLE.get(arm.role, ""))
     return view
+
+
+def _as_rich(table: Table, title: str) -> "rich.table.Table":
+    from rich.markup import escape
+
+    view = _empty(title, " ".join(table.notes))
+    for place, name in enumerate(table.narrow or table.head):
+        left = place in table.left
+        view.add_column(name, justify="left" if left else "right", no_wrap=not left)
+    for cells, role in zip(table.rows, table.roles or [""] * len(table.rows), strict=True):
+        view.add_row(*map(escape, cells), style="bold" if role == "teacher" else "")
+    return view
+
+
+def _empty(title: str, caption: str) -> "rich.table.Table":
+    import rich.table
+    from rich import box
+    from rich.markup import escape
+
+    return rich.table.Table(
+        title=escape(title),
+        caption=caption or None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
 
 
 def markdown_table(results: Sequence[Result], names: Sequence[str] | None = None) -> str:
@@ -119,20 +129,29 @@ def results_texts(directory: str | os.PathLike, save: "Callable[[Figure, str], N
         if save is not None:
             save(draw(shown), name)
 
-    compared = {}
-    for dataset in dict.fromkeys(result.dataset for result in results.values()):
-        stolen = [result for result in results.values() if result.dataset == dataset and query_lines(result)]
-        if stolen:
-            name = f"queries-{dataset.split('/')[-1]}"
-            picture(name, queries, stolen)
-            compared[name] = f"Extraction from {dataset}: accuracy against queries", stolen
-    texts = {"README.md": _index(results, {name: title for name, (title, _) in compared.items()})}
+    compared = _side_by_side(results)
+    for name, (together, _, those) in compared.items():
+        picture(name, together.figure, those)
+    texts = {"README.md": _index(results, {name: title for name, (_, title, _) in compared.items()})}
     for name, result in results.items():
         texts[f"{name}.md"] = _experiment(name, result, picture)
-    for name, (title, stolen) in compared.items():
-        lines = [f"# {title}", "", _BACK, "", queries_table(stolen), f"![{title}](figures/{name}.png)"]
+    for name, (together, title, those) in compared.items():
+        lines = [f"# {title}", "", _BACK, "", together.table(those).markdown(), f"![{title}](figures/{name}.png)"]
         texts[f"{name}.md"] = "\n".join(lines) + "\n"
     return texts
+
+
+def _side_by_side(results: dict[str, Result]) -> dict[str, tuple[Together, str, list[Result]]]:
+    """Page -> a view of several results, its title and those results of one data set that have it."""
+    found: dict[str, tuple[Together, str, list[Result]]] = {}
+    for dataset in dict.fromkeys(result.dataset for result in results.values()):
+        for result in results.values():
+            for view in views_of(result) if result.dataset == dataset else ():
+                if view.together:
+                    title = f"{view.together.title} {dataset}: {view.together.about}"
+                    page = f"{view.name}-{dataset.split('/')[-1]}"
+                    found.setdefault(page, (view.together, title, []))[2].append(result)
+    return found
 
 
 _BACK = "[All results](README.md), and how to read them."
@@ -159,7 +178,8 @@ def _index(results: dict[str, Result], compared: dict[str, str]) -> str:
     rows = []
     for name, result in results.items():
         methods = [arm for arm in result.arms if arm.role == "method" and arm.accuracy]
-        arm = methods[-1] if methods and not _of_another_kind(result) else None
+        of_accuracy = not any(view.subject for view in views_of(result))
+        arm = methods[-1] if methods and of_accuracy else None
         judged = [c for c in comparisons(result) if c.arm in methods and not c.figure.differs]
         cells = (
             f"[{name}]({name}.md)",
@@ -181,25 +201,12 @@ def _index(results: dict[str, Result], compared: dict[str, str]) -> str:
     return text
 
 
-def _of_another_kind(result: Result) -> bool:
-    """Whether accuracy is not what the experiment is about."""
-    about = (defence_table(result).cells, inheritance.marked(result), removal.attacked(result), threats.threats(result))
-    return any(map(bool, about))
-
-
 def _experiment(name: str, result: Result, picture: "Callable[..., None]") -> str:
     """The page of one experiment: what it is, its tables, figures and notes."""
-    attacked = bool(removal.attacked(result))
-    view = defences if defence_table(result).cells else removal.removal_matrix if attacked else arms
-    picture(name, view, result)
-    if defence_table(result).cells:
-        said = defences_table(result)
-    elif inheritance.marked(result):
-        said = inheritance.inheritance_table(result)
-    elif attacked:
-        said = removal.removal_table(result)
-    else:
-        said = "\n".join(f"- {sentence}" for sentence in verdict(result))
+    views = views_of(result)
+    picture(name, next((view.figure for view in views if view.leads and view.figure), arms), result)
+    tables = [view.table(result) for view in views if view.subject and view.table and not view.sentences]
+    said = "\n".join(table.markdown() for table in tables) or "\n".join(f"- {said}" for said in verdict(result))
     seeds = f"{'seed' if len(result.seeds) == 1 else 'seeds'} {', '.join(map(str, result.seeds))}"
     lines = [
         f"# {name}",
@@ -212,17 +219,13 @@ def _experiment(name: str, result: Result, picture: "Callable[..., None]") -> st
         github_table(_ARMS, _arms(result), left=(0, 4)),
         f"![{name}](figures/{name}.png)",
     ]
-    if tested := threats.threats(result):
-        lines += ["", threats.markdown(tested)]
-    for kind, holds, draw in (
-        ("p-values", threats.p_curves(result), threats.p_value_curves),
-        ("limits", threats.limits(result, "overlap"), threats.p_value_limits),
-        ("strength", removal.graded(result), removal.removal_curves),
-        ("success", inheritance.marked(result), inheritance.success),
-    ):
-        if holds:
-            picture(f"{name}-{kind}", draw, result)
-            lines += ["", f"![{name}, {kind}](figures/{name}-{kind}.png)"]
+    for view in views:
+        if view.sentences and view.table:
+            lines += ["", view.table(result).markdown()]
+    for view in views:
+        if view.figure and view.subject and not view.leads:
+            picture(f"{name}-{view.name}", view.figure, result)
+            lines += ["", f"![{name}, {view.name}](figures/{name}-{view.name}.png)"]
     if result.notes:
         lines += ["", "## Notes", "", *(f"- {' '.join(note.split())}" for note in result.notes)]
     return "\n".join(lines) + "\n"

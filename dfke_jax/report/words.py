@@ -1,12 +1,11 @@
 """The numbers of a result in plain words. Every other view of a result takes its wording from here."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from dfke_jax.evaluation.summary import summarise
+from dfke_jax.display.numbers import decimal, mean_sd, signed, spread
 from dfke_jax.experiments.bench.result import Arm, Published, Result
 from dfke_jax.experiments.bench.timing import CACHED
-from dfke_jax.report import threats
+from dfke_jax.report.views import views_of
 
 TOLERANCE = 0.5
 RULE = (
@@ -19,39 +18,6 @@ PROVENANCE = {
     "table": "another paper's table",
     "recalled": "recalled from the paper, to be confirmed",
 }
-
-
-def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; the latter is None for fewer than two values.
-
-    >>> mean_sd([90.0, 92.0])[0]
-    91.0
-    """
-    summary = summarise(values)
-    return summary["mean"], summary["std"]
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """``93.10 ± 0.42``, without the spread for one value, a dash for none."""
-    if not values:
-        return "–"
-    mean, sd = mean_sd(values)
-    return decimal(mean, digits) if sd is None else f"{decimal(mean, digits)} ± {sd:.{digits}f}"
-
-
-def decimal(value: float, digits: int = 2) -> str:
-    """``1.20`` or ``−0.30``."""
-    return f"{value:.{digits}f}".replace("-", "−")
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """A difference with its sign: ``+1.20`` or ``−0.30``."""
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def number(value: object) -> str:
-    """Whole numbers with thousands separated by commas, anything else as it is."""
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def duration(seconds: float) -> str:
@@ -96,17 +62,12 @@ class Comparison(NamedTuple):
     words: str
 
 
-def published_here(result: Result) -> list[Published]:
-    """The published figures that were measured on this result's data set (whatever version of it)."""
-    return [figure for figure in result.published if _base(figure.dataset) == _base(result.dataset)]
-
-
 def comparisons(result: Result) -> list[Comparison]:
     """Every published figure for this data set whose arm was measured."""
     arms = {arm.name: arm for arm in result.arms}
     controls = {method.name: control for method, control in result.pairs()}
     found = []
-    for figure in published_here(result):
+    for figure in result.published_here:
         arm = arms.get(figure.arm)
         if arm is None or not arm.accuracy:
             continue
@@ -144,9 +105,9 @@ def gains(method: Arm, control: Arm) -> list[float]:
 def verdict(result: Result) -> list[str]:
     """One sentence per method arm: accuracy, gain over its control, the teacher, the published figure.
 
-    Of dataset inference: whether each model was found stolen, and how often an independent one was.
+    Where a view of the recipe has sentences of its own, those.
     """
-    if found := threats.sentences(result):
+    if found := [sentence for view in views_of(result) if view.sentences for sentence in view.sentences(result)]:
         return found
     controls = {method.name: control for method, control in result.pairs()}
     compared = comparisons(result)
@@ -191,24 +152,14 @@ def _seeds(count: int) -> str:
     return "one seed" if count == 1 else f"{count} seeds"
 
 
-def _base(dataset: str) -> str:
-    return dataset.split(":")[0].casefold()
-
-
 __all__ = [
     "PROVENANCE",
     "RULE",
     "TOLERANCE",
     "Comparison",
     "comparisons",
-    "decimal",
     "duration",
     "gains",
-    "mean_sd",
-    "number",
-    "published_here",
-    "signed",
-    "spread",
     "taken",
     "total_seconds",
     "verdict",

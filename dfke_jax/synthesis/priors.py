@@ -6,9 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.errors import UnknownNameError
 from dfke_jax.core.types import Array
-from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.observation import Moments
 
 
@@ -67,15 +66,6 @@ def gaussian_smoothness(images: Array, sigma: float | Array = 1.0) -> Array:
 StatisticsForm = Literal["squared", "norm", "kl"]
 
 
-def check_statistics(teacher: Classifier, otherwise: str = "") -> None:
-    """Raises `InputError` where a teacher stores no statistics that images could be matched to; `otherwise` ends the advice."""
-    if reason := teacher.lacks("moments"):
-        raise InputError(
-            f"normalisation statistics are to be matched, and {teacher.name} stores none: {reason}; use lenet5_bn, a ResNet "
-            f"or a WRN{otherwise}"
-        )
-
-
 def normalisation_statistics(moments: Sequence[Moments], form: StatisticsForm = "norm", first: float = 1.0) -> Array:
     """Distance of the batch's normalisation-layer input statistics from the stored ones, summed over layers.
 
@@ -121,7 +111,6 @@ def _norm(x: Array) -> Array:
 
 __all__ = [
     "StatisticsForm",
-    "check_statistics",
     "gaussian_smoothness",
     "l2",
     "l2_norm",

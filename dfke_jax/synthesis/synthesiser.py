@@ -9,8 +9,8 @@ import optax
 from dfke_jax.core.method import Method
 from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import optimiser
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.noise import Parametrisation, Synthesised, optimise_noise
 from dfke_jax.synthesis.pool import Batch, fill_pool
 from dfke_jax.synthesis.starts import SynthesisSettings
@@ -40,7 +40,7 @@ class Synthesis(Generic[S]):
       control: whether the start images are returned as they are.
     """
 
-    teacher: Classifier
+    teacher: WhiteBox
     settings: S = static_field()
     count: int = static_field()
     batch_size: int = static_field()

@@ -61,7 +61,7 @@ from dfke_jax.watermarking.margin_based import (
     margins,
     verify_margin,
 )
-from dfke_jax.watermarking.null_models import null_population, null_training, shares, stacked_answers
+from dfke_jax.watermarking.null_models import null_population, stacked_answers
 from dfke_jax.watermarking.radioactive import (
     RadioactiveMark,
     RadioactiveSettings,
@@ -177,7 +177,6 @@ __all__ = [
     "noise_triggers",
     "null_matches",
     "null_population",
-    "null_training",
     "ownership_test",
     "queries_needed",
     "radioactive_images",
@@ -186,7 +185,6 @@ __all__ = [
     "rank_p_value",
     "ranked_evidence",
     "rejected_pairs",
-    "shares",
     "stacked_answers",
     "trigger_matches",
     "trigger_set",

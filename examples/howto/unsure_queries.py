@@ -38,9 +38,7 @@ class UnsureSettings:
         return steps * self.queries_per_step
 
 
-def unsure_queries(
-    clone: Classifier, pool: Array, reveal: Reveal, settings: UnsureSettings
-) -> Attack:
+def unsure_queries(clone: Classifier, pool: Array, reveal: Reveal, settings: UnsureSettings) -> Attack:
     """Asks the q of c·q images drawn from the pool whose answers −Σ p log p is largest for.
 
     Args:

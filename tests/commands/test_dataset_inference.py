@@ -123,7 +123,7 @@ def test_an_endpoint_pays_once_and_keeps_to_its_budget(files, endpoint, tmp_path
         (["--public", "nowhere.npz"], "there is no file nowhere.npz"),
         (["--budget", "5"], "belong to a suspect behind an address"),
         (["--embedding", "mindg"], "nearest: mingd"),
-        (["--network", "mlp_smal"], "has network mlp_small, and mlp_smal is declared"),
+        (["--declare-victim", "network=mlp_smal"], "has network mlp_small, and mlp_smal is declared"),
         (["--alpha", "2"], "'2' is not a finite number above 0 and below 1"),
         (["--classes", "2"], "has classes 3, and 2 is declared"),
         (["--revealed", "40"], "30 to test with; at least 10 and 40"),

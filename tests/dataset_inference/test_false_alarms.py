@@ -36,7 +36,8 @@ from dfke_jax.dataset_inference import (
 )
 from dfke_jax.dataset_inference.case import Embedded, compare, scores
 from dfke_jax.dataset_inference.encoders import likelihoods
-from dfke_jax.dataset_inference.verdict import decide, judge_embedded
+from dfke_jax.dataset_inference.judgement import decide
+from dfke_jax.dataset_inference.verdict import judge_embedded
 
 SCENES, CASES = 400, 2000
 NULL = 100

@@ -115,8 +115,6 @@ def test_costs_of_rounds_counted_by_hand():
 
 def test_bad_input():
     bank = lambda **s: bank_method(TEACHER, STUDENT, BankSettings(**{**SMALL, **s}), Noise())
-    with pytest.raises(InputError, match=r"MLP stores none: it has no batch normalisation; .* or statistics=0"):
-        bank(statistics=1.0)
     with pytest.raises(InputError, match="room for 4 images, and a batch has 5"):
         bank(capacity=4)
     with pytest.raises(InputError, match="leaves the student none of 4 rounds"):

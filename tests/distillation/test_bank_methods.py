@@ -10,8 +10,8 @@ import pytest
 
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.data.augment import flip, resized_crop
-from dfke_jax.distillation.cmi import CMISettings, contrast, pooled
-from dfke_jax.distillation.fast_dfkd import FastSettings
+from dfke_jax.distillation.cmi import CMISettings, cmi, contrast, pooled
+from dfke_jax.distillation.fast_dfkd import FastSettings, fast_dfkd
 from dfke_jax.distillation.inversion_loss import averaged, inversion_loss, no_averages
 from dfke_jax.distillation.nayer import NAYERSettings, label_embedding, nayer, noisy_latents
 from dfke_jax.nn.classifier import Classifier
@@ -224,6 +224,9 @@ def test_embeddings_and_bad_input():
         nayer(TEACHER, STUDENT, NAYERSettings(**SMALL), embedding=jnp.eye(4))
     with pytest.raises(InputError, match="6 images is not made of chunks of 4"):
         nayer(TEACHER, STUDENT, NAYERSettings(**SMALL, chunk=4))
+    for make, settings in ((cmi, CMISettings), (fast_dfkd, FastSettings), (nayer, NAYERSettings)):
+        with pytest.raises(InputError, match="MLP shows none: it has no batch normalisation"):
+            make(STUDENT, STUDENT, settings(**SMALL))
     with pytest.raises(UnknownNameError, match="way of meta-learning"):
         FastSettings(meta="maml")
     with pytest.raises(InputError, match="feature_bank hold a batch"):

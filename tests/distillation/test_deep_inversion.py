@@ -72,7 +72,7 @@ def test_the_dream_prior_needs_no_normalisation(teacher):
 
 def test_without_normalisation_the_prior_is_refused(teacher, student):
     settings = InversionSettings(steps=1)
-    message = "DeepInversion needs a teacher with batch normalisation and MLP has none; use lenet5_bn"
+    message = "deep_inversion needs statistics of what enters batch normalisation, and MLP shows none: it has no batch"
     with pytest.raises(core.InputError, match=message):
         deep_inversion(teacher, settings, 6, 3)
     with pytest.raises(core.InputError, match=message):

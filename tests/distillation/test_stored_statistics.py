@@ -106,9 +106,9 @@ def test_the_knowledge_within_sums_its_terms_and_its_control_stays_where_it_star
 def test_bad_input():
     with pytest.raises(InputError, match="6 groups of 5 classes"):
         statistics_generators(TEACHER, GroupSettings(groups=6, batch_size=6))
-    with pytest.raises(InputError, match="MLP stores none: it has no batch normalisation"):
+    with pytest.raises(InputError, match="MLP shows none: it has no batch normalisation"):
         statistics_generators(network(1, False), SMALL)
-    with pytest.raises(InputError, match="MLP stores none: it has no batch normalisation"):
+    with pytest.raises(InputError, match="MLP shows none: it has no batch normalisation"):
         knowledge_within(network(1, False), WithinSettings(), 6, 6)
     with pytest.raises(InputError, match="batch_size a multiple of groups"):
         GroupSettings(groups=3, batch_size=10)

@@ -573,6 +573,22 @@ def test_explanations_have_a_column_and_keys_of_their_own():
     assert (counts["rows"], counts["explanation_rows"], counts["cache_hits"]) == (6, 3, 3)
 
 
+def test_a_block_of_a_fused_victim_is_reserved_before_and_charged_after():
+    ledger = Ledger(budget=100)
+    with ledger.paying(60, explained=True):
+        assert ledger.counts()["rows"] == 0
+        with pytest.raises(BudgetError, match="60 reserved"):
+            ledger.reserve(41)
+    assert ledger.counts()["rows"] == ledger.counts()["explanation_rows"] == 60
+    with pytest.raises(BudgetError), ledger.paying(41):
+        pytest.fail("a block that does not fit was entered")
+    with pytest.raises(KeyError), ledger.paying(30):
+        raise KeyError
+    with pytest.raises(BudgetError, match="30 reserved"):
+        ledger.reserve(11)
+    assert ledger.counts()["rows"] == 60
+
+
 def test_fused_victims_reserve_before_and_are_charged_after():
     ledger = Ledger(budget=100)
     ledger.reserve(60)

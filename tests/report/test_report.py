@@ -10,6 +10,7 @@ import pytest
 from dfke_jax import report
 from dfke_jax.core import tracking
 from dfke_jax.core.errors import InputError
+from dfke_jax.display import numbers
 from dfke_jax.experiments.bench.result import Published, Result
 from dfke_jax.report import figures, words
 
@@ -222,8 +223,8 @@ def test_duration(seconds, text):
 
 
 def test_a_spread_has_the_minus_of_differences():
-    assert words.spread([-1.0, -2.0]) == "−1.50 ± 0.71"
-    assert words.spread([-1.0], 1) == "−1.0" == words.signed(-1.0, 1)
+    assert numbers.spread([-1.0, -2.0]) == "−1.50 ± 0.71"
+    assert numbers.spread([-1.0], 1) == "−1.0" == numbers.signed(-1.0, 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8, 1), (35, 28, 28, 3), (300, 4, 6, 2), (7, 5, 5, 6)])

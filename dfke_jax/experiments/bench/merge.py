@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.bench.result import Arm, Result
+from dfke_jax.experiments.bench.arm import joined
+from dfke_jax.experiments.bench.result import Result
 from dfke_jax.experiments.bench.timing import CACHED
 
 
@@ -42,21 +42,6 @@ def merge(parts: Sequence[Result]) -> Result:
         arms=[joined(arms) for arms in zip(*(part.arms for part in parts), strict=True)],
         seconds=seconds,
         notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
-    )
-
-
-def joined(arms: Sequence[Arm]) -> Arm:
-    """One arm with all seeds of several, in their order."""
-
-    def together(lists: Sequence[list[Any]]) -> list[Any]:
-        return [value for values in lists for value in values]
-
-    names = dict.fromkeys(name for arm in arms for name in arm.metrics)
-    return dataclasses.replace(
-        arms[0],
-        accuracy=together([arm.accuracy for arm in arms]),
-        agreement=together([arm.agreement for arm in arms]),
-        metrics={name: together([arm.metrics.get(name, []) for arm in arms]) for name in names},
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dfke_jax.core.errors import UnknownNameError
 from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.views import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +32,11 @@ class Recipe:
         `dfke_jax.experiments.Run`.
       prepare: ``prepare(bench)`` makes once what all seeds share, ``run.shared``. It draws from the first seed's key
         and knows nothing of the other seeds, so that each process makes the same.
-      execute: ``execute(config, bench) -> list of arms``, for recipes that loop over their seeds themselves.
       published: figures from the literature.
       time: what it takes, and where, e.g. ``"1 min, 2 CPU cores (digits)"``.
       datasets: the sets it has presets and figures for; others work too.
       presets: data set -> fields whose defaults differ for it.
-      by_seed: whether a seed's figures depend on that seed alone, so that seeds can run in processes of their own.
+      views: what the report shows of its results besides arms and accuracies.
     """
 
     name: str
@@ -44,15 +44,14 @@ class Recipe:
     summary: str
     paper: str
     config: type
-    arms: Callable[[Any], Sequence[Arm]] | None = None
-    measure: Callable[[Any], None] | None = None
+    arms: Callable[[Any], Sequence[Arm]]
+    measure: Callable[[Any], None]
     prepare: Callable[[Any], Any] | None = None
-    execute: Callable[..., Any] | None = None
     published: tuple[Published, ...] = ()
     time: str = ""
     datasets: tuple[str, ...] = ("digits", "mnist", "fashion_mnist")
     presets: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    by_seed: bool = True
+    views: tuple[View, ...] = ()
 
     def settings(self, dataset: str | None = None, **changes: Any) -> Any:
         """The configuration for a data set: defaults, then its preset, then `changes`."""

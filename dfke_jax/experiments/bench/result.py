@@ -6,68 +6,15 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dfke_jax.core.checkpoint import write_whole
 from dfke_jax.core.revision import revision
 from dfke_jax.evaluation.summary import summarise
+from dfke_jax.experiments.bench.arm import Arm, Published, Role, Series, Trial
+from dfke_jax.experiments.bench.schema_one import from_schema_one
 
-SCHEMA = 1
-BEHIND = "_behind_"
-"""Stands in the name of an arm between an attack and the defence that it met."""
-Role = Literal["teacher", "method", "control", "baseline", "anchor"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A figure from the literature, to stand next to ours.
-
-    Attributes:
-      arm: the arm that it is to be compared with.
-      dataset: the data set it was measured on.
-      value: in per cent.
-      source: paper and table.
-      provenance: how the figure reached us: ``code`` (the authors' repository), ``readme`` (its text), ``table``
-        (another paper's table), ``recalled`` (from the paper as remembered, to be confirmed).
-      note: what differs from our setting, in words.
-      differs: what differs so much that ``reproduced`` would say too much (another method, another network); such a figure is
-        shown beside ours and not judged.
-    """
-
-    arm: str
-    dataset: str
-    value: float
-    source: str
-    provenance: Literal["code", "readme", "table", "recalled"]
-    note: str = ""
-    differs: str = ""
-
-
-@dataclasses.dataclass
-class Arm:
-    """One column of an experiment: a network trained in one way, once per seed.
-
-    Attributes:
-      name: its key in `metrics`, e.g. ``data_impressions``.
-      label: how figures and tables call it.
-      role: ``method``; ``control`` (the same pipeline with the method's own step switched off); ``baseline`` (noise,
-        unrelated images); ``anchor`` (real data); ``teacher``.
-      accuracy: per seed, on the test set, last iterate, in per cent.
-      agreement: per seed, share of test images on which student and teacher agree, in per cent; empty for teachers.
-      budget: counts of what the arm used: ``synthetic_samples``, ``synthesis_steps``, ``teacher_rows`` (rows of which the
-        teacher's answer or gradient was taken), ``distillation_steps``, ``real_samples``.
-      metrics: anything else worth keeping, per seed.
-      control: name of the arm that is its matched control, where it is not ``{name}_control`` or ``control``.
-    """
-
-    name: str
-    label: str
-    role: Role
-    accuracy: list[float] = dataclasses.field(default_factory=list)
-    agreement: list[float] = dataclasses.field(default_factory=list)
-    budget: dict[str, int] = dataclasses.field(default_factory=dict)
-    metrics: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    control: str = ""
+SCHEMA = 2
 
 
 @dataclasses.dataclass
@@ -87,10 +34,14 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, dict]:
-        """Flat ``{arm}_accuracy``, ``{arm}_agreement``, ... -> values, mean, spread (sd over seeds) and number."""
+        """Flat ``{arm}_accuracy``, ``{arm}_agreement``, ... -> values, mean, spread (sd over seeds) and number.
+
+        Series are in the arms alone.
+        """
         flat = {}
         for arm in self.arms:
-            for kind, values in {"accuracy": arm.accuracy, "agreement": arm.agreement, **arm.metrics}.items():
+            known = {"accuracy": arm.accuracy, "agreement": arm.agreement, **arm.metrics, **arm.p_values}
+            for kind, values in known.items():
                 if values:
                     flat[f"{arm.name}_{kind}"] = summarise(values)
         for method, control in self.pairs():
@@ -107,6 +58,11 @@ class Result:
             if arm.role == "method"
         ]
         return [(method, control) for method, control in found if control is not None]
+
+    @property
+    def published_here(self) -> list[Published]:
+        """The published figures that were measured on this data set, whatever version of it."""
+        return [figure for figure in self.published if _base(figure.dataset) == _base(self.dataset)]
 
     def to_json(self) -> dict[str, Any]:
         """The content of `result.json`."""
@@ -131,17 +87,23 @@ class Result:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "Result":
-        """The result in a directory, or in a `result.json`."""
+        """The result in a directory, or in a `result.json`; of this schema or the first."""
         path = Path(path)
         content = json.loads((path / "result.json" if path.is_dir() else path).read_text())
+        if content["schema"] == 1:
+            content = from_schema_one(content)
         return cls(
             **{
                 name: content[name]
                 for name in ("recipe", "title", "dataset", "config", "seeds", "seconds", "environment", "notes")
             },
-            arms=[Arm(**arm) for arm in content["arms"]],
+            arms=[Arm.from_json(arm) for arm in content["arms"]],
             published=[Published(**figure) for figure in content["published"]],
         )
+
+
+def _base(dataset: str) -> str:
+    return dataset.split(":")[0].casefold()
 
 
 def environment() -> dict[str, Any]:
@@ -177,4 +139,4 @@ def environment() -> dict[str, Any]:
     }
 
 
-__all__ = ["BEHIND", "SCHEMA", "Arm", "Published", "Result", "Role", "environment"]
+__all__ = ["SCHEMA", "Arm", "Published", "Result", "Role", "Series", "Trial", "environment"]

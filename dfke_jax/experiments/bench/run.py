@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dfke_jax.core.checkpoint import alone, writable_directory, write_whole
-from dfke_jax.core.errors import CheckpointError, InputError
+from dfke_jax.core.errors import CheckpointError
 from dfke_jax.experiments.bench.merge import joined
 from dfke_jax.experiments.bench.registry import Recipe
 from dfke_jax.experiments.bench.result import Arm, Result, environment
@@ -52,8 +52,6 @@ def run_recipe(
     """
     config = config or recipe.settings()
     assert config is not None
-    if seeds is not None and not recipe.by_seed:
-        raise InputError(f"the seeds of {recipe.name} are compared with one another and must run together")
     out = writable_directory(out)
     with alone(out / "run", wait=False):
         _claim(out, recipe, config, resume)
@@ -71,7 +69,7 @@ def _run(
 ) -> Result:
     bench = Workbench(config, out, data_dir=data_dir, progress=progress, devices=devices, only=seeds)
     with compute_precision(config.precision):
-        arms = recipe.execute(config, bench) if recipe.execute else _over_seeds(recipe, bench)
+        arms = _over_seeds(recipe, bench)
     result = Result(
         recipe=recipe.name,
         title=recipe.title,
@@ -90,7 +88,6 @@ def _run(
 
 def _over_seeds(recipe: Recipe, bench: Workbench) -> list[Arm]:
     """Every seed in its turn; one that is done is read."""
-    assert recipe.arms is not None
     arms = list(recipe.arms(bench.config))
     if len({arm.name for arm in arms}) < len(arms):
         raise ValueError(f"two arms of {recipe.name} have one name: {[arm.name for arm in arms]}")
@@ -100,13 +97,12 @@ def _over_seeds(recipe: Recipe, bench: Workbench) -> list[Arm]:
         make = functools.partial(_one_seed, recipe, bench, seed, arms, shared)
         found = bench.once("figures", seed, make, *arms)
         bench.notes += found["notes"]
-        parts.append([Arm(**arm) for arm in found["arms"]])
+        parts.append([Arm.from_json(arm) for arm in found["arms"]])
     return [joined(same) for same in zip(*parts, strict=True)]
 
 
 def _one_seed(recipe: Recipe, bench: Workbench, seed: int, arms: Sequence[Arm], shared: Any) -> dict[str, Any]:
     """What a recipe records for one seed."""
-    assert recipe.measure is not None
     run = Run(bench, seed, arms, shared)
     recipe.measure(run)
     empty = [arm.name for arm in run.arms.values() if not (arm.accuracy or arm.metrics)]

@@ -1,6 +1,7 @@
 """One seed of a recipe: where it works, and where its figures go."""
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +14,7 @@ from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Key
 from dfke_jax.data import Dataset
 from dfke_jax.evaluation.agreement import accuracy, agreement
-from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.result import Arm, Series, Trial
 from dfke_jax.experiments.bench.workbench import Answers, Workbench
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.synthesis.pool import Pool
@@ -109,6 +110,7 @@ class Run(Generic[C]):
         beside: Classifier | None = None,
         budget: Mapping[str, int] | None = None,
         label: str = "",
+        series: Sequence[Series] = (),
     ) -> None:
         """Measures a network on the test set and enters it into an arm.
 
@@ -119,6 +121,7 @@ class Run(Generic[C]):
             with nobody.
           budget: counts of what the arm used, where its settings did not say so beforehand.
           label: the arm's, where it is known now only.
+          series: of this seed, see `Series.of_seed`; rounded to six decimals.
         """
         test, alike = self.dataset.test, None
         with self.clock("evaluation"):
@@ -128,7 +131,8 @@ class Run(Generic[C]):
                 answers = (beside or self.teacher).predict(test.images)
                 alike = round(100 * agreement(logits, answers), 4)
         rounded = {name: round(float(value), 6) for name, value in (metrics or {}).items()}
-        self.enter(arm, rounded, accuracy=right, agreement=alike, budget=budget, label=label)
+        series = [dataclasses.replace(one, y=[[round(y, 6) for y in one.y[0]]]) for one in series]
+        self.enter(arm, rounded, accuracy=right, agreement=alike, budget=budget, label=label, series=series)
 
     def enter(
         self,
@@ -139,17 +143,28 @@ class Run(Generic[C]):
         agreement: float | None = None,
         budget: Mapping[str, int] | None = None,
         label: str = "",
+        series: Sequence[Series] = (),
+        trials: Sequence[Trial] = (),
     ) -> None:
         """Enters figures into an arm as they are, in one call or in several; a figure has one value a seed.
 
         Args:
           arm: name. metrics, budget, label: as for `record`. accuracy, agreement: in per cent.
+          series, trials: of this seed.
         """
         into = self._arm(arm)
         for name, value in (metrics or {}).items():
             if name in into.metrics:
                 raise ValueError(f"{name} of {arm} was entered before")
             into.metrics[name] = [float(value)]
+        for one in series:
+            if into.over(one.over, one.name):
+                raise ValueError(f"{one.name} over {one.over} of {arm} was entered before")
+            into.series.append(one)
+        for trial in trials:
+            if into.trial(trial.test):
+                raise ValueError(f"the trial by {trial.test} of {arm} was entered before")
+            into.trials.append(trial)
         for values, value in ((into.accuracy, accuracy), (into.agreement, agreement)):
             if value is not None:
                 if values:

@@ -21,15 +21,12 @@ from dfke_jax.core.mesh import device_mesh, replicate
 from dfke_jax.core.method import Method
 from dfke_jax.core.tracking import JsonLines
 from dfke_jax.core.types import Array, Key, PyTree
-from dfke_jax.evaluation.agreement import accuracy, agreement
 from dfke_jax.experiments.bench.kept import once
-from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.settings import Settings, SupervisedSettings, augmentation, network
 from dfke_jax.experiments.bench.timing import Account
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.supervised import cross_entropy_training
 from dfke_jax.nn.training import trained
-from dfke_jax.synthesis.pool import Pool
 
 S = TypeVar("S", bound=Settings)
 
@@ -314,50 +311,6 @@ class Workbench:
         self._samples[name] = np.round(np.clip(np.asarray(images[rows]), 0, 1) * 255).astype(np.uint8)
         self._samples[f"{name}_labels"] = labels[rows]
         np.savez_compressed(self.out / "samples.npz", **self._samples)  # pyright: ignore[reportArgumentType]
-
-    # ---- what recipes use that loop over their seeds themselves
-
-    def pool(
-        self, name: str, seed: int, method: Method, count: int, batch_size: int, *, draws_as: str | None = None
-    ) -> Pool:
-        """Fills a pool (see `dfke_jax.synthesis.fill_pool`), one batch per chunk, and keeps a look at it.
-
-        Args:
-          name: of the arm. seed, method, count, batch_size: of the pool.
-          draws_as: the arm whose keys are used; a control uses its method's, and so gets its start images.
-        """
-        steps = count // batch_size
-        stage, key = f"{name}/synthesis", f"{draws_as or name}/synthesis"
-        state = self.stage("synthesis", stage, seed, method, steps, rows=batch_size, chunk=1, draws_as=key)
-        pool = getattr(state, "pool", state)
-        self.keep(name, pool, seed)
-        return pool
-
-    def keep(self, name: str, pool: Pool, seed: int) -> None:
-        """Keeps up to ten samples of each class of the first seed, for the report."""
-        if seed == self.config.seed:
-            self.keep_samples(name, pool.images, pool.labels)
-
-    def record(
-        self, arm: Arm, classifier: Classifier | Answers, teacher: Classifier | None = None, **metrics: float
-    ) -> None:
-        """Measures a network on the test set and enters it into an arm."""
-        test = self.dataset.test
-        with self.clock("evaluation"):
-            logits = classifier.predict(test.images)
-            arm.accuracy.append(round(100 * accuracy(logits, test.labels), 4))
-            if teacher is not None:
-                arm.agreement.append(round(100 * agreement(logits, teacher.predict(test.images)), 4))
-        for name, value in metrics.items():
-            arm.metrics.setdefault(name, []).append(round(float(value), 6))
-
-    def anchors(self, *, real: bool) -> list[Arm]:
-        """The arm of the teacher."""
-        assert not real
-        arm = Arm("teacher", f"Teacher ({self.config.teacher})", "teacher", budget=self.supervised_budget)
-        for seed in self.seeds:
-            self.record(arm, self.teacher(seed))
-        return [arm]
 
 
 def _hashes(settings: Any, root: Path) -> list[str]:

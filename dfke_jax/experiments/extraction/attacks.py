@@ -14,7 +14,7 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Method, against
 from dfke_jax.core.types import Array
 from dfke_jax.evaluation import accuracy, fgsm, total_variation, transfer_rate
-from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.result import Arm, Published, Series
 from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import StudentSettings, SupervisedSettings
 from dfke_jax.experiments.bench.workbench import Workbench
@@ -146,10 +146,15 @@ class AttackRecipe:
         made = victim_arms(config)
         for budget in config.budgets:
             name = f"{self.name}_{budget}"
-            made.append(Arm(name, f"{self.label}, {budget:,} queries", "method"))
+            place = self.factors(budget)
+            made.append(Arm(name, f"{self.label}, {budget:,} queries", "method", factors=place))
             if config.control:
-                made.append(Arm(f"{name}_control", f"{self.control_label}, {budget:,}", "control"))
+                made.append(Arm(f"{name}_control", f"{self.control_label}, {budget:,}", "control", factors=place))
         return made
+
+    def factors(self, budget: int) -> dict[str, str | int]:
+        """Where this attack at a budget stands among the arms; see `Arm.factors`."""
+        return {"attack": self.label, "queries": budget}
 
     def measure(self, run: Run[Any]) -> None:
         """Makes the attack and its control at every budget and measures the clones."""
@@ -166,12 +171,26 @@ class AttackRecipe:
                     self, here, make, run.teacher, budget, arm, f"{name}/attack", c.points
                 )
                 learnt = self.read(here.clone, state)
-                way = progress(run.bench, arm, run.seed)
-                metrics = closeness(run, learnt) | {f"accuracy_at_{n + opening_rows}": way[n] for n in way}
-                used = {**counts, "steps": self.steps(settings), "clone_updates": updates}
-                run.record(arm, learnt, metrics, budget=used)
+                way = {n + opening_rows: value for n, value in progress(run.bench, arm, run.seed).items()}
+                run.record(
+                    arm,
+                    learnt,
+                    closeness(run, learnt),
+                    budget={**counts, "steps": self.steps(settings), "clone_updates": updates},
+                    series=[Series.of_seed("accuracy", "queries", way)] if way else [],
+                )
                 images = self.pictures(here, state, learnt)
                 run.keep(arm, images, jnp.argmax(jnp.asarray(learnt.predict(np.asarray(images))), -1))
+
+    def published(self, budget: int, dataset: str, value: float, source: str, note: str = "") -> Published:
+        """A figure of a table in the literature for this attack at a budget, whether we have an arm for it or not."""
+        name = f"{self.name}_{budget}"
+        return Published(name, dataset, value, source, "table", note, factors=self.factors(budget))
+
+    def reruns(self, *figures: tuple[int, float], note: str = "") -> tuple[Published, ...]:
+        """Figures of the small setting, (budget, per cent), for which the papers have none."""
+        source = "independent re-run of the attack on MNIST with LeNet (caumin/model-extraction-benchmark)"
+        return tuple(self.published(budget, "mnist", value, source, note) for budget, value in figures)
 
 
 def victim_arms(config: CloneSettings) -> list[Arm]:
@@ -245,18 +264,17 @@ def paid(
     steps = recipe.steps(run.settings)
     per_step = rows_asked(attack)
     with Ledger(budget=budget) as ledger:
-        ledger.reserve(steps * per_step)
         watch = None
         if points:
             every = max(1, steps // points)
             chunk = every // -(-every // (chunk or 500))
             every -= every % chunk
             watch = functools.partial(_measure, recipe, run, name, per_step, every)
-        state = run.bench.stage(
-            "extraction", f"{name}/attack", run.seed, fused, steps, rows=per_step, chunk=chunk, draws_as=draws_as,
-            callback=watch,
-        )  # fmt: skip
-        ledger.charge(steps * per_step, explained=recipe.explains)
+        with ledger.paying(steps * per_step, explained=recipe.explains):
+            state = run.bench.stage(
+                "extraction", f"{name}/attack", run.seed, fused, steps, rows=per_step, chunk=chunk, draws_as=draws_as,
+                callback=watch,
+            )  # fmt: skip
         check_spent(ledger, recipe.rows(run.settings))
         asked = ledger.counts()["rows"] or 0
     return state, {"victim_rows": asked, **({"explanation_rows": asked} if recipe.explains else {})}
@@ -311,12 +329,6 @@ def closeness(run: Run[Any], clone: Any) -> dict[str, float]:
     return {"total_variation": far} | ({} if moved["rate"] is None else {"transfer": 100 * moved["rate"]})
 
 
-def reruns(name: str, *figures: tuple[int, float], note: str = "") -> tuple[Published, ...]:
-    """Figures of the small setting, (budget, per cent): an attack's papers have none for it."""
-    source = "independent re-run of the attack on MNIST with LeNet (caumin/model-extraction-benchmark)"
-    return tuple(Published(f"{name}_{budget}", "mnist", value, source, "table", note) for budget, value in figures)
-
-
 __all__ = [
     "AttackRecipe",
     "AttackRun",
@@ -329,7 +341,6 @@ __all__ = [
     "paid",
     "plain_oracle",
     "progress",
-    "reruns",
     "rows_asked",
     "victim_arms",
 ]

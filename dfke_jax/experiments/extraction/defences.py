@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.evaluation import accuracy
 from dfke_jax.experiments.bench.registry import Recipe, register
-from dfke_jax.experiments.bench.result import BEHIND, Arm
+from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
@@ -28,6 +28,7 @@ from dfke_jax.experiments.extraction.attacks import (
 )
 from dfke_jax.experiments.extraction.generative import DFME, DISGUIDE
 from dfke_jax.experiments.extraction.pool import KNOCKOFF, SHAPES, ImagePool, image_pool
+from dfke_jax.experiments.extraction.views import DEFENCES
 from dfke_jax.extraction import (
     SMALL_CLONE,
     SMALL_DFME,
@@ -128,7 +129,7 @@ def measure(run: Run[DefenceSettings]) -> None:
         oracle = _endpoint(run, text)
         costs = utility(oracle, run.teacher, bench)
         for attack in _columns(config, text):
-            recipe, arm = ATTACKS[attack], _arm(attack, text).name
+            recipe, arm = ATTACKS[attack], _name(attack, text)
             if attack == "dfme" and run.first:
                 _note_lost_differences(run, oracle, text)
             settings = getattr(config, attack).with_budget(config.budget)
@@ -143,10 +144,15 @@ def measure(run: Run[DefenceSettings]) -> None:
 
 
 def _arm(attack: str, text: str) -> Arm:
-    label = f"{ATTACKS[attack].label} behind {text.replace(':', ', ')}"
-    if text == NONE:
-        return Arm(attack + BEHIND + NONE, label, "control")
-    return Arm(attack + BEHIND + _slug(text), label, "method", control=attack + BEHIND + NONE)
+    factors = {"attack": ATTACKS[attack].label, "defence": text.replace(":", ", ")}
+    name, label, control = _name(attack, text), f"{factors['attack']} behind {factors['defence']}", _name(attack, NONE)
+    if name == control:
+        return Arm(name, label, "control", factors=factors)
+    return Arm(name, label, "method", control=control, factors=factors)
+
+
+def _name(attack: str, text: str) -> str:
+    return f"{attack}_behind_{_slug(text)}"
 
 
 def _slug(text: str) -> str:
@@ -234,6 +240,7 @@ register(
             "mnist": {"pool_dataset": "digits", "seeds": 2},
             "fashion_mnist": {"pool_dataset": "mnist"},
         },
+        views=(DEFENCES,),
     )
 )
 

@@ -12,7 +12,6 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array
 from dfke_jax.experiments.bench.registry import Recipe, register
-from dfke_jax.experiments.bench.result import Published
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Answers
 from dfke_jax.experiments.extraction.attacks import (
@@ -22,9 +21,9 @@ from dfke_jax.experiments.extraction.attacks import (
     ExtractionSettings,
     paid,
     plain_oracle,
-    reruns,
 )
 from dfke_jax.experiments.extraction.pool import KNOCKOFF
+from dfke_jax.experiments.extraction.views import QUERIES
 from dfke_jax.extraction import (
     FIRST_CLONE,
     SMALL_CLONE,
@@ -303,9 +302,10 @@ register(
         config=DFMERecipeSettings,
         arms=DFME.arms,
         measure=DFME.measure,
+        views=(QUERIES,),
         published=(
-            *reruns("dfme", (10_000, 63.4), (20_000, 72.7), (50_000, 83.4), (100_000, 89.3)),
-            Published("dfme_20000000", "cifar10", 88.1, "Truong et al., CVPR 2021", "table", "victim of 95.5 %"),
+            *DFME.reruns((10_000, 63.4), (20_000, 72.7), (50_000, 83.4), (100_000, 89.3)),
+            DFME.published(20_000_000, "cifar10", 88.1, "Truong et al., CVPR 2021", "victim of 95.5 %"),
         ),
         datasets=_DATASETS,
         presets={**_PRESETS, "cifar10": {**CIFAR10, "attack": DFMESettings(), "budgets": (20_000_000,)}},
@@ -321,6 +321,7 @@ register(
         config=MAZERecipeSettings,
         arms=MAZE.arms,
         measure=MAZE.measure,
+        views=(QUERIES,),
         presets=_PRESETS,
     )
 )
@@ -333,6 +334,7 @@ register(
         config=MEGEXRecipeSettings,
         arms=MEGEX.arms,
         measure=MEGEX.measure,
+        views=(QUERIES,),
         presets=_PRESETS,
     )
 )
@@ -346,6 +348,7 @@ register(
         config=DisagreementRecipeSettings,
         arms=DISGUIDE.arms,
         measure=DISGUIDE.measure,
+        views=(QUERIES,),
         presets=_PRESETS,
     )
 )
@@ -358,6 +361,7 @@ register(
         config=DualStudentsRecipeSettings,
         arms=DUAL_STUDENTS.arms,
         measure=DUAL_STUDENTS.measure,
+        views=(QUERIES,),
         presets=_PRESETS,
     )
 )
@@ -371,10 +375,9 @@ register(
         config=DFMSRecipeSettings,
         arms=DFMS.arms,
         measure=DFMS.measure,
+        views=(QUERIES,),
         published=(
-            Published(
-                "dfms_8000000", "cifar10", 85.92, "Sanyal et al., CVPR 2022", "table", "victim a ResNet-18 of 93.7 %"
-            ),
+            DFMS.published(8_000_000, "cifar10", 85.92, "Sanyal et al., CVPR 2022", "victim a ResNet-18 of 93.7 %"),
         ),
         datasets=_DATASETS,
         presets={

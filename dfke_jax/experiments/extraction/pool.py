@@ -15,7 +15,8 @@ from dfke_jax.data.augment import affine
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.settings import DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, EndpointSettings, reruns
+from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, EndpointSettings
+from dfke_jax.experiments.extraction.views import QUERIES
 from dfke_jax.extraction import (
     SMALL_CLONE,
     ActiveThiefSettings,
@@ -260,7 +261,8 @@ register(
         arms=KNOCKOFF.arms,
         measure=KNOCKOFF.measure,
         prepare=_prepare,
-        published=reruns("knockoff", (10_000, 91.5), (20_000, 95.9), note=_NOTE),
+        views=(QUERIES,),
+        published=KNOCKOFF.reruns((10_000, 91.5), (20_000, 95.9), note=_NOTE),
         presets=_TENTHS,
     )
 )
@@ -275,6 +277,7 @@ register(
         arms=BANDIT.arms,
         measure=BANDIT.measure,
         prepare=_prepare,
+        views=(QUERIES,),
         presets=_PRESETS,
     )
 )
@@ -289,7 +292,8 @@ register(
         arms=ACTIVE_THIEF.arms,
         measure=ACTIVE_THIEF.measure,
         prepare=_prepare,
-        published=reruns("active_thief", (10_000, 92.1), (20_000, 96.9), note=_NOTE),
+        views=(QUERIES,),
+        published=ACTIVE_THIEF.reruns((10_000, 92.1), (20_000, 96.9), note=_NOTE),
         presets=_PRESETS,
     )
 )
@@ -304,7 +308,8 @@ register(
         arms=COPYCAT.arms,
         measure=COPYCAT.measure,
         prepare=_prepare,
-        published=reruns("copycat", (10_000, 90.1), (20_000, 95.7), note=_NOTE),
+        views=(QUERIES,),
+        published=COPYCAT.reruns((10_000, 90.1), (20_000, 95.7), note=_NOTE),
         presets=_TENTHS,
     )
 )
@@ -319,7 +324,8 @@ register(
         arms=DISSECTOR.arms,
         measure=DISSECTOR.measure,
         prepare=_prepare,
-        published=reruns("dissector", (10_000, 88.9), (20_000, 94.3), note=_NOTE),
+        views=(QUERIES,),
+        published=DISSECTOR.reruns((10_000, 88.9), (20_000, 94.3), note=_NOTE),
         presets={**_PRESETS, "digits": {**_PRESETS["digits"], "attack": _SMALL_DISSECTOR}},
     )
 )
@@ -334,6 +340,7 @@ register(
         arms=JBDA.arms,
         measure=JBDA.measure,
         prepare=_prepare,
+        views=(QUERIES,),
         presets=_PRESETS,
     )
 )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.dataset_inference import RELEASED, all_held_out_scores
+from dfke_jax.dataset_inference import RELEASED, Verdict, all_held_out_scores
 from dfke_jax.dataset_inference.case import Case, Embedded, compare, scores
 from dfke_jax.dataset_inference.regressor import Layout
 from dfke_jax.dataset_inference.statistics import MINIMUM_NULL
@@ -15,11 +15,15 @@ from dfke_jax.dataset_inference.verdict import judge_embedded
 from dfke_jax.evaluation import accuracy, agreement
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
-from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.bench.seed_run import Run
+from dfke_jax.experiments.ownership import views
+from dfke_jax.experiments.ownership.findings import enter, median_of
 from dfke_jax.experiments.ownership.settings import PAPER, PRESETS, ThreatSettings
-from dfke_jax.experiments.ownership.theft import case_of, distances_of, enter, figures_of, new_theft
-from dfke_jax.experiments.ownership.thieves import THREATS, Parts, Theft, independent_models, member, shares
+from dfke_jax.experiments.ownership.theft import case_of, distances_of, figures_of, new_theft
+from dfke_jax.experiments.ownership.thieves import THREATS, Parts, Theft
 from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.many import independent_training, member, separate_shares
+from dfke_jax.nn.training import optimiser
 
 _SMALL_GAP = 10.0
 """Points of accuracy on private above public samples below which a run warns of little power."""
@@ -50,36 +54,41 @@ class DatasetInferenceSettings(ThreatSettings):
             raise InputError(f"references must not be negative, got {self.references}")
 
 
-def execute(config: DatasetInferenceSettings, bench: Workbench) -> list[Arm]:
-    """The victim, independent models, and every thief, each put to the test."""
-    source = Arm("source", f"Victim ({config.teacher})", "teacher")
-    control = Arm("control", f"Independent models ({config.independents})", "control")
-    thieves = {name: Arm(name, THREATS[name].label, "method") for name in config.threats}
-    for seed in bench.seeds:
-        theft, repeated = new_theft(config, bench, seed)
-        innocent, disjoint = _innocent(theft)
-        if seed == config.seed:
-            bench.notes += _layout_notes(config, theft.parts, repeated, disjoint)
-        case = case_of(theft, innocent[: config.references])
-        source.budget = {"private_samples": config.private, "steps": config.teacher_steps}
-        control.budget = {"independent_samples": config.private, "steps": config.teacher_steps}
-        victim = distances_of(bench, case, seed, "source", theft.victim)
-        case = _controls(control, case, victim, theft, innocent[config.references :])
-        bench.record(source, theft.victim)
-        _try(source, case, victim, bench, seed)
-        bench.notes.append(_gap(case, seed))
-        if not source.metrics["stolen"][-1]:
-            bench.notes.append(
-                f"Seed {seed}: the victim itself is not recognised (Welch p = {case.control:.3g}, conformal p = "
-                f"{source.metrics['conformal'][-1]:.3g}). The test has no power on {config.dataset} with this victim, so "
-                "nothing follows from any p-value of this seed."
-            )
-        for name, arm in thieves.items():
-            suspect = THREATS[name].make(theft)
-            arm.budget = suspect.budget
-            bench.record(arm, suspect.model, theft.victim)
-            _try(arm, case, distances_of(bench, case, seed, name, suspect.model), bench, seed)
-    return [source, control, *thieves.values()]
+def arms(config: DatasetInferenceSettings) -> list[Arm]:
+    """The victim, independent models, and every thief."""
+    trained_on = {"steps": config.teacher_steps}
+    source = {"private_samples": config.private, **trained_on}
+    control = {"independent_samples": config.private, **trained_on}
+    return [
+        Arm("source", f"Victim ({config.teacher})", "teacher", budget=source),
+        Arm("control", f"Independent models ({config.independents})", "control", budget=control),
+        *(Arm(name, THREATS[name].label, "method") for name in config.threats),
+    ]
+
+
+def measure(run: Run[DatasetInferenceSettings]) -> None:
+    """Puts each of them to the test."""
+    config = run.config
+    theft, repeated = new_theft(run)
+    innocent, disjoint = _innocent(theft)
+    if run.first:
+        run.note(*_layout_notes(config, theft.parts, repeated, disjoint))
+    case = case_of(theft, innocent[: config.references])
+    victim = distances_of(theft, case, "source", theft.victim)
+    case = _controls(case, victim, theft, innocent[config.references :])
+    run.record("source", theft.victim)
+    verdict = _try("source", case, victim, run)
+    run.note(_gap(case, run.seed))
+    if not verdict.stolen:
+        run.note(
+            f"Seed {run.seed}: the victim itself is not recognised (Welch p = {case.control:.3g}, conformal p = "
+            f"{verdict.p_values['conformal']:.3g}). The test has no power on {config.dataset} with this victim, so "
+            "nothing follows from any p-value of this seed."
+        )
+    for name in config.threats:
+        suspect = THREATS[name].make(theft)
+        run.record(name, suspect.model, beside=theft.victim, budget=suspect.budget)
+        _try(name, case, distances_of(theft, case, name, suspect.model), run)
 
 
 def _gap(case: Case, seed: int) -> str:
@@ -90,46 +99,42 @@ def _gap(case: Case, seed: int) -> str:
     )
 
 
-def _try(arm: Arm, case: Case, found: Embedded, bench: Workbench, seed: int) -> None:
+def _try(name: str, case: Case, found: Embedded, run: Run[DatasetInferenceSettings]) -> Verdict:
     verdict = judge_embedded(case, found)
-    enter(arm, figures_of(verdict))
-    # what weakens all verdicts is said once, with the victim's
-    own = (
-        verdict.notes if arm.role == "teacher" else [n for n in verdict.notes if n.startswith("the suspect's accuracy")]
-    )
-    bench.notes += [f"{arm.label}, seed {seed}: {note}." for note in own]
+    enter(run, name, figures_of(verdict))
+    arm, notes = run.arms[name], verdict.notes
+    if arm.role != "teacher":  # what weakens all verdicts is said once, with the victim's
+        notes = [note for note in notes if note.startswith("the suspect's accuracy")]
+    run.note(*(f"{arm.label}, seed {run.seed}: {note}." for note in notes))
+    return verdict
 
 
 def _innocent(theft: Theft) -> tuple[list[Classifier], bool]:
     """References and independent models, trained as one program, and whether no two of them share an image."""
-    config, bench, (images, labels) = theft.config, theft.bench, theft.parts.innocent
+    run, config, (images, labels) = theft.run, theft.config, theft.parts.innocent
     assert isinstance(config, DatasetInferenceSettings)
     members = config.references + config.independents
-    rows = shares(len(images), members, config.private, theft.seed)
-    network = bench.network(config.teacher)
-    method = independent_models(
+    rows = separate_shares(len(images), members, config.private, run.seed)
+    network = run.network(config.teacher)
+    method = independent_training(
         network,
-        jnp.asarray(images[rows]),
-        jnp.asarray(labels[rows]),
-        steps=config.teacher_steps,
+        jnp.asarray(images),
+        jnp.asarray(labels),
+        jnp.asarray(rows),
+        optimizer=optimiser("adam", config.teacher_learning_rate, config.teacher_steps),
         batch_size=config.teacher_batch,
-        learning_rate=config.teacher_learning_rate,
     )
     per_step = members * config.teacher_batch
-    state = bench.stage(
-        "independents", "independents", theft.seed, method, config.teacher_steps, rows=per_step, members=members
-    )
+    state = run.stage("independents", "independents", method, config.teacher_steps, rows=per_step, members=members)
     return [member(network, state, index) for index in range(members)], members * config.private <= len(images)
 
 
-def _controls(arm: Arm, case: Case, victim: Embedded, theft: Theft, models: Sequence[Classifier]) -> Case:
+def _controls(case: Case, victim: Embedded, theft: Theft, models: Sequence[Classifier]) -> Case:
     """Tests every independent model against the others; returns the case with all of them as its null."""
-    bench, seed, test = theft.bench, theft.seed, theft.bench.dataset.test
-    found = [distances_of(bench, case, seed, f"independent{i}", model) for i, model in enumerate(models)]
+    run, test = theft.run, theft.run.dataset.test
+    found = [distances_of(theft, case, f"independent{i}", model) for i, model in enumerate(models)]
     null = tuple(compare(*scores(case, one)) for one in found)
     verdicts = [judge_embedded(case._replace(null=null[:i] + null[i + 1 :]), one) for i, one in enumerate(found)]
-    figures = [figures_of(verdict) for verdict in verdicts]
-    middle = {name: float(np.median([one[name] for one in figures])) for name in figures[0] if name != "stolen"}
     alpha = case.settings.level
     accused = {
         "welch": [verdict.p_values["welch"] < alpha for verdict in verdicts],
@@ -137,16 +142,23 @@ def _controls(arm: Arm, case: Case, victim: Embedded, theft: Theft, models: Sequ
         "per_image": [p < alpha for p in _layout_p(victim, found, "per_image")],
         "released": [p < alpha for p in _layout_p(victim, found, "released")],
     }
-    rates = {f"false_positives_{name}": 100 * float(np.mean(flags)) for name, flags in accused.items()}
-    enter(arm, {**middle, "stolen": 100 * float(np.mean([verdict.stolen for verdict in verdicts])), **rates})
-    with bench.clock("evaluation"):
+    with run.clock("evaluation"):
         logits = [model.predict(test.images) for model in models]
         answers = theft.victim.predict(test.images)
-    arm.accuracy.append(round(100 * float(np.mean([accuracy(one, test.labels) for one in logits])), 4))
-    arm.agreement.append(round(100 * float(np.mean([agreement(one, answers) for one in logits])), 4))
+    enter(
+        run,
+        "control",
+        median_of(
+            [figures_of(verdict) for verdict in verdicts],
+            stolen=100 * float(np.mean([verdict.stolen for verdict in verdicts])),
+        ),
+        false_positives={test: 100 * float(np.mean(flags)) for test, flags in accused.items()},
+        accuracy=round(100 * float(np.mean([accuracy(one, test.labels) for one in logits])), 4),
+        agreement=round(100 * float(np.mean([agreement(one, answers) for one in logits])), 4),
+    )
     counts = {name: f"{sum(flags)} of {len(flags)}" for name, flags in accused.items()}
-    bench.notes.append(
-        f"Seed {seed}: of the independent models, each held against the others, the Welch test accuses {counts['welch']} at "
+    run.note(
+        f"Seed {run.seed}: of the independent models, each held against the others, the Welch test accuses {counts['welch']} at "
         f"{alpha:g}, the conformal p-value {counts['conformal']} (its ranks allow no more). Scores of the released layout, "
         f"without calibration, accuse {counts['released']}; the same distances with one row an image, {counts['per_image']}."
     )
@@ -190,10 +202,12 @@ register(
         "Where the victim itself is not recognised the method has no power, and the run says so.",
         paper=PAPER,
         config=DatasetInferenceSettings,
-        execute=execute,
+        arms=arms,
+        measure=measure,
         datasets=("digits", "synthetic", "fashion_mnist", "mnist"),
         presets=PRESETS,
+        views=(views.THREATS, views.P_VALUES),
     )
 )
 
-__all__ = ["DatasetInferenceSettings", "execute"]
+__all__ = ["DatasetInferenceSettings", "arms", "measure"]

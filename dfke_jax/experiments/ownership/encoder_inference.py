@@ -17,19 +17,22 @@ from dfke_jax.core.types import Array, Augmentation
 from dfke_jax.dataset_inference import DensitySettings, prepare_encoders
 from dfke_jax.dataset_inference.case import compare
 from dfke_jax.dataset_inference.density import representations
-from dfke_jax.dataset_inference.encoders import EncoderCase, EncoderVerdict, Likelihoods, judge_likelihoods, likelihoods
+from dfke_jax.dataset_inference.encoders import EncoderCase, Likelihoods, judge_likelihoods, likelihoods
+from dfke_jax.dataset_inference.judgement import decide
 from dfke_jax.dataset_inference.statistics import MINIMUM_NULL, two_sided
-from dfke_jax.dataset_inference.verdict import decide
 from dfke_jax.distillation.representations import Match, representation_distillation
 from dfke_jax.evaluation import linear_probe
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import LearningSettings
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.ownership.theft import enter
-from dfke_jax.experiments.ownership.thieves import Parts, cut, member, shares
+from dfke_jax.experiments.ownership.findings import Finding, enter, finding, median_of
+from dfke_jax.experiments.ownership.thieves import Parts, cut
+from dfke_jax.experiments.ownership.views import P_VALUES, THREATS
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.contrastive import contrastive_training, feature_width
+from dfke_jax.nn.many import member, separate_shares
 from dfke_jax.nn.training import optimiser, trained
 from dfke_jax.oracle import Ledger
 
@@ -106,22 +109,19 @@ class EncoderInferenceSettings(LearningSettings):
 # ---- encoders
 
 
-class EncoderRun(NamedTuple):
-    """One seed: where the work is done, the data, and the victim."""
+class Scene(NamedTuple):
+    """What a thief of an encoder works with: the run of a seed, the data and the victim."""
 
-    bench: Workbench
-    config: EncoderInferenceSettings
-    seed: int
+    run: Run[EncoderInferenceSettings]
     parts: Parts
     victim: Classifier
 
-    def answers(self) -> tuple[Array, int]:
+    def ask(self) -> tuple[Array, int]:
         """The victim's representations of the others' images, and how many rows that took."""
         images = self.parts.others[0]
         with Ledger(budget=len(images)) as ledger:
-            ledger.reserve(len(images))
-            found = representations(self.victim, images)
-            ledger.charge(len(images))
+            with ledger.paying(len(images)):
+                found = representations(self.victim, images)
             return jnp.asarray(found, jnp.float32), ledger.counts()["rows"] or 0
 
 
@@ -146,25 +146,22 @@ def _one_of_many(static: Static, network: Classifier, images: Array) -> Method:
     return _contrastive(static.value, network, images)
 
 
-def _trained(
-    bench: Workbench, config: EncoderInferenceSettings, seed: int, name: str, images: np.ndarray
-) -> Classifier:
-    network = bench.network(config.teacher)
+def _trained(run: Run[EncoderInferenceSettings], name: str, images: np.ndarray) -> Classifier:
+    config, network = run.config, run.network(run.config.teacher)
     method = _contrastive(config, network, jnp.asarray(images))
     kind = "victim" if name == "victim" else "theft"
-    return trained(network, bench.stage(kind, name, seed, method, config.teacher_steps, rows=config.teacher_batch))
+    return trained(network, run.stage(kind, name, method, config.teacher_steps, rows=config.teacher_batch))
 
 
-def _innocent(run: EncoderRun) -> tuple[list[Classifier], bool]:
+def _innocent(run: Run[EncoderInferenceSettings], images: np.ndarray) -> tuple[list[Classifier], bool]:
     """Independent encoders, trained as one program, and whether no two of them share an image."""
-    config, images = run.config, run.parts.innocent[0]
-    rows = shares(len(images), config.independents, config.private, run.seed)
-    network = run.bench.network(config.teacher)
+    config = run.config
+    rows = separate_shares(len(images), config.independents, config.private, run.seed)
+    network = run.network(config.teacher)
     factory = Partial(_one_of_many, Static(config), network)
-    state = run.bench.stage(
+    state = run.stage(
         "independents",
         "independents",
-        run.seed,
         population(factory, jnp.asarray(images[rows])),
         config.teacher_steps,
         rows=config.independents * config.teacher_batch,
@@ -177,27 +174,27 @@ def _innocent(run: EncoderRun) -> tuple[list[Classifier], bool]:
 # ---- thieves
 
 
-def _retraining(run: EncoderRun) -> tuple[Classifier, dict[str, int]]:
-    images = run.parts.private[0]
-    model = _trained(run.bench, run.config, run.seed, "retraining", images)
-    return model, {"private_samples": len(images), "steps": run.config.teacher_steps}
+def _retraining(scene: Scene) -> tuple[Classifier, dict[str, int]]:
+    images = scene.parts.private[0]
+    model = _trained(scene.run, "retraining", images)
+    return model, {"private_samples": len(images), "steps": scene.run.config.teacher_steps}
 
 
-def _fine_tuning(run: EncoderRun) -> tuple[Classifier, dict[str, int]]:
-    config, images = run.config, run.parts.others[0]
-    method = _contrastive(config, run.victim, jnp.asarray(images), fine_tune=True)
+def _fine_tuning(scene: Scene) -> tuple[Classifier, dict[str, int]]:
+    config, images = scene.run.config, scene.parts.others[0]
+    method = _contrastive(config, scene.victim, jnp.asarray(images), fine_tune=True)
     steps = config.fine_tuning_steps
-    state = run.bench.stage("theft", "fine_tuning", run.seed, method, steps, rows=config.teacher_batch)
-    return trained(run.victim, state), {"other_samples": len(images), "steps": steps}
+    state = scene.run.stage("theft", "fine_tuning", method, steps, rows=config.teacher_batch)
+    return trained(scene.victim, state), {"other_samples": len(images), "steps": steps}
 
 
-def _stealing(loss: Match, run: EncoderRun) -> tuple[Classifier, dict[str, int]]:
-    config, bench = run.config, run.bench
-    answers, asked = run.answers()
-    student = bench.network(config.student)
+def _stealing(loss: Match, scene: Scene) -> tuple[Classifier, dict[str, int]]:
+    run, config = scene.run, scene.run.config
+    answers, asked = scene.ask()
+    student = run.network(config.student)
     method = representation_distillation(
         student,
-        jnp.asarray(run.parts.others[0]),
+        jnp.asarray(scene.parts.others[0]),
         answers,
         loss=loss,
         temperature=config.contrast,
@@ -206,15 +203,15 @@ def _stealing(loss: Match, run: EncoderRun) -> tuple[Classifier, dict[str, int]]
         learning_rate=config.distillation_learning_rate,
     )
     steps, rows = config.distillation_steps, config.distillation_batch
-    state = bench.stage("theft", f"stealing_{loss}", run.seed, method, steps, rows=rows)
+    state = run.stage("theft", f"stealing_{loss}", method, steps, rows=rows)
     return trained(student, state), {"victim_rows": asked, "steps": steps}
 
 
 class Theft(NamedTuple):
-    """One way to come by an encoder: its label in tables, and ``make(run) -> (encoder, budget)``."""
+    """One way to come by an encoder: its label in tables, and ``make(scene) -> (encoder, budget)``."""
 
     label: str
-    make: Callable[[EncoderRun], tuple[Classifier, dict[str, int]]]
+    make: Callable[[Scene], tuple[Classifier, dict[str, int]]]
 
 
 THEFTS: dict[str, Theft] = {
@@ -229,105 +226,103 @@ THEFTS: dict[str, Theft] = {
 # ---- the table
 
 
-def execute(config: EncoderInferenceSettings, bench: Workbench) -> list[Arm]:
-    """The victim, independent encoders, an untrained one, and every thief, each put to the test."""
+def arms(config: EncoderInferenceSettings) -> list[Arm]:
+    """The victim, independent encoders, an untrained one, and every thief."""
+    steps = {"steps": config.teacher_steps}
+    source = {"private_samples": config.private, **steps}
+    control = {"independent_samples": config.private, **steps}
+    return [
+        Arm("source", f"Victim ({config.teacher}, SimCLR)", "teacher", budget=source),
+        Arm("control", f"Independent encoders ({config.independents})", "control", budget=control),
+        Arm("untrained", "Untrained encoder", "baseline", budget={"steps": 0}),
+        *(Arm(name, THEFTS[name].label, "method") for name in config.thefts),
+    ]
+
+
+def prepare(bench: Workbench) -> None:
+    """Refuses a thief whose representations are of another width."""
+    config: EncoderInferenceSettings = bench.config  # type: ignore[assignment]
     widths = {name: feature_width(bench.network(name)) for name in (config.teacher, config.student)}
     if len(set(widths.values())) > 1:
         raise InputError(
             f"a stolen encoder must be as wide as the victim: features of teacher and student are {widths}"
         )
-    source = Arm("source", f"Victim ({config.teacher}, SimCLR)", "teacher")
-    control = Arm("control", f"Independent encoders ({config.independents})", "control")
-    untrained = Arm("untrained", "Untrained encoder", "baseline", budget={"steps": 0})
-    thieves = {name: Arm(name, THEFTS[name].label, "method") for name in config.thefts}
-    steps = {"steps": config.teacher_steps}
-    source.budget = {"private_samples": config.private, **steps}
-    control.budget = {"independent_samples": config.private, **steps}
-    for seed in bench.seeds:
-        train = bench.dataset.train
-        parts, repeated = cut(train.images, train.labels, (config.private, config.public, config.others), seed)
-        victim = _trained(bench, config, seed, "victim", parts.private[0])
-        run = EncoderRun(bench, config, seed, parts, victim)
-        innocent, disjoint = _innocent(run)
-        with bench.clock("inference"):
-            case = prepare_encoders(parts.private[0], parts.public[0], victim=victim, settings=config.inference)
-            case = _controls(control, case, innocent, run)
-        if seed == config.seed:
-            bench.notes += _layout(config, case, parts, repeated, disjoint)
-        _try(source, case, victim, run)
-        _try(untrained, case, _untrained(run), run)
-        if not source.metrics["stolen"][-1]:
-            bench.notes.append(_powerless(source, seed, config))
-        for name, arm in thieves.items():
-            model, arm.budget = THEFTS[name].make(run)
-            _try(arm, case, model, run)
-    return [source, control, untrained, *thieves.values()]
 
 
-def _untrained(run: EncoderRun) -> Classifier:
-    network = run.bench.network(run.config.teacher)
-    key = run.bench.key(run.seed, "untrained")
-    return Classifier.create(network.module, key, network.input_shape, network.preprocessing)
+def measure(run: Run[EncoderInferenceSettings]) -> None:
+    """Puts each of them to the test."""
+    config, train = run.config, run.dataset.train
+    parts, repeated = cut(train.images, train.labels, (config.private, config.public, config.others), run.seed)
+    scene = Scene(run, parts, _trained(run, "victim", parts.private[0]))
+    innocent, disjoint = _innocent(run, parts.innocent[0])
+    with run.clock("inference"):
+        case = prepare_encoders(parts.private[0], parts.public[0], victim=scene.victim, settings=config.inference)
+        case = _controls(case, innocent, scene)
+    if run.first:
+        run.note(*_layout(config, case, parts, repeated, disjoint))
+    victim = _try("source", case, scene.victim, scene)
+    _try("untrained", case, _untrained(run), scene)
+    if not victim.metrics["stolen"]:
+        run.note(_powerless(victim, run.seed, config))
+    for name in config.thefts:
+        model, budget = THEFTS[name].make(scene)
+        _try(name, case, model, scene, budget)
 
 
-def _try(arm: Arm, case: EncoderCase, encoder: Classifier, run: EncoderRun) -> None:
-    with run.bench.clock("inference"):
-        figures = _figures(case, likelihoods(case.images, encoder, case.settings))
-    enter(arm, figures)
-    arm.accuracy.append(_probe(encoder, run))
+def _untrained(run: Run[EncoderInferenceSettings]) -> Classifier:
+    network = run.network(run.config.teacher)
+    return Classifier.create(network.module, run.key("untrained"), network.input_shape, network.preprocessing)
 
 
-def _controls(arm: Arm, case: EncoderCase, encoders: list[Classifier], run: EncoderRun) -> EncoderCase:
+def _try(
+    arm: str, case: EncoderCase, encoder: Classifier, scene: Scene, budget: dict[str, int] | None = None
+) -> Finding:
+    with scene.run.clock("inference"):
+        found = _figures(case, likelihoods(case.images, encoder, case.settings))
+    enter(scene.run, arm, found, accuracy=_probe(encoder, scene), budget=budget)
+    return found
+
+
+def _controls(case: EncoderCase, encoders: list[Classifier], scene: Scene) -> EncoderCase:
     """Tests every independent encoder against the others; returns the case with all of them as its null."""
     found = [likelihoods(case.images, encoder, case.settings) for encoder in encoders]
     null = tuple(compare(one.private, one.public) for one in found)
     figures = [_figures(case._replace(null=null[:i] + null[i + 1 :]), one) for i, one in enumerate(found)]
-    alpha = case.settings.level
-    for name in figures[0]:
-        middle = np.mean if name.startswith("stolen") else np.median
-        arm.metrics.setdefault(name, []).append(float(middle([one[name] for one in figures])))
-    for rule in ("welch", "conformal", "welch_either", "conformal_either"):
-        rate = 100 * float(np.mean([one[rule] < alpha for one in figures]))
-        arm.metrics.setdefault(f"false_positives_{rule}", []).append(rate)
-    statistics = [one["statistic"] for one in figures]
-    for name, value in (("statistic_low", min(statistics)), ("statistic_high", max(statistics))):
-        arm.metrics.setdefault(name, []).append(value)
-    arm.accuracy.append(round(float(np.mean([_probe(encoder, run) for encoder in encoders])), 4))
+    shares = {name: float(np.mean([one.metrics[name] for one in figures])) for name in ("stolen", "stolen_either")}
+    statistics = [one.metrics["statistic"] for one in figures]
+    extremes = {"statistic_low": min(statistics), "statistic_high": max(statistics)}
+    rates = {
+        test: 100 * float(np.mean([one.p_values[test] < case.settings.level for one in figures]))
+        for test in ("welch", "conformal", "welch_either", "conformal_either")
+    }
+    right = round(float(np.mean([_probe(encoder, scene) for encoder in encoders])), 4)
+    found_by_median = median_of(figures, **shares, **extremes)
+    enter(scene.run, "control", found_by_median, false_positives=rates, accuracy=right)
     return case._replace(null=null)
 
 
-def _figures(case: EncoderCase, found: Likelihoods) -> dict[str, float]:
+def _figures(case: EncoderCase, found: Likelihoods) -> Finding:
     """The verdict in the settings' direction, and what a difference in either direction says."""
     verdict, settings = judge_likelihoods(case, found), case.settings
     rules = settings.level, settings.permutations, settings.seed
     both = decide(found.private, found.public, case.null, *rules, either=True)
     recognised = two_sided(case.control) < settings.alpha
-    figures = {
-        "effect": verdict.test.effect,
+    metrics = {
         "effect_low": verdict.test.interval[0],
         "effect_high": verdict.test.interval[1],
         "standardised": verdict.test.standardised,
         "statistic": verdict.test.statistic,
-        **verdict.p_values,
-        "stolen": 100.0 * verdict.stolen,
-        **{f"{name}_either": value for name, value in both.p_values.items()},
         "stolen_either": 100.0 * (recognised and both.p_values["conformal"] < settings.level),
-        "queries": verdict.queries,
         "dimensions": verdict.dimensions,
         "converged": verdict.converged,
-        **_curve(verdict),
     }
-    return {name: float(value) for name, value in figures.items()}
+    return finding(verdict, metrics, {f"{test}_either": p for test, p in both.p_values.items()})
 
 
-def _curve(verdict: EncoderVerdict) -> dict[str, float]:
-    return {f"p_at_{m}": p for m, p in zip(verdict.curve.samples.tolist(), verdict.curve.median, strict=True)}
-
-
-def _probe(encoder: Classifier, run: EncoderRun) -> float:
+def _probe(encoder: Classifier, scene: Scene) -> float:
     """Linear-probe accuracy in per cent: learnt from the others' images and labels, measured on the test set."""
-    (images, labels), test = run.parts.others, run.bench.dataset.test
-    with run.bench.clock("evaluation"):
+    (images, labels), test = scene.parts.others, scene.run.dataset.test
+    with scene.run.clock("evaluation"):
         right = linear_probe(
             representations(encoder, images), labels, representations(encoder, test.images), test.labels
         )
@@ -353,12 +348,13 @@ def _layout(
     return said
 
 
-def _powerless(source: Arm, seed: int, config: EncoderInferenceSettings) -> str:
-    last = {name: values[-1] for name, values in source.metrics.items()}
+def _powerless(victim: Finding, seed: int, config: EncoderInferenceSettings) -> str:
+    p = victim.p_values
     return (
-        f"Seed {seed}: the victim itself is not recognised (t = {last['statistic']:.3g}, Welch p = {last['welch']:.3g}, conformal "
-        f"p = {last['conformal']:.3g}; in either direction {last['welch_either']:.3g} and {last['conformal_either']:.3g}). The "
-        f"published test has no power on {config.dataset} with this victim, so nothing follows from its other p-values."
+        f"Seed {seed}: the victim itself is not recognised (t = {victim.metrics['statistic']:.3g}, Welch p = "
+        f"{p['welch']:.3g}, conformal p = {p['conformal']:.3g}; in either direction {p['welch_either']:.3g} and "
+        f"{p['conformal_either']:.3g}). The published test has no power on {config.dataset} with this victim, so "
+        "nothing follows from its other p-values."
     )
 
 
@@ -396,10 +392,13 @@ register(
         "on which false alarms are counted. Where the victim itself is not recognised the run says so.",
         paper="Dziedzic et al.: Dataset Inference for Self-Supervised Models, NeurIPS 2022",
         config=EncoderInferenceSettings,
-        execute=execute,
+        arms=arms,
+        measure=measure,
+        prepare=prepare,
         datasets=("digits", "synthetic", "mnist", "fashion_mnist"),
         presets={"digits": _DIGITS, "synthetic": _SYNTHETIC, "mnist": _CLOTHES, "fashion_mnist": _CLOTHES},
+        views=(THREATS, P_VALUES),
     )
 )
 
-__all__ = ["THEFTS", "EncoderInferenceSettings", "execute", "views"]
+__all__ = ["THEFTS", "EncoderInferenceSettings", "arms", "measure", "views"]

@@ -13,10 +13,13 @@ from dfke_jax.dataset_inference.case import Case
 from dfke_jax.dataset_inference.verdict import judge_embedded
 from dfke_jax.evaluation import accuracy
 from dfke_jax.experiments.bench.registry import Recipe, register
-from dfke_jax.experiments.bench.result import Arm
-from dfke_jax.experiments.bench.workbench import Answers, Workbench
+from dfke_jax.experiments.bench.result import Arm, Series
+from dfke_jax.experiments.bench.seed_run import Run
+from dfke_jax.experiments.bench.workbench import Answers
+from dfke_jax.experiments.ownership import views
+from dfke_jax.experiments.ownership.findings import Finding, enter
 from dfke_jax.experiments.ownership.settings import PAPER, PRESETS, TheftSettings
-from dfke_jax.experiments.ownership.theft import case_of, distances_of, enter, figures_of, new_theft
+from dfke_jax.experiments.ownership.theft import case_of, distances_of, figures_of, new_theft
 from dfke_jax.experiments.ownership.thieves import THREATS, Theft, fine_tuning
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import trained
@@ -44,37 +47,47 @@ class LimitsSettings(TheftSettings):
             )
 
 
-def execute(config: LimitsSettings, bench: Workbench) -> list[Arm]:
+def arms(config: LimitsSettings) -> list[Arm]:
     """The victim and a distilled copy under overlapping public samples; the victim as it forgets."""
-    arms = [
-        Arm("source", f"Victim ({config.teacher})", "teacher"),
+    budget = {"private_samples": config.private, "steps": config.teacher_steps}
+    return [
+        Arm("source", f"Victim ({config.teacher})", "teacher", budget=budget),
         Arm("distillation", THREATS["distillation"].label, "method"),
         Arm("forgetting", "Victim, fine-tuned on a new task", "method"),
     ]
-    for seed in bench.seeds:
-        theft, _ = new_theft(config, bench, seed)
-        copy = THREATS["distillation"].make(theft)
-        arms[0].budget = {"private_samples": config.private, "steps": config.teacher_steps}
-        arms[1].budget = copy.budget
-        bench.record(arms[0], theft.victim)
-        bench.record(arms[1], copy.model, theft.victim)
-        for percent in config.overlaps:
-            case = case_of(theft, public=_overlapping(theft, percent))
-            for arm, model in ((arms[0], theft.victim), (arms[1], copy.model)):
-                verdict = judge_embedded(case, distances_of(bench, case, seed, f"{arm.name}_overlap{percent}", model))
-                figures = figures_of(verdict)
-                if percent == config.overlaps[0]:
-                    enter(arm, figures)
-                enter(arm, {f"{name}_overlap_{percent}": figures[name] for name in ("effect", "welch")})
-        _forget(arms[2], theft, case_of(theft))
-    bench.notes += [
+
+
+def measure(run: Run[LimitsSettings]) -> None:
+    """Tests them along both ways."""
+    config = run.config
+    theft, _ = new_theft(run)
+    copy = THREATS["distillation"].make(theft)
+    run.record("source", theft.victim)
+    run.record("distillation", copy.model, beside=theft.victim, budget=copy.budget)
+    found: dict[str, dict[float, Finding]] = {"source": {}, "distillation": {}}
+    for percent in config.overlaps:
+        case = case_of(theft, public=_overlapping(theft, percent))
+        for name, model in (("source", theft.victim), ("distillation", copy.model)):
+            distances = distances_of(theft, case, f"{name}_overlap{percent}", model)
+            found[name][percent] = figures_of(judge_embedded(case, distances))
+    for name, by_percent in found.items():
+        enter(run, name, by_percent[config.overlaps[0]], series=_along("overlap", by_percent))
+    _forget(theft, case_of(theft))
+    run.note(
         "Overlap: so many of the public samples were among the victim's training images as well, other ones than the private "
         "samples. The test compares the two, so what the victim has seen on both sides is no evidence.",
         "Forgetting: the victim is fine-tuned on other images with their labels permuted. Its classes are matched to the "
         "owner's one to one, as they agree best on the samples shown, before it is tested.",
         "Decided by the Welch test; there are no independent models in this recipe.",
+    )
+
+
+def _along(over: str, found: dict[float, Finding]) -> list[Series]:
+    """Effect and Welch p-value against what was varied."""
+    return [
+        Series.of_seed("effect", over, {x: one.metrics["effect"] for x, one in found.items()}),
+        Series.of_seed("welch", over, {x: one.p_values["welch"] for x, one in found.items()}),
     ]
-    return arms
 
 
 def _overlapping(theft: Theft, percent: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,32 +101,31 @@ def _overlapping(theft: Theft, percent: int) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def _forget(arm: Arm, theft: Theft, case: Case) -> None:
+def _forget(theft: Theft, case: Case) -> None:
     """Fine-tunes the victim further and further, and tests it on the way."""
-    config, bench, seed = theft.config, theft.bench, theft.seed
+    run, config = theft.run, theft.config
     assert isinstance(config, LimitsSettings)
     images, labels = map(jnp.asarray, theft.parts.others)
-    moved = np.random.default_rng(seed).permutation(bench.dataset.num_classes)
-    model, taken, test = theft.victim, 0, bench.dataset.test
-    figures = {}
+    moved = np.random.default_rng(run.seed).permutation(run.dataset.num_classes)
+    model, taken, test = theft.victim, 0, run.dataset.test
+    found: dict[float, Finding] = {}
+    new_task: dict[float, float] = {}
     for steps in config.forgetting:
         if steps > taken:
             method = fine_tuning(
                 model, images, jnp.asarray(moved)[labels], config.fine_tuning_rate, config.distillation_batch
             )
-            state = bench.stage(
-                "theft", f"forgetting{steps}", seed, method, steps - taken, rows=config.distillation_batch
-            )
+            rows = config.distillation_batch
+            state = run.stage("theft", f"forgetting{steps}", method, steps - taken, rows=rows)
             model, taken = trained(model, state), steps
         answers = Partial(_matched, model, jnp.asarray(_best_match(model, case)))
-        found = distances_of(bench, case, seed, f"forgetting{steps}", answers)
-        figures = figures_of(judge_embedded(case, found))
-        enter(arm, {f"{name}_after_{steps}": figures[name] for name in ("effect", "welch")})
-        right = accuracy(model.predict(test.images), moved[test.labels])
-        enter(arm, {f"new_task_after_{steps}": round(100 * right, 4)})
-    enter(arm, figures)
-    arm.budget = {"other_samples": len(images), "steps": taken}
-    bench.record(arm, Answers(Partial(_matched, model, jnp.asarray(_best_match(model, case)))), theft.victim)
+        distances = distances_of(theft, case, f"forgetting{steps}", answers)
+        found[steps] = figures_of(judge_embedded(case, distances))
+        new_task[steps] = round(100 * accuracy(model.predict(test.images), moved[test.labels]), 4)
+    along = [*_along("forgetting", found), Series.of_seed("new_task", "forgetting", new_task)]
+    enter(run, "forgetting", found[config.forgetting[-1]], series=along)
+    answers = Answers(Partial(_matched, model, jnp.asarray(_best_match(model, case))))
+    run.record("forgetting", answers, beside=theft.victim, budget={"other_samples": len(images), "steps": taken})
 
 
 def _best_match(model: Classifier, case: Case) -> np.ndarray:
@@ -150,10 +162,12 @@ register(
         "model is fine-tuned on a new task.",
         paper=PAPER,
         config=LimitsSettings,
-        execute=execute,
+        arms=arms,
+        measure=measure,
         datasets=("digits", "synthetic", "fashion_mnist"),
         presets={name: _limits_preset(name) for name in _LIMITS},
+        views=(views.THREATS, views.P_VALUES, views.LIMITS),
     )
 )
 
-__all__ = ["LimitsSettings", "execute"]
+__all__ = ["LimitsSettings", "arms", "measure"]

@@ -1,4 +1,4 @@
-"""Dataset inference as an experiment: what its recipes share, from data and victim to distances and presets."""
+"""Dataset inference as an experiment: what its recipes share, from data and victim to distances and figures."""
 
 import contextlib
 from collections.abc import Sequence
@@ -11,22 +11,24 @@ import numpy as np
 from dfke_jax.core.mesh import replicate
 from dfke_jax.dataset_inference import Verdict, prepare
 from dfke_jax.dataset_inference.case import Case, Embedded, embed
-from dfke_jax.distillation.response import cross_entropy_training
-from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import augmentation
 from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.ownership.findings import Finding, finding
 from dfke_jax.experiments.ownership.settings import TheftSettings
 from dfke_jax.experiments.ownership.thieves import Theft, cut
 from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.supervised import cross_entropy_training
 from dfke_jax.nn.training import trained
 
 
-def new_theft(config: TheftSettings, bench: Workbench, seed: int) -> tuple[Theft, int]:
+def new_theft(run: Run[Any]) -> tuple[Theft, int]:
     """The seed's data and its victim, and how many repeated images were left out."""
-    train = bench.dataset.train
+    config: TheftSettings = run.config
+    train = run.dataset.train
     sizes = config.private, config.samples, config.others
-    parts, repeated = cut(train.images, train.labels, sizes, seed)
-    network = bench.network(config.teacher)
+    parts, repeated = cut(train.images, train.labels, sizes, run.seed)
+    network = run.network(config.teacher)
     images, labels = map(jnp.asarray, parts.private)
     method = cross_entropy_training(
         network,
@@ -37,41 +39,29 @@ def new_theft(config: TheftSettings, bench: Workbench, seed: int) -> tuple[Theft
         learning_rate=config.teacher_learning_rate,
         augment=augmentation(config.teacher_augmentation),
     )
-    state = bench.stage("victim", "victim", seed, method, config.teacher_steps, rows=config.teacher_batch)
-    return Theft(bench, config, seed, parts, trained(network, state)), repeated
+    state = run.stage("victim", "victim", method, config.teacher_steps, rows=config.teacher_batch)
+    return Theft(run, parts, trained(network, state)), repeated
 
 
 def _first(samples: tuple[np.ndarray, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
     return samples[0][:count], samples[1][:count]
 
 
-def distances_of(bench: Workbench, case: Case, seed: int, name: str, model: Any) -> Embedded:
-    """A model on the case's samples; kept in the run's directory, so that a resumed run does not walk again."""
-    path = bench.out / "distances" / f"seed{seed}" / f"{name}.npz"
-    if path.exists():
-        with np.load(path) as stored:
-            if str(stored["data"]) == bench.data_fingerprint:
-                distances, correct = (
-                    (stored[f"{what}_private"], stored[f"{what}_public"]) for what in ("distances", "correct")
-                )
-                queries, sent, gradients, never = stored["counts"].tolist()
-                return Embedded(distances, correct, int(queries), int(sent), int(gradients), never)
-    with bench.clock("inference"), _all_devices(bench):
-        model = _everywhere(bench, getattr(model, "answer", model))
-        found = embed(model, case.samples, case.key, case.settings, case.box)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{name}.tmp.npz")
-    np.savez_compressed(
-        temporary,
-        data=bench.data_fingerprint,
-        distances_private=found.distances[0],
-        distances_public=found.distances[1],
-        correct_private=found.correct[0],
-        correct_public=found.correct[1],
-        counts=np.array([found.queries, found.rows_sent, found.gradients, found.never]),
-    )
-    temporary.replace(path)
-    return found
+def distances_of(theft: Theft, case: Case, name: str, model: Any) -> Embedded:
+    """A model on the case's samples; a resumed run does not walk again.
+
+    Args:
+      theft, case: of the seed. name: of the model, one for each that is walked. model: the model.
+    """
+    bench = theft.run.bench
+
+    def walk() -> dict[str, Any]:
+        with bench.clock("inference"), _all_devices(bench):
+            answers = _everywhere(bench, getattr(model, "answer", model))
+            return embed(answers, case.samples, case.key, case.settings, case.box)._asdict()
+
+    found = theft.run.once(f"distances/{name}", walk)
+    return Embedded(**{**found, "distances": tuple(found["distances"]), "correct": tuple(found["correct"])})
 
 
 def _all_devices(bench: Workbench) -> contextlib.AbstractContextManager:
@@ -83,40 +73,26 @@ def _everywhere(bench: Workbench, model: Any) -> Any:
     return replicate(model, bench.mesh) if bench.mesh else model
 
 
-def enter(arm: Arm, figures: dict[str, float]) -> None:
-    """Adds one seed's figures; p-values keep all their digits."""
-    for name, value in figures.items():
-        arm.metrics.setdefault(name, []).append(float(value))
-
-
-def figures_of(verdict: Verdict) -> dict[str, float]:
+def figures_of(verdict: Verdict) -> Finding:
+    """What is entered of a verdict on a classifier."""
     low, high = verdict.test.interval
-    return {
-        "effect": verdict.test.effect,
-        "effect_low": max(low, -2.0),  # scores lie in [−1, 1]
-        "effect_high": min(high, 2.0),
-        **verdict.p_values,
-        "stolen": 100.0 * verdict.stolen,
-        "queries": verdict.queries,
-        "rows_sent": verdict.rows_sent,
-        "gradients": verdict.gradients,
-        "never": verdict.never,
-        "saturated": verdict.saturated,
-        **{f"p_at_{m}": p for m, p in zip(verdict.curve.samples.tolist(), verdict.curve.median, strict=True)},
-    }
+    counts = {name: getattr(verdict, name) for name in ("rows_sent", "gradients", "never", "saturated")}
+    # scores lie in [−1, 1]
+    return finding(verdict, {"effect_low": max(low, -2.0), "effect_high": min(high, 2.0), **counts})
 
 
 def case_of(theft: Theft, references: Sequence[Classifier] = (), public: tuple | None = None) -> Case:
-    config, bench = theft.config, theft.bench
+    """The owner's case: private and public samples, and models that the distances are calibrated by."""
+    config, bench = theft.config, theft.run.bench
     with bench.clock("inference"), _all_devices(bench):
         return prepare(
             _first(theft.parts.private, config.samples),
             public or theft.parts.public,
             victim=_everywhere(bench, theft.victim),
-            key=bench.key(theft.seed, "walks"),
+            key=theft.run.key("walks"),
             references=[_everywhere(bench, model) for model in references],
             settings=config.inference,
         )
 
 
-__all__ = ["case_of", "distances_of", "enter", "figures_of", "new_theft"]
+__all__ = ["case_of", "distances_of", "figures_of", "new_theft"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,28 +11,20 @@ from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method, Static
-from dfke_jax.core.population import population
-from dfke_jax.core.types import Array, Key, PyTree
+from dfke_jax.core.types import Array, Key
 from dfke_jax.distillation import data_impressions
-from dfke_jax.distillation.response import (
-    cross_entropy_training,
-    knowledge_distillation,
-    response_loss,
-    table_of_answers,
-)
+from dfke_jax.distillation.response import knowledge_distillation, response_loss, table_of_answers
 from dfke_jax.evaluation import pgd
 from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.students import distil
-from dfke_jax.experiments.bench.workbench import Answers, Workbench
+from dfke_jax.experiments.bench.workbench import Answers
 from dfke_jax.experiments.ownership.settings import TheftSettings, ThreatSettings
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
+from dfke_jax.nn.many import SPARE
+from dfke_jax.nn.supervised import cross_entropy_training
 from dfke_jax.nn.training import optimiser, trained, training
 from dfke_jax.oracle import GaussianNoise, Ledger, Reveal, oracle_for
-
-SPARE = 2
-"""Independent models together need so many times the images of one. With fewer, two of them share more
-than half of theirs, and a suspect that shares none stands out among them though it is innocent."""
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Images (N, H, W, C) and labels (N,)."""
@@ -84,72 +76,25 @@ def cut(images: np.ndarray, labels: np.ndarray, sizes: tuple[int, int, int], see
     return Parts(*((images[place], labels[place]) for place in places)), len(images) - len(kept)
 
 
-# ---- independent models
-
-
-def shares(pool: int, members: int, size: int, seed: int) -> np.ndarray:
-    """(M, size) rows of a pool, one set a model: disjoint where the pool suffices, else drawn anew for each.
-
-    Two sets that are drawn anew share size / pool of their rows on average, at most half.
-
-    Raises:
-      InputError: sets larger than half of the pool.
-    """
-    if SPARE * size > pool:
-        raise InputError(
-            f"independent models are trained on {size} images each, as many as the victim, and {pool} "
-            f"are left for them: any two would share {min(1.0, size / pool):.0%} of their images; at "
-            f"least {SPARE * size} are needed, and {members * size} for models that share none"
-        )
-    rng = np.random.default_rng(seed)
-    if members * size <= pool:
-        return rng.permutation(pool)[: members * size].reshape(members, size)
-    return np.stack([rng.permutation(pool)[:size] for _ in range(members)])
-
-
-def independent_models(
-    classifier: Classifier, images: Array, labels: Array, *, steps: int, batch_size: int, learning_rate: float
-) -> Method:
-    """Trains M models on M data sets, from different starts, as one program.
-
-    Args:
-      classifier: network and preprocessing.
-      images, labels: (M, N, H, W, C) and (M, N), the data of each model.
-      steps, batch_size, learning_rate: of the cross-entropy training of each; Adam, the rate falling along a cosine.
-
-    Returns:
-      A `Method` whose state is a stack of M `nn.Training`; run it with M keys, take models by `member`.
-    """
-    factory = Partial(_independent, classifier, Static((optimiser("adam", learning_rate, steps), batch_size)))
-    return population(factory, (images, labels))
-
-
-def _independent(classifier: Classifier, static: Static, data: tuple[Array, Array]) -> Method:
-    rule, batch_size = static.value
-    return training(classifier, *data, loss=Partial(cross_entropy), optimizer=rule, batch_size=batch_size)
-
-
-def member(classifier: Classifier, state: PyTree, index: int) -> Classifier:
-    """One model out of the state of `independent_models`."""
-    return trained(classifier, jax.tree.map(lambda leaf: leaf[index], state))
-
-
 # ---- thieves
 
 
 class Theft(NamedTuple):
-    """What a thief works with: the workbench and its settings, the seed, the data and the victim."""
+    """What a thief works with: the run of a seed, the data and the victim."""
 
-    bench: Workbench
-    config: TheftSettings
-    seed: int
+    run: Run[Any]
     parts: Parts
     victim: Classifier
+
+    @property
+    def config(self) -> TheftSettings:
+        """The recipe's settings."""
+        return self.run.config
 
     def train(self, name: str, method: Method, steps: int, network: Classifier) -> Classifier:
         """Runs a training as a stage of its own."""
         rows = self.config.distillation_batch
-        return trained(network, self.bench.stage("theft", f"{name}/model", self.seed, method, steps, rows=rows))
+        return trained(network, self.run.stage("theft", f"{name}/model", method, steps, rows=rows))
 
     @property
     def means(self) -> ThreatSettings:
@@ -160,15 +105,14 @@ class Theft(NamedTuple):
     @property
     def student(self) -> Classifier:
         """The thief's network, untrained."""
-        return self.bench.network(self.config.student)
+        return self.run.network(self.config.student)
 
     def ask(self, reveal: Reveal) -> tuple[Array, int]:
         """The victim's answers to the others' images, and how many rows that took."""
         images = self.parts.others[0]
         with Ledger(budget=len(images)) as ledger:
-            ledger.reserve(len(images))
-            answers = reveal.of_logits(table_of_answers(self.victim, jnp.asarray(images)))
-            ledger.charge(len(images))
+            with ledger.paying(len(images)):
+                answers = reveal.of_logits(table_of_answers(self.victim, jnp.asarray(images)))
             return answers, ledger.counts()["rows"] or 0
 
 
@@ -220,7 +164,7 @@ def _early_stopping(theft: Theft) -> Suspect:
 
 def _different_architecture(theft: Theft) -> Suspect:
     images, labels = map(jnp.asarray, theft.parts.private)
-    network = theft.bench.network(theft.means.other_network)
+    network = theft.run.network(theft.means.other_network)
     method = cross_entropy_training(network, images, labels, **_learning(theft))  # type: ignore[arg-type]
     model = theft.train("different_architecture", method, theft.config.distillation_steps, network)
     return Suspect(model, {"private_samples": len(images), "steps": theft.config.distillation_steps})
@@ -229,8 +173,8 @@ def _different_architecture(theft: Theft) -> Suspect:
 def _zero_shot(theft: Theft) -> Suspect:
     c = theft.means
     synthesis = data_impressions(theft.victim, c.synthesis, c.impressions, c.impressions)
-    pool = Run(theft.bench, theft.seed).pool("zero_shot", synthesis, c.impressions, c.impressions)
-    model = distil(Run(theft.bench, theft.seed), "zero_shot", pool.images, teacher=theft.victim)
+    pool = theft.run.pool("zero_shot", synthesis, c.impressions, c.impressions)
+    model = distil(theft.run, "zero_shot", pool.images, teacher=theft.victim)
     return Suspect(model, {"synthetic_samples": c.impressions, "steps": c.distillation_steps})
 
 
@@ -293,7 +237,7 @@ def _worst(static: Static, key: Key, network: Callable, images: Array, logits: A
 
 
 def _noisy_answers(theft: Theft) -> Suspect:
-    noise = GaussianNoise(theft.means.answer_noise, seed=theft.seed)
+    noise = GaussianNoise(theft.means.answer_noise, seed=theft.run.seed)
     return Suspect(Answers(oracle_for(theft.victim, Reveal("probabilities"), [noise])), {"steps": 0})
 
 
@@ -312,7 +256,6 @@ THREATS: dict[str, Threat] = {
 the victim itself behind noise."""
 
 __all__ = [
-    "SPARE",
     "THREATS",
     "Parts",
     "Suspect",
@@ -320,7 +263,4 @@ __all__ = [
     "Threat",
     "cut",
     "fine_tuning",
-    "independent_models",
-    "member",
-    "shares",
 ]

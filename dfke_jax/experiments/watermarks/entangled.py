@@ -1,21 +1,22 @@
 """Entangled watermarks: does the mark come along when the network is copied through its labels?"""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from dfke_jax import data
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DIGITS, StudentSettings, SupervisedSettings
 from dfke_jax.experiments.bench.workbench import Workbench
+from dfke_jax.experiments.watermarks.inheritance_views import SUCCESSES
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.losses import cross_entropy
-from dfke_jax.nn.training import optimiser, trained, training
-from dfke_jax.synthesis.pool import Pool
+from dfke_jax.nn.supervised import cross_entropy_training
+from dfke_jax.nn.training import trained
 from dfke_jax.watermarking import (
     ENTANGLED_PRESETS,
     EntangledSettings,
@@ -86,83 +87,89 @@ def check_entangled(settings: EntangledSettings, unrelated: str) -> None:
         raise InputError("without entanglement the method is its own control; give positive weights")
 
 
-def execute(config: EntangledRecipeSettings, bench: Workbench) -> list[Arm]:
-    """The marked network, two plain backdoors, a copy of each, and networks that never saw a trigger."""
-    arms = bench.anchors(real=False)
-    arms[0].label = f"Clean network ({config.teacher})"
-    count = len(bench.dataset.train)
-    training_budget = {"real_samples": count, "watermark_batches": config.marked_steps}
-    copying_budget = {"real_samples": count, "victim_rows": count, "training_steps": config.extraction_steps}
-    victims = [
-        Arm("entangled", "Entangled watermark", "method", budget=training_budget),
-        Arm("entangled_control", "Plain backdoor, same triggers", "control", budget=training_budget),
-        Arm("ordinary", "Plain backdoor, ordinary triggers", "control", budget=training_budget),
+def arms(config: EntangledRecipeSettings) -> list[Arm]:
+    """The clean network, the marked one, two plain backdoors, a copy of each, and networks that never saw a trigger."""
+    return [
+        Arm("teacher", f"Clean network ({config.teacher})", "teacher"),
+        Arm("entangled", "Entangled watermark", "method"),
+        Arm("entangled_control", "Plain backdoor, same triggers", "control"),
+        Arm("ordinary", "Plain backdoor, ordinary triggers", "control"),
+        Arm("extracted", "Copy of the entangled network", "method"),
+        Arm("extracted_control", "Copy of the plain backdoor, same triggers", "control"),
+        Arm("extracted_ordinary", "Copy of the plain backdoor, ordinary triggers", "control"),
+        Arm("independent", "Independent clean network", "anchor"),
     ]
-    copies = [
-        Arm("extracted", "Copy of the entangled network", "method", budget=copying_budget),
-        Arm("extracted_control", "Copy of the plain backdoor, same triggers", "control", budget=copying_budget),
-        Arm("extracted_ordinary", "Copy of the plain backdoor, ordinary triggers", "control", budget=copying_budget),
-    ]
-    clean = Arm("independent", "Independent clean network", "anchor", budget=arms[0].budget)
+
+
+def prepare(bench: Workbench) -> np.ndarray:
+    """What triggers are made of."""
+    config: EntangledRecipeSettings = bench.config  # type: ignore[assignment]
+    return source_images(config.watermark, config.unrelated, bench)
+
+
+def measure(run: Run[EntangledRecipeSettings]) -> None:
+    """Marks a network in three ways and copies each through its labels."""
+    config, start, count = run.config, run.teacher, len(run.dataset.train)
+    run.record("teacher", start, budget=run.bench.supervised_budget)
+    others = _other_networks(run)
     marking = dataclasses.replace(config.watermark, decay_steps=config.marked_steps if config.decay else 0)
-    schemes = [marking, marking.plain_backdoor(), marking.ordinary_backdoor()]
-    source = source_images(config.watermark, config.unrelated, bench)
-    for seed in bench.seeds:
-        start = bench.teacher(seed)
-        names = _other_seeds(config, seed)
-        # from the seed onwards: processes of several seeds, which share these networks, do not wait for one another
-        found = {other: bench.teacher(other) for other in sorted(names, key=lambda other: (other < seed, other))}
-        others = [found[other] for other in names]
-        with bench.clock("synthesis"):
-            moved, ordinary = (
-                entangled_watermark(start, *bench.train, source, settings, config.triggers or None)
-                for settings in (marking, schemes[2])
-            )
-        for arm, mark in ((victims[0], moved), (victims[2], ordinary)):
-            bench.keep(arm.name, Pool(*mark.triggers, jnp.int32(len(mark.triggers.images)), ()), seed)
-        bench.record(clean, others[0], start, **_false_claims(moved, others))
-        rates = []
-        for victim_arm, copy_arm, settings, mark in zip(
-            victims, copies, schemes, (moved, moved, ordinary), strict=True
-        ):
-            victim = marked_network(bench, seed, start, mark, settings, config.marked_steps, victim_arm.name)
-            answers = victim.predict(bench.dataset.train.images).argmax(1).astype(np.int32)
-            wrongly = np.mean((answers == marking.target) & (bench.dataset.train.labels != marking.target))
-            bench.record(
-                victim_arm, victim, start,
-                **_figures(victim, mark, others), **_nearness(config, bench, victim, mark), answered_target=100 * wrongly,
-            )  # fmt: skip
-            copy = _copy(config, bench, answers, copy_arm.name, seed)
-            bench.record(copy_arm, copy, victim, **_figures(copy, mark, others))
-            rates.append(copy_arm.metrics["watermark_success"][-1])
-        for name, rate in (("above_same_triggers", rates[1]), ("above_ordinary_triggers", rates[2])):
-            copies[0].metrics.setdefault(name, []).append(round(rates[0] - rate, 6))
-    bench.notes.append(
+    with run.clock("synthesis"):
+        moved, ordinary = (
+            entangled_watermark(start, *run.bench.train, run.shared, settings, config.triggers or None)
+            for settings in (marking, marking.ordinary_backdoor())
+        )
+    for name, mark in (("entangled", moved), ("ordinary", ordinary)):
+        run.keep(name, *mark.triggers)
+    budget = run.bench.supervised_budget
+    run.record("independent", others[0], _false_claims(moved, others), budget=budget)
+    rates = []
+    for victim_name, copy_name, settings, mark in (
+        ("entangled", "extracted", marking, moved),
+        ("entangled_control", "extracted_control", marking.plain_backdoor(), moved),
+        ("ordinary", "extracted_ordinary", marking.ordinary_backdoor(), ordinary),
+    ):
+        victim = marked_network(run, start, mark, settings, config.marked_steps, victim_name)
+        answers = victim.predict(run.dataset.train.images).argmax(1).astype(np.int32)
+        wrongly = np.mean((answers == marking.target) & (run.dataset.train.labels != marking.target))
+        figures = _figures(victim, mark, others) | _nearness(run, victim, mark)
+        budget = {"real_samples": count, "watermark_batches": config.marked_steps}
+        run.record(victim_name, victim, figures | {"answered_target": 100 * wrongly}, budget=budget)
+        copy = _copy(run, answers, copy_name)
+        budget = {"real_samples": count, "victim_rows": count, "training_steps": config.extraction_steps}
+        figures = _figures(copy, mark, others)
+        run.record(copy_name, copy, figures, beside=victim, budget=budget)
+        rates.append(round(figures["watermark_success"], 6))
+    beyond = {"above_same_triggers": rates[0] - rates[1], "above_ordinary_triggers": rates[0] - rates[2]}
+    run.enter("extracted", {name: round(value, 6) for name, value in beyond.items()})
+    run.note(
         "Watermark success and false rate are in per cent of the triggers that the network was marked with: those of the method, moved "
         "along gradients, for the entangled network and the plain backdoor of the same triggers; the images as they are for "
         "the plain backdoor of ordinary triggers. Queries: triggers from which on an exact binomial test at level 0.05 claims the "
         f"network with probability 0.95, against the highest rate of any clean network; {MOST_QUERIES:,} where that many do not suffice. "
         "A further clean network exceeds the highest of M with a probability of 1/(M + 1), so that an innocent one is claimed with "
-        f"at most 0.05 + 1/(M + 1); here M = {len(_other_seeds(config, config.seed))}. A clean network is judged against the others: "
+        f"at most 0.05 + 1/(M + 1); here M = {len(others)}. A clean network is judged against the others: "
         "its claimed_with_100 is the mean over all of them, and the rate of false claims. "
         "answered_target: per cent of the training set that the marked network answers with the target class and that are "
         "of another; mixing and nearest_loss as in `watermarking.entanglement`, beside test images of the target class."
     )
-    return [*arms, *victims, *copies, clean]
+
+
+def _other_networks(run: Run[EntangledRecipeSettings]) -> list[Classifier]:
+    """Clean networks of the other seeds, by seed."""
+    config, seed = run.config, run.seed
+    count = max(config.seeds, config.null_models + 1)
+    names = [other for other in range(config.seed, config.seed + count) if other != seed]
+    # from the seed onwards: processes of several seeds, which share these networks, do not wait for one another
+    found = {other: run.bench.teacher(other) for other in sorted(names, key=lambda other: (other < seed, other))}
+    return [found[other] for other in names]
 
 
 def marked_network(
-    bench: Workbench,
-    seed: int,
-    start: Classifier,
-    mark: EntangledWatermark,
-    settings: EntangledSettings,
-    steps: int,
-    name: str,
+    run: Run[Any], start: Classifier, mark: EntangledWatermark, settings: EntangledSettings, steps: int, name: str
 ) -> Classifier:
     """The network after `steps` watermark batches, as a stage that resumes; schemes draw the same batches."""
-    method = entangled_training(start, *bench.train, mark, settings)
-    state = bench.stage("watermarking", f"{name}/marked", seed, method, steps, draws_as="entangled/marked")
+    method = entangled_training(start, *run.bench.train, mark, settings)
+    state = run.stage("watermarking", f"{name}/marked", method, steps, draws_as="entangled/marked")
     return trained(start, state.training)
 
 
@@ -197,13 +204,11 @@ def _held(rate: float, null_rates: list[float], count: int) -> dict[str, float]:
     }
 
 
-def _nearness(
-    config: EntangledRecipeSettings, bench: Workbench, network: Classifier, mark: EntangledWatermark
-) -> dict[str, float]:
+def _nearness(run: Run[EntangledRecipeSettings], network: Classifier, mark: EntangledWatermark) -> dict[str, float]:
     """How entangled triggers are with test images of the target class, by layer."""
-    test = bench.dataset.test
-    companions = test.images[test.labels == config.watermark.target]
-    found = entanglement(network, mark.triggers.images, companions, config.watermark.layers)
+    test, watermark = run.dataset.test, run.config.watermark
+    companions = test.images[test.labels == watermark.target]
+    found = entanglement(network, mark.triggers.images, companions, watermark.layers)
     return {
         f"{measure}_{layer}": value
         for layer, (mixing, loss) in found.items()
@@ -211,33 +216,27 @@ def _nearness(
     }
 
 
-def _copy(config: EntangledRecipeSettings, bench: Workbench, answers: np.ndarray, name: str, seed: int) -> Classifier:
+def _copy(run: Run[EntangledRecipeSettings], answers: np.ndarray, name: str) -> Classifier:
     """A network of the same kind, from nothing, on the victim's labels of the training set."""
-    images, _ = bench.train
-    start = bench.network(config.student)
-    rule = optimiser("adam", config.teacher_learning_rate, config.extraction_steps)
-    method = training(
+    config, start = run.config, run.network(run.config.student)
+    images, _ = run.bench.train
+    method = cross_entropy_training(
         start,
         images,
         jnp.asarray(answers),
-        loss=Partial(cross_entropy),
-        optimizer=rule,
+        steps=config.extraction_steps,
         batch_size=config.teacher_batch,
+        learning_rate=config.teacher_learning_rate,
     )
-    state = bench.stage(
+    state = run.stage(
         "extraction",
         f"{name}/copy",
-        seed,
         method,
         config.extraction_steps,
         rows=config.teacher_batch,
         draws_as="extracted/copy",
     )
     return trained(start, state)
-
-
-def _other_seeds(config: EntangledRecipeSettings, seed: int) -> list[int]:
-    return [s for s in range(config.seed, config.seed + max(config.seeds, config.null_models + 1)) if s != seed]
 
 
 def source_images(settings: EntangledSettings, unrelated: str, bench: Workbench) -> np.ndarray:
@@ -290,7 +289,9 @@ register(
         paper="Jia, Choquette-Choo, Chandrasekaran, Papernot: Entangled Watermarks as a Defense against Model Extraction, "
         "USENIX Security 2021",
         config=EntangledRecipeSettings,
-        execute=execute,
+        arms=arms,
+        measure=measure,
+        prepare=prepare,
         published=(
             *_published("mnist", 98.9, "65.7 ± 10.9 % (plain triggers: 0.3 %)"),
             *_published("fashion_mnist", 90.3, "58.1 ± 13 % (plain triggers: 8.8 %)"),
@@ -340,6 +341,7 @@ register(
                 ),
             },
         },
+        views=(SUCCESSES,),
     )
 )
 
@@ -349,9 +351,10 @@ __all__ = [
     "ROTATED",
     "SMALL_ENTANGLED",
     "EntangledRecipeSettings",
+    "arms",
     "check_entangled",
-    "execute",
     "marked_network",
+    "measure",
     "source_images",
     "success",
 ]

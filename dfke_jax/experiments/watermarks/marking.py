@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from jax.tree_util import Partial
 
 from dfke_jax import data
 from dfke_jax.core.types import Array
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import augmentation
-from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.training import Penalty, optimiser, trained, training
@@ -68,29 +68,39 @@ class Marked:
     afresh: Callable[[int, int], float] | None = None
 
 
+class Clean(NamedTuple):
+    """Unmarked networks that all seeds share.
+
+    Attributes:
+      independents: trained independently of every seed's; suspects are ranked among them and false alarms counted on them.
+      marker: whose features radioactive data are moved in; None where no scheme needs it.
+    """
+
+    independents: list[Classifier]
+    marker: Classifier | None
+
+
 class SchemeRun:
     """One scheme at one seed: its keys and stages.
 
     Attributes:
-      config: the recipe's settings. name: of the scheme. network: of the teacher, untrained.
-      teachers: unmarked networks by seed. independents: those that false alarms are counted on.
+      run: of the seed, with `Clean` networks to share. name: of the scheme.
+      config, bench: the run's. network: of the teacher, untrained. independents: see `Clean`.
     """
 
-    def __init__(
-        self, config: Any, bench: Workbench, name: str, seed: int, network: Classifier, teachers: dict[int, Classifier]
-    ):
-        self.config, self.bench, self.name, self.seed = config, bench, name, seed
-        self.network, self.teachers = network, teachers
-        first = config.seed + config.seeds
-        self.independents = [teachers[first + i] for i in range(config.independents)]
-        self.key = bench.key(seed, f"{name}/mark")
-        self.images, self.labels = bench.train
-        self.classes = bench.dataset.num_classes
+    def __init__(self, run: Run[Any], name: str):
+        self.run, self.name = run, name
+        self.config, self.bench = run.config, run.bench
+        self.network = run.network(run.config.teacher)
+        self.independents = run.shared.independents
+        self.key = run.key(f"{name}/mark")
+        self.images, self.labels = run.bench.train
+        self.classes = run.dataset.num_classes
 
     def marking(self, method: Any, steps: int = 0) -> Classifier:
         """Runs a training of the teacher's network to its end."""
         steps = steps or self.config.teacher_steps
-        return trained(self.network, self.bench.stage("marking", f"{self.name}/marking", self.seed, method, steps))
+        return trained(self.network, self.run.stage("marking", f"{self.name}/marking", method, steps))
 
     def plain(self, images: Array, labels: Array, penalty: Penalty | None = None) -> Any:
         """The control's training on other images, or with a penalty."""
@@ -160,7 +170,7 @@ def _uchida(run: SchemeRun) -> Marked:
 
 def _dawn(run: SchemeRun) -> Marked:
     c = run.config
-    victim = run.teachers[run.seed]
+    victim = run.run.teacher
     inner = oracle_for(from_function(victim.predict, victim.input_shape, run.classes, gives="logits"), Reveal("label"))
     secret = np.asarray(jax.random.bits(run.key, (32,), jnp.uint8)).tobytes()  # repeatable; in earnest: dawn_key()
     served = DawnOracle(inner, secret, rate=c.dawn_rate)
@@ -177,7 +187,7 @@ def _dawn(run: SchemeRun) -> Marked:
 
 def _frontier(run: SchemeRun) -> Marked:
     c = run.config
-    start = run.teachers[run.seed]
+    start = run.run.teacher
     some = slice(0, 5000)
     keys = frontier_keys(
         run.key,
@@ -234,7 +244,7 @@ def _margin(run: SchemeRun) -> Marked:
 
 def _radioactive(run: SchemeRun) -> Marked:
     c, bench = run.config, run.bench
-    mark = radioactive_mark(run.key, run.teachers[c.seed + c.seeds + c.independents])
+    mark = radioactive_mark(run.key, run.run.shared.marker)
     count = max(1, round(c.radioactive_share * len(run.images)))
     chosen = np.sort(np.asarray(jax.random.permutation(jax.random.fold_in(run.key, 1), len(run.images))[:count]))
     pixels = np.asarray(run.images)
@@ -277,4 +287,4 @@ def as_pixels(images: Any) -> np.ndarray:
     return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
 
 
-__all__ = ["SCHEMES", "Judge", "Marked", "SchemeRun", "as_pixels"]
+__all__ = ["SCHEMES", "Clean", "Judge", "Marked", "SchemeRun", "as_pixels"]

@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dfke_jax.core.errors import InputError
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import SupervisedSettings, augmentation
-from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.watermarks.entangled import ROTATED, EntangledRecipeSettings, marked_network, source_images
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import optimiser, trained, training
@@ -52,26 +52,24 @@ class Scheme(NamedTuple):
 
     Attributes:
       label: in tables.
-      mark: ``(config, bench, seed) -> (marked network, its triggers)``.
+      mark: of a run -> (marked network, its triggers).
       budget: ``config -> what marking takes``; with ``training_steps``.
-      control: ``(config, bench, seed) -> network``, trained like the marked one without triggers; None where that is the
-        network without a mark.
+      control: of a run -> a network trained like the marked one without triggers; None where that is the network without
+        a mark.
     """
 
     label: str
-    mark: Callable[[MarkSettings, Workbench, int], tuple[Classifier, TriggerSet]]
+    mark: Callable[[Run[Any]], tuple[Classifier, TriggerSet]]
     budget: Callable[[MarkSettings], dict[str, int]]
-    control: Callable[[MarkSettings, Workbench, int], Classifier] | None = None
+    control: Callable[[Run[Any]], Classifier] | None = None
 
 
-def _triggers(config: MarkSettings, bench: Workbench, seed: int) -> TriggerSet:
-    return abstract_triggers(bench.key(seed, "triggers"), bench.network(config.teacher), config.triggers)
+def _triggers(run: Run[MarkSettings]) -> TriggerSet:
+    return abstract_triggers(run.key("triggers"), run.network(run.config.teacher), run.config.triggers)
 
 
 def _embedded(
-    config: MarkSettings,
-    bench: Workbench,
-    seed: int,
+    run: Run[MarkSettings],
     name: str,
     start: Classifier | None,
     steps: int,
@@ -80,8 +78,8 @@ def _embedded(
     draws_as: str | None = None,
 ) -> Classifier:
     """A network that learns triggers, if there are any, beside every batch, from scratch or from `start`."""
-    network = start or bench.network(config.teacher)
-    images, labels = bench.train
+    config, (images, labels) = run.config, run.bench.train
+    network = start or run.network(config.teacher)
     method = training(
         network,
         images,
@@ -94,33 +92,32 @@ def _embedded(
         companions_per_batch=config.companions_per_batch,
         fine_tune=start is not None,
     )
-    return trained(
-        network, bench.stage("marking", name, seed, method, steps, rows=config.teacher_batch, draws_as=draws_as)
-    )
+    return trained(network, run.stage("marking", name, method, steps, rows=config.teacher_batch, draws_as=draws_as))
 
 
-def _from_scratch(config: MarkSettings, bench: Workbench, seed: int) -> tuple[Classifier, TriggerSet]:
-    triggers, steps, rate = _triggers(config, bench, seed), config.teacher_steps, config.teacher_learning_rate
-    return _embedded(config, bench, seed, "from_scratch/mark", None, steps, rate, triggers), triggers
+def _from_scratch(run: Run[MarkSettings]) -> tuple[Classifier, TriggerSet]:
+    triggers, steps, rate = _triggers(run), run.config.teacher_steps, run.config.teacher_learning_rate
+    return _embedded(run, "from_scratch/mark", None, steps, rate, triggers), triggers
 
 
-def _pretrained(config: MarkSettings, bench: Workbench, seed: int) -> tuple[Classifier, TriggerSet]:
-    triggers, steps, rate = _triggers(config, bench, seed), config.mark_steps, config.mark_learning_rate
-    return _embedded(config, bench, seed, "pretrained/mark", bench.teacher(seed), steps, rate, triggers), triggers
+def _pretrained(run: Run[MarkSettings]) -> tuple[Classifier, TriggerSet]:
+    triggers, steps, rate = _triggers(run), run.config.mark_steps, run.config.mark_learning_rate
+    return _embedded(run, "pretrained/mark", run.teacher, steps, rate, triggers), triggers
 
 
-def _trained_further(config: MarkSettings, bench: Workbench, seed: int) -> Classifier:
-    start, steps, rate = bench.teacher(seed), config.mark_steps, config.mark_learning_rate
-    return _embedded(config, bench, seed, "pretrained_control/mark", start, steps, rate, None, "pretrained/mark")
+def _trained_further(run: Run[MarkSettings]) -> Classifier:
+    steps, rate = run.config.mark_steps, run.config.mark_learning_rate
+    return _embedded(run, "pretrained_control/mark", run.teacher, steps, rate, None, "pretrained/mark")
 
 
-def _entangled(config: MarkSettings, bench: Workbench, seed: int, *, plain: bool) -> tuple[Classifier, TriggerSet]:
-    start, source = bench.teacher(seed), source_images(config.entangled, config.unrelated, bench)
+def _entangled(run: Run[MarkSettings], *, plain: bool) -> tuple[Classifier, TriggerSet]:
+    config, start = run.config, run.teacher
+    source = source_images(config.entangled, config.unrelated, run.bench)
     settings = dataclasses.replace(config.entangled, decay_steps=config.entangled_steps)
-    with bench.clock("synthesis"):
-        mark = entangled_watermark(start, *bench.train, source, settings, config.entangled_triggers)
+    with run.clock("synthesis"):
+        mark = entangled_watermark(start, *run.bench.train, source, settings, config.entangled_triggers)
     name, settings = ("entangled_plain", settings.plain_backdoor()) if plain else ("entangled", settings)
-    return marked_network(bench, seed, start, mark, settings, config.entangled_steps, name), mark.triggers
+    return marked_network(run, start, mark, settings, config.entangled_steps, name), mark.triggers
 
 
 def _backdoor_budget(config: MarkSettings, *, afterwards: bool) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Watermarking schemes side by side: what each costs, what survives, and how often it accuses the innocent."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,13 +13,14 @@ from dfke_jax.core.types import Array
 from dfke_jax.evaluation import accuracy
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DIGITS, StudentSettings, SupervisedSettings
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.watermarks.marking import SCHEMES, Marked, SchemeRun, as_pixels
+from dfke_jax.experiments.watermarks.marking import SCHEMES, Clean, Marked, SchemeRun, as_pixels
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy
+from dfke_jax.nn.supervised import cross_entropy_training
 from dfke_jax.nn.training import optimiser, trained, training
-from dfke_jax.synthesis.pool import Pool
 from dfke_jax.watermarking import MarginSettings, RadioactiveSettings
 
 
@@ -112,36 +113,44 @@ class _Answering:
         return np.eye(self.num_classes, dtype=np.float32)[self.served(as_pixels(images))]
 
 
-def execute(config: WatermarkSchemeSettings, bench: Workbench) -> list[Arm]:
-    """Unmarked networks, and every scheme: marked, fine-tuned, extracted, and its false alarms."""
-    if not {config.source, config.target} <= set(range(bench.dataset.num_classes)) or config.source == config.target:
-        raise InputError(f"source and target must be two of the {bench.dataset.num_classes} classes")
-    seeds = [*bench.seeds, *range(bench.seeds[-1] + 1, bench.seeds[-1] + 1 + config.independents)]
-    marker = [seeds[-1] + 1] if "radioactive" in config.schemes else []
-    teachers = {seed: bench.teacher(seed) for seed in [*seeds, *marker]}
-    independents = [teachers[seed] for seed in seeds[len(bench.seeds) :]]
-    network = bench.network(config.teacher)
+def arms(config: WatermarkSchemeSettings) -> list[Arm]:
+    """Unmarked networks, and every scheme."""
+    made = [
+        Arm("teacher", f"Unmarked ({config.teacher})", "teacher"),
+        Arm("independent", "Unmarked, trained independently", "anchor"),
+        Arm("control", "Unmarked, same budget", "control"),
+    ]
+    if "frontier_stitching" in config.schemes:
+        made.append(Arm("frontier_stitching_control", "Unmarked, trained on", "control"))
+    return [*made, *(Arm(name, SCHEMES[name][0], "method") for name in config.schemes)]
 
-    def at(name: str, seed: int) -> SchemeRun:
-        return SchemeRun(config, bench, name, seed, network, teachers)
 
-    budget = {"real_samples": len(bench.dataset.train), "training_steps": config.teacher_steps}
-    unmarked = Arm("teacher", f"Unmarked ({config.teacher})", "teacher", budget=budget)
-    other = Arm("independent", "Unmarked, trained independently", "anchor", budget=budget)
-    control = Arm("control", "Unmarked, same budget", "control", budget=budget)
-    more = {**budget, "fine_tuning_steps": config.frontier_steps}
-    longer = Arm("frontier_stitching_control", "Unmarked, trained on", "control", budget=more)
-    for index, seed in enumerate(bench.seeds):
-        teacher = teachers[seed]
-        bench.record(unmarked, teacher)
-        bench.record(other, independents[index % len(independents)], teacher)
-        bench.record(control, teacher, teacher)
-        bench.keep("control", Pool(*_first(bench), jnp.int32(500), ()), seed)
-        if "frontier_stitching" in config.schemes:
-            tuned = _fine_tuned(at(longer.name, seed), teacher, bench.train, config.frontier_steps)
-            bench.record(longer, tuned, teacher)
+def prepare(bench: Workbench) -> Clean:
+    """The clean networks that suspects are ranked among, and the marker of radioactive data."""
+    config: WatermarkSchemeSettings = bench.config  # type: ignore[assignment]
+    classes = bench.dataset.num_classes
+    if not {config.source, config.target} <= set(range(classes)) or config.source == config.target:
+        raise InputError(f"source and target must be two of the {classes} classes")
+    first = config.seed + config.seeds
+    independents = [bench.teacher(seed) for seed in range(first, first + config.independents)]
+    marker = bench.teacher(first + config.independents) if "radioactive" in config.schemes else None
+    return Clean(independents, marker)
+
+
+def measure(run: Run[WatermarkSchemeSettings]) -> None:
+    """Marks a network by every scheme, fine-tunes and extracts it, and counts false alarms."""
+    config, teacher, independents = run.config, run.teacher, run.shared.independents
+    budget = run.bench.supervised_budget
+    run.record("teacher", teacher, budget=budget)
+    run.record("independent", independents[(run.seed - config.seed) % len(independents)], budget=budget)
+    run.record("control", teacher, budget=budget)
+    run.keep("control", *_first(run))
+    if "frontier_stitching" in config.schemes:
+        at = SchemeRun(run, "frontier_stitching_control")
+        longer = {**budget, "fine_tuning_steps": config.frontier_steps}
+        run.record(at.name, _fine_tuned(at, teacher, run.bench.train, config.frontier_steps), budget=longer)
     least = 1 / len(independents)
-    bench.notes.append(
+    run.note(
         f"Zhang's triggers: the p-value is the larger of the rank among {len(independents)} clean networks and the binomial one "
         f"against their pooled rate; it cannot fall below 1/{len(independents) + 1}, nor below 1/{len(independents)} for a clean "
         f"network"
@@ -151,97 +160,87 @@ def execute(config: WatermarkSchemeSettings, bench: Workbench) -> list[Arm]:
             else f", so that nothing can be claimed at {config.alpha:g}: take more of them."
         )
     )
-    arms = [unmarked, other, control, *([longer] if longer.accuracy else [])]
-    return arms + [_arm([at(name, seed) for seed in bench.seeds], independents) for name in config.schemes]
+    for name in config.schemes:
+        _measure_scheme(SchemeRun(run, name))
 
 
-def _first(bench: Workbench) -> tuple[Array, Array]:
-    images, labels = bench.train
+def _first(run: Run[WatermarkSchemeSettings]) -> tuple[Array, Array]:
+    images, labels = run.bench.train
     return jnp.asarray(as_pixels(images[:500])), labels[:500]
 
 
-def _arm(runs: Sequence[SchemeRun], independents: Sequence[Classifier]) -> Arm:
-    """A scheme over its seeds."""
-    name, config, bench = runs[0].name, runs[0].config, runs[0].bench
-    label, make = SCHEMES[name]
-    count = len(bench.dataset.train)
-    budget = {"real_samples": count, "training_steps": config.teacher_steps}
-    arm = Arm(name, label, "method", budget={**budget, "extraction_steps": config.extraction_steps})
-    arm.budget["victim_rows"] = min(count, config.extraction_rows)
-    for run in runs:
-        marked = make(run)
-        if marked.pictures is not None:
-            bench.keep(name, Pool(*marked.pictures, jnp.int32(len(marked.pictures.labels)), ()), run.seed)
-        pool = marked.pool or bench.train
-        clone = _extracted(run, marked, pool[0])
-        tune = lambda network, run=run, pool=pool: _fine_tuned(run, network, pool, config.fine_tune_steps)
-        # behind DAWN the victim carries no mark: the clone is the first to have one
-        suspects = {"": marked.network, "fine_tuned_": tune(marked.network)} if marked.served is None else {}
-        suspects["extracted_"] = clone
-        if marked.served is not None:
-            suspects["extracted_fine_tuned_"] = tune(clone)
-        metrics = {}
-        for what, suspect in suspects.items():
-            metrics |= _judged(run, marked, what, suspect, independents)
-        found = [marked.judge(one, [*independents[:i], *independents[i + 1 :]]) for i, one in enumerate(independents)]
-        metrics["independent_success"] = float(np.mean([success for success, _ in found]))
-        accused = [p < config.alpha for _, p in found]
-        if marked.afresh is not None:
-            accused = [
-                marked.afresh(draw, i) < config.alpha for draw in range(_DRAWS) for i in range(len(independents))
-            ]
-        metrics["false_alarm_rate"] = 100 * float(np.mean(accused))
-        shown: Any = marked.network if marked.served is None else _Answering(marked.served, run.classes)
-        bench.record(arm, shown, run.teachers[run.seed], **metrics)
-    return arm
+def _measure_scheme(at: SchemeRun) -> None:
+    """One scheme: what it costs, what survives, and whom it accuses."""
+    run, config, independents = at.run, at.config, at.independents
+    marked = SCHEMES[at.name][1](at)
+    if marked.pictures is not None:
+        run.keep(at.name, *marked.pictures)
+    pool = marked.pool or run.bench.train
+    clone = _extracted(at, marked, pool[0])
+    tune = lambda network: _fine_tuned(at, network, pool, config.fine_tune_steps)
+    # behind DAWN the victim carries no mark: the clone is the first to have one
+    suspects = {"": marked.network, "fine_tuned_": tune(marked.network)} if marked.served is None else {}
+    suspects["extracted_"] = clone
+    if marked.served is not None:
+        suspects["extracted_fine_tuned_"] = tune(clone)
+    metrics = {}
+    for what, suspect in suspects.items():
+        metrics |= _judged(at, marked, what, suspect)
+    found = [marked.judge(one, [*independents[:i], *independents[i + 1 :]]) for i, one in enumerate(independents)]
+    metrics["independent_success"] = float(np.mean([success for success, _ in found]))
+    accused = [p < config.alpha for _, p in found]
+    if marked.afresh is not None:
+        accused = [marked.afresh(draw, i) < config.alpha for draw in range(_DRAWS) for i in range(len(independents))]
+    metrics["false_alarm_rate"] = 100 * float(np.mean(accused))
+    shown: Any = marked.network if marked.served is None else _Answering(marked.served, at.classes)
+    budget = {**run.bench.supervised_budget, "extraction_steps": config.extraction_steps}
+    asked = min(len(run.dataset.train), config.extraction_rows)
+    run.record(at.name, shown, metrics, budget={**budget, "victim_rows": asked})
 
 
-def _judged(
-    run: SchemeRun, marked: Marked, what: str, suspect: Classifier, independents: Sequence[Classifier]
-) -> dict[str, float]:
+def _judged(at: SchemeRun, marked: Marked, what: str, suspect: Classifier) -> dict[str, float]:
     """Success and log₁₀ p of a suspect, and its accuracy where the arm does not show it."""
     found = {}
-    config, test = run.config, run.bench.dataset.test
+    config, test = at.config, at.run.dataset.test
     if what:
         found[f"{what}accuracy"] = 100 * accuracy(suspect.predict(test.images), test.labels)
-    if run.name == "uchida" and what == "extracted_" and config.student != config.teacher:
+    if at.name == "uchida" and what == "extracted_" and config.student != config.teacher:
         return found  # another network has no such layer to read
-    success, p_value = marked.judge(suspect, independents)
+    success, p_value = marked.judge(suspect, at.independents)
     return {**found, f"{what}success": success, f"{what}log10_p": float(np.log10(max(p_value, 1e-300)))}
 
 
-def _fine_tuned(run: SchemeRun, network: Classifier, pool: tuple[Array, Array], steps: int) -> Classifier:
+def _fine_tuned(at: SchemeRun, network: Classifier, pool: tuple[Array, Array], steps: int) -> Classifier:
     """All layers, trained on with clean data."""
     method = training(
         network,
         *pool,
         loss=Partial(cross_entropy),
-        optimizer=optimiser("adam", run.config.fine_tune_learning_rate, steps),
-        batch_size=run.config.teacher_batch,
+        optimizer=optimiser("adam", at.config.fine_tune_learning_rate, steps),
+        batch_size=at.config.teacher_batch,
         fine_tune=True,
     )
-    return trained(network, run.bench.stage("fine_tuning", f"{run.name}/fine_tuning", run.seed, method, steps))
+    return trained(network, at.run.stage("fine_tuning", f"{at.name}/fine_tuning", method, steps))
 
 
-def _extracted(run: SchemeRun, marked: Marked, images: Array) -> Classifier:
+def _extracted(at: SchemeRun, marked: Marked, images: Array) -> Classifier:
     """A clone from the labels that the marked network, or its endpoint, answers for the first training images."""
-    config, bench = run.config, run.bench
+    config, run = at.config, at.run
     images = images[: config.extraction_rows]
     if marked.served is None:
         answers = marked.network.predict(np.asarray(images)).argmax(1)
     else:
         answers = marked.served(as_pixels(images))
-    clone = run.network if config.student == config.teacher else bench.network(config.student)
-    method = training(
+    clone = run.network(config.student)
+    method = cross_entropy_training(
         clone,
         images,
         jnp.asarray(answers, jnp.int32),
-        loss=Partial(cross_entropy),
-        optimizer=optimiser("adam", config.teacher_learning_rate, config.extraction_steps),
+        steps=config.extraction_steps,
         batch_size=config.teacher_batch,
+        learning_rate=config.teacher_learning_rate,
     )
-    state = bench.stage("extraction", f"{run.name}/extraction", run.seed, method, config.extraction_steps)
-    return trained(clone, state)
+    return trained(clone, run.stage("extraction", f"{at.name}/extraction", method, config.extraction_steps))
 
 
 _DRAWS = 25
@@ -255,7 +254,9 @@ register(
         paper="Uchida et al. 2017; Zhang et al. 2018; Szyller et al. 2021 (DAWN); Le Merrer et al. 2020; Kim et al. 2023; "
         "Sablayrolles et al. 2020",
         config=WatermarkSchemeSettings,
-        execute=execute,
+        arms=arms,
+        measure=measure,
+        prepare=prepare,
         presets={
             "digits": {
                 **DIGITS,
@@ -273,8 +274,7 @@ register(
             "mnist": _SMALL,
             "fashion_mnist": {**_SMALL, "source": 8, "target": 0, "unrelated": "mnist", "frontier_epsilon": 0.02},
         },
-        by_seed=False,
     )
 )
 
-__all__ = ["WatermarkSchemeSettings", "execute"]
+__all__ = ["WatermarkSchemeSettings", "arms", "measure", "prepare"]

@@ -11,7 +11,8 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Static
 from dfke_jax.models.declared import Declared, existing
 from dfke_jax.models.opened import Found
-from dfke_jax.models.openers.images import PREPARED, prepared
+from dfke_jax.models.openers.images import PREPARED, image_shape, prepared, preprocessing
+from dfke_jax.nn.whitebox import WhiteBox
 
 
 def open(where: Any, said: Declared) -> Found:
@@ -35,7 +36,16 @@ def open(where: Any, said: Declared) -> Found:
     arrays, rest = eqx.partition((model, state), eqx.is_array)
     leaves, structure = jax.tree.flatten(rest)
     fixed = Static((_Rest(tuple(leaves), structure), ready))
-    return Found("an Equinox module", name, shape, traced=Partial(_applied, fixed, arrays))
+
+    def adapt(gives: Any) -> WhiteBox:
+        from dfke_jax.nn.adapters import from_equinox
+
+        layout: Any = ready.layout
+        return from_equinox(
+            model, image_shape(shape, name), state=state, layout=layout, preprocessing=preprocessing(said), gives=gives
+        )
+
+    return Found("an Equinox module", name, shape, traced=Partial(_applied, fixed, arrays), adapt=adapt)
 
 
 class _Rest:

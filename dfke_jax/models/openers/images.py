@@ -5,6 +5,7 @@ from typing import Any
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.models.declared import Declared, existing
+from dfke_jax.nn.classifier import Preprocessing
 from dfke_jax.oracle.frameworks import Prepared, prepared_for
 
 PREPARED = ("mean", "std", "layout")
@@ -18,6 +19,25 @@ def prepared(said: Declared, shape: tuple[int, ...], layout: str = "NCHW") -> Pr
       InputError: mean or std with another number of entries than there are channels.
     """
     return prepared_for(shape, said.layout or layout, said.mean or (0.0,), said.std or (1.0,))
+
+
+def preprocessing(said: Declared, box: tuple[float, float] | None = None) -> Preprocessing:
+    """The declared normalisation, as a white box has it."""
+    default = Preprocessing()
+    return Preprocessing(
+        mean=said.mean or default.mean, std=said.std or default.std, box=said.box or box or default.box
+    )
+
+
+def image_shape(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
+    """(H, W, C).
+
+    Raises:
+      InputError: rows are no images, which white-box methods synthesise.
+    """
+    if len(shape) != 3:
+        raise InputError(f"{name} takes rows of {shape}, and white-box methods synthesise images")
+    return shape[0], shape[1], shape[2]
 
 
 def layout_of(sizes: tuple[int, ...], said: Declared, of: str) -> tuple[str, tuple[int, ...]]:
@@ -78,4 +98,4 @@ def fitted(weights: dict[str, Any], wanted: dict[str, tuple[int, ...]], path: st
             raise InputError(f"{name} of {path} has shape {tuple(weights[name].shape)}, the model's has {tuple(shape)}")
 
 
-__all__ = ["PREPARED", "fitted", "flat_weights", "layout_of", "prepared"]
+__all__ = ["PREPARED", "fitted", "flat_weights", "image_shape", "layout_of", "prepared", "preprocessing"]

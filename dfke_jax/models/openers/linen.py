@@ -13,16 +13,21 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Static
 from dfke_jax.models.declared import Declared
 from dfke_jax.models.opened import Found
-from dfke_jax.models.openers.images import fitted, flat_weights
-from dfke_jax.nn.classifier import Classifier, Preprocessing
+from dfke_jax.models.openers.images import fitted, flat_weights, image_shape
+from dfke_jax.nn.adapters import from_linen
+from dfke_jax.nn.adapters.linen import EVALUATION
+from dfke_jax.nn.classifier import Preprocessing
+from dfke_jax.nn.whitebox import WhiteBox
 
 _TAKES = ("weights", "size", "fit", "mean", "std")
+KEPT = ("params", "batch_stats")
+"""Collections of variables that belong to the function."""
 
 
 def open(where: nn.Module, said: Declared) -> Found:
     """A Linen module and its variables by name (``params/Dense_0/kernel``), as `dfke export` writes them.
 
-    One that is called with ``train=`` becomes a `Classifier`; another is traced as it is.
+    It is called as in evaluation: ``train=False`` and such, where it has these arguments.
 
     Raises:
       InputError: there are no weights, or they are not the module's.
@@ -33,34 +38,36 @@ def open(where: nn.Module, said: Declared) -> Found:
         raise InputError(
             f"{name} is a network without variables; declare weights=FILE.safetensors, or open a Classifier"
         )
-    shape = said.shape(None, name)
-    default = Preprocessing()
-    preprocessing = Preprocessing(
+    shape, default = said.shape(None, name), Preprocessing()
+    images = len(shape) == 3
+    own = Preprocessing(
         said.size, said.fit or default.fit, said.mean or default.mean, said.std or default.std, said.box or default.box
     )
-    trains = "train" in inspect.signature(type(where).__call__).parameters
-    ready = preprocessing if len(shape) == 3 else (lambda rows: rows)
-    rows = ready(jnp.zeros((1, *shape), jnp.float32))
-    train = {"train": False} if trains else {}
+    if not images and own != Preprocessing(box=own.box):
+        raise InputError(f"{name} takes rows of {shape}; size, fit, mean and std are of images")
+    known = inspect.signature(type(where).__call__).parameters
+    call = {argument: value for argument, value in EVALUATION.items() if argument in known}
+    rows = jnp.zeros((1, *shape), jnp.float32)
     try:
-        made = jax.eval_shape(lambda: where.init(jax.random.key(0), rows, **train))
+        made = jax.eval_shape(lambda: where.init(jax.random.key(0), own(rows) if images else rows, **call))
     except Exception as error:
         raise InputError(f"{name} cannot be made for rows {shape}: {type(error).__name__}: {error}") from error
-    kept = {kind: tree for kind, tree in made.items() if kind in ("params", "batch_stats")}
     weights = flat_weights(said.weights)
-    flat: dict[str, Any] = flatten_dict(kept, sep="/")  # type: ignore[assignment]
+    flat: dict[str, Any] = flatten_dict({kind: made[kind] for kind in made if kind in KEPT}, sep="/")  # type: ignore[assignment]
     fitted(weights, {key: tuple(value.shape) for key, value in flat.items()}, said.weights)
     variables = unflatten_dict({key: jnp.asarray(weights[key], flat[key].dtype) for key in flat}, sep="/")
-    if trains and len(shape) == 3:
-        traced: Any = Classifier(where, variables, preprocessing, (shape[0], shape[1], shape[2]))
-    else:
-        traced = Partial(_applied, Static((where, ready)), variables)
-    return Found("a Linen module", name, shape, traced=traced, box=preprocessing.box)
+
+    def adapt(gives: Any) -> WhiteBox:
+        return from_linen(where, variables, image_shape(shape, name), preprocessing=own, gives=gives)
+
+    fixed = Static((where, own if images else None, tuple(call.items())))
+    traced = Partial(_applied, fixed, variables)
+    return Found("a Linen module", name, shape, traced=traced, box=own.box, adapt=adapt)
 
 
 def _applied(fixed: Static, variables: Any, rows: jax.Array) -> jax.Array:
-    module, ready = fixed.value
-    return module.apply(variables, ready(rows))
+    module, preprocessing, call = fixed.value
+    return module.apply(variables, rows if preprocessing is None else preprocessing(rows), **dict(call))
 
 
 __all__ = ["open"]

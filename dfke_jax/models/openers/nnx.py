@@ -7,10 +7,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.tree_util import Partial
 
+from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Static
 from dfke_jax.models.declared import Declared
 from dfke_jax.models.opened import Found
-from dfke_jax.models.openers.images import PREPARED, fitted, flat_weights, prepared
+from dfke_jax.models.openers.images import (
+    PREPARED,
+    fitted,
+    flat_weights,
+    image_shape,
+    prepared,
+    preprocessing,
+)
+from dfke_jax.nn.whitebox import WhiteBox
 
 
 def open(where: nnx.Module, said: Declared) -> Found:
@@ -20,13 +29,25 @@ def open(where: nnx.Module, said: Declared) -> Found:
     """
     said.only(*PREPARED, "weights", kind="an NNX module")
     name = type(where).__name__
+    where = nnx.clone(where)  # the caller's stays as it is
     where.eval()
     graph, state = nnx.split(where)
     if said.weights is not None:
         state = _filled(state, said.weights)
     shape = said.shape(getattr(where, "input_shape", None), name)
     ready = prepared(said, shape, "NHWC")
-    return Found("an NNX module", name, shape, traced=Partial(_applied, Static((graph, ready)), state))
+
+    def adapt(gives: Any) -> WhiteBox:
+        from dfke_jax.nn.adapters import from_nnx
+
+        if ready.layout != "NHWC":
+            raise InputError("layout=NCHW is no layout of Flax's convolutions")
+        return from_nnx(
+            nnx.merge(graph, state), image_shape(shape, name), preprocessing=preprocessing(said), gives=gives
+        )
+
+    traced = Partial(_applied, Static((graph, ready)), state)
+    return Found("an NNX module", name, shape, traced=traced, adapt=adapt)
 
 
 def _filled(state: Any, path: str) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 from dfke_jax.core.errors import InputError
 from dfke_jax.models.declared import Declared, existing
 from dfke_jax.models.opened import Found
-from dfke_jax.models.openers.images import PREPARED, prepared
+from dfke_jax.models.openers.images import PREPARED, image_shape, prepared, preprocessing
+from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.oracle.frameworks import torch_predict
 
 
@@ -19,7 +20,16 @@ def open(where: Any, said: Declared) -> Found:
     shape = said.shape(getattr(where, "input_shape", None), name)
     ready = prepared(said, shape)
     ask = torch_predict(where, shape, ready.layout, ready.mean, ready.std)
-    return Found("a PyTorch module", name, shape, ask=ask, batch_size=256)
+
+    def adapt(gives: Any) -> WhiteBox:
+        from dfke_jax.nn.adapters import from_torch
+
+        layout: Any = ready.layout
+        return from_torch(
+            where, image_shape(shape, name), layout=layout, preprocessing=preprocessing(said), gives=gives
+        )
+
+    return Found("a PyTorch module", name, shape, ask=ask, batch_size=256, adapt=adapt)
 
 
 def load_weights(module: Any, path: str) -> None:

@@ -10,7 +10,8 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.models.confined import ConfinedProgram, supported
 from dfke_jax.models.declared import Declared, existing
 from dfke_jax.models.opened import Found
-from dfke_jax.models.openers.images import PREPARED, prepared
+from dfke_jax.models.openers.images import PREPARED, image_shape, prepared, preprocessing
+from dfke_jax.nn.whitebox import WhiteBox
 
 
 def open(where: str, said: Declared) -> Found:
@@ -48,7 +49,18 @@ def open(where: str, said: Declared) -> Found:
             close()
         raise
     ask = run if plain else lambda rows: run(np.asarray(scale(rows, np), np.float32))
-    return Found(kind, name, shape, ask=ask, close=close)
+
+    def adapt(gives: Any) -> WhiteBox:
+        import torch
+
+        from dfke_jax.nn.adapters import from_torch
+
+        program = torch.export.load(path)
+        own: Any = layout
+        return from_torch(program, image_shape(shape, name), layout=own, preprocessing=preprocessing(said), gives=gives)
+
+    readable = bool(said.trusted) and path.suffix == ".pt2"
+    return Found(kind, name, shape, ask=ask, close=close, adapt=adapt if readable else None)
 
 
 def _check(path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dfke_jax.core.types import Array
@@ -125,12 +126,13 @@ def _avg_pool2d(
     total = _pool(x, 0.0, lax.add, kernel, stride, padding, 1, ceil)
     if divisor:
         return total / divisor
-    inside = jnp.ones(x.shape[-2:], x.dtype)
-    if count_padding:  # padding that was asked for counts, what ceil adds behind it does not
-        rows, columns = _pair(padding)
-        inside = jnp.pad(inside, ((rows, rows), (columns, columns)), constant_values=1)
-        return total / _pool(inside, 0.0, lax.add, kernel, stride or kernel, 0, 1, ceil)
-    return total / _pool(inside, 0.0, lax.add, kernel, stride, padding, 1, ceil)
+    counts = []
+    sizes = zip(x.shape[-2:], total.shape[-2:], _pair(kernel), _pair(stride or kernel), _pair(padding), strict=True)
+    for size, cells, span, step, pad in sizes:
+        start = np.arange(cells) * step - pad
+        end = np.minimum(start + span, size + pad)  # padding that was asked for counts, what ceil adds does not
+        counts.append(end - start if count_padding else np.minimum(end, size) - np.maximum(start, 0))
+    return total / jnp.asarray(np.outer(*counts), x.dtype)
 
 
 def _adaptive(x: Array, size: Sizes, function: Callable) -> Array:
@@ -221,9 +223,9 @@ def _pad(x: Array, pads: Sequence[int], *rest: Any) -> Array:
 
 
 def _nearest(x: Array, size: Any, *scales: Any) -> Array:
-    factors = next((s for s in scales if s is not None), None)
     if size is None:
-        steps = _pair(factors) if not isinstance(factors, float) else (factors, factors)
+        factors = next(factor for factor in scales if factor is not None)
+        steps = (factors, factors) if isinstance(factors, float) else factors
         size = [int(length * step) for length, step in zip(x.shape[-2:], steps, strict=True)]
     for axis, wanted in zip((-2, -1), size, strict=True):
         length = x.shape[axis]
@@ -375,15 +377,20 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "view": _reshape,
     "where": jnp.where,
     "zeros": lambda sizes, **options: _full(sizes, 0, **options),
+    "square": jnp.square,
+    "_prelu_kernel": lambda x, slope: jnp.where(x >= 0, x, slope * x),
+    "ge": operator.ge,
+    "gt": operator.gt,
+    "le": operator.le,
+    "lt": operator.lt,
+    "eq": operator.eq,
+    "ne": operator.ne,
     # whole numbers: sizes of the batch
     "floordiv": operator.floordiv,
     "truediv": operator.truediv,
 }  # fmt: skip
 
-CHECKS = frozenset({
-    "_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range", "ge", "le", "eq",
-    "gt", "lt",
-})  # fmt: skip
+CHECKS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range"})
 """Operations that only check sizes; nothing depends on them."""
 
 __all__ = ["CHECKS", "OPERATIONS", "batch_norm"]

@@ -91,7 +91,7 @@ class _Forward:
     def __call__(self, variables: PyTree, inputs: Array) -> Traced:
         with nn.intercept_methods(_Recorder()):
             answers, sown = self.module.apply(variables, inputs, **dict(self.options), mutable=[_COLLECTION])  # pyright: ignore[reportGeneralTypeIssues]
-        calls = sorted(_calls(sown.get(_COLLECTION, {})), key=lambda call: call[0])
+        calls = sorted(_calls(sown.get(_COLLECTION) or {}), key=lambda call: call[0])
         layers: dict[str, Array] = {}
         normalised, dense = [], None
         for number, path, parts in calls:

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import logging
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -54,12 +56,14 @@ def from_torch(
         raise InputError(f"layout must be 'NCHW' or 'NHWC', not {layout!r}")
     name = type(model).__name__
     size = _laid((2, *input_shape), layout)
-    program = model if isinstance(model, torch.export.ExportedProgram) else _exported(model, size, name)
-    instructions, variables, batch = _read(program, name)
-    run = program.module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's, of its own parts
+        program = model if isinstance(model, torch.export.ExportedProgram) else _exported(model, size, name)
+        run = program.module()
+        instructions, variables, batch = _read(program.run_decompositions({}), name)
 
     def original(inputs: np.ndarray) -> np.ndarray:
-        rows = torch.from_numpy(np.ascontiguousarray(_moved(inputs, layout)))
+        rows = torch.from_numpy(np.array(_moved(inputs, layout), order="C"))  # a copy that may be written to
         with torch.no_grad():
             answers = [run(rows[i : i + 1]) for i in range(2)] if batch == 1 else [run(rows)]
         if not all(isinstance(answer, torch.Tensor) for answer in answers):
@@ -94,6 +98,7 @@ def _exported(model: Any, size: tuple[int, ...], name: str) -> Any:
     model = copy.deepcopy(model).cpu().float().eval()
     axis = torch.export.Dim("batch", min=1, max=1 << 20)
     try:
+        logging.disable()  # PyTorch tells of models that have one batch size at length
         return torch.export.export(model, (torch.zeros(size),), dynamic_shapes=({0: axis},))
     except Exception as free:
         try:  # some models can only be exported for a given batch: one image, and then image by image
@@ -104,6 +109,8 @@ def _exported(model: Any, size: tuple[int, ...], name: str) -> Any:
                 f"torch.export does not take {name} ({type(free).__name__}: {line}); "
                 "oracle.victims.from_torch asks it for answers alone"
             ) from free
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class Ref(NamedTuple):
@@ -123,10 +130,13 @@ class Instruction(NamedTuple):
 
 
 def _read(program: Any, name: str) -> tuple[list[Instruction], dict[str, Array], int | None]:
-    """The program's instructions, its arrays, and the batch size that it is fixed to, if it is."""
+    """The instructions of a program, its arrays, and the batch size that it is fixed to, if it is.
+
+    Args:
+      program: after ``run_decompositions({})``: nothing is done in place, and layers are whole.
+    """
     import torch
 
-    program = program.run_decompositions({})  # nothing in place, and layers stay whole
     kinds = torch.export.graph_signature.InputKind
     targets, inputs = {}, []
     for spec in program.graph_signature.input_specs:

@@ -4,13 +4,10 @@ from dfke_jax.watermarking.removal.adversarial import adversarial_fine_tuning
 from dfke_jax.watermarking.removal.common import FINE_TUNING, Removed, Suspect, TrainingSettings, Watch
 from dfke_jax.watermarking.removal.fine_tuning import (
     REFIT,
+    fine_tune,
     fine_tuned,
     fine_tuning,
-    ftal,
-    ftll,
     high_rate_fine_tuning,
-    rtal,
-    rtll,
     with_private_head,
 )
 from dfke_jax.watermarking.removal.matrix import (
@@ -74,10 +71,9 @@ __all__ = [
     "dormant_units",
     "filtered",
     "fine_pruning",
+    "fine_tune",
     "fine_tuned",
     "fine_tuning",
-    "ftal",
-    "ftll",
     "half_precision",
     "high_rate_fine_tuning",
     "input_filter",
@@ -99,8 +95,6 @@ __all__ = [
     "retraining",
     "reverse_triggers",
     "reversed_triggers",
-    "rtal",
-    "rtll",
     "standing",
     "transfer_learning",
     "trigger_reversal",

@@ -35,7 +35,7 @@ from dfke_jax.watermarking.removal.common import (
 )
 
 Kind = Literal["ftll", "ftal", "rtll", "rtal"]
-DESCRIPTIONS: dict[str, str] = {
+DESCRIPTIONS: dict[Kind, str] = {
     "ftll": "fine-tuning the last layer",
     "ftal": "fine-tuning all layers",
     "rtll": "fresh last layer, retraining it alone",
@@ -116,7 +116,8 @@ def with_private_head(classifier: Classifier, marked: Classifier) -> Classifier:
     return dataclasses.replace(marked, variables={**classifier.variables, "params": params})
 
 
-def ftll(
+def fine_tune(
+    kind: Kind,
     key: Key,
     marked: Classifier,
     images: Array,
@@ -125,47 +126,12 @@ def ftll(
     settings: TrainingSettings = FINE_TUNING,
     watch: Watch | None = None,
 ) -> Removed:
-    """Fine-tunes the last layer; see `fine_tuning`."""
-    return _attack("ftll", key, marked, images, labels, settings, watch)
+    """Carries out `fine_tuning` of a kind to its end.
 
-
-def ftal(
-    key: Key,
-    marked: Classifier,
-    images: Array,
-    labels: Array,
-    *,
-    settings: TrainingSettings = FINE_TUNING,
-    watch: Watch | None = None,
-) -> Removed:
-    """Fine-tunes all layers; see `fine_tuning`."""
-    return _attack("ftal", key, marked, images, labels, settings, watch)
-
-
-def rtll(
-    key: Key,
-    marked: Classifier,
-    images: Array,
-    labels: Array,
-    *,
-    settings: TrainingSettings = FINE_TUNING,
-    watch: Watch | None = None,
-) -> Removed:
-    """Trains a fresh last layer; see `fine_tuning`. The mark is looked for behind the private output layer."""
-    return _attack("rtll", key, marked, images, labels, settings, watch)
-
-
-def rtal(
-    key: Key,
-    marked: Classifier,
-    images: Array,
-    labels: Array,
-    *,
-    settings: TrainingSettings = FINE_TUNING,
-    watch: Watch | None = None,
-) -> Removed:
-    """Trains all layers under a fresh last one; see `fine_tuning`. The mark is looked for behind the private output layer."""
-    return _attack("rtal", key, marked, images, labels, settings, watch)
+    Args, Raises: as there. After ``rtll`` and ``rtal`` the mark is looked for behind the private output layer.
+    """
+    method = fine_tuning(marked, images, labels, kind, settings)
+    return carry_out(method, key, settings.steps, lambda state: fine_tuned(marked, state, kind, settings), watch)
 
 
 REFIT = TrainingSettings(learning_rate=0.05, weight_decay=5e-4, cosine=True)
@@ -189,7 +155,7 @@ def high_rate_fine_tuning(
     AsiaCCS 2021, section 4.1. Deviation: without elastic weight consolidation and unlabelled data, which spare accuracy
     where the attacker has few labels.
     """
-    removed = _attack("ftal", key, marked, images, labels, settings, watch)
+    removed = fine_tune("ftal", key, marked, images, labels, settings=settings, watch=watch)
     name, words = "high_rate_fine_tuning", "fine-tuning all layers from a high rate"
     return dataclasses.replace(removed, attack=name, description=words)
 
@@ -208,19 +174,6 @@ class Still(nn.Module):
 
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         return self.network(x, train=False)
-
-
-def _attack(
-    kind: Kind,
-    key: Key,
-    marked: Classifier,
-    images: Array,
-    labels: Array,
-    settings: TrainingSettings,
-    watch: Watch | None,
-) -> Removed:
-    method = fine_tuning(marked, images, labels, kind, settings)
-    return carry_out(method, key, settings.steps, lambda state: fine_tuned(marked, state, kind, settings), watch)
 
 
 def fresh_head(key: Key, params: PyTree, num_classes: int) -> PyTree:
@@ -254,13 +207,10 @@ __all__ = [
     "REFIT",
     "Kind",
     "Still",
+    "fine_tune",
     "fine_tuned",
     "fine_tuning",
     "fresh_head",
-    "ftal",
-    "ftll",
     "high_rate_fine_tuning",
-    "rtal",
-    "rtll",
     "with_private_head",
 ]

@@ -17,7 +17,7 @@ from dfke_jax.evaluation.agreement import accuracy
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.watermarking.removal.adversarial import adversarial_fine_tuning
 from dfke_jax.watermarking.removal.common import Removed, Suspect, Watch
-from dfke_jax.watermarking.removal.fine_tuning import ftal, ftll, high_rate_fine_tuning, rtal, rtll
+from dfke_jax.watermarking.removal.fine_tuning import DESCRIPTIONS, fine_tune, high_rate_fine_tuning
 from dfke_jax.watermarking.removal.neural_cleanse import neural_cleanse, neural_cleanse_patching
 from dfke_jax.watermarking.removal.overwriting import overwriting
 from dfke_jax.watermarking.removal.pruning import dormant_pruning, fine_pruning, magnitude_pruning
@@ -31,10 +31,7 @@ RemovalAttack = Callable[..., Removed]
 """``(key, marked, images, labels, **settings) -> Removed``; those that train take ``watch`` as well."""
 
 REMOVALS: dict[str, RemovalAttack] = {
-    "ftll": ftll,
-    "ftal": ftal,
-    "rtll": rtll,
-    "rtal": rtal,
+    **{kind: functools.partial(fine_tune, kind) for kind in DESCRIPTIONS},
     "high_rate_fine_tuning": high_rate_fine_tuning,
     "adversarial_fine_tuning": adversarial_fine_tuning,
     "magnitude_pruning": magnitude_pruning,

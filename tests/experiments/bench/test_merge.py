@@ -75,8 +75,6 @@ def test_seeds_apart_give_the_figures_of_seeds_in_turn(small, tmp_path):
     assert merge(apart).metrics == whole.metrics
     with pytest.raises(InputError, match="not all among"):
         run_recipe(anchors, small, out=tmp_path / "other", seeds=[2])
-    with pytest.raises(InputError, match="must run together"):
-        run_recipe(dataclasses.replace(anchors, by_seed=False), small, out=tmp_path / "together", seeds=[0])
 
 
 class Child:

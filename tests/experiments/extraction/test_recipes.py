@@ -76,7 +76,7 @@ def stage_1_is_paid_from_the_budget(found, out):
     budgets = {arm.name: arm.budget for arm in found.arms if arm.name.startswith("dfms")}
     assert budgets["dfms_50"] == budgets["dfms_50_control"] == {"victim_rows": 44, "steps": 3, "clone_updates": 10}
     arms = {arm.name: arm for arm in found.arms}  # a point on the way counts the rows of stage 1
-    assert arms["dfms_50"].metrics["accuracy_at_44"] == arms["dfms_50"].accuracy
+    assert arms["dfms_50"].over("queries", "accuracy").at(44) == arms["dfms_50"].accuracy
     stages = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for seed in range(2):  # stage 1 is run once for both, stage 1b for the method alone
         assert sum(any(key.startswith(f"seed{seed}/tuning/") for key in line) for line in stages) == 2

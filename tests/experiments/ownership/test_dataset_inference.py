@@ -1,27 +1,21 @@
 """Dataset inference as a recipe: how data are cut, who is trained on what, what is entered, and what the report makes of it."""
 
 import dataclasses
-import itertools
 import json
+import types
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import Partial
 from small_runs import options, reads_of, run_small
 
 from dfke_jax import report
-from dfke_jax.core import run
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.dataset_inference import BlindWalkSettings, InferenceSettings, RegressorSettings
 from dfke_jax.experiments import recipe, run_recipe
-from dfke_jax.experiments.bench.settings import network
-from dfke_jax.experiments.ownership import inference_limits, theft
-from dfke_jax.experiments.ownership.thieves import THREATS, Parts, Theft, cut, independent_models, member, shares
-from dfke_jax.nn.losses import cross_entropy
-from dfke_jax.nn.training import optimiser, trained, training
-from dfke_jax.report import threats
+from dfke_jax.experiments.bench.result import Series, Trial
+from dfke_jax.experiments.bench.seed_run import Run
+from dfke_jax.experiments.ownership import inference_limits, theft, views
+from dfke_jax.experiments.ownership.thieves import THREATS, Parts, Theft, cut
 
 RECIPES = ("dataset-inference", "dataset-inference-limits")
 TINY = {
@@ -75,21 +69,22 @@ def test_every_model_is_tested_and_entered(made):
     for arm in found.arms:
         m = arm.metrics
         assert all(len(values) == 1 for values in m.values())
-        assert 0 < m["welch"][0] <= 1
-        assert 0 < m["permutation"][0] <= 1
-        assert m["conformal"][0] * 22 == pytest.approx(round(m["conformal"][0] * 22)) or arm.name == "control"
+        p = {test: value for test, (value,) in arm.p_values.items()}
+        assert 0 < p["welch"] <= 1
+        assert 0 < p["permutation"] <= 1
+        assert p["conformal"] * 22 == pytest.approx(round(p["conformal"] * 22)) or arm.name == "control"
         assert m["effect_low"][0] <= m["effect"][0] <= m["effect_high"][0]
         assert 60 < m["queries"][0] <= 60 * (1 + 2 * 3 * 20)
-        assert m["p_at_30"][0] == pytest.approx(m["welch"][0]) or arm.name == "control"
+        assert arm.over("revealed", "welch").at(30) == pytest.approx([p["welch"]]) or arm.name == "control"
         assert arm.budget
         assert len(arm.accuracy) == 1
-    rates = {name: values for name, values in found.arms[1].metrics.items() if name.startswith("false_positives")}
-    assert set(rates) == {f"false_positives_{name}" for name in ("welch", "conformal", "per_image", "released")}
+    rates = found.arms[1].false_positives
+    assert set(rates) == {"welch", "conformal", "per_image", "released"}
     # of 21 statistics only the largest can rank first among the 20 others and itself
-    assert rates["false_positives_conformal"][0] <= 100 / 21 + 1e-9
+    assert rates["conformal"][0] <= 100 / 21 + 1e-9
     assert found.arms[2].budget == {"victim_rows": 40, "steps": 50}
     content = json.loads((out / "result.json").read_text(), parse_constant=pytest.fail)
-    assert content["metrics"]["source_welch"]["values"] == found.arms[0].metrics["welch"]
+    assert content["metrics"]["source_welch"]["values"] == found.arms[0].p_values["welch"]
     notes = " ".join(found.notes)
     assert "80 private, 60 public and 40 other images" in notes
     assert "Seed 0: the victim is right on" in notes
@@ -114,14 +109,16 @@ def test_limits(limits):
     found, out = limits
     source, copy, forgetting = found.arms
     for arm in (source, copy):
-        assert {f"welch_overlap_{p}" for p in (0, 100)} <= set(arm.metrics)
-        assert arm.metrics["welch"] == arm.metrics["welch_overlap_0"]
-    assert source.metrics["effect_overlap_0"][0] > source.metrics["effect_overlap_100"][0]
-    assert {f"welch_after_{steps}" for steps in (0, 10, 30)} <= set(forgetting.metrics)
-    assert forgetting.metrics["effect_after_0"] == source.metrics["effect_overlap_0"]  # nothing has happened yet
-    assert forgetting.metrics["new_task_after_30"][0] > forgetting.metrics["new_task_after_0"][0]
-    assert set(threats.limits(found, "overlap")) == {"source", "distillation"}
-    assert threats.limits(found, "after")["forgetting"][0] == [0, 10, 30]
+        assert arm.over("overlap", "welch").x == (0.0, 100.0)
+        assert arm.p_values["welch"] == arm.over("overlap", "welch").at(0)
+    effect = source.over("overlap", "effect")
+    assert effect.at(0) > effect.at(100)
+    assert forgetting.over("forgetting", "welch").x == (0.0, 10.0, 30.0)
+    assert forgetting.over("forgetting", "effect").at(0) == effect.at(0)  # nothing has happened yet
+    new_task = forgetting.over("forgetting", "new_task")
+    assert new_task.at(30) > new_task.at(0)
+    assert set(views.limits(found, "overlap")) == {"source", "distillation"}
+    assert views.limits(found, "forgetting")["forgetting"][0] == [0, 10, 30]
     assert any("after 30 steps" in sentence for sentence in report.verdict(found))
     text = report.render(out).read_text()
     assert (out / "figures" / "limits.png").stat().st_size > 5000
@@ -130,7 +127,7 @@ def test_limits(limits):
 
 def test_report_of_threats(made):
     found, out = made
-    rows = threats.threats(found)
+    rows = views.threats(found)
     assert [row.arm.name for row in rows] == [arm.name for arm in found.arms]
     assert rows[0].stolen in ("0 of 1", "1 of 1")
     assert rows[1].stolen.endswith(" %")
@@ -140,7 +137,7 @@ def test_report_of_threats(made):
     text = report.render(out).read_text()
     assert "<h2>Threat models</h2>" in text
     assert rows[2].cells[2] in text
-    (axes,) = threats.p_value_curves(found).axes
+    (axes,) = views.p_value_curves(found).axes
     assert axes.get_xscale() == axes.get_yscale() == "log"
     assert len(axes.lines) == len(found.arms) + 1
     np.testing.assert_array_equal(axes.lines[-1].get_ydata(), [0.05, 0.05])
@@ -148,17 +145,19 @@ def test_report_of_threats(made):
 
 
 def test_words_of_p_values_take_the_median_and_never_say_zero(made):
-    found = dataclasses.replace(made[0], arms=[dataclasses.replace(made[0].arms[0])])
-    found.arms[0].metrics = {
-        "effect": [0.1, 0.5, 0.3], "welch": [1e-40, 0.5, 1e-9], "permutation": [0.01] * 3, "stolen": [100.0, 0.0, 100.0],
-        "queries": [10, 30, 20], "p_at_2": [0.5, 0.6, 0.7], "p_at_10": [1e-40, 0.0, 1e-40],
-    }  # fmt: skip
-    (row,) = threats.threats(found)
+    arm = dataclasses.replace(
+        made[0].arms[0],
+        metrics={"effect": [0.1, 0.5, 0.3], "stolen": [100.0, 0.0, 100.0], "queries": [10, 30, 20]},
+        trials=[Trial("welch", [1e-40, 0.5, 1e-9]), Trial("permutation", [0.01] * 3)],
+        series=[Series("welch", "revealed", (2.0, 10.0), [[0.5, 1e-40], [0.6, 0.0], [0.7, 1e-40]])],
+    )
+    found = dataclasses.replace(made[0], arms=[arm])
+    (row,) = views.threats(found)
     assert row.cells[1:] == ("+0.300", "1.0e-09", "0.010", "–", "2 of 3", "20")
-    assert threats.p_curves(found) == {"source": ([2, 10], [0.6, 1e-40])}
-    line = threats.p_value_curves(found).axes[0].lines[0]
+    assert views.p_curves(found) == {"source": ([2, 10], [0.6, 1e-40])}
+    line = views.p_value_curves(found).axes[0].lines[0]
     np.testing.assert_allclose(line.get_ydata(), [0.6, 1e-30])
-    assert "2 of 3" in threats.markdown([row])
+    assert "2 of 3" in views.threat_table(found).markdown()
 
 
 def test_parts_share_no_image_and_repetitions_are_left_out():
@@ -181,39 +180,11 @@ def test_parts_share_no_image_and_repetitions_are_left_out():
         cut(images, labels, (22, 15, 10), 3)
 
 
-def test_shares_are_disjoint_where_they_can_be():
-    rows = shares(100, 10, 10, 0)
-    assert len(np.unique(rows)) == 100
-    rows = shares(100, 11, 10, 0)
-    assert rows.shape == (11, 10)
-    assert all(len(np.unique(row)) == 10 for row in rows)
-    shared = [len(np.intersect1d(*pair)) / 50 for pair in itertools.combinations(shares(100, 8, 50, 0), 2)]
-    assert np.mean(shared) == pytest.approx(0.5, abs=0.05)
-    for size, share in ((51, "51%"), (100, "100%"), (101, "100%")):
-        with pytest.raises(InputError, match=f"any two would share {share} of their images; at least {2 * size}"):
-            shares(100, 2, size, 0)
-
-
-def test_independent_models_are_what_each_would_be_alone():
-    rng = np.random.default_rng(1)
-    images = jnp.asarray(rng.uniform(size=(3, 12, 4, 4, 1)), jnp.float32)
-    labels = jnp.asarray(rng.integers(0, 3, (3, 12)))
-    net = network("mlp_small", 3, (4, 4, 1))
-    keys = jax.random.split(jax.random.key(0), 3)
-    method = independent_models(net, images, labels, steps=5, batch_size=4, learning_rate=1e-2)
-    together = run(method, keys, 5, chunk=5).state
-    alone = training(
-        net, images[1], labels[1], loss=Partial(cross_entropy), optimizer=optimiser("adam", 1e-2, 5), batch_size=4
-    )
-    one = trained(net, run(alone, keys[1], 5, chunk=5).state)
-    np.testing.assert_allclose(member(net, together, 1)(images[0]), one(images[0]), atol=1e-5)
-    assert not np.allclose(member(net, together, 0)(images[0]), one(images[0]), atol=1e-2)
-
-
 def test_public_samples_overlap_as_told():
     numbers = lambda begin, count: (np.arange(begin, begin + count), np.arange(begin, begin + count))
+    settings = recipe("dataset-inference-limits").settings("digits", private=80, samples=40)
     stolen = Theft(
-        None, recipe("dataset-inference-limits").settings("digits", private=80, samples=40), 0,  # type: ignore[arg-type]
+        Run(types.SimpleNamespace(config=settings), 0),  # type: ignore[arg-type]
         Parts(numbers(0, 80), numbers(100, 40), numbers(200, 1), numbers(300, 1)), None,  # type: ignore[arg-type]
     )  # fmt: skip
     images, labels = inference_limits._overlapping(stolen, 25)
@@ -263,9 +234,9 @@ def test_synthetic_task_shows_theft_and_spares_the_innocent(tmp_path):
     )
     found = {arm.name: arm for arm in run_recipe(entry, config, out=tmp_path, progress=False, devices=1).arms}
     for name in ("source", "distillation", "different_architecture"):
-        assert found[name].metrics["welch"][0] < 1e-4, name
+        assert found[name].p_values["welch"][0] < 1e-4, name
         assert found[name].metrics["stolen"] == [100.0], name
     assert found["source"].accuracy[0] < 90
-    rates = found["control"].metrics
-    assert rates["false_positives_welch"][0] <= 25
-    assert rates["false_positives_released"][0] > rates["false_positives_per_image"][0]
+    rates = found["control"].false_positives
+    assert rates["welch"][0] <= 25
+    assert rates["released"][0] > rates["per_image"][0]

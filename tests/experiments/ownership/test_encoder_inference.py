@@ -11,8 +11,8 @@ from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.dataset_inference import DensitySettings
 from dfke_jax.experiments import recipe, run_recipe
 from dfke_jax.experiments.ownership import encoder_inference as module
+from dfke_jax.experiments.ownership import views
 from dfke_jax.experiments.ownership.thieves import cut
-from dfke_jax.report import threats
 
 RECIPES = ("encoder-inference",)
 TINY = {
@@ -50,20 +50,21 @@ def test_every_encoder_is_tested_and_entered(made):
         assert arm.budget
         assert m["queries"] == [120]
         assert m["effect_low"][0] <= m["effect"][0] <= m["effect_high"][0]
+        p = {test: value for test, (value,) in arm.p_values.items()}
         for name in ("welch", "permutation", "conformal", "welch_either", "permutation_either", "conformal_either"):
-            assert 0 < m[name][0] <= 1
+            assert 0 < p[name] <= 1
         if arm.role != "control":
-            assert m["conformal"][0] * 22 == pytest.approx(round(m["conformal"][0] * 22))
-            assert m["welch_either"][0] == pytest.approx(2 * min(m["welch"][0], 1 - m["welch"][0]))
-            assert m["p_at_40"][0] == pytest.approx(m["welch"][0])
+            assert p["conformal"] * 22 == pytest.approx(round(p["conformal"] * 22))
+            assert p["welch_either"] == pytest.approx(2 * min(p["welch"], 1 - p["welch"]))
+            assert arm.over("revealed", "welch").at(40) == pytest.approx([p["welch"]])
     by_name = {arm.name: arm for arm in found.arms}
     control = by_name["control"].metrics
     # of 21 statistics only the largest can rank first among the 20 others and itself
-    assert control["false_positives_conformal"][0] <= 100 / 21 + 1e-9
+    assert by_name["control"].false_positives["conformal"][0] <= 100 / 21 + 1e-9
     assert control["statistic_low"][0] < control["statistic"][0] < control["statistic_high"][0]
     assert by_name["stealing_mse"].budget == {"victim_rows": 60, "steps": 4}
     content = json.loads((out / "result.json").read_text(), parse_constant=pytest.fail)
-    assert content["metrics"]["source_welch"]["values"] == by_name["source"].metrics["welch"]
+    assert content["metrics"]["source_welch"]["values"] == by_name["source"].p_values["welch"]
     notes = " ".join(found.notes)
     assert "40 private images fit the density of each encoder, 40 others are tested against 40 public" in notes
     assert "they share images with one another" in notes
@@ -73,14 +74,14 @@ def test_every_encoder_is_tested_and_entered(made):
 @pytest.mark.slow
 def test_report_of_encoders(made):
     found, _ = made
-    rows = threats.threats(found)
+    rows = views.threats(found)
     assert [row.arm.name for row in rows] == [arm.name for arm in found.arms]
     sentences = report.verdict(found)
     assert "accused wrongly by the Welch test" in sentences[1]
     assert "in either direction" in sentences[0]
     assert "in either direction" in sentences[1]
-    assert set(threats.p_curves(found)) == {arm.name for arm in found.arms}
-    assert "linear probe" in threats.markdown(rows)
+    assert set(views.p_curves(found)) == {arm.name for arm in found.arms}
+    assert "linear probe" in views.threat_table(found).markdown()
 
 
 def test_images_of_different_purposes_are_different_images():

@@ -10,7 +10,7 @@ from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.experiments import recipe, recipes, run_recipe
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.extraction.attacks import ExtractionSettings
-from dfke_jax.experiments.watermarks import removal
+from dfke_jax.experiments.watermarks import removal_attacks
 from dfke_jax.experiments.watermarks.removal_extractions import EXTRACTIONS, Extractions
 from dfke_jax.extraction import CloneTraining, DFMESettings, DFMSSettings, PoolAttackSettings
 from dfke_jax.watermarking import EntangledSettings
@@ -56,12 +56,18 @@ EXTRACTED = {
 @pytest.mark.slow
 def test_recipe_runs_and_leaves_a_complete_result(tmp_path):
     found = complete("watermark-removal", tiny("watermark-removal", CHANGES), tmp_path, UNREAD, pictures=False)
+    arms = {arm.name: arm for arm in found.arms}
     named = {arm.name: arm.metrics for arm in found.arms}
     for scheme in CHANGES["schemes"]:
         assert {f"{scheme}.{attack}" for attack in CHANGES["attacks"]} <= set(named)
-    assert {"trigger_accuracy@0", "trigger_accuracy@6", "accuracy@6"} <= set(named["pretrained.rtal"])
-    assert {"trigger_accuracy@0.5", "accuracy@0.5"} <= set(named["pretrained.magnitude_pruning"])
-    assert {"trigger_accuracy@6", "other_accuracy"} <= set(named["pretrained.transfer_learning"])
+    for kind in ("accuracy", "trigger_accuracy"):
+        assert {0, 6} <= set(arms["pretrained.rtal"].over("steps", kind).x)
+        assert arms["pretrained.magnitude_pruning"].over("share", kind).x == (0.5,)
+    transferred = arms["pretrained.transfer_learning"]
+    assert 6 in transferred.over("steps", "trigger_accuracy").x
+    assert transferred.over("steps", "accuracy") is None
+    assert "other_accuracy" in transferred.metrics
+    assert transferred.factors == {"mark": "Backdoor in a trained network", "attack": "transfer learning"}
     assert {"anomaly", "flagged"} <= set(named["pretrained.neural_cleanse_patching"])
     pairs = {method.name: control for method, control in found.pairs()}
     control, marked = pairs["pretrained.rtal"], next(arm for arm in found.arms if arm.name == "pretrained")
@@ -87,7 +93,7 @@ def test_a_resumed_removal_run_repeats_no_attack(tmp_path, monkeypatch):
     settings = tiny("watermark-removal", {**CHANGES, "seeds": 1, "schemes": ("pretrained",), "attacks": attacks})
     arguments = {"progress": False, "devices": 1}
     whole = run_recipe(recipe("watermark-removal"), settings, out=tmp_path / "whole", **arguments)
-    monkeypatch.setattr(removal, "removal_matrix", counted)
+    monkeypatch.setattr(removal_attacks, "removal_matrix", counted)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(recipe("watermark-removal"), settings, out=tmp_path / "run", **arguments)
     assert made == ["half_precision", "quantisation", "input_filter"]

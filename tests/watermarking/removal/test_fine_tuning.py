@@ -15,10 +15,9 @@ from dfke_jax.nn.classifier import Classifier
 from dfke_jax.watermarking.removal import (
     TrainingSettings,
     Watch,
+    fine_tune,
     fine_tuned,
     fine_tuning,
-    ftal,
-    rtal,
 )
 from dfke_jax.watermarking.removal.fine_tuning import Still, _by_layer
 
@@ -106,7 +105,7 @@ def test_fresh_layer_follows_the_key_and_is_drawn_like_a_new_one(marked):
 def test_watching_changes_nothing_and_begins_at_the_fresh_layer(marked, matrix):
     watched = matrix["rtal"].removed
     key = jax.random.fold_in(KEY, zlib.crc32(b"rtal") & 0x7FFFFFFF)
-    alone = rtal(key, marked.network, marked.images, marked.labels, settings=SETTINGS)
+    alone = fine_tune("rtal", key, marked.network, marked.images, marked.labels, settings=SETTINGS)
     first, second = flat(watched.classifier), flat(alone.classifier)
     for name in first:  # chunks of another length are another program, whose rounding may differ
         np.testing.assert_allclose(first[name], second[name], rtol=1e-4, atol=1e-5)
@@ -166,7 +165,7 @@ def test_bad_input_is_refused_before_work(marked):
     with pytest.raises(InputError, match="no dense layer called 'head'"):
         fine_tuning(Classifier.create(Headless(), KEY, (8, 8, 1)), *good[1:], "ftal")
     with pytest.raises(InputError, match="at least one point"):
-        ftal(KEY, *good, watch=Watch(lambda _: {}, 0))
+        fine_tune("ftal", KEY, *good, watch=Watch(lambda _: {}, 0))
     for changes in ({"steps": 0}, {"learning_rate": 0.0}, {"momentum": 1.0}, {"weight_decay": -1.0}):
         with pytest.raises(InputError):
             TrainingSettings(**changes)

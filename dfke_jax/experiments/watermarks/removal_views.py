@@ -1,14 +1,15 @@
-"""Figures of watermark removal: the matrix of attacks, and what is left against the strength of an attack."""
+"""What results of watermark removal look like: the matrix of attacks, and what is left against an attack's strength."""
 
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
+from dfke_jax.display.drawing import COLOURS, GRID, INK, MUTED, SEEDS, new_figure, short, tidy
+from dfke_jax.display.numbers import mean_sd, spread
+from dfke_jax.display.tables import Table
 from dfke_jax.experiments.bench.result import Arm, Result
-from dfke_jax.report.drawing import COLOURS, GRID, INK, MUTED, SEEDS, new_figure, short, tidy
-from dfke_jax.report.markdown import github_table
-from dfke_jax.report.words import mean_sd, spread
+from dfke_jax.experiments.bench.views import View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,23 +19,27 @@ _MARKERS = "osD^v"
 
 
 def attacked(result: Result) -> dict[str, dict[str, Arm]]:
-    """Attack -> scheme -> arm, of arms called ``scheme.attack``; the unattacked marks are under ``none``."""
-    found: dict[str, dict[str, Arm]] = {}
-    for arm in result.arms:
-        if arm.role == "method" and arm.metrics.get(KEPT):
-            scheme, _, attack = arm.name.partition(".")
-            found.setdefault(attack or "none", {})[scheme] = arm
+    """Attack -> mark -> arm; the unattacked marks are under ``none``. Empty where no mark was attacked."""
+    found = _by_attack(result, "method")
     return found if len(found) > 1 else {}
 
 
 def unmarked(result: Result) -> dict[str, dict[str, Arm]]:
-    """Attack -> scheme -> the same attack on the network without a mark, asked that scheme's triggers; of clones alone."""
+    """Attack -> mark -> the same attack on the network without a mark, asked that mark's triggers; of clones alone."""
+    return _by_attack(result, "control")
+
+
+def _by_attack(result: Result, role: str) -> dict[str, dict[str, Arm]]:
     found: dict[str, dict[str, Arm]] = {}
     for arm in result.arms:
-        scheme, _, attack = arm.name.removesuffix("_control").partition(".")
-        if arm.role == "control" and attack and arm.metrics.get(KEPT):
-            found.setdefault(attack, {})[scheme] = arm
+        if arm.role == role and {"mark", "attack"} <= arm.factors.keys() and arm.metrics.get(KEPT):
+            found.setdefault(str(arm.factors["attack"]), {})[str(arm.factors["mark"])] = arm
     return found
+
+
+def _without_mark(result: Result) -> list[Arm]:
+    """Networks that were neither marked nor attacked, and asked triggers."""
+    return [arm for arm in result.arms if "attack" not in arm.factors and arm.metrics.get(KEPT)]
 
 
 def removal_matrix(result: Result) -> "Figure":
@@ -64,7 +69,7 @@ def removal_matrix(result: Result) -> "Figure":
                     axes.plot(*place_of, marker, color=colour, markerfacecolor="white", markersize=5, linestyle="none")
                 mean, sd = mean_sd(values)
                 axes.errorbar([mean], [row + offset], xerr=[sd or 0], color=colour, linewidth=1.2)
-                label = short(_label(result, scheme)) if row == 0 else None
+                label = short(scheme) if row == 0 else None
                 axes.plot([mean], [row + offset], marker, color=colour, markersize=5, linestyle="none", label=label)
                 axes.text(
                     1.02,
@@ -80,10 +85,10 @@ def removal_matrix(result: Result) -> "Figure":
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     right.set_xlim(-3, 103)
-    for arm in result.arms:
-        if arm.role == "control" and "." not in arm.name and arm.metrics.get(KEPT):
+    for arm in _without_mark(result):
+        if arm.role == "control":
             right.axvline(mean_sd(arm.metrics[KEPT])[0], color=COLOURS["control"], linewidth=1, linestyle=(0, (4, 3)))
-    left.set_yticks(range(len(table)), [attack.replace("_", " ") for attack in attacks], fontsize=8, color=INK)
+    left.set_yticks(range(len(table)), attacks, fontsize=8, color=INK)
     left.set_ylim(len(table) - 0.5, -0.5)
     handles, labels = left.get_legend_handles_labels()
     if innocent:
@@ -95,36 +100,40 @@ def removal_matrix(result: Result) -> "Figure":
     return figure
 
 
-def removal_table(result: Result) -> str:
-    """A GitHub table with a row per attack: clean and trigger accuracy of every scheme; first, networks without a mark. Below a
-    clone stands that of the network without a mark."""
+def removal_table(result: Result) -> Table:
+    """A row per attack: clean and trigger accuracy of every mark; first, networks without a mark. Below a clone stands
+    that of the network without a mark."""
     table, innocent = attacked(result), unmarked(result)
     schemes = list(dict.fromkeys(scheme for arms in table.values() for scheme in arms))
-    names = [_label(result, scheme) for scheme in schemes]
-    head = ["attack", *(f"{name}: {what} %" for name in names for what in ("clean", "triggers"))]
+    head = ["attack", *(f"{scheme}: {what} %" for scheme in schemes for what in ("clean", "triggers"))]
     rows = []
-    for arm in result.arms:
-        if arm.role in ("control", "anchor") and "." not in arm.name and arm.metrics.get(KEPT):
+    for arm in _without_mark(result):
+        if arm.role in ("control", "anchor"):
             both = [spread(arm.accuracy, 2), spread(arm.metrics[KEPT], 1)]
             rows.append([arm.label, *both * len(schemes)])
     for attack, arms in table.items():
-        name = attack.replace("_", " ")
-        for head_cell, of in ((name, arms), (f"{name}, network without a mark", innocent.get(attack, {}))):
-            cells = [head_cell]
+        without = innocent.get(attack, {})
+        for first, of in ((attack, arms), (f"{attack}, network without a mark", without)):
+            cells = [first]
             for scheme in schemes:
                 found = of.get(scheme)
                 cells += ["–", "–"] if found is None else [spread(found.accuracy, 2), spread(found.metrics[KEPT], 1)]
             rows += [cells] if of else []
-    return github_table(head, rows)
+    return Table(head, rows)
 
 
 def graded(result: Result) -> dict[str, dict[str, Arm]]:
     """Those of `attacked` that were looked at in several strengths."""
-    return {
-        attack: arms
-        for attack, arms in attacked(result).items()
-        if any(name.startswith(f"{KEPT}@") for arm in arms.values() for name in arm.metrics)
-    }
+    return {attack: arms for attack, arms in attacked(result).items() if any(map(_strengths, arms.values()))}
+
+
+_STRENGTH = {"steps": "training steps", "share": "share pruned", "bits": "bits"}
+"""What an attack's strength may be: factor of a series -> in words."""
+
+
+def _strengths(arm: Arm) -> str:
+    """What the strength of the attack is; empty where it was tried in one alone."""
+    return next((over for over in _STRENGTH if arm.over(over, KEPT)), "")
 
 
 def removal_curves(result: Result) -> "Figure":
@@ -150,18 +159,19 @@ def removal_curves(result: Result) -> "Figure":
                 low = [mean - sd for mean, sd in zip(means, deviations, strict=True)]
                 high = [mean + sd for mean, sd in zip(means, deviations, strict=True)]
                 axes.fill_between(strengths, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.set_title(short(attack.replace("_", " ")), fontsize=9, color=INK, loc="left")
+        axes.set_title(short(attack), fontsize=9, color=INK, loc="left")
         axes.set_ylim(-3, 103)
         tidy(axes)
         axes.grid(axis="y", color=GRID, linewidth=0.6)
-        axes.set_xlabel(_strength(attack), fontsize=7.5, color=MUTED)
-        if attack == "quantisation":
+        over = next(filter(None, map(_strengths, arms.values())))
+        axes.set_xlabel(_STRENGTH[over], fontsize=7.5, color=MUTED)
+        if over == "bits":
             axes.invert_xaxis()
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=SEEDS[i % len(SEEDS)], linewidth=1.6) for i in range(len(schemes))]
     handles += [Line2D([], [], color=MUTED, linestyle=style, linewidth=1.3) for style in ("-", "--")]
-    names = [short(_label(result, scheme)) for scheme in schemes]
+    names = [short(scheme) for scheme in schemes]
     figure.legend(
         handles,
         [*names, "trigger accuracy", "clean accuracy"],
@@ -175,28 +185,42 @@ def removal_curves(result: Result) -> "Figure":
 
 
 def curve(arm: Arm, kind: str) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
-    """Strengths, means and deviations over seeds of the metrics ``KIND@STRENGTH``, by rising strength."""
-    points = sorted(
-        (float(name.partition("@")[2]), *mean_sd(values))
-        for name, values in arm.metrics.items()
-        if name.startswith(f"{kind}@")
-    )
-    return [p[0] for p in points], [p[1] for p in points], [p[2] or 0.0 for p in points]
+    """Strengths, means and deviations over seeds of ``accuracy`` or ``trigger_accuracy``, by rising strength."""
+    series = arm.over(_strengths(arm), kind)
+    if series is None:
+        return [], [], []
+    pairs = [mean_sd(series.at(x)) for x in series.x]
+    return list(series.x), [mean for mean, _ in pairs], [sd or 0.0 for _, sd in pairs]
 
 
 def _measured(arm: Arm, kind: str) -> list[float]:
     return arm.accuracy if kind == "accuracy" else arm.metrics[KEPT]
 
 
-def _label(result: Result, scheme: str) -> str:
-    """The label of a scheme's unattacked arm, else its name."""
-    return next((arm.label for arm in result.arms if arm.name == scheme), scheme)
+MATRIX = View(
+    "matrix",
+    "What is left of the marks",
+    holds=lambda result: bool(attacked(result)),
+    table=removal_table,
+    figure=removal_matrix,
+    caption="Bars: standard deviation over seeds. Dashed: the network without a mark; hollow: its clones.",
+    leads=True,
+)
+STRENGTH = View(
+    "strength",
+    "Against the strength of the attack",
+    holds=lambda result: bool(graded(result)),
+    figure=removal_curves,
+)
 
-
-def _strength(attack: str) -> str:
-    if attack.endswith("pruning") and attack != "fine_pruning":
-        return "share pruned"
-    return "bits" if attack == "quantisation" else "training steps"
-
-
-__all__ = ["attacked", "curve", "graded", "removal_curves", "removal_matrix", "removal_table", "unmarked"]
+__all__ = [
+    "MATRIX",
+    "STRENGTH",
+    "attacked",
+    "curve",
+    "graded",
+    "removal_curves",
+    "removal_matrix",
+    "removal_table",
+    "unmarked",
+]

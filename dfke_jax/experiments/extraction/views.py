@@ -1,15 +1,13 @@
-"""Results of extraction as series over queries and as a table of defences, for figures and tables alike."""
+"""What results of extraction look like: accuracy against queries, and a table of defences."""
 
 import collections
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.bench.result import BEHIND, Arm, Result
-from dfke_jax.report.drawing import (
+from dfke_jax.display.drawing import (
     COLOURS,
     GRID,
     INK,
@@ -23,14 +21,13 @@ from dfke_jax.report.drawing import (
     short,
     tidy,
 )
-from dfke_jax.report.markdown import github_table
-from dfke_jax.report.words import mean_sd, published_here, spread
+from dfke_jax.display.numbers import mean_sd, spread
+from dfke_jax.display.tables import Table
+from dfke_jax.experiments.bench.result import Arm, Result
+from dfke_jax.experiments.bench.views import Together, View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_AT = re.compile(r"(.+)_(\d+)")
-_ON_THE_WAY = re.compile(r"accuracy_at_(\d+)")
 
 
 class Point(NamedTuple):
@@ -60,22 +57,20 @@ class Line(NamedTuple):
 def query_lines(result: Result) -> list[Line]:
     """The attacks of a result, each over the budgets that it was run with; empty for other recipes.
 
-    Arms are those named ``{attack}_{budget}`` and ``{attack}_{budget}_control`` that say how many rows they asked.
+    Arms are those with the factors ``attack`` and ``queries`` that say how many rows they asked.
     """
     lines: dict[str, Line] = {}
     for arm in result.arms:
-        name = arm.name.removesuffix("_control")
-        match = _AT.fullmatch(name)
-        if match is None or BEHIND in arm.name or "victim_rows" not in arm.budget or not arm.accuracy:
+        if not {"attack", "queries"} <= arm.factors.keys() or "victim_rows" not in arm.budget or not arm.accuracy:
             continue
-        label = arm.label.removesuffix(f", {int(match[2]):,} queries")
-        line = lines.setdefault(match[1], Line(label, [], [], [], []))
-        point = Point(int(match[2]), arm.budget["victim_rows"], arm.accuracy, arm)
+        attack, budget = str(arm.factors["attack"]), int(arm.factors["queries"])
+        line = lines.setdefault(attack, Line(attack, [], [], [], []))
+        point = Point(budget, arm.budget["victim_rows"], arm.accuracy, arm)
         (line.control if arm.role == "control" else line.method).append(point)
-    for figure in published_here(result):
-        match = _AT.fullmatch(figure.arm)
-        if match and match[1] in lines:
-            lines[match[1]].published.append(Point(int(match[2]), int(match[2]), [figure.value]))
+    for figure in result.published_here:
+        attack, budget = figure.factors.get("attack"), int(figure.factors.get("queries", 0))
+        if attack in lines:
+            lines[str(attack)].published.append(Point(budget, budget, [figure.value]))
     for line in lines.values():
         for points in line[1:]:
             points.sort()
@@ -84,8 +79,8 @@ def query_lines(result: Result) -> list[Line]:
 
 
 def _progress(arm: Arm | None) -> list[Point]:
-    found = {} if arm is None else {_ON_THE_WAY.fullmatch(name): values for name, values in arm.metrics.items()}
-    return sorted(Point(int(match[1]), int(match[1]), values) for match, values in found.items() if match)
+    found = arm and arm.over("queries", "accuracy")
+    return [Point(int(rows), int(rows), found.at(rows)) for rows in found.x] if found else []
 
 
 QUERY_COLUMNS = (
@@ -123,16 +118,22 @@ def query_cells(line: Line) -> list[list[str]]:
     return rows
 
 
-def queries_table(results: Sequence[Result]) -> str:
-    """A GitHub table with one row per attack and budget: what was asked, what the clone reached, its control."""
-    head = ("data set", "attack", *QUERY_COLUMNS)
-    rows = [
-        (result.dataset, line.label, *cells)
-        for result in results
-        for line in query_lines(result)
-        for cells in query_cells(line)
-    ]
-    return github_table(head, rows, left=(0, 1))
+def query_table(result: Result) -> Table:
+    """A row per attack and budget: what was asked, what the clone reached, its control."""
+    rows = [(line.label, *cells) for line in query_lines(result) for cells in query_cells(line)]
+    return Table(("attack", *QUERY_COLUMNS), rows, notes=(_QUERY_WORDS,))
+
+
+def queries_table(results: Sequence[Result]) -> Table:
+    """The same of several results, with their data sets."""
+    rows = [(result.dataset, *row) for result in results for row in query_table(result).rows]
+    return Table(("data set", "attack", *QUERY_COLUMNS), rows, left=(0, 1))
+
+
+_QUERY_WORDS = (
+    "Rows asked are counted by the ledger. Fidelity: share of test images on which clone and victim agree. Transfer: share "
+    "of the victim's right answers that FGSM examples made on the clone turn wrong."
+)
 
 
 class Cell(NamedTuple):
@@ -149,7 +150,7 @@ class Cell(NamedTuple):
     answers_l1: list[float]
 
 
-class DefenceTable(NamedTuple):
+class Defended(NamedTuple):
     """Defences and attacks by their labels, in the order of the result, and a cell for every pair that was run."""
 
     defences: tuple[str, ...]
@@ -157,25 +158,24 @@ class DefenceTable(NamedTuple):
     cells: dict[tuple[str, str], Cell]
 
 
-def defence_table(result: Result) -> DefenceTable:
+def defended(result: Result) -> Defended:
     """The cells of a result of the recipe of defences; empty for others."""
     cells = {}
     for arm in result.arms:
-        if BEHIND in arm.name and arm.accuracy:
-            attack, _, defence = arm.label.partition(" behind ")
-            cells[defence, attack] = Cell(
+        if "defence" in arm.factors and arm.accuracy:
+            cells[str(arm.factors["defence"]), str(arm.factors["attack"])] = Cell(
                 arm.agreement, arm.accuracy, arm.metrics.get("answers_accuracy", []), arm.metrics.get("answers_l1", [])
             )
-    return DefenceTable(
+    return Defended(
         tuple(dict.fromkeys(defence for defence, _ in cells)),
         tuple(dict.fromkeys(attack for _, attack in cells)),
         cells,
     )
 
 
-def defences_table(result: Result) -> str:
-    """A GitHub table with a row per defence: fidelity of every attack's clone, and what the defence costs honest users."""
-    table = defence_table(result)
+def defences_table(result: Result) -> Table:
+    """A row per defence: fidelity of every attack's clone, and what the defence costs honest users."""
+    table = defended(result)
     head = ["defence", *(f"{attack}: fidelity %" for attack in table.attacks), "answers' accuracy %", "L1 distance"]
     rows = []
     for defence in table.defences:
@@ -184,7 +184,7 @@ def defences_table(result: Result) -> str:
         words = [defence, *("–" if cell is None else spread(cell.fidelity) for cell in cells)]
         words += [spread(own.answers_accuracy), spread(own.answers_l1, 3)]
         rows.append(words)
-    return github_table(head, rows)
+    return Table(head, rows)
 
 
 def _told_apart(found: Sequence[tuple[Line, Result]]) -> list[Line]:
@@ -278,7 +278,7 @@ def defences(result: Result) -> "Figure":
     Raises:
       InputError: when no arm stands behind a defence.
     """
-    table = defence_table(result)
+    table = defended(result)
     if not table.cells:
         raise InputError("there is no attack behind a defence to draw")
     rows, columns = list(table.defences), list(table.attacks)
@@ -308,17 +308,37 @@ def defences(result: Result) -> "Figure":
     return figure
 
 
+QUERIES = View(
+    "queries",
+    "Accuracy against queries",
+    holds=lambda result: bool(query_lines(result)),
+    table=query_table,
+    figure=lambda result: queries([result]),
+    subject=False,
+    together=Together("Extraction from", "accuracy against queries", queries_table, queries),
+)
+DEFENCES = View(
+    "defences",
+    "Attacks behind defences",
+    holds=lambda result: bool(defended(result).cells),
+    table=defences_table,
+    figure=defences,
+    leads=True,
+)
+
 __all__ = [
-    "QUERY_COLUMNS",
+    "DEFENCES",
+    "QUERIES",
     "Cell",
-    "DefenceTable",
+    "Defended",
     "Line",
     "Point",
-    "defence_table",
     "defences",
     "defences_table",
+    "defended",
     "queries",
     "queries_table",
     "query_cells",
     "query_lines",
+    "query_table",
 ]

@@ -1,13 +1,14 @@
-"""Results of watermarks under extraction: what a copy inherits, as a figure over seeds and as a table."""
+"""What results of watermarks under extraction look like: what a copy inherits, over seeds and as a table."""
 
 import statistics
 from typing import TYPE_CHECKING
 
 from dfke_jax.core.errors import InputError
+from dfke_jax.display.drawing import COLOURS, GRID, INK, MUTED, new_figure, tidy
+from dfke_jax.display.numbers import mean_sd, spread
+from dfke_jax.display.tables import Table
 from dfke_jax.experiments.bench.result import Arm, Result
-from dfke_jax.report.drawing import COLOURS, GRID, INK, MUTED, new_figure, tidy
-from dfke_jax.report.markdown import github_table
-from dfke_jax.report.words import mean_sd, published_here, spread
+from dfke_jax.experiments.bench.views import View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,8 +48,8 @@ def success(result: Result) -> "Figure":
     return figure
 
 
-def inheritance_table(result: Result) -> str:
-    """A GitHub table with a row per network: accuracy, success on the triggers and that of every seed, what of it is beyond the
+def inheritance_table(result: Result) -> Table:
+    """A row per network: accuracy, success on the triggers and that of every seed, what of it is beyond the
     mean false rate of clean networks on the same triggers (seed by seed), the highest false rate of any, and the median of the
     triggers that a claim asks; below it what was published."""
     rows = []
@@ -71,11 +72,20 @@ def inheritance_table(result: Result) -> str:
         "triggers for a claim (median)",
     )  # fmt: skip
     published = [
-        f"\nPublished for the copies ({figure.source}, {figure.provenance}): {figure.note}.\n"
-        for figure in published_here(result)
+        f"Published for the copies ({figure.source}, {figure.provenance}): {figure.note}."
+        for figure in result.published_here
         if figure.note
     ]
-    return github_table(head, rows) + "".join(published)
+    return Table(head, rows, notes=published)
 
 
-__all__ = ["inheritance_table", "marked", "success"]
+SUCCESSES = View(
+    "success",
+    "Success on the triggers",
+    holds=lambda result: bool(marked(result)),
+    table=inheritance_table,
+    figure=success,
+    caption="A dot per seed, a line at the mean.",
+)
+
+__all__ = ["SUCCESSES", "inheritance_table", "marked", "success"]

@@ -1,6 +1,5 @@
-"""Results of dataset inference: p-values, which are neither averaged nor rounded to nothing, in words and tables."""
+"""What results of dataset inference look like: p-values, which are neither averaged nor rounded to nothing."""
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -8,15 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.experiments.bench.result import Arm, Result
-from dfke_jax.report.drawing import COLOURS, GRID, INK, MARKS, MUTED, SEEDS, new_figure, short, tidy
-from dfke_jax.report.markdown import github_table
+from dfke_jax.display.drawing import COLOURS, GRID, INK, MARKS, MUTED, SEEDS, new_figure, short, tidy
+from dfke_jax.display.tables import Table
+from dfke_jax.experiments.bench.result import Arm, Result, Series
+from dfke_jax.experiments.bench.views import View
 
 if TYPE_CHECKING:
-    import rich.table
     from matplotlib.figure import Figure
 
-_CURVE = re.compile(r"p_at_(\d+)")
 HEAD = ("model", "accuracy %", "effect", "Welch p", "permutation p", "conformal p", "found stolen", "queries")
 _NARROW = ("model", "acc. %", "effect", "Welch p", "perm. p", "conf. p", "stolen", "queries")
 ABOUT = (
@@ -61,43 +59,35 @@ def threats(result: Result) -> list[Threat]:
     """The arms that were put to the test; none for other recipes."""
     rows = []
     for arm in result.arms:
-        if "welch" not in arm.metrics:
+        if not arm.trials:
             continue
-        middle = {name: statistics.median(values) for name, values in arm.metrics.items()}
         found = arm.metrics["stolen"]
         stolen = (
             f"{statistics.mean(found):.1f} %"
             if arm.role == "control"
             else f"{sum(v > 0 for v in found)} of {len(found)}"
         )
-        p_values = {name: middle[name] for name in ("welch", "permutation", "conformal") if name in middle}
+        p_values = {test: statistics.median(values) for test, values in arm.p_values.items()}
         accuracy = statistics.mean(arm.accuracy) if arm.accuracy else None
-        rows.append(Threat(arm, accuracy, middle["effect"], p_values, stolen, round(middle["queries"])))
+        effect, queries = (statistics.median(arm.metrics[name]) for name in ("effect", "queries"))
+        rows.append(Threat(arm, accuracy, effect, p_values, stolen, round(queries)))
     return rows
 
 
 def p_curves(result: Result) -> dict[str, tuple[list[int], list[float]]]:
     """By arm: samples revealed, and the p-value of a test with so many (median over choices, then over seeds)."""
-    return {arm.name: found for arm in result.arms if len((found := _series(arm, _CURVE))[0]) > 1}
+    curves = {arm.name: arm.over("revealed", "welch") for arm in result.arms}
+    return {name: _medians(series) for name, series in curves.items() if series and len(series.x) > 1}
 
 
-def limits(result: Result, kind: str) -> dict[str, tuple[list[int], list[float]]]:
-    """By arm: per cent of ``overlap`` or steps ``after`` which it was tested, and the Welch p-value there."""
-    found = {}
-    for arm in result.arms:
-        points, values = _series(arm, re.compile(rf"welch_{kind}_(\d+)"))
-        if points:
-            found[arm.name] = (points, values)
-    return found
+def limits(result: Result, over: str) -> dict[str, tuple[list[int], list[float]]]:
+    """By arm: per cent of ``overlap`` or steps of ``forgetting`` at which it was tested, and the Welch p-value there."""
+    curves = {arm.name: arm.over(over, "welch") for arm in result.arms}
+    return {name: _medians(series) for name, series in curves.items() if series}
 
 
-def _series(arm: Arm, pattern: re.Pattern) -> tuple[list[int], list[float]]:
-    found = sorted(
-        (int(match[1]), statistics.median(values))
-        for name, values in arm.metrics.items()
-        if (match := pattern.fullmatch(name))
-    )
-    return [point for point, _ in found], [value for _, value in found]
+def _medians(series: Series) -> tuple[list[int], list[float]]:
+    return [int(x) for x in series.x], [statistics.median(series.at(x)) for x in series.x]
 
 
 def alpha(result: Result) -> float:
@@ -118,11 +108,7 @@ def sentences(result: Result) -> list[str]:
     for row in threats(result):
         arm, p = row.arm, row.p_values
         if arm.role == "control":
-            rates = {
-                name: statistics.mean(arm.metrics[f"false_positives_{name}"])
-                for name in _RULES
-                if f"false_positives_{name}" in arm.metrics
-            }
+            rates = {test: statistics.mean(arm.false_positives[test]) for test in _RULES if test in arm.false_positives}
             listed = ", ".join(f"{_RULES[name]} {rate:.1f} %" for name, rate in rates.items())
             said.append(f"{arm.label} on {result.dataset} at {alpha(result):g}: accused wrongly by {listed}.")
         elif overlap := _limit_words(arm):
@@ -140,7 +126,7 @@ def _either(arm: Arm) -> str:
     if "stolen_either" not in arm.metrics:
         return ""
     found = arm.metrics["stolen_either"]
-    p = {name: p_text(statistics.median(arm.metrics[f"{name}_either"])) for name in ("welch", "conformal")}
+    p = {test: p_text(statistics.median(arm.p_values[f"{test}_either"])) for test in ("welch", "conformal")}
     return (
         f"; in either direction Welch p = {p['welch']}, conformal p = {p['conformal']}, found on "
         f"{sum(v > 0 for v in found)} of {len(found)} seeds"
@@ -154,42 +140,25 @@ _RULES = {
     "welch_either": "the Welch test in either direction",
     "conformal_either": "the conformal rule in either direction",
 }
-_WORDS = {"overlap": ("at an overlap of", " %"), "after": ("after", " steps")}
+_WORDS = {"overlap": ("at an overlap of", " %"), "forgetting": ("after", " steps")}
 
 
 def _limit_words(arm: Arm) -> list[str]:
     said = []
-    for kind, (before, unit) in _WORDS.items():
-        points, values = _series(arm, re.compile(rf"welch_{kind}_(\d+)"))
-        if points:
+    for over, (before, unit) in _WORDS.items():
+        if series := arm.over(over, "welch"):
             listed = ", ".join(
-                f"{p_text(value)} {before} {point}{unit}" for point, value in zip(points, values, strict=True)
+                f"{p_text(value)} {before} {point}{unit}" for point, value in zip(*_medians(series), strict=True)
             )
             said.append(f"{arm.label}: Welch p = {listed}.")
     return said
 
 
-def table(rows: Sequence[Threat], title: str) -> "rich.table.Table":
-    """For the terminal."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    view = Table(
-        title=escape(title), caption=ABOUT, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left",
-        title_style="bold", padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
-    view.add_column(_NARROW[0])
-    for name in _NARROW[1:]:
-        view.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        view.add_row(escape(row.arm.label), *row.cells, style="bold" if row.arm.role == "teacher" else "")
-    return view
-
-
-def markdown(rows: Sequence[Threat]) -> str:
-    """A GitHub table, and what its columns are."""
-    return f"{github_table(HEAD, [(row.arm.label, *row.cells) for row in rows])}\n{ABOUT}\n"
+def threat_table(result: Result) -> Table:
+    """A row per model that was put to the test, and what the columns are."""
+    rows = threats(result)
+    cells = [(row.arm.label, *row.cells) for row in rows]
+    return Table(HEAD, cells, notes=(ABOUT,), roles=[row.arm.role for row in rows], narrow=_NARROW)
 
 
 SMALLEST = 1e-30
@@ -216,7 +185,7 @@ def p_value_limits(result: Result) -> "Figure":
     """Dataset inference: p-value against the overlap of public samples, and against fine-tuning on a new task."""
     panels = [
         (limits(result, "overlap"), "% of public samples that the victim was trained on"),
-        (limits(result, "after"), "steps of fine-tuning on a new task"),
+        (limits(result, "forgetting"), "steps of fine-tuning on a new task"),
     ]
     panels = [panel for panel in panels if panel[0]]
     if not panels:
@@ -260,18 +229,42 @@ def _p_lines(axes, result: Result, found: Mapping[str, tuple[Sequence[int], Sequ
     tidy(axes)
 
 
+THREATS = View(
+    "threats",
+    "Threat models",
+    holds=lambda result: bool(threats(result)),
+    table=threat_table,
+    sentences=sentences,
+)
+P_VALUES = View(
+    "p-values",
+    "p-value against revealed samples",
+    holds=lambda result: bool(p_curves(result)),
+    figure=p_value_curves,
+    caption="Median over random choices of the samples, and over seeds.",
+)
+LIMITS = View(
+    "limits",
+    "The two limits",
+    holds=lambda result: any(limits(result, over) for over in ("overlap", "forgetting")),
+    figure=p_value_limits,
+    caption="Median over seeds.",
+)
+
 __all__ = [
     "ABOUT",
     "HEAD",
+    "LIMITS",
+    "P_VALUES",
+    "THREATS",
     "Threat",
     "alpha",
     "limits",
-    "markdown",
     "p_curves",
     "p_text",
     "p_value_curves",
     "p_value_limits",
     "sentences",
-    "table",
+    "threat_table",
     "threats",
 ]

@@ -4,7 +4,7 @@ import pytest
 
 from dfke_jax.core import InputError
 from dfke_jax.experiments.bench.result import Arm, Published, Result
-from dfke_jax.report.inheritance import inheritance_table, marked, success
+from dfke_jax.experiments.watermarks.inheritance_views import inheritance_table, marked, success
 
 
 def made(*arms):
@@ -31,7 +31,7 @@ def test_the_figure_has_every_seed_the_mean_and_the_highest_false_rate(tmp_path)
 
 
 def test_the_table():
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in inheritance_table(made(CLEAN, COPY, PLAIN)).splitlines()]  # fmt: skip
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in inheritance_table(made(CLEAN, COPY, PLAIN)).markdown().splitlines()]  # fmt: skip
     assert lines[2] == ["**Copy**", "97.00 ± 1.00", "50.0 ± 40.0", "10.0, 90.0, 50.0", "48.0 ± 39.0", "6.0", "12"]
     assert lines[3] == ["Plain", "97.50 ± 0.00", "2.0 ± 1.0", "1.0, 2.0, 3.0", "–", "–", "–"]
     assert len(lines) == 4
@@ -40,8 +40,10 @@ def test_the_table():
 def test_what_was_published_stands_below():
     result = made(COPY)
     result.published = [Published("extracted", "digits", 98.9, "Somebody 2021", "recalled", "success is 65.7 %")]
-    assert inheritance_table(result).endswith(
-        "\nPublished for the copies (Somebody 2021, recalled): success is 65.7 %.\n"
+    assert (
+        inheritance_table(result)
+        .markdown()
+        .endswith("\nPublished for the copies (Somebody 2021, recalled): success is 65.7 %.\n")
     )
 
 

@@ -5,30 +5,41 @@ import json
 import pytest
 
 from dfke_jax.core import InputError
-from dfke_jax.experiments.bench.result import Arm, Result
+from dfke_jax.display.tables import github_table
+from dfke_jax.experiments.bench.result import Arm, Result, Series
+from dfke_jax.experiments.watermarks.removal_views import (
+    attacked,
+    curve,
+    removal_curves,
+    removal_matrix,
+    removal_table,
+    unmarked,
+)
 from dfke_jax.report import results_page
-from dfke_jax.report.markdown import github_table
-from dfke_jax.report.removal import attacked, curve, removal_curves, removal_matrix, removal_table, unmarked
 
-STEPS = {f"{kind}@{steps}": [50.0 + steps, 60.0 + steps] for kind in ("accuracy", "trigger_accuracy") for steps in (30, 0, 10)}  # fmt: skip
+STEPS = [
+    Series(kind, "steps", (0.0, 10.0, 30.0), [[first + steps for steps in (0.0, 10.0, 30.0)] for first in (50.0, 60.0)])
+    for kind in ("accuracy", "trigger_accuracy")
+]
+TRAINED = "In a trained network"
 
 
 def made(*arms):
     return Result("watermark-removal", "T", "digits", {}, [0, 1], list(arms), [], {}, {})
 
 
-MARK = Arm("pretrained", "In a trained network", "method", [97.0, 98.0], [99.0, 99.0], {}, {"trigger_accuracy": [100.0, 100.0]})  # fmt: skip
-FTAL = Arm("pretrained.ftal", "FTAL", "method", [96.0, 97.0], [98.0, 99.0], {}, {"trigger_accuracy": [80.0, 90.0], **STEPS})  # fmt: skip
-PRUNED = Arm("pretrained.magnitude_pruning", "P", "method", [90.0, 91.0], [92.0, 93.0], {}, {"trigger_accuracy": [70.0, 75.0]})  # fmt: skip
+MARK = Arm("pretrained", "In a trained network", "method", [97.0, 98.0], [99.0, 99.0], {}, {"trigger_accuracy": [100.0, 100.0]}, factors={"mark": TRAINED, "attack": "none"})  # fmt: skip
+FTAL = Arm("pretrained.ftal", "FTAL", "method", [96.0, 97.0], [98.0, 99.0], {}, {"trigger_accuracy": [80.0, 90.0]}, factors={"mark": TRAINED, "attack": "ftal"}, series=STEPS)  # fmt: skip
+PRUNED = Arm("pretrained.magnitude_pruning", "P", "method", [90.0, 91.0], [92.0, 93.0], {}, {"trigger_accuracy": [70.0, 75.0]}, factors={"mark": TRAINED, "attack": "magnitude pruning"})  # fmt: skip
 CONTROL = Arm("control", "No mark", "control", [97.0, 97.5], [100.0, 100.0], {}, {"trigger_accuracy": [10.0, 12.0]})
 
 
 def test_arms_are_sorted_into_attacks_and_schemes():
     found = attacked(made(CONTROL, MARK, FTAL, PRUNED))
     assert {attack: list(arms) for attack, arms in found.items()} == {
-        "none": ["pretrained"],
-        "ftal": ["pretrained"],
-        "magnitude_pruning": ["pretrained"],
+        "none": [TRAINED],
+        "ftal": [TRAINED],
+        "magnitude pruning": [TRAINED],
     }
     assert attacked(made(CONTROL, Arm("m", "M", "method", [1.0], [1.0]))) == {}
 
@@ -59,7 +70,9 @@ def test_cells_do_not_break_a_table():
 
 
 def test_the_table_of_attacks():
-    lines = [line.strip("|").split("|") for line in removal_table(made(CONTROL, MARK, FTAL, PRUNED)).splitlines()]
+    lines = [
+        line.strip("|").split("|") for line in removal_table(made(CONTROL, MARK, FTAL, PRUNED)).markdown().splitlines()
+    ]
     assert [cell.strip() for cell in lines[0]] == ["attack", "In a trained network: clean %", "In a trained network: triggers %"]  # fmt: skip
     assert [[cell.strip() for cell in line] for line in lines[2:]] == [
         ["No mark", "97.25 ± 0.35", "11.0 ± 1.4"],
@@ -70,11 +83,21 @@ def test_the_table_of_attacks():
 
 
 def test_a_clone_stands_beside_that_of_the_network_without_a_mark(tmp_path):
-    clone = Arm("pretrained.dfme", "C", "method", [80.0, 82.0], [85.0, 86.0], {}, {"trigger_accuracy": [40.0, 42.0]})
-    innocent = Arm("pretrained.dfme_control", "U", "control", [81.0, 83.0], [85.0, 86.0], {}, {"trigger_accuracy": [9.0, 11.0]})  # fmt: skip
+    dfme = {"mark": TRAINED, "attack": "dfme"}
+    clone = Arm(
+        "pretrained.dfme",
+        "C",
+        "method",
+        [80.0, 82.0],
+        [85.0, 86.0],
+        {},
+        {"trigger_accuracy": [40.0, 42.0]},
+        factors=dfme,
+    )
+    innocent = Arm("pretrained.dfme_control", "U", "control", [81.0, 83.0], [85.0, 86.0], {}, {"trigger_accuracy": [9.0, 11.0]}, factors=dfme)  # fmt: skip
     result = made(CONTROL, MARK, FTAL, clone, innocent)
-    assert unmarked(result) == {"dfme": {"pretrained": innocent}}
-    lines = [line.strip("|").split("|") for line in removal_table(result).splitlines()]
+    assert unmarked(result) == {"dfme": {TRAINED: innocent}}
+    lines = [line.strip("|").split("|") for line in removal_table(result).markdown().splitlines()]
     assert [[cell.strip() for cell in line] for line in lines[2:]] == [
         ["No mark", "97.25 ± 0.35", "11.0 ± 1.4"],
         ["none", "97.50 ± 0.71", "100.0 ± 0.0"],
