@@ -40,7 +40,7 @@ class Averages(NamedTuple):
 
 def no_averages(teacher: WhiteBox) -> Averages:
     """Averages of no batch."""
-    if not teacher.has_normalisation:
+    if teacher.lacks("moments"):
         return Averages((), (), jnp.zeros((), jnp.int32))
     images = jax.ShapeDtypeStruct((2, *teacher.input_shape), jnp.float32)
     moments = jax.eval_shape(lambda images: teacher.observe(images, moments=True).moments, images)
