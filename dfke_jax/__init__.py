@@ -1,9 +1,10 @@
 """Data-free knowledge extraction in JAX.
 
-The sub-packages follow the flow of a run: ``core`` (methods and the loop that runs them), ``nn`` (networks),
-``data``, ``synthesis`` (batch synthesis), ``oracle`` (victims), ``models`` (anybody's models, in and out),
-``distillation`` and ``extraction`` (methods), ``evaluation``, ``experiments`` (recipes), ``report``. Import what
-you need from them, e.g. ``from dfke_jax.synthesis import optimise_noise``.
+The sub-packages follow the flow of a run: ``core`` (methods and the loop that runs them), ``nn``
+(networks), ``data``, ``synthesis`` (batch synthesis), ``oracle`` (victims), ``models`` (anybody's
+models, in and out), ``distillation`` and ``extraction`` (methods), ``evaluation``, ``experiments``
+(recipes), ``report``. Import what you need from them, e.g.
+``from dfke_jax.synthesis import optimise_noise``.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,9 @@
-"""The command line: a table of the commands in `dfke_jax.commands`, and what becomes of their errors.
+"""The command line: a table of the commands in `dfke_jax.commands`, and what becomes of their
+errors.
 
-Two levels: argparse picks the command; what follows ``dfke run RECIPE`` is parsed by tyro from the recipe's
-own configuration, so that every field is an option. JAX is imported only by the commands that need it.
+Two levels: argparse picks the command; what follows ``dfke run RECIPE`` is parsed by tyro from the
+recipe's own configuration, so that every field is an option. JAX is imported only by the commands
+that need it.
 """
 
 import argparse
@@ -58,7 +60,9 @@ _COMMANDS: dict[str, tuple[str, ModuleType | None]] = {
     "watermark": ("Mark a network by a backdoor, and verify such a mark.", watermark),
     "doctor": ("Say what this machine can do, what is missing and what would help.", doctor),
 }
-"""What each command is called, says of itself, and is: a module with ``add_options`` and ``execute``."""
+"""What each command is called, says of itself, and is: a module with ``add_options`` and
+``execute``.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments without the program's name; those of the process by default.
 
     Returns:
-      The exit code: 0, 1 (it failed, and said why), 2 (the command was wrong) or 130 (interrupted); of a
+      The exit code: 0, 1 (it failed, and said why), 2 (the command was wrong) or 130 (interrupted);
+        of a
       verdict 0 (shown), 3 (not shown) or 4 (the claim was refused before anything was asked).
     """
     degrade_text()
@@ -122,7 +127,9 @@ def _guarded(action: Callable[[], int], argv: Sequence[str], debug: bool) -> int
     except SystemExit as stop:
         return _code(stop)
     except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):  # the reader has left: nothing more can be said
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # the reader has left: nothing more can be said
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except (Exception, KeyboardInterrupt) as error:
@@ -143,7 +150,11 @@ def _guarded(action: Callable[[], int], argv: Sequence[str], debug: bool) -> int
             raise
         if not debug:
             complain(f"error: {error}")
-        return USAGE if isinstance(error, UnknownNameError) and error.args[0].startswith("unknown recipe") else FAILED
+        return (
+            USAGE
+            if isinstance(error, UnknownNameError) and error.args[0].startswith("unknown recipe")
+            else FAILED
+        )
 
 
 def _code(stop: SystemExit) -> int:

@@ -14,7 +14,15 @@ import torch
 
 from dfke_jax import core, data, nn
 from dfke_jax.extraction import SMALL_DISGUIDE, disagreement, vote
-from dfke_jax.oracle import Ledger, Metered, RemoteVictim, Reveal, background, create_app, oracle_for
+from dfke_jax.oracle import (
+    Ledger,
+    Metered,
+    RemoteVictim,
+    Reveal,
+    background,
+    create_app,
+    oracle_for,
+)
 
 
 def model_of_digits(digits: data.Dataset, steps: int) -> torch.nn.Module:
@@ -35,24 +43,36 @@ def model_of_digits(digits: data.Dataset, steps: int) -> torch.nn.Module:
     return module
 
 
-def main(budget: int = 20_000, victim_steps: int = 500, folder: str | None = None) -> dict[str, float]:
-    """Accuracies of victim and clone, their agreement (per cent), and the queries that were charged."""
+def main(
+    budget: int = 20_000, victim_steps: int = 500, folder: str | None = None
+) -> dict[str, float]:
+    """Accuracies of victim and clone, their agreement (per cent), and the queries that were
+    charged.
+    """
     digits = data.load("digits")
     module = model_of_digits(digits, victim_steps)
 
-    # Your side: the model behind an endpoint that gives probabilities and allows each client so many queries.
+    # Your side: the model behind an endpoint that gives probabilities and allows each client so
+    # many queries.
     reveal = Reveal("probabilities")
     victim = oracle_for(module, reveal, input_shape=digits.shape)
     app = create_app(victim, input_shape=digits.shape, reveal=reveal, num_classes=10, quota=budget)
 
-    # The other side knows the address, the shape of an image and the number of classes. No image of a digit.
+    # The other side knows the address, the shape of an image and the number of classes. No image of
+    # a digit.
     clone = nn.Classifier.create(nn.build("mlp_small"), jax.random.key(0), digits.shape)
     settings = SMALL_DISGUIDE.with_budget(budget)
-    attack = disagreement(clone, settings)  # DisGUIDE: two clones, and a generator that seeks where they differ
+    attack = disagreement(
+        clone, settings
+    )  # DisGUIDE: two clones, and a generator that seeks where they differ
     ledger_file = Path(folder or tempfile.mkdtemp()) / "ledger.sqlite"
-    with background(app) as url, RemoteVictim(url) as endpoint, Ledger(ledger_file, budget=budget) as ledger:
-        # Every question is entered in the ledger before it is sent: a run that is killed and started again
-        # pays for nothing twice, and none exceeds the budget.
+    with (
+        background(app) as url,
+        RemoteVictim(url) as endpoint,
+        Ledger(ledger_file, budget=budget) as ledger,
+    ):
+        # Every question is entered in the ledger before it is sent: a run that is killed and
+        # started again pays for nothing twice, and none exceeds the budget.
         method = core.against(attack, Metered(endpoint, ledger), host=True)
         state = core.run(method, jax.random.key(1), settings.steps).state
         charged = ledger.counts()["rows"]

@@ -1,4 +1,5 @@
-"""DFME on one page: all that the attack does, with jax and optax. Networks and digits are the package's.
+"""DFME on one page: all that the attack does, with jax and optax. Networks and digits are the
+package's.
 
     python examples/dfme_in_one_file.py
 
@@ -41,7 +42,9 @@ class Config(NamedTuple):
 
 
 class State(NamedTuple):
-    """Parameters and optimisers' states of clone and generator, and the generator's running statistics."""
+    """Parameters and optimisers' states of clone and generator, and the generator's running
+    statistics.
+    """
 
     clone: Any
     clone_opt: Any
@@ -51,7 +54,9 @@ class State(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """All that is random in an iteration: latents (n_S, B, Z) and (B, Z), unit directions (B, H, W, C)."""
+    """All that is random in an iteration: latents (n_S, B, Z) and (B, Z), unit directions (B, H, W,
+    C).
+    """
 
     clone_z: jax.Array
     generator_z: jax.Array
@@ -59,9 +64,13 @@ class Drawn(NamedTuple):
 
 
 def make_attack(config: Config, shape: tuple[int, int, int], network: Any):
-    """`init(key)`, `draw(key)` and `iteration(victim, state, drawn)`, with victim: rows -> probabilities."""
+    """`init(key)`, `draw(key)` and `iteration(victim, state, drawn)`, with victim: rows ->
+    probabilities.
+    """
     generator = nn.DFMEGenerator(shape, config.width, config.latent)
-    clone_rule = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(config.clone_rate, momentum=0.9))
+    clone_rule = optax.chain(
+        optax.add_decayed_weights(5e-4), optax.sgd(config.clone_rate, momentum=0.9)
+    )
     generator_rule = optax.adam(config.generator_rate)
     shown = lambda x: (jnp.tanh(x) + 1) / 2
 
@@ -70,7 +79,9 @@ def make_attack(config: Config, shape: tuple[int, int, int], network: Any):
         clone = network.init(clone_key, jnp.zeros((1, *shape)))["params"]
         made = generator.init(generator_key, jnp.zeros((2, config.latent)))
         player = made["params"]
-        return State(clone, clone_rule.init(clone), player, generator_rule.init(player), made["batch_stats"])
+        return State(
+            clone, clone_rule.init(clone), player, generator_rule.init(player), made["batch_stats"]
+        )
 
     def draw(key):
         clone_key, generator_key, direction_key = jax.random.split(key, 3)
@@ -80,9 +91,13 @@ def make_attack(config: Config, shape: tuple[int, int, int], network: Any):
         return Drawn(clone_z, jax.random.normal(generator_key, (config.batch, config.latent)), u)
 
     def generate(params, statistics, z):
-        """z -> x̃, the image before the tanh, and the running statistics; normalisation uses the batch."""
+        """z -> x̃, the image before the tanh, and the running statistics; normalisation uses the
+        batch.
+        """
         variables = {"params": params, "batch_stats": statistics}
-        return generator.apply(variables, z, train=True, mutable=["batch_stats"], method="pre_activation")
+        return generator.apply(
+            variables, z, train=True, mutable=["batch_stats"], method="pre_activation"
+        )
 
     def recovered(probabilities):
         """Logits up to a constant, which their mean is taken off for."""
@@ -94,16 +109,21 @@ def make_attack(config: Config, shape: tuple[int, int, int], network: Any):
         return jnp.mean(jnp.abs(network.apply({"params": clone}, rows) - target), -1)
 
     def iteration(victim, state, drawn):
-        # 1. The clone takes n_S steps, each on the victim's answers to a fresh batch of the generator.
+        # 1. The clone takes n_S steps, each on the victim's answers to a fresh batch of the
+        # generator.
         def clone_step(carry, z):
             clone, opt = carry
             rows = shown(generate(state.generator, state.statistics, z)[0])
             target = recovered(victim(rows))
-            loss, gradient = jax.value_and_grad(lambda clone: distance(clone, rows, target).mean())(clone)
+            loss, gradient = jax.value_and_grad(lambda clone: distance(clone, rows, target).mean())(
+                clone
+            )
             updates, opt = clone_rule.update(gradient, opt, clone)
             return (optax.apply_updates(clone, updates), opt), loss
 
-        (clone, clone_opt), losses = jax.lax.scan(clone_step, (state.clone, state.clone_opt), drawn.clone_z)
+        (clone, clone_opt), losses = jax.lax.scan(
+            clone_step, (state.clone, state.clone_opt), drawn.clone_z
+        )
 
         # 2. The generator takes one step up the disagreement with the clone as it is by now.
         forward = lambda params: generate(params, state.statistics, drawn.generator_z)
@@ -112,8 +132,12 @@ def make_attack(config: Config, shape: tuple[int, int, int], network: Any):
         here, there = jnp.split(distance(clone, rows, recovered(victim(rows))), 2)
         slope = (there - here) / config.epsilon  # along u; its mean over all u is ∇·u/D
         gradient = x[0].size * slope[:, None, None, None] * drawn.directions
-        (descent,) = back(-gradient / config.batch)  # from x̃ on the generator's own gradient is exact
-        updates, generator_opt = generator_rule.update(descent, state.generator_opt, state.generator)
+        (descent,) = back(
+            -gradient / config.batch
+        )  # from x̃ on the generator's own gradient is exact
+        updates, generator_opt = generator_rule.update(
+            descent, state.generator_opt, state.generator
+        )
         player = optax.apply_updates(state.generator, updates)
         state = State(clone, clone_opt, player, generator_opt, changed["batch_stats"])
         return state, {"loss": losses.mean(), "disagreement": here.mean()}
@@ -137,7 +161,9 @@ def train_victim(network, images, labels, steps):
         updates, opt = rule.update(jax.grad(loss)(params), opt)
         return (optax.apply_updates(params, updates), opt), None
 
-    return jax.lax.scan(step, (params, rule.init(params)), jax.random.split(jax.random.key(1), steps))[0][0]
+    return jax.lax.scan(
+        step, (params, rule.init(params)), jax.random.split(jax.random.key(1), steps)
+    )[0][0]
 
 
 def main(config: Config | None = None, victim_steps: int = 500) -> dict[str, float]:
@@ -153,12 +179,20 @@ def main(config: Config | None = None, victim_steps: int = 500) -> dict[str, flo
     def run(key):
         start, keys = jax.random.split(key)
         keys = jax.random.split(keys, config.queries // config.queries_per_iteration)
-        return jax.lax.scan(lambda state, key: iteration(victim, state, draw(key)), init(start), keys)
+        return jax.lax.scan(
+            lambda state, key: iteration(victim, state, draw(key)), init(start), keys
+        )
 
     state, metrics = run(jax.random.key(2))
     test, truth = jnp.asarray(digits.test.images), jnp.asarray(digits.test.labels)
-    accuracy = lambda params: 100 * float((network.apply({"params": params}, test).argmax(-1) == truth).mean())
-    found = {"victim": accuracy(weights), "clone": accuracy(state.clone), "loss": float(metrics["loss"][-1])}
+    accuracy = lambda params: (
+        100 * float((network.apply({"params": params}, test).argmax(-1) == truth).mean())
+    )
+    found = {
+        "victim": accuracy(weights),
+        "clone": accuracy(state.clone),
+        "loss": float(metrics["loss"][-1]),
+    }
     asked = len(metrics["loss"]) * config.queries_per_iteration
     print(f"victim {found['victim']:.1f} %, clone {found['clone']:.1f} % after {asked:,} queries")
     return found

@@ -1,4 +1,5 @@
-"""Marks a network, commits to the mark, and verifies it on a copy and on a network that copied nothing.
+"""Marks a network, commits to the mark, and verifies it on a copy and on a network that copied
+nothing.
 
 python examples/mark_and_verify.py
 """
@@ -26,9 +27,12 @@ def main(
     images, labels = digits.train.on_device()
     empty = nn.Classifier.create(nn.build("mlp_small"), jax.random.key(0), digits.shape)
 
-    # Two keys: the secret one holds images that show nothing, with labels drawn at random; the public one holds
-    # commitments to them. Publish its fingerprint before the network is given away.
-    secret, public = watermarking.keygen(10, shape=digits.shape, count=triggers, kind="noise", key=jax.random.key(1))
+    # Two keys: the secret one holds images that show nothing, with labels drawn at random; the
+    # public one holds commitments to them. Publish its fingerprint before the network is given
+    # away.
+    secret, public = watermarking.keygen(
+        10, shape=digits.shape, count=triggers, kind="noise", key=jax.random.key(1)
+    )
     directory = Path(folder or tempfile.mkdtemp())
     secret.save(directory / "secret.json")
     public.save(directory / "public.json")
@@ -58,12 +62,15 @@ def main(
     training = distillation.cross_entropy_training(empty, images, labels, steps=steps)
     innocent = nn.trained(empty, core.run(training, jax.random.key(5), steps).state)
 
-    # Verification opens the commitments, asks the triggers and counts. The networks of others keep an owner from
-    # choosing labels that any network gives; they must be about as good at the task as the suspect.
+    # Verification opens the commitments, asks the triggers and counts. The networks of others keep
+    # an owner from choosing labels that any network gives; they must be about as good at the task
+    # as the suspect.
     task = (digits.test.images, digits.test.labels)
     found = {}
     for name, suspect in (("marked", marked), ("fine-tuned copy", copy), ("innocent", innocent)):
-        found[name] = watermarking.verify(secret, public, suspect, alpha=alpha, null=null, task=task, near=near)
+        found[name] = watermarking.verify(
+            secret, public, suspect, alpha=alpha, null=null, task=task, near=near
+        )
         print(f"\n{name}\n{found[name]}")
     return found
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 OK, FAILED, USAGE, NOT_SHOWN, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
-"""Exit codes. Of a verdict, `OK` is the claim shown, `NOT_SHOWN` that it is not, and `REFUSED` that what
-it rests on (a key, its commitments) does not hold, so that nothing was asked."""
+"""Exit codes. Of a verdict, `OK` is the claim shown, `NOT_SHOWN` that it is not, and `REFUSED` that
+what it rests on (a key, its commitments) does not hold, so that nothing was asked."""
 
 
 def degrade_text() -> None:
@@ -24,11 +24,12 @@ def degrade_text() -> None:
 def enable_compilation_cache() -> Path | None:
     """Keeps compiled programs on disk, so that the second run of anything starts at once.
 
-    The directory is ``programs-<version of jaxlib>`` in DFKE_CACHE_DIR or ``~/.cache/dfke_jax``. A directory
-    that is already set (JAX_COMPILATION_CACHE_DIR) is left as it is.
+    The directory is ``programs-<version of jaxlib>`` in DFKE_CACHE_DIR or ``~/.cache/dfke_jax``. A
+    directory that is already set (JAX_COMPILATION_CACHE_DIR) is left as it is.
 
     Returns:
-      The directory, or None where none can be written: a cache is a convenience, and no reason to stop.
+      The directory, or None where none can be written: a cache is a convenience, and no reason to
+        stop.
     """
     import jax
     from jaxlib import version
@@ -75,7 +76,9 @@ def whole(least: int = 0, most: float = math.inf) -> Callable[[str], int]:
     return parse
 
 
-def number(*, above: float = -math.inf, least: float = -math.inf, below: float = math.inf) -> Callable[[str], float]:
+def number(
+    *, above: float = -math.inf, least: float = -math.inf, below: float = math.inf
+) -> Callable[[str], float]:
     """An argparse type: finite numbers above one, at least one and below one."""
 
     def parse(text: str) -> float:
@@ -85,7 +88,9 @@ def number(*, above: float = -math.inf, least: float = -math.inf, below: float =
             value = math.nan
         if not (math.isfinite(value) and above < value < below and value >= least):
             bounds = (("above", above), ("at least", least), ("below", below))
-            said = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
+            said = " and ".join(
+                f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound)
+            )
             raise argparse.ArgumentTypeError(f"{text!r} is not a finite number{said and ' '}{said}")
         return value
 

@@ -8,7 +8,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfke_jax.commands.common import NOT_SHOWN, OK, console, enable_compilation_cache, number, share, table, whole
+from dfke_jax.commands.common import (
+    NOT_SHOWN,
+    OK,
+    console,
+    enable_compilation_cache,
+    number,
+    share,
+    table,
+    whole,
+)
 from dfke_jax.commands.models import MODEL, add_declarations, declarations
 
 if TYPE_CHECKING:
@@ -24,11 +33,22 @@ NOISES = (1.0, 2.0, 4.0, 8.0, 16.0)
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
-    add("--victim", required=True, metavar="MODEL", help="a saved model's directory, or digits; its weights are needed")
+    add(
+        "--victim",
+        required=True,
+        metavar="MODEL",
+        help="a saved model's directory, or digits; its weights are needed",
+    )
     add_declarations(parser, "--declare-victim", "the victim (and --independent models)")
     add("--suspect", required=True, metavar="MODEL", help=MODEL)
     add_declarations(parser, "--declare-suspect", "the suspect")
-    add("--private", required=True, type=Path, metavar="X.npz", help="images and labels that the victim was trained on")
+    add(
+        "--private",
+        required=True,
+        type=Path,
+        metavar="X.npz",
+        help="images and labels that the victim was trained on",
+    )
     add(
         "--public",
         required=True,
@@ -40,9 +60,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--others",
         type=Path,
         metavar="Z.npz",
-        help="more of the same kind, at least twice --private, to train independent models on (advised)",
+        help="more of the same kind, at least twice --private, to train independent models on "
+        "(advised)",
     )
-    add("--independents", type=whole(1), default=21, metavar="N", help="how many, with --others (default: %(default)s)")
+    add(
+        "--independents",
+        type=whole(1),
+        default=21,
+        metavar="N",
+        help="how many, with --others (default: %(default)s)",
+    )
     add(
         "--references",
         type=whole(),
@@ -50,7 +77,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="further ones, for calibration (default: %(default)s)",
     )
-    add("--training-steps", type=whole(1), default=1500, metavar="N", help="of each of them (default: %(default)s)")
+    add(
+        "--training-steps",
+        type=whole(1),
+        default=1500,
+        metavar="N",
+        help="of each of them (default: %(default)s)",
+    )
     add(
         "--independent",
         action="append",
@@ -58,25 +91,48 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="an independent model that exists; repeat it",
     )
-    add("--network", metavar="NAME", help="of the independent models that are trained (default: the victim's own)")
-    add("--classes", type=whole(2), metavar="K", help="of the victim, as --declare-victim classes=K")
-    add("--embedding", default="blind_walk", metavar="KIND", help="blind_walk (labels; default) or mingd (gradients)")
+    add(
+        "--network",
+        metavar="NAME",
+        help="of the independent models that are trained (default: the victim's own)",
+    )
+    add(
+        "--classes", type=whole(2), metavar="K", help="of the victim, as --declare-victim classes=K"
+    )
+    add(
+        "--embedding",
+        default="blind_walk",
+        metavar="KIND",
+        help="blind_walk (labels; default) or mingd (gradients)",
+    )
     add(
         "--noise",
         type=number(above=0),
         metavar="X",
         help="of the walk (default: what turns most of the victim's labels)",
     )
-    add("--starts", type=whole(1), default=10, metavar="N", help="walks of a kind and sample (default: %(default)s)")
-    add("--max-steps", type=whole(1), default=50, metavar="N", help="of a walk (default: %(default)s)")
+    add(
+        "--starts",
+        type=whole(1),
+        default=10,
+        metavar="N",
+        help="walks of a kind and sample (default: %(default)s)",
+    )
+    add(
+        "--max-steps",
+        type=whole(1),
+        default=50,
+        metavar="N",
+        help="of a walk (default: %(default)s)",
+    )
     add("--alpha", type=share, default=0.05, help="p-values below it accuse (default: %(default)s)")
     add(
         "--looks",
         type=whole(1),
         default=1,
         metavar="N",
-        help="verdicts that you will look at in all (suspects, growing --revealed, seeds); each accuses "
-        "below alpha / N (default: %(default)s)",
+        help="verdicts that you will look at in all (suspects, growing --revealed, seeds); each "
+        "accuses below alpha / N (default: %(default)s)",
     )
     add(
         "--revealed",
@@ -84,8 +140,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="private, and as many public, samples shown to the suspect (default: half)",
     )
-    add("--both-correct", action="store_true", help="test only samples that victim and suspect classify correctly")
-    add("--seed", type=whole(), default=0, help="of everything random; fix it before you look (default: %(default)s)")
+    add(
+        "--both-correct",
+        action="store_true",
+        help="test only samples that victim and suspect classify correctly",
+    )
+    add(
+        "--seed",
+        type=whole(),
+        default=0,
+        help="of everything random; fix it before you look (default: %(default)s)",
+    )
     add("--key", metavar="KEY", help="API key of the endpoint")
     add(
         "--ledger",
@@ -93,8 +158,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="keeps every answer of the endpoint; a second run pays for nothing twice",
     )
-    add("--budget", type=whole(), metavar="ROWS", help="rows that the endpoint may be asked, at most")
-    add("--out", type=Path, default=Path("verdict.json"), metavar="FILE", help="result (default: %(default)s)")
+    add(
+        "--budget",
+        type=whole(),
+        metavar="ROWS",
+        help="rows that the endpoint may be asked, at most",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=Path("verdict.json"),
+        metavar="FILE",
+        help="result (default: %(default)s)",
+    )
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -113,7 +189,8 @@ def execute(options: argparse.Namespace) -> int:
     if beside["ledger"]:
         rows = beside["ledger"]
         print(
-            f"endpoint  {rows['rows']:,} rows asked in {rows['requests']:,} requests, {rows['cache_hits']:,} known before"
+            f"endpoint  {rows['rows']:,} rows asked in {rows['requests']:,} requests, "
+            f"{rows['cache_hits']:,} known before"
         )
     print(f"result    {options.out}")
     return OK if verdict.stolen else NOT_SHOWN
@@ -126,7 +203,8 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
       The verdict, and what stands beside it in the file.
 
     Raises:
-      InputError, UnknownNameError, MissingDataError, CheckpointError: for files and options that do not do, before any walk.
+      InputError, UnknownNameError, MissingDataError, CheckpointError: for files and options that do
+        not do, before any walk.
       BudgetError, EndpointError: from an endpoint; what it answered before is in the ledger.
     """
     import jax
@@ -143,10 +221,14 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     out = claim_file(options.out, "--out")
     remote = options.suspect.startswith(("http://", "https://"))
     if not remote and (options.ledger or options.budget is not None or options.key):
-        raise InputError("--ledger, --budget and --key belong to a suspect behind an address (http://...)")
+        raise InputError(
+            "--ledger, --budget and --key belong to a suspect behind an address (http://...)"
+        )
     settings = _settings(options, remote)
     samples = {
-        name: read_samples(getattr(options, name)) for name in ("private", "public", "others") if getattr(options, name)
+        name: read_samples(getattr(options, name))
+        for name in ("private", "public", "others")
+        if getattr(options, name)
     }
     private, public = samples["private"], samples["public"]
     shape = private[0].shape[1:]
@@ -154,28 +236,45 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
     check_case(private, public, len(options.independent) + to_train, settings)
     of_victim = declarations(options.declare_victim, num_classes=options.classes, input_shape=shape)
     of_suspect = declarations(options.declare_suspect, input_shape=shape, key=options.key)
-    weights = lambda where: open_model(where, of_victim).needed_classifier("dataset inference, of its victim,")
+    weights = lambda where: open_model(where, of_victim).needed_classifier(
+        "dataset inference, of its victim,"
+    )
     victim = weights(options.victim)
     largest = int(max(private[1].max(), public[1].max()))
     if largest >= victim.num_classes:
-        raise InputError(f"the victim has {victim.num_classes} classes, and there are labels up to {largest}")
+        raise InputError(
+            f"the victim has {victim.num_classes} classes, and there are labels up to {largest}"
+        )
     key = jax.random.key(options.seed)
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(open_model(options.suspect, of_suspect))
         if model.num_classes != victim.num_classes:
-            raise InputError(f"the victim has {victim.num_classes} classes, and the suspect {model.num_classes}")
+            raise InputError(
+                f"the victim has {victim.num_classes} classes, and the suspect {model.num_classes}"
+            )
         metered = None
         if remote:
-            metered = Metered(model.oracle(), stack.enter_context(Ledger(options.ledger, budget=options.budget)))
+            metered = Metered(
+                model.oracle(), stack.enter_context(Ledger(options.ledger, budget=options.budget))
+            )
         if options.noise is None and settings.embedding == "blind_walk":
             settings = _with_noise(settings, victim, private)
         said: tuple[str, ...] = ()
         innocent, references = [weights(where) for where in options.independent], []
         if "others" in samples:
             trained, said = _trained(options, _of_independents(options, victim), samples)
-            references, innocent = trained[: options.references], [*innocent, *trained[options.references :]]
+            references, innocent = (
+                trained[: options.references],
+                [*innocent, *trained[options.references :]],
+            )
         case = prepare(
-            private, public, victim=victim, key=key, independents=innocent, references=references, settings=settings
+            private,
+            public,
+            victim=victim,
+            key=key,
+            independents=innocent,
+            references=references,
+            settings=settings,
         )
         verdict = judge(case, metered or model.victim)
         of_model = tuple(f"the suspect's {note}" for note in model.notes)
@@ -185,7 +284,8 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
         "victim": options.victim,
         "suspect": options.suspect,
         "files": {
-            name: {"path": str(getattr(options, name)), "sha256": _sha256(getattr(options, name))} for name in samples
+            name: {"path": str(getattr(options, name)), "sha256": _sha256(getattr(options, name))}
+            for name in samples
         },
         "independents": len(innocent),
         "references": len(references),
@@ -199,10 +299,12 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
 
 
 def read_samples(path: Path) -> "tuple[np.ndarray, np.ndarray]":
-    """Images (N, H, W, C) and labels (N,) of an `.npz` file with the arrays images and labels, or x and y.
+    """Images (N, H, W, C) and labels (N,) of an `.npz` file with the arrays images and labels, or x
+    and y.
 
     Raises:
-      MissingDataError: no such file. InputError: no such arrays, or none that are images with labels.
+      MissingDataError: no such file. InputError: no such arrays, or none that are images with
+        labels.
     """
     import numpy as np
 
@@ -210,19 +312,31 @@ def read_samples(path: Path) -> "tuple[np.ndarray, np.ndarray]":
     from dfke_jax.data import Split
 
     if not path.is_file():
-        raise MissingDataError(f"there is no file {path}; give an .npz file with the arrays images and labels")
+        raise MissingDataError(
+            f"there is no file {path}; give an .npz file with the arrays images and labels"
+        )
     try:
         with np.load(path, allow_pickle=False) as archive:
-            names = next((pair for pair in (("images", "labels"), ("x", "y")) if set(pair) <= set(archive.files)), None)
+            names = next(
+                (
+                    pair
+                    for pair in (("images", "labels"), ("x", "y"))
+                    if set(pair) <= set(archive.files)
+                ),
+                None,
+            )
             if names is None:
                 raise InputError(
-                    f"{path} needs the arrays images and labels (or x and y); it has {', '.join(archive.files)}"
+                    f"{path} needs the arrays images and labels (or x and y); it has "
+                    f"{', '.join(archive.files)}"
                 )
             images, labels = archive[names[0]], archive[names[1]]
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy each have their own
-        raise InputError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
+        raise InputError(
+            f"{path} cannot be read as an .npz file of plain arrays: {error}"
+        ) from error
     try:
         split = Split(images[..., None] if images.ndim == 3 else images, labels)
     except InputError as error:
@@ -242,10 +356,12 @@ def fields(verdict: "Verdict") -> list[tuple[str, str]]:
         "accused_independents": "no independent models"
         if verdict.accused_independents is None
         else "{} of {} by the Welch test".format(*verdict.accused_independents),
-        "test": f"effect {t.effect:.3f} [{t.interval[0]:.3f}, {t.interval[1]:.3f}], t = {t.statistic:.2f}, "
-        f"{t.freedom:.0f} degrees of freedom, standardised {t.standardised:.2f}",
+        "test": f"effect {t.effect:.3f} [{t.interval[0]:.3f}, {t.interval[1]:.3f}], t = "
+        f"{t.statistic:.2f}, {t.freedom:.0f} degrees of freedom, standardised {t.standardised:.2f}",
         "control": f"{verdict.control:.3g} (the victim itself)",
-        "curve": ", ".join(f"{p:.2g} at {m}" for m, p in zip(curve.samples, curve.median, strict=True)),
+        "curve": ", ".join(
+            f"{p:.2g} at {m}" for m, p in zip(curve.samples, curve.median, strict=True)
+        ),
         "tested": "{} private, {} public".format(*verdict.tested),
         "queries": f"{verdict.queries:,}",
         "rows_sent": f"{verdict.rows_sent:,}",
@@ -256,7 +372,10 @@ def fields(verdict: "Verdict") -> list[tuple[str, str]]:
         "assumptions": "\n".join(f"· {text}" for text in verdict.assumptions),
         "notes": "\n".join(f"· {text}" for text in verdict.notes) or "–",
     }
-    return [(f.name, shown.get(f.name, str(getattr(verdict, f.name)))) for f in dataclasses.fields(verdict)]
+    return [
+        (f.name, shown.get(f.name, str(getattr(verdict, f.name))))
+        for f in dataclasses.fields(verdict)
+    ]
 
 
 def _settings(options: argparse.Namespace, remote: bool) -> "InferenceSettings":
@@ -266,7 +385,9 @@ def _settings(options: argparse.Namespace, remote: bool) -> "InferenceSettings":
     noise = 1.0 if options.noise is None else options.noise
     return InferenceSettings(
         embedding=options.embedding,
-        walk=BlindWalkSettings(starts=options.starts, max_steps=options.max_steps, noise=noise, **speed),
+        walk=BlindWalkSettings(
+            starts=options.starts, max_steps=options.max_steps, noise=noise, **speed
+        ),
         alpha=options.alpha,
         looks=options.looks,
         revealed=options.revealed,
@@ -275,8 +396,12 @@ def _settings(options: argparse.Namespace, remote: bool) -> "InferenceSettings":
     )
 
 
-def _with_noise(settings: "InferenceSettings", victim: "WhiteBox", samples: Any) -> "InferenceSettings":
-    """The least noise that turns two thirds of the victim's walks, on up to a hundred private samples."""
+def _with_noise(
+    settings: "InferenceSettings", victim: "WhiteBox", samples: Any
+) -> "InferenceSettings":
+    """The least noise that turns two thirds of the victim's walks, on up to a hundred private
+    samples.
+    """
     import jax
 
     from dfke_jax.dataset_inference import BlindWalkSettings, blind_walk
@@ -301,7 +426,8 @@ def _of_independents(options: argparse.Namespace, victim: "WhiteBox") -> "Classi
         return network(options.network, victim.num_classes, victim.input_shape)
     if not isinstance(victim, Classifier):
         raise InputError(
-            "the victim's network is not of this package, and cannot be trained anew; name one by --network"
+            "the victim's network is not of this package, and cannot be trained anew; name one by "
+            "--network"
         )
     return victim
 
@@ -326,14 +452,15 @@ def _trained(
     images, labels = samples["others"]
     if images.shape[1:] != victim.input_shape or labels.max() >= victim.num_classes:
         raise InputError(
-            f"--others holds images {images.shape[1:]} and labels up to {labels.max()}; the victim takes {victim.input_shape} "
-            f"and has {victim.num_classes} classes"
+            f"--others holds images {images.shape[1:]} and labels up to {labels.max()}; the victim "
+            f"takes {victim.input_shape} and has {victim.num_classes} classes"
         )
     for name in ("private", "public"):
         if common := overlap(samples[name][0], images):
             raise InputError(
-                f"{len(common)} images of --others are {name} ones too (first: {name} {common[0][0]} = other {common[0][1]}); "
-                "independent models must not have seen them"
+                f"{len(common)} images of --others are {name} ones too (first: {name} "
+                f"{common[0][0]} = other {common[0][1]}); independent models must not have seen "
+                "them"
             )
     kept = distinct(images)
     images, labels = images[kept], labels[kept]
@@ -346,10 +473,10 @@ def _trained(
     said = ()
     if count * size > len(images):
         said = (
-            f"--others has {len(images)} different images for {count} independent and reference models "
-            f"of {size} each: any two of them share {size / len(images):.0%} of their images, which "
-            f"makes them more alike than a suspect that shares none; {count * size} images would do "
-            "for models that share none",
+            f"--others has {len(images)} different images for {count} independent and reference "
+            f"models of {size} each: any two of them share {size / len(images):.0%} of their "
+            f"images, which makes them more alike than a suspect that shares none; {count * size} "
+            "images would do for models that share none",
         )
     method = independent_training(
         victim,

@@ -14,7 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from dfke_jax.commands.common import FAILED, OK, add_data_dir, console, enable_compilation_cache, table
+from dfke_jax.commands.common import (
+    FAILED,
+    OK,
+    add_data_dir,
+    console,
+    enable_compilation_cache,
+    table,
+)
 
 _REQUIRED = {
     "jax": "jax",
@@ -47,7 +54,8 @@ class Finding(NamedTuple):
     Attributes:
       group: heading it belongs to.
       name: what was looked at.
-      state: ``ok``; ``missing`` (something optional is absent); ``broken`` (the main job cannot run).
+      state: ``ok``; ``missing`` (something optional is absent); ``broken`` (the main job cannot
+        run).
       detail: what was found, or the remedy.
     """
 
@@ -79,14 +87,20 @@ def execute(options: argparse.Namespace) -> int:
         absent: dict[str, list[str]] = {}
         for finding in (finding for finding in findings if finding.group == group):
             if finding.group == "data" and finding.state == "missing":
-                absent.setdefault(finding.detail.replace(repr(finding.name), "NAME"), []).append(finding.name)
+                absent.setdefault(finding.detail.replace(repr(finding.name), "NAME"), []).append(
+                    finding.name
+                )
             else:
                 view.add_row(escape(finding.name), signs[finding.state], escape(finding.detail))
         for remedy, names in absent.items():
             view.add_row("not found", signs["missing"], escape(f"{', '.join(names)}\n{remedy}"))
         screen.print(view)
     able = sound(findings)
-    screen.print("The main job can run." if able else "[bold red]The main job cannot run:[/] see what is broken above.")
+    screen.print(
+        "The main job can run."
+        if able
+        else "[bold red]The main job cannot run:[/] see what is broken above."
+    )
     return OK if able else FAILED
 
 
@@ -123,7 +137,14 @@ def _software() -> list[Finding]:
 
 def _hardware() -> list[Finding]:
     group = "machine"
-    rows = [Finding(group, "system", "ok", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")]
+    rows = [
+        Finding(
+            group,
+            "system",
+            "ok",
+            f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        )
+    ]
     if memory := _memory():
         rows.append(Finding(group, "memory", "ok", memory))
     try:
@@ -163,7 +184,10 @@ def _data(data_dir: str | os.PathLike | None) -> list[Finding]:
         from dfke_jax.data import available, load
 
         load("digits")
-        return [Finding(group, name, "ok" if found else "missing", where) for name, found, where in available(data_dir)]
+        return [
+            Finding(group, name, "ok" if found else "missing", where)
+            for name, found, where in available(data_dir)
+        ]
     except Exception as error:  # whatever keeps the bundled set from loading is to be told
         return [Finding(group, "digits", "broken", f"{type(error).__name__}: {error}")]
 
@@ -177,7 +201,9 @@ def _extras() -> list[Finding]:
                 version = metadata.version(module)
             rows.append(Finding("extras", module, "ok", f"{version}: {purpose}"))
         else:
-            rows.append(Finding("extras", module, "missing", f"for {purpose}: pip install {module}"))
+            rows.append(
+                Finding("extras", module, "missing", f"for {purpose}: pip install {module}")
+            )
     return rows
 
 
@@ -188,7 +214,9 @@ def _current_directory() -> Finding:
             pass
         free = shutil.disk_usage(here).free / 2**30
     except OSError as error:
-        detail = f"{here} cannot be written to ({error.strerror or error}); work elsewhere or pass --out"
+        detail = (
+            f"{here} cannot be written to ({error.strerror or error}); work elsewhere or pass --out"
+        )
         return Finding("disk", "current directory", "broken", detail)
     return Finding("disk", "current directory", "ok", f"{here} is writable, {free:.1f} GiB free")
 

@@ -36,12 +36,17 @@ def _recipe_table():
     view.add_column("recipe", no_wrap=True, style="bold")
     view.add_column("what it does, published figures (%), and what it takes", ratio=1)
     for name, entry in recipes().items():
-        about = f"[bold]{escape(entry.title)}[/]\n{escape(entry.summary)}\n[dim]{escape(entry.paper)}[/]"
+        about = (
+            f"[bold]{escape(entry.title)}[/]\n{escape(entry.summary)}\n"
+            f"[dim]{escape(entry.paper)}[/]"
+        )
         figures = {dataset: [] for dataset in entry.datasets}
         for figure in entry.published:
             figures.setdefault(figure.dataset, []).append(f"{figure.arm} {figure.value:g}")
         for dataset, values in figures.items():
-            about += f"\n[cyan]{escape(dataset)}[/]" + (f": {escape(', '.join(values))}" if values else "")
+            about += f"\n[cyan]{escape(dataset)}[/]" + (
+                f": {escape(', '.join(values))}" if values else ""
+            )
         if entry.time:
             about += f"\n[dim]Takes {escape(entry.time)}.[/]"
         view.add_row(name, about)

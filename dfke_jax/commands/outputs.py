@@ -1,4 +1,6 @@
-"""Files that commands write what they found to: looked at before the work begins, and never a reason to lose it."""
+"""Files that commands write what they found to: looked at before the work begins, and never a
+reason to lose it.
+"""
 
 from pathlib import Path
 
@@ -7,7 +9,8 @@ from dfke_jax.core.errors import CheckpointError, InputError
 
 
 def claim_file(path: Path, option: str) -> Path:
-    """Makes sure, before any long work, that a new file can be written; missing directories are made.
+    """Makes sure, before any long work, that a new file can be written; missing directories are
+    made.
 
     Args:
       path: of the file. option: which names it, for messages.
@@ -28,7 +31,8 @@ def claim_file(path: Path, option: str) -> Path:
 
 
 def write_found(path: Path, text: str) -> Path:
-    """Writes what was found; where that fails, it is printed, because to find it again may not be possible.
+    """Writes what was found; where that fails, it is printed, because to find it again may not be
+    possible.
 
     Raises:
       CheckpointError: when the file could not be written.

@@ -8,7 +8,9 @@ from dfke_jax.commands.common import OK, console
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What is reported."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="directory of a run, or of several")
+    parser.add_argument(
+        "directory", type=Path, metavar="DIR", help="directory of a run, or of several"
+    )
 
 
 def execute(options: argparse.Namespace) -> int:

@@ -3,19 +3,33 @@
 import argparse
 from pathlib import Path
 
-from dfke_jax.commands.common import OK, add_data_dir, console, enable_compilation_cache, positive, table, whole
+from dfke_jax.commands.common import (
+    OK,
+    add_data_dir,
+    console,
+    enable_compilation_cache,
+    positive,
+    table,
+    whole,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which experiments, and how they are spread over the machine."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments; all of them by default")
     parser.add_argument(
-        "--out", type=Path, default=Path("docs/results"), help="where results go (default: %(default)s)"
+        "names", nargs="*", metavar="NAME", help="experiments; all of them by default"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("docs/results"),
+        help="where results go (default: %(default)s)",
     )
     parser.add_argument(
         "--page",
         action="store_true",
-        help="run nothing: only write the page of results, and the figures of hand-written pages, from the result files",
+        help="run nothing: only write the page of results, and the figures of hand-written pages, "
+        "from the result files",
     )
     parser.add_argument("--list", action="store_true", dest="listing", help="only list them")
     parser.add_argument(
@@ -71,7 +85,9 @@ def execute(options: argparse.Namespace) -> int:
     if options.seed is not None:
         if len(options.names) != 1 or options.jobs:
             raise InputError("--seed goes with the name of one experiment, and without --jobs")
-        reproduce.run_experiment(options.names[0], options.out, data_dir=options.data_dir, seed=options.seed)
+        reproduce.run_experiment(
+            options.names[0], options.out, data_dir=options.data_dir, seed=options.seed
+        )
         return OK
     reproduce.main(options.names, out=options.out, data_dir=options.data_dir, jobs=options.jobs)
     return _write_pages(options.out)

@@ -56,7 +56,12 @@ def execute(name: str, rest: list[str]) -> int:
     from dfke_jax.experiments.bench.run import run_recipe
 
     result = run_recipe(
-        recipe, config, out=out, data_dir=options.data_dir, resume=options.resume, progress=not options.quiet
+        recipe,
+        config,
+        out=out,
+        data_dir=options.data_dir,
+        resume=options.resume,
+        progress=not options.quiet,
     )
 
     from dfke_jax import report
@@ -80,7 +85,8 @@ def _parse_run(recipe: "Recipe", rest: Sequence[str]):
     try:
         given = peek.parse_known_args(rest)[0]
     except argparse.ArgumentError:
-        given = argparse.Namespace(dataset=None, config=None)  # an option without a value: tyro says so
+        # an option without a value: tyro says so
+        given = argparse.Namespace(dataset=None, config=None)
     written = read_config(Path(given.config), recipe.name) if given.config else {}
     default = with_written(recipe.settings(given.dataset or written.get("dataset")), written)
 
@@ -158,7 +164,10 @@ def with_written(settings: Any, written: dict[str, Any], within: str = "") -> An
             continue
         old = getattr(settings, name)
         if isinstance(old, dict) and isinstance(value, dict):
-            parts = {key: _like(old.get(key), part, f"{within}{name}.{key}.") for key, part in value.items()}
+            parts = {
+                key: _like(old.get(key), part, f"{within}{name}.{key}.")
+                for key, part in value.items()
+            }
             changes[name] = {**old, **parts}
         else:
             changes[name] = _like(old, value, f"{within}{name}.")
@@ -182,7 +191,9 @@ def _unboxed(text: str) -> str:
 
 
 def slug(dataset: str) -> str:
-    """A data set's name in a directory's: ``emnist/letters`` is emnist-letters, ``mine.npz`` is mine."""
+    """A data set's name in a directory's: ``emnist/letters`` is emnist-letters, ``mine.npz`` is
+    mine.
+    """
     name = Path(dataset).stem if dataset.endswith(".npz") else dataset
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.") or "data"
 

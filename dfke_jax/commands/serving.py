@@ -1,4 +1,6 @@
-"""``dfke serve``: a model behind the endpoint of `dfke_jax.oracle.serve`, so that it can be attacked over HTTP."""
+"""``dfke serve``: a model behind the endpoint of `dfke_jax.oracle.serve`, so that it can be
+attacked over HTTP.
+"""
 
 import argparse
 import os
@@ -16,22 +18,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     add_declarations(parser)
     parser.add_argument("--network", metavar="NAME", help="of the model, as --declare network=NAME")
-    parser.add_argument("--classes", type=whole(1), metavar="K", help="of the model, as --declare classes=K")
     parser.add_argument(
-        "--shape", type=whole(1), nargs=3, metavar=("H", "W", "C"), help="of its images, as --declare shape=H,W,C"
+        "--classes", type=whole(1), metavar="K", help="of the model, as --declare classes=K"
     )
     parser.add_argument(
-        "--reveal", metavar="KIND", help="label, top_k, logits or probabilities (default, if the model has any)"
+        "--shape",
+        type=whole(1),
+        nargs=3,
+        metavar=("H", "W", "C"),
+        help="of its images, as --declare shape=H,W,C",
+    )
+    parser.add_argument(
+        "--reveal",
+        metavar="KIND",
+        help="label, top_k, logits or probabilities (default, if the model has any)",
     )
     parser.add_argument("--top", type=whole(1), metavar="K", help="how many, with --reveal top_k")
     parser.add_argument("--round", type=whole(0), metavar="DECIMALS", help="round what is revealed")
     parser.add_argument(
         "--explain",
         metavar="KIND",
-        help="explain answers as well: gradient, smooth_grad, ...; or KIND:key=value,... (classes=top, samples=8, ...)",
+        help="explain answers as well: gradient, smooth_grad, ...; or KIND:key=value,... "
+        "(classes=top, samples=8, ...)",
     )
-    parser.add_argument("--explain-quota", type=whole(0), metavar="ROWS", help="rows of a key that are explained, ever")
-    parser.add_argument("--rate", type=number(above=0), metavar="ROWS", help="rows a second of a key")
+    parser.add_argument(
+        "--explain-quota",
+        type=whole(0),
+        metavar="ROWS",
+        help="rows of a key that are explained, ever",
+    )
+    parser.add_argument(
+        "--rate", type=number(above=0), metavar="ROWS", help="rows a second of a key"
+    )
     parser.add_argument("--quota", type=whole(0), metavar="ROWS", help="rows of a key, ever")
     parser.add_argument(
         "--key-file",
@@ -40,20 +58,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"API keys, one a line; or put them in {KEYS}, one a line as well; none: open to all",
     )
     parser.add_argument(
-        "--journal", metavar="FILE", help="remember charges and answered requests there, for the next start"
+        "--journal",
+        metavar="FILE",
+        help="remember charges and answered requests there, for the next start",
     )
     parser.add_argument(
-        "--max-rows", type=whole(1), default=1024, metavar="N", help="in a request (default: %(default)s)"
+        "--max-rows",
+        type=whole(1),
+        default=1024,
+        metavar="N",
+        help="in a request (default: %(default)s)",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=whole(0, 65_535), default=8000, help="0 for any (default: %(default)s)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine alone)"
+    )
+    parser.add_argument(
+        "--port", type=whole(0, 65_535), default=8000, help="0 for any (default: %(default)s)"
+    )
 
 
 def execute(options: argparse.Namespace) -> int:
     """Loads or trains what is asked for and serves it until interrupted.
 
     Raises:
-      InputError, UnknownNameError, CheckpointError: for options that do not fit together, or no such model.
+      InputError, UnknownNameError, CheckpointError: for options that do not fit together, or no
+        such model.
     """
     from dfke_jax.core.errors import InputError
     from dfke_jax.models import open_model
@@ -67,18 +96,25 @@ def execute(options: argparse.Namespace) -> int:
     reveal = Reveal(options.reveal or "probabilities", k=options.top, decimals=options.round)
     setting = explanation(options.explain) if options.explain else None
     if setting and reveal.kind in ("label", "logits"):
-        raise InputError(f"--explain explains probabilities, which --reveal {reveal.kind} does not reveal")
+        raise InputError(
+            f"--explain explains probabilities, which --reveal {reveal.kind} does not reveal"
+        )
     if options.model.startswith(("http://", "https://")):
         raise InputError(f"{options.model} is served already; give a model")
     journal = Journal(options.journal) if options.journal else None
     allowed = keys(options.key_file)
     said = declarations(
-        options.declare, network=options.network, num_classes=options.classes, input_shape=options.shape
+        options.declare,
+        network=options.network,
+        num_classes=options.classes,
+        input_shape=options.shape,
     )
     with open_model(options.model, said) as model:
         if model.gives == "label" and options.reveal is None:
             reveal = Reveal("label")
-        explained = explaining(model.needed_classifier("--explain"), reveal, setting) if setting else None
+        explained = (
+            explaining(model.needed_classifier("--explain"), reveal, setting) if setting else None
+        )
         oracle = model.oracle(reveal)
         app = create_app(
             oracle if model.on_host else answering(model.victim, reveal, model.gives),

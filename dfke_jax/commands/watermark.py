@@ -25,17 +25,19 @@ if TYPE_CHECKING:
     from dfke_jax.watermarking.keys import MarkingKey, VerificationKey
 
 _KEYGEN = """\
-Draw trigger images with random labels, and write two files: the secret marking key, which its owner keeps, and the public
-verification key with the commitments. Publish the latter, or its fingerprint, where others put a date to it, before the
-marked network is given away. With --labels-of and --beacon the images of an earlier, published pair of keys get labels that
-nobody chose: drawn by a hash of their commitments and of public random bytes that are younger than its publication."""
+Draw trigger images with random labels, and write two files: the secret marking key, which its owner
+keeps, and the public verification key with the commitments. Publish the latter, or its fingerprint,
+where others put a date to it, before the marked network is given away. With --labels-of and
+--beacon the images of an earlier, published pair of keys get labels that nobody chose: drawn by a
+hash of their commitments and of public random bytes that are younger than its publication."""
 _MARK = "Train a network on a data set and on the trigger pairs of a secret key, and save it whole."
 _VERIFY = """\
-Open the commitments, ask a suspect the triggers, and say how sure the claim is. SUSPECT is a saved model's directory, an
-exported PyTorch program (FILE.pt2, torch.export.save; FILE.pt of TorchScript; both are read and run in a process that may
-neither write, connect nor start programs), any other model that `dfke serve` takes, or the URL of an endpoint such as it runs.
-Clean networks are trained on the data set and asked the same, and suspect and clean
-networks are asked test images: a trigger that innocent networks answer shows nothing. This reveals the triggers."""
+Open the commitments, ask a suspect the triggers, and say how sure the claim is. SUSPECT is a saved
+model's directory, an exported PyTorch program (FILE.pt2, torch.export.save; FILE.pt of TorchScript;
+both are read and run in a process that may neither write, connect nor start programs), any other
+model that `dfke serve` takes, or the URL of an endpoint such as it runs. Clean networks are trained
+on the data set and asked the same, and suspect and clean networks are asked test images: a trigger
+that innocent networks answer shows nothing. This reveals the triggers."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -51,39 +53,82 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             allow_abbrev=False,
         )
         made.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+            "--debug",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="show the traceback of an error",
         )
         made.set_defaults(work=work)
         return made
 
     new = command("keygen", _KEYGEN, keygen)
-    new.add_argument("secret", type=Path, metavar="SECRET", help="file of the marking key, to be written")
-    new.add_argument("public", type=Path, metavar="PUBLIC", help="file of the verification key, to be written")
-    new.add_argument("--classes", type=whole(2), default=10, metavar="K", help="of the network (default: %(default)s)")
     new.add_argument(
-        "--count", type=whole(1), default=100, metavar="N", help="of abstract images (default: %(default)s)"
+        "secret", type=Path, metavar="SECRET", help="file of the marking key, to be written"
     )
-    new.add_argument("--shape", type=whole(1), nargs=3, metavar=("H", "W", "C"), help="of abstract images")
-    new.add_argument("--kind", default="shapes", help="of abstract images: noise or %(default)s (default)")
     new.add_argument(
-        "--images", type=Path, metavar="FILE", help=".npz with images (N, H, W, C) and, if they have any, labels"
+        "public", type=Path, metavar="PUBLIC", help="file of the verification key, to be written"
     )
-    new.add_argument("--previous", type=Path, metavar="PUBLIC", help="the verification key that this one follows")
-    new.add_argument("--owner", metavar="TEXT", help="who claims the mark, to stand in the verification key")
     new.add_argument(
-        "--labels-of", type=Path, nargs=2, metavar=("SECRET", "PUBLIC"), help="earlier keys whose images get new labels"
+        "--classes",
+        type=whole(2),
+        default=10,
+        metavar="K",
+        help="of the network (default: %(default)s)",
     )
-    new.add_argument("--beacon", metavar="HEX", help="public random bytes that draw the labels, with --labels-of")
+    new.add_argument(
+        "--count",
+        type=whole(1),
+        default=100,
+        metavar="N",
+        help="of abstract images (default: %(default)s)",
+    )
+    new.add_argument(
+        "--shape", type=whole(1), nargs=3, metavar=("H", "W", "C"), help="of abstract images"
+    )
+    new.add_argument(
+        "--kind", default="shapes", help="of abstract images: noise or %(default)s (default)"
+    )
+    new.add_argument(
+        "--images",
+        type=Path,
+        metavar="FILE",
+        help=".npz with images (N, H, W, C) and, if they have any, labels",
+    )
+    new.add_argument(
+        "--previous", type=Path, metavar="PUBLIC", help="the verification key that this one follows"
+    )
+    new.add_argument(
+        "--owner", metavar="TEXT", help="who claims the mark, to stand in the verification key"
+    )
+    new.add_argument(
+        "--labels-of",
+        type=Path,
+        nargs=2,
+        metavar=("SECRET", "PUBLIC"),
+        help="earlier keys whose images get new labels",
+    )
+    new.add_argument(
+        "--beacon", metavar="HEX", help="public random bytes that draw the labels, with --labels-of"
+    )
 
     train = command("mark", _MARK, mark)
     train.add_argument("secret", type=Path, metavar="SECRET", help="the marking key")
-    train.add_argument("out", type=Path, metavar="DIR", help="directory of the marked network, to be made")
+    train.add_argument(
+        "out", type=Path, metavar="DIR", help="directory of the marked network, to be made"
+    )
     train.add_argument("--dataset", default="digits", help="data set (default: %(default)s)")
     add_data_dir(train)
-    train.add_argument("--network", default="lenet5", metavar="NAME", help="network (default: %(default)s)")
-    train.add_argument("--from", dest="start", type=Path, metavar="DIR", help="continue from this saved model")
     train.add_argument(
-        "--seed", type=whole(), default=0, help="of initial variables and batches (default: %(default)s)"
+        "--network", default="lenet5", metavar="NAME", help="network (default: %(default)s)"
+    )
+    train.add_argument(
+        "--from", dest="start", type=Path, metavar="DIR", help="continue from this saved model"
+    )
+    train.add_argument(
+        "--seed",
+        type=whole(),
+        default=0,
+        help="of initial variables and batches (default: %(default)s)",
     )
     for name, kind, about in (
         ("steps", whole(1), "updates"),
@@ -92,13 +137,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ("learning-rate", number(above=0), "of SGD at the beginning"),
         ("decay-every", whole(), "steps after which it falls tenfold; 0: never"),
     ):
-        train.add_argument(f"--{name}", type=kind, metavar="RATE" if name == "learning-rate" else "N", help=about)
+        train.add_argument(
+            f"--{name}", type=kind, metavar="RATE" if name == "learning-rate" else "N", help=about
+        )
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
     judge = command("verify", _VERIFY, verify)
     judge.add_argument("secret", type=Path, metavar="SECRET", help="the marking key, revealed")
-    judge.add_argument("public", type=Path, metavar="PUBLIC", help="the verification key, as it was published")
-    judge.add_argument("suspect", metavar="SUSPECT", help="a saved model's directory, .pt2, .pt, .onnx, ... or URL")
+    judge.add_argument(
+        "public", type=Path, metavar="PUBLIC", help="the verification key, as it was published"
+    )
+    judge.add_argument(
+        "suspect", metavar="SUSPECT", help="a saved model's directory, .pt2, .pt, .onnx, ... or URL"
+    )
     add_declarations(judge, of="SUSPECT")
     judge.add_argument(
         "--network",
@@ -106,27 +157,42 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="of the clean networks (default: the suspect's, if that is a saved model; or lenet5)",
     )
     judge.add_argument("--key", metavar="KEY", help="API key of an endpoint")
-    judge.add_argument("--layout", choices=("NCHW", "NHWC"), help="of the suspect's images, as --declare layout=NCHW")
     judge.add_argument(
-        "--truth", type=Path, metavar="FILE", help=".npz with the true labels of all trigger images, -1: none"
+        "--layout",
+        choices=("NCHW", "NHWC"),
+        help="of the suspect's images, as --declare layout=NCHW",
     )
-    judge.add_argument("--alpha", type=share, default=0.01, help="level of the test (default: %(default)s)")
+    judge.add_argument(
+        "--truth",
+        type=Path,
+        metavar="FILE",
+        help=".npz with the true labels of all trigger images, -1: none",
+    )
+    judge.add_argument(
+        "--alpha", type=share, default=0.01, help="level of the test (default: %(default)s)"
+    )
     judge.add_argument(
         "--epsilon",
         type=number(least=0, below=1),
         default=0.1,
         help="share of misses that the scheme's rule allows (default: %(default)s)",
     )
-    judge.add_argument("--fingerprint", metavar="HEX", help="of the verification key, as it was published")
+    judge.add_argument(
+        "--fingerprint", metavar="HEX", help="of the verification key, as it was published"
+    )
     judge.add_argument(
         "--null",
         type=whole(),
         metavar="M",
-        help="clean networks to train and ask as well (default: as many as alpha needs; 0: none, and then adversarial triggers "
-        "go unnoticed)",
+        help="clean networks to train and ask as well (default: as many as alpha needs; 0: none, "
+        "and then adversarial triggers go unnoticed)",
     )
     judge.add_argument(
-        "--null-steps", type=whole(1), default=1000, metavar="N", help="updates of each (default: %(default)s)"
+        "--null-steps",
+        type=whole(1),
+        default=1000,
+        metavar="N",
+        help="updates of each (default: %(default)s)",
     )
     judge.add_argument(
         "--near",
@@ -139,11 +205,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=whole(1),
         default=500,
         metavar="N",
-        help="test images that all are asked for it (default: %(default)s, or as many as there are)",
+        help="test images that all are asked for it (default: %(default)s, or as many as there "
+        "are)",
     )
-    judge.add_argument("--dataset", default="digits", help="of the clean networks (default: %(default)s)")
+    judge.add_argument(
+        "--dataset", default="digits", help="of the clean networks (default: %(default)s)"
+    )
     add_data_dir(judge)
-    judge.add_argument("--seed", type=whole(), default=0, help="of the clean networks (default: %(default)s)")
+    judge.add_argument(
+        "--seed", type=whole(), default=0, help="of the clean networks (default: %(default)s)"
+    )
     judge.add_argument("--json", type=Path, metavar="FILE", help="write the verdict there as well")
 
 
@@ -173,8 +244,13 @@ def keygen(options: argparse.Namespace) -> None:
     else:
         images = truth = None
         if options.images is not None:
-            images, truth = _arrays(options.images, "images"), _arrays(options.images, "labels", wanted=False)
-        previous = None if options.previous is None else VerificationKey.load(options.previous).fingerprint
+            images, truth = (
+                _arrays(options.images, "images"),
+                _arrays(options.images, "labels", wanted=False),
+            )
+        previous = (
+            None if options.previous is None else VerificationKey.load(options.previous).fingerprint
+        )
         secret, public = backdoor.keygen(
             options.classes,
             shape=tuple(options.shape) if options.shape else None,
@@ -188,10 +264,13 @@ def keygen(options: argparse.Namespace) -> None:
     secret.save(options.secret)
     try:
         public.save(options.public)
-    except BaseException:  # a secret without its commitments is of no use, and nobody would know that it lies there
+    # a secret without its commitments is of no use, and nobody would know that it lies there
+    except BaseException:
         options.secret.unlink(missing_ok=True)
         raise
-    print(f"{len(secret)} trigger pairs\nsecret       {options.secret}\npublic       {options.public}")
+    print(
+        f"{len(secret)} trigger pairs\nsecret       {options.secret}\npublic       {options.public}"
+    )
     print(f"fingerprint  {public.fingerprint}\nimages' root {public.image_root.hex()}")
 
 
@@ -208,7 +287,8 @@ def _relabelled(options: argparse.Namespace) -> "tuple[MarkingKey, VerificationK
     wrong = [name for name, value in given.items() if value is not None]
     if wrong:
         raise InputError(
-            f"{', '.join(wrong)} cannot be given with --labels-of: images, owner and chain are the earlier keys'"
+            f"{', '.join(wrong)} cannot be given with --labels-of: images, owner and chain are the "
+            "earlier keys'"
         )
     try:
         beacon = bytes.fromhex(options.beacon)
@@ -239,24 +319,37 @@ def mark(options: argparse.Namespace) -> None:
 
     key = MarkingKey.load(options.secret)
     if options.out.exists():
-        raise InputError(f"{options.out} exists, and nothing is overwritten; choose another directory")
+        raise InputError(
+            f"{options.out} exists, and nothing is overwritten; choose another directory"
+        )
     names = ("steps", "batch_size", "triggers_per_batch", "learning_rate", "decay_every")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     settings = dataclasses.replace(backdoor.SMALL_MARKING, **given)
     dataset = data.load(options.dataset, data_dir=options.data_dir)
     classifier = network(options.network, dataset.num_classes, dataset.shape)
     if options.start is not None:
-        said = {"network": options.network, "num_classes": dataset.num_classes, "input_shape": dataset.shape}
+        said = {
+            "network": options.network,
+            "num_classes": dataset.num_classes,
+            "input_shape": dataset.shape,
+        }
         classifier = load(options.start, **said)
     images, labels = dataset.train.on_device()
-    method = backdoor.mark(classifier, images, labels, key, settings, pretrained=options.start is not None)
+    method = backdoor.mark(
+        classifier, images, labels, key, settings, pretrained=options.start is not None
+    )
     progress = None if options.quiet else "marking"
     state = run(method, jax.random.key(options.seed), settings.steps, progress=progress).state
     marked = trained(classifier, state)
-    marked.save(options.out, made_by={"command": "watermark mark", "dataset": options.dataset, "seed": options.seed})
+    marked.save(
+        options.out,
+        made_by={"command": "watermark mark", "dataset": options.dataset, "seed": options.seed},
+    )
     accuracy = (marked.predict(dataset.test.images).argmax(1) == dataset.test.labels).mean()
     matches = int((answered_labels(marked, key.images, key.num_classes) == key.labels).sum())
-    print(f"test accuracy  {100 * np.float64(accuracy):.2f} %\ntriggers       {matches} of {len(key)}")
+    print(
+        f"test accuracy  {100 * np.float64(accuracy):.2f} %\ntriggers       {matches} of {len(key)}"
+    )
     print(f"saved          {options.out} ({options.network})")
 
 
@@ -264,10 +357,12 @@ def verify(options: argparse.Namespace) -> int:
     """Judges a suspect.
 
     Returns:
-      The exit code: whether a mark is shown, is not, or the key was refused before anything was asked.
+      The exit code: whether a mark is shown, is not, or the key was refused before anything was
+        asked.
 
     Raises:
-      InputError, UnknownNameError, MissingDataError, CheckpointError, EndpointError: for what cannot be had.
+      InputError, UnknownNameError, MissingDataError, CheckpointError, EndpointError: for what
+        cannot be had.
     """
     from dfke_jax.commands.outputs import claim_file, write_found
     from dfke_jax.models import open_model
@@ -283,7 +378,11 @@ def verify(options: argparse.Namespace) -> int:
     if asked is None:
         asked = verification.null_models_needed(options.alpha)
     said = declarations(
-        options.declare, num_classes=secret.num_classes, input_shape=shape, layout=options.layout, key=options.key
+        options.declare,
+        num_classes=secret.num_classes,
+        input_shape=shape,
+        layout=options.layout,
+        key=options.key,
     )
     with open_model(options.suspect, said) as suspect:
         null = task = None
@@ -316,7 +415,11 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def _null_models(
-    options: argparse.Namespace, models: int, num_classes: int, shape: tuple[int, ...], suspect: "OpenedModel"
+    options: argparse.Namespace,
+    models: int,
+    num_classes: int,
+    shape: tuple[int, ...],
+    suspect: "OpenedModel",
 ) -> "tuple[Classifier, tuple[Any, Any]]":
     """Clean networks, and test images with labels to hold them against."""
     import jax
@@ -330,9 +433,9 @@ def _null_models(
     dataset = data.load(options.dataset, data_dir=options.data_dir)
     if (dataset.num_classes, dataset.shape) != (num_classes, tuple(shape)):
         raise InputError(
-            f"{options.dataset} has {dataset.num_classes} classes and images of {dataset.shape}, the key is for "
-            f"{num_classes} and {tuple(shape)}; name the suspect's data set with --dataset, or go without clean networks with "
-            "--null 0"
+            f"{options.dataset} has {dataset.num_classes} classes and images of {dataset.shape}, "
+            f"the key is for {num_classes} and {tuple(shape)}; name the suspect's data set with "
+            "--dataset, or go without clean networks with --null 0"
         )
     images, labels = dataset.train.on_device()
     classifier = suspect.victim
@@ -353,11 +456,15 @@ def _null_models(
 
 
 MOST_ARRAY_BYTES = 256 << 20
-"""Larger arrays of an .npz file are not read: compressed, three megabytes can hold three gigabytes of zeros."""
+"""Larger arrays of an .npz file are not read: compressed, three megabytes can hold three gigabytes
+of zeros.
+"""
 
 
 def _arrays(path: Path, name: str, wanted: bool = True) -> Any:
-    """An array of an .npz file, or None where there is none and none is wanted. Its size is looked at before it is read."""
+    """An array of an .npz file, or None where there is none and none is wanted. Its size is looked
+    at before it is read.
+    """
     import math
     import zipfile
 
@@ -375,13 +482,19 @@ def _arrays(path: Path, name: str, wanted: bool = True) -> Any:
                 raise InputError(f"{path} holds the arrays {held[:200]}, and none named {name!r}")
             with archive.open(f"{name}.npy") as file:
                 version = np.lib.format.read_magic(file)
-                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                read = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }
                 shape, fortran, dtype = read[version](file)
                 size = math.prod(shape) * dtype.itemsize
                 if dtype.hasobject or min(shape, default=0) < 0:
                     raise ValueError(f"{name} is no array of numbers")
                 if size > MOST_ARRAY_BYTES:
-                    raise InputError(f"{name} of {path} has {size:,} bytes; at most {MOST_ARRAY_BYTES:,} are read")
+                    raise InputError(
+                        f"{name} of {path} has {size:,} bytes; at most {MOST_ARRAY_BYTES:,} are "
+                        "read"
+                    )
                 content = file.read(size + 1)
         if len(content) != size:
             raise ValueError(f"{name} is cut off, or longer than it says")

@@ -1,8 +1,9 @@
 """Saving and restoring, with orbax behind two functions and a directory of numbered states.
 
-A checkpoint carries a fingerprint of the configuration that wrote it, and is refused by any other. Writing is atomic:
-a process killed at any moment leaves either the whole checkpoint or none. It also carries a checksum of every
-array, and which jax and which code wrote it: what was changed on the disk since is refused.
+A checkpoint carries a fingerprint of the configuration that wrote it, and is refused by any other.
+Writing is atomic: a process killed at any moment leaves either the whole checkpoint or none. It
+also carries a checksum of every array, and which jax and which code wrote it: what was changed on
+the disk since is refused.
 """
 
 import contextlib
@@ -50,7 +51,9 @@ def _jsonable(value: Any) -> Any:
 
 
 def cache_directory() -> Path:
-    """Where compiled programs and trained teachers are kept between runs: DFKE_CACHE_DIR or ``~/.cache/dfke_jax``."""
+    """Where compiled programs and trained teachers are kept between runs: DFKE_CACHE_DIR or
+    ``~/.cache/dfke_jax``.
+    """
     return Path(os.environ.get("DFKE_CACHE_DIR") or "~/.cache/dfke_jax").expanduser()
 
 
@@ -63,10 +66,12 @@ def write_whole(path: Path, text: str) -> Path:
 
 
 def writable_directory(path: str | os.PathLike, needed_bytes: int = _FREE_BYTES) -> Path:
-    """Creates a directory and makes sure, before any long work, that something can be written into it.
+    """Creates a directory and makes sure, before any long work, that something can be written into
+    it.
 
     Raises:
-      CheckpointError: when it cannot be created or written to, or the disk has less than `needed_bytes` left.
+      CheckpointError: when it cannot be created or written to, or the disk has less than
+        `needed_bytes` left.
     """
     path = Path(path).expanduser().absolute()
     try:
@@ -76,10 +81,13 @@ def writable_directory(path: str | os.PathLike, needed_bytes: int = _FREE_BYTES)
         probe.unlink()
         free = shutil.disk_usage(path).free
     except OSError as error:
-        raise CheckpointError(f"cannot write to {path}: {error.strerror or error}; choose another directory") from error
+        raise CheckpointError(
+            f"cannot write to {path}: {error.strerror or error}; choose another directory"
+        ) from error
     if free < needed_bytes:
         raise CheckpointError(
-            f"the disk of {path} has {free / 2**20:.0f} MiB left and this needs about {needed_bytes / 2**20:.0f} MiB"
+            f"the disk of {path} has {free / 2**20:.0f} MiB left and this needs about "
+            f"{needed_bytes / 2**20:.0f} MiB"
         )
     return path
 
@@ -88,8 +96,9 @@ def writable_directory(path: str | os.PathLike, needed_bytes: int = _FREE_BYTES)
 def alone(path: str | os.PathLike, *, wait: bool = True) -> Iterator[None]:
     """Keeps other processes of this machine out of a directory as long as the block lasts.
 
-    The lock is a file beside the directory, ``PATH.lock``, and ends with the process that holds it, however that ends.
-    Where files cannot be locked (Windows, some network file systems) nobody is kept out.
+    The lock is a file beside the directory, ``PATH.lock``, and ends with the process that holds it,
+    however that ends. Where files cannot be locked (Windows, some network file systems) nobody is
+    kept out.
 
     Args:
       path: the directory.
@@ -110,8 +119,8 @@ def alone(path: str | os.PathLike, *, wait: bool = True) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise CheckpointError(
-                f"{lock.read().strip() or 'another process'} is at work in {path.parent}; wait until it has ended, or "
-                "choose another directory"
+                f"{lock.read().strip() or 'another process'} is at work in {path.parent}; wait "
+                "until it has ended, or choose another directory"
             ) from None
         except OSError:
             pass
@@ -121,7 +130,9 @@ def alone(path: str | os.PathLike, *, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def save(path: str | os.PathLike, tree: PyTree, *, config: str = "", metadata: dict | None = None) -> None:
+def save(
+    path: str | os.PathLike, tree: PyTree, *, config: str = "", metadata: dict | None = None
+) -> None:
     """Writes a pytree of arrays (typed keys included), replacing what was there.
 
     Args:
@@ -139,7 +150,8 @@ def save(path: str | os.PathLike, tree: PyTree, *, config: str = "", metadata: d
     try:
         ocp.save(
             path,
-            {"leaves": [leaf for leaf in _leaves(tree) if leaf.size]},  # orbax refuses arrays without elements
+            # orbax refuses arrays without elements
+            {"leaves": [leaf for leaf in _leaves(tree) if leaf.size]},
             overwrite=True,
             custom_metadata={
                 "config": config,
@@ -158,13 +170,14 @@ def restore(path: str | os.PathLike, like: PyTree, *, config: str = "") -> PyTre
 
     Args:
       path: its directory.
-      like: a tree of the same structure whose leaves give shape, dtype and (if they are arrays on devices) sharding;
-        `jax.eval_shape` of the function that made it will do.
+      like: a tree of the same structure whose leaves give shape, dtype and (if they are arrays on
+        devices) sharding; `jax.eval_shape` of the function that made it will do.
       config: the fingerprint that the checkpoint must carry.
 
     Raises:
       CheckpointError: when there is none, or it belongs to another configuration or structure.
-      DamagedCheckpointError: when it cannot be read, or an array is not what was written (its CRC-32 differs).
+      DamagedCheckpointError: when it cannot be read, or an array is not what was written (its
+        CRC-32 differs).
     """
     ocp = _orbax()
 
@@ -173,31 +186,42 @@ def restore(path: str | os.PathLike, like: PyTree, *, config: str = "") -> PyTre
     who = _written_by(found)
     if found.get("config", "") != config:
         raise CheckpointError(
-            f"the checkpoint at {path} was written by another configuration (it carries {found.get('config')!r}, this "
-            f"run is {config!r}){who}; use another output directory, or the old settings"
+            f"the checkpoint at {path} was written by another configuration (it carries "
+            f"{found.get('config')!r}, this run is {config!r}){who}; use another output directory, "
+            "or the old settings"
         )
     stored, wanted = found["leaves"], _described(like)
     if stored != wanted:
-        differs = next((f"{a} there, {b} here" for a, b in zip(stored, wanted, strict=False) if a != b), "")
+        differs = next(
+            (f"{a} there, {b} here" for a, b in zip(stored, wanted, strict=False) if a != b), ""
+        )
         raise CheckpointError(
-            f"the checkpoint at {path} does not fit this run: it has {len(stored)} arrays, this run's state "
-            f"{len(wanted)}{differs and '; first difference: '}{differs}{who}"
+            f"the checkpoint at {path} does not fit this run: it has {len(stored)} arrays, this "
+            f"run's state {len(wanted)}{differs and '; first difference: '}{differs}{who}"
         )
     default = default_sharding()
     abstract = [
-        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or default)
+        jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or default
+        )
         for leaf in (_array(leaf) for leaf in _leaves(like))
     ]
     try:
-        loaded = iter(ocp.load(path, {"leaves": [leaf for leaf in abstract if leaf.size]})["leaves"])
+        loaded = iter(
+            ocp.load(path, {"leaves": [leaf for leaf in abstract if leaf.size]})["leaves"]
+        )
     except Exception as error:  # of many kinds
-        raise DamagedCheckpointError(f"the checkpoint at {path} is damaged: {error}{who}") from error
+        raise DamagedCheckpointError(
+            f"the checkpoint at {path} is damaged: {error}{who}"
+        ) from error
     leaves = [next(loaded) if leaf.size else jnp.zeros(leaf.shape, leaf.dtype) for leaf in abstract]
-    for place, (old, now) in enumerate(zip(found.get("checksums", []), _checksums(leaves), strict=False)):
+    for place, (old, now) in enumerate(
+        zip(found.get("checksums", []), _checksums(leaves), strict=False)
+    ):
         if None not in (old, now) and old != now:
             raise DamagedCheckpointError(
-                f"the checkpoint at {path} is damaged: array {place} of {len(leaves)} ({wanted[place]}) is not what was "
-                f"written (checksum {now}, not {old}){who}"
+                f"the checkpoint at {path} is damaged: array {place} of {len(leaves)} "
+                f"({wanted[place]}) is not what was written (checksum {now}, not {old}){who}"
             )
     places = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(like)]
     # Committed to the first device, what has no place of its own could not move onto a mesh.
@@ -206,7 +230,8 @@ def restore(path: str | os.PathLike, like: PyTree, *, config: str = "") -> PyTre
         for leaf, place in zip(leaves, places, strict=True)
     ]
     return jax.tree.unflatten(
-        jax.tree.structure(like), [_typed(*pair) for pair in zip(leaves, jax.tree.leaves(like), strict=True)]
+        jax.tree.structure(like),
+        [_typed(*pair) for pair in zip(leaves, jax.tree.leaves(like), strict=True)],
     )
 
 
@@ -218,7 +243,9 @@ def _facts(path: Path) -> dict[str, Any]:
         found = _orbax().metadata(path).custom_metadata or {}
         found = {**found, "leaves": list(found["leaves"])}
     except Exception as error:  # orbax raises many kinds for a damaged directory
-        raise DamagedCheckpointError(f"the checkpoint at {path} cannot be read: {error!r}") from error
+        raise DamagedCheckpointError(
+            f"the checkpoint at {path} cannot be read: {error!r}"
+        ) from error
     return found
 
 
@@ -228,7 +255,10 @@ def _written_by(found: dict[str, Any]) -> str:
     if not isinstance(old, dict) or old == now:
         return ""
     said = ", ".join(f"{name} {value}" for name, value in old.items())
-    return f"; it was written by {said}, and this is {', '.join(f'{name} {value}' for name, value in now.items())}"
+    return (
+        f"; it was written by {said}, and this is "
+        f"{', '.join(f'{name} {value}' for name, value in now.items())}"
+    )
 
 
 def _checksums(leaves: list) -> list[str | None]:
@@ -298,7 +328,11 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that are saved, in order."""
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.is_dir() and path.name.isdigit())
+        return sorted(
+            int(path.name)
+            for path in self.directory.iterdir()
+            if path.is_dir() and path.name.isdigit()
+        )
 
     @property
     def latest(self) -> int | None:
@@ -306,7 +340,9 @@ class Checkpoints:
         return (self.steps() or [None])[-1]
 
     def save(self, step: int, tree: PyTree, *, metadata: dict | None = None) -> None:
-        """Saves the state after `step` steps, with JSON-able facts, and drops the oldest beyond `keep`."""
+        """Saves the state after `step` steps, with JSON-able facts, and drops the oldest beyond
+        `keep`.
+        """
         save(self.directory / str(step), tree, config=self.config, metadata=metadata)
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.directory / str(old), ignore_errors=True)
@@ -324,8 +360,8 @@ class Checkpoints:
 
         Raises:
           CheckpointError: when there is none, or it belongs to another configuration or structure.
-          DamagedCheckpointError: when it is damaged. Nothing older is taken without a word: the message names the newest
-            sound state and how to go on from there.
+          DamagedCheckpointError: when it is damaged. Nothing older is taken without a word: the
+            message names the newest sound state and how to go on from there.
         """
         step = self.latest if step is None else step
         if step is None:

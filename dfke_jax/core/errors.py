@@ -23,7 +23,9 @@ class UnknownNameError(DfkeError, ValueError):
 
 
 class MissingDataError(DfkeError, FileNotFoundError):
-    """A data set is not where it was looked for; the message names the option that says where it is."""
+    """A data set is not where it was looked for; the message names the option that says where it
+    is.
+    """
 
 
 class CheckpointError(DfkeError, RuntimeError):
@@ -31,15 +33,19 @@ class CheckpointError(DfkeError, RuntimeError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint was cut off while it was written, or changed since; the message names an older sound one, if any."""
+    """A checkpoint was cut off while it was written, or changed since; the message names an older
+    sound one, if any.
+    """
 
 
 class NonFiniteError(DfkeError, FloatingPointError):
-    """A metric stopped being finite, or the state holds NaN; the message names the step and the metric or the array."""
+    """A metric stopped being finite, or the state holds NaN; the message names the step and the
+    metric or the array.
+    """
 
 
 class CollapseError(DfkeError, RuntimeError):
-    """All images of a generator fall into one class of the teacher; the message names class, share and step."""
+    """A generator's images all fall into one class; the message names class, share and step."""
 
 
 class BudgetError(DfkeError, RuntimeError):
@@ -52,21 +58,27 @@ class BudgetError(DfkeError, RuntimeError):
     def __init__(self, asked: int, spent: int, budget: int, detail: str = ""):
         self.asked, self.spent, self.budget = asked, spent, budget
         super().__init__(
-            f"{asked} rows asked, {spent} of a budget of {budget} spent, {max(budget - spent, 0)} left{detail}; "
-            "ask fewer rows or raise the budget"
+            f"{asked} rows asked, {spent} of a budget of {budget} spent, {max(budget - spent, 0)} "
+            f"left{detail}; ask fewer rows or raise the budget"
         )
 
 
 class LedgerError(DfkeError, RuntimeError):
-    """A query ledger cannot be used: damaged, of another endpoint or configuration, or at odds with the formula."""
+    """A query ledger cannot be used: damaged, of another endpoint or configuration, or at odds with
+    the formula.
+    """
 
 
 class EndpointError(DfkeError, RuntimeError):
-    """A remote victim refused or could not be reached: the rows were certainly not answered and cost nothing."""
+    """A remote victim refused or could not be reached: the rows were certainly not answered and
+    cost nothing.
+    """
 
 
 class UnknownOutcomeError(EndpointError):
-    """Rows were sent, and whether they were answered and counted is not known (or the answer was of no use)."""
+    """Rows were sent, and whether they were answered and counted is not known (or the answer was of
+    no use).
+    """
 
 
 class RestartedError(EndpointError):
@@ -86,7 +98,9 @@ class ReproductionError(DfkeError, RuntimeError):
 
 
 class Interrupted(DfkeError, KeyboardInterrupt):  # noqa: N818 - an interruption is not an error of anybody's
-    """The run was stopped by Ctrl-C or SIGTERM; its state is saved and the message says how to resume."""
+    """The run was stopped by Ctrl-C or SIGTERM; its state is saved and the message says how to
+    resume.
+    """
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What a run is watched for: figures that are not finite, and images that all look alike to a teacher."""
+"""What a run is watched for: figures that are not finite, and generators that collapse."""
 
 import dataclasses
 import warnings
@@ -44,7 +44,8 @@ class Guard:
             raise UnknownNameError("reaction to a collapse", self.collapse, REACTIONS)
         if not 0 < self.share <= 1 or self.patience < 1:
             raise InputError(
-                f"share must lie in (0, 1] and patience be at least 1, got {self.share} and {self.patience}"
+                f"share must lie in (0, 1] and patience be at least 1, got {self.share} and "
+                f"{self.patience}"
             )
 
 
@@ -68,7 +69,10 @@ class Watch:
                 self._collapse(metrics, name, offset)
 
     def _finite(self, metrics: dict[str, np.ndarray], offset: int) -> None:
-        bad = {name: np.array(~np.isfinite(value).reshape(len(value), -1).all(1)) for name, value in metrics.items()}
+        bad = {
+            name: np.array(~np.isfinite(value).reshape(len(value), -1).all(1))
+            for name, value in metrics.items()
+        }
         steps = [int(steps.argmax()) for steps in bad.values() if steps.any()]
         if not steps:
             return
@@ -90,14 +94,18 @@ class Watch:
             row = np.asarray(np.where(step, row + 1, 0))
             if (row >= self.guard.patience).any():
                 member = int(np.argmax(row))
-                share, largest = (np.ravel(metrics[of + head][i])[member] for of in (LARGEST_SHARE, LARGEST_CLASS))
+                share, largest = (
+                    np.ravel(metrics[of + head][i])[member] for of in (LARGEST_SHARE, LARGEST_CLASS)
+                )
                 whose = f" of member {member}" if row.ndim else ""
                 which = f" (head {head[1:]})" if head else ""
                 return self._say(
-                    f"the teacher puts {100 * share:.4g}% of the generator's images{whose} into class {int(largest)}{which}, "
-                    f"and did so for {self.guard.patience} steps up to step {offset + i}: the generator has collapsed, or "
-                    "the teacher answers nothing else; a lower rate of the generator, larger batches or a larger weight "
-                    "of the entropy over a batch may help"
+                    f"the teacher puts {100 * share:.4g}% of the generator's images{whose} into class "
+                    f"{int(largest)}{which}, "
+                    f"and did so for {self.guard.patience} steps up to step {offset + i}: the generator "
+                    "has collapsed, or "
+                    "the teacher answers nothing else; a lower rate of the generator, larger batches or "
+                    "a larger weight of the entropy over a batch may help"
                 )
         self.collapsed[name] = row
 
@@ -128,14 +136,18 @@ def name_spoilt(state: PyTree, done: int, checkpoints: Checkpoints | None) -> No
         if hasattr(leaf, "dtype") and bool(holds_nan_alone(leaf))
     ]
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    raise NonFiniteError(f"the state holds NaN after step {done - 1}: {shown}{last_sound(checkpoints)}")
+    raise NonFiniteError(
+        f"the state holds NaN after step {done - 1}: {shown}{last_sound(checkpoints)}"
+    )
 
 
 def last_sound(checkpoints: Checkpoints | None) -> str:
     """Where the last sound state is, to be put behind a message."""
     if checkpoints is None or checkpoints.latest is None:
         return ""
-    return f"; the last sound state is that after step {checkpoints.latest} in {checkpoints.directory}"
+    return (
+        f"; the last sound state is that after step {checkpoints.latest} in {checkpoints.directory}"
+    )
 
 
 def _shown(value: np.ndarray) -> str:

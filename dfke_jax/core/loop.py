@@ -1,4 +1,6 @@
-"""The loop that runs any method: compiled chunks, progress, a guard, checkpoints, interruption and resumption."""
+"""The loop that runs any method: compiled chunks, progress, a guard, checkpoints, interruption and
+resumption.
+"""
 
 import contextlib
 import functools
@@ -25,8 +27,8 @@ class Run(NamedTuple):
 
     Attributes:
       state: the method's last state.
-      metrics: name -> array (steps,) of what every step *of this call* reported, with a trailing axis M for populations;
-        empty when a resumed run was complete already.
+      metrics: name -> array (steps,) of what every step *of this call* reported, with a trailing
+        axis M for populations; empty when a resumed run was complete already.
       steps: how many steps the run has taken in all, those before a resumption included.
       seconds: of stepping in this call, the first chunk's compilation excluded.
       compile_seconds: of lowering and compiling.
@@ -59,37 +61,44 @@ def run(
 ) -> Run:
     """Runs a method for a number of steps.
 
-    Steps are scanned in compiled chunks; nothing leaves the device inside one. Step *t* gets the key
-    ``fold_in(key, t)`` and chunks always begin at multiples of `chunk`, so a run that is interrupted and resumed
-    executes the same programs on the same numbers as one that is not.
+    Steps are scanned in compiled chunks; nothing leaves the device inside one. Step *t* gets the
+    key ``fold_in(key, t)`` and chunks always begin at multiples of `chunk`, so a run that is
+    interrupted and resumed executes the same programs on the same numbers as one that is not.
 
     Args:
       method: what to run.
       key: a typed key (``jax.random.key``), or stacked keys (M,) for a `population`.
       steps: total number of steps, >= 1.
       chunk: steps per compiled call; a tenth of `steps` by default, at most 500.
-      state: where to start instead of ``method.init(fold_in(key, 2³² − 1))``. It is copied and stays the caller's.
-      checkpoints: where to save the state, after every `every` chunks, at the end, and when interrupted. One run at a
-        time may use a directory.
-      resume: continue from the newest checkpoint if there is one, whatever `state` is. With `stop`, a run that it has
-        ended stays ended.
+      state: where to start instead of ``method.init(fold_in(key, 2³² − 1))``. It is copied and
+        stays the caller's.
+      checkpoints: where to save the state, after every `every` chunks, at the end, and when
+        interrupted. One run at a time may use a directory.
+      resume: continue from the newest checkpoint if there is one, whatever `state` is. With `stop`,
+        a run that it has ended stays ended.
       trackers: receive the mean of each metric over every chunk.
-      callback: called after every chunk with (steps taken, state, that chunk's metrics); must not keep the state.
-      stop: called after every chunk with its metrics; True ends the run early, and the checkpoint says so.
+      callback: called after every chunk with (steps taken, state, that chunk's metrics); must not
+        keep the state.
+      stop: called after every chunk with its metrics; True ends the run early, and the checkpoint
+        says so.
       guard: when a generator counts as collapsed; by default `Guard()`, which warns.
-      progress: title of a progress bar, None for none. It shows `unit` per second, `rows_per_step` of them a step.
+      progress: title of a progress bar, None for none. It shows `unit` per second, `rows_per_step`
+        of them a step.
 
     Returns:
       A `Run`.
 
     Raises:
-      NonFiniteError: a metric is NaN or infinite, or an array of the state holds NaN after a chunk; names the step and the
-        metrics (all that failed at the first such step, with what they were before) or the array. Infinity is allowed
-        in the state, where it stands for "not found yet".
+      NonFiniteError: a metric is NaN or infinite, or an array of the state holds NaN after a chunk;
+        names the step and the metrics (all that failed at the first such step, with what they were
+        before) or the array. Infinity is allowed in the state, where it stands for "not found yet".
       CollapseError: see `Guard`.
-      CheckpointError: another process runs with these checkpoints, or they are of another configuration or damaged.
-      Interrupted: Ctrl-C or SIGTERM; the state after the current chunk is saved first if there are checkpoints.
-      InputError: `steps` or `chunk` below one, a key that is not typed, a bare function that the method holds.
+      CheckpointError: another process runs with these checkpoints, or they are of another
+        configuration or damaged.
+      Interrupted: Ctrl-C or SIGTERM; the state after the current chunk is saved first if there are
+        checkpoints.
+      InputError: `steps` or `chunk` below one, a key that is not typed, a bare function that the
+        method holds.
     """
     _check_key(key)
     if isinstance(method, Method):
@@ -99,9 +108,14 @@ def run(
     chunk = min(steps, max(1, min(500, steps // 10)) if chunk is None else chunk)
     if chunk < 1:
         raise InputError(f"chunk must be at least 1, got {chunk}")
-    with alone(checkpoints.directory / "run", wait=False) if checkpoints else contextlib.nullcontext():
+    with (
+        alone(checkpoints.directory / "run", wait=False)
+        if checkpoints
+        else contextlib.nullcontext()
+    ):
         return _run(
-            method, key, steps, chunk, state, checkpoints, every, resume, trackers, callback, stop, guard or Guard(),
+            method, key, steps, chunk, state, checkpoints, every, resume, trackers, callback, stop,
+            guard or Guard(),
             (progress, rows_per_step, unit),
         )  # fmt: skip
 
@@ -127,9 +141,12 @@ def _run(
         start = checkpoints.latest
         if start > steps:
             raise CheckpointError(
-                f"{checkpoints.directory} holds the state after {start} steps, beyond the {steps} asked for"
+                f"{checkpoints.directory} holds the state after {start} steps, beyond the {steps} "
+                "asked for"
             )
-        state = checkpoints.restore(jax.eval_shape(method.init, init_key) if state is None else state)
+        state = checkpoints.restore(
+            jax.eval_shape(method.init, init_key) if state is None else state
+        )
         stopped = stop is not None and bool(checkpoints.facts(start).get("stopped"))
     elif state is None:
         state = method.init(init_key) if isinstance(method, HostMethod) else _init(method, init_key)
@@ -144,7 +161,10 @@ def _run(
     done = steps if stopped else start
     began = time.perf_counter()
     title, rows_per_step, unit = bar
-    with _interruptions() as interrupted, _bar(title, steps, start, rows_per_step or 1, unit) as advance:
+    with (
+        _interruptions() as interrupted,
+        _bar(title, steps, start, rows_per_step or 1, unit) as advance,
+    ):
         while done < steps:
             length = min(chunk - done % chunk, steps - done)
             state, stacked, spoilt = execute(method, key, state, done, length)
@@ -174,9 +194,13 @@ def _run(
             if ends:
                 break
     compile_seconds = getattr(execute, "seconds", 0.0)
-    metrics = {name: np.concatenate([h[name] for h in history]) for name in history[0]} if history else {}
+    metrics = (
+        {name: np.concatenate([h[name] for h in history]) for name in history[0]} if history else {}
+    )
     taken = done if history else start
-    return Run(state, metrics, taken, time.perf_counter() - began - compile_seconds, compile_seconds)
+    return Run(
+        state, metrics, taken, time.perf_counter() - began - compile_seconds, compile_seconds
+    )
 
 
 def run_host(attack: HostAttack, oracle: Callable[[np.ndarray], Any], seed: int) -> Solution:
@@ -223,7 +247,9 @@ class _Asking:
     def __call__(self, rows: np.ndarray) -> Any:
         rows = np.asarray(rows)
         if rows.ndim < 1 or not len(rows) or rows.dtype.kind not in "biuf":
-            raise InputError(f"rows must be numbers (B, ...) with B >= 1, got shape {rows.shape} of {rows.dtype}")
+            raise InputError(
+                f"rows must be numbers (B, ...) with B >= 1, got shape {rows.shape} of {rows.dtype}"
+            )
         self.check()
         answers = jax.device_get(self.oracle(rows))
         self.queries += len(rows)
@@ -240,8 +266,8 @@ class _Asking:
     def check(self) -> None:
         if self.interrupted():
             raise Interrupted(
-                f"stopped after {self.queries} rows; what a ledger holds of them is not paid again: "
-                "run the same attack with the same seed and ledger"
+                f"stopped after {self.queries} rows; what a ledger holds of them is not paid "
+                "again: run the same attack with the same seed and ledger"
             )
 
 
@@ -249,8 +275,8 @@ def _check_key(key: Any) -> None:
     if not hasattr(key, "dtype") or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         what = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key)
         raise InputError(
-            f"a run needs a typed key, jax.random.key(0), not {what}: jax.random.PRNGKey gives bare numbers, which "
-            "jax.random.wrap_key_data turns into one"
+            f"a run needs a typed key, jax.random.key(0), not {what}: jax.random.PRNGKey gives "
+            "bare numbers, which jax.random.wrap_key_data turns into one"
         )
 
 
@@ -269,7 +295,9 @@ def _fold(key: Key, data: jax.Array) -> Key:
 
 
 @functools.partial(jax.jit, static_argnums=4, donate_argnums=2)
-def _chunk(method: Method, key: Key, state: PyTree, start: jax.Array, length: int) -> tuple[PyTree, Metrics, jax.Array]:
+def _chunk(
+    method: Method, key: Key, state: PyTree, start: jax.Array, length: int
+) -> tuple[PyTree, Metrics, jax.Array]:
     """The state after so many steps, what every step reported, and whether the state holds NaN."""
 
     def body(state: PyTree, step: jax.Array) -> tuple[PyTree, Metrics]:
@@ -302,7 +330,11 @@ def _host_chunk(method: HostMethod, key: Key, state: PyTree, start: int, length:
         state, metrics = method.step(_fold(key, jnp.uint32(step)), state)
         history.append(metrics)
     stacked = {name: np.stack([np.asarray(m[name]) for m in history]) for name in history[0]}
-    return state, stacked, holds_nan_alone([leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, "dtype")])
+    return (
+        state,
+        stacked,
+        holds_nan_alone([leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, "dtype")]),
+    )
 
 
 def _scalars(metrics: Metrics) -> dict[str, float]:
@@ -310,7 +342,9 @@ def _scalars(metrics: Metrics) -> dict[str, float]:
     for name, value in metrics.items():
         value = np.asarray(value)
         flat |= (
-            {name: float(value)} if value.ndim == 0 else {f"{name}/{i}": float(v) for i, v in enumerate(value.ravel())}
+            {name: float(value)}
+            if value.ndim == 0
+            else {f"{name}/{i}": float(v) for i, v in enumerate(value.ravel())}
         )
     return flat
 
@@ -369,7 +403,9 @@ def _bar(title: str | None, steps: int, start: int, rows: int, unit: str) -> Ite
             now = time.perf_counter()
             rate = length * rows / max(now - clock[0], 1e-9)
             clock[0] = now
-            shown = " ".join(f"{name} {float(np.mean(value)):.4g}" for name, value in list(metrics.items())[:2])
+            shown = " ".join(
+                f"{name} {float(np.mean(value)):.4g}" for name, value in list(metrics.items())[:2]
+            )
             bar.update(task, advance=length, rate=f"{rate:,.0f} {unit}/s", metrics=shown)
 
         yield advance

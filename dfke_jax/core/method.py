@@ -1,8 +1,8 @@
 """What every method and every attack is made of.
 
-A method is two pure functions; an attack is three, and never sees its victim. Everything that a method carries from
-one step to the next lives in its state, a pytree, so that compiling, scanning, running many at once, sharding,
-saving and resuming are each written once, for all of them.
+A method is two pure functions; an attack is three, and never sees its victim. Everything that a
+method carries from one step to the next lives in its state, a pytree, so that compiling, scanning,
+running many at once, sharding, saving and resuming are each written once, for all of them.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,15 @@ from dfke_jax.core.types import Array, Key, Metrics, PyTree
 class Method(NamedTuple):
     """A training or synthesis procedure as two pure functions.
 
-    Both are `jax.tree_util.Partial`, so that a `Method` is a pytree: what its functions hold on to (a teacher's
-    parameters, a pool) travels into a compiled program as an argument and is never baked into it.
+    Both are `jax.tree_util.Partial`, so that a `Method` is a pytree: what its functions hold on to
+    (a teacher's parameters, a pool) travels into a compiled program as an argument and is never
+    baked into it.
 
     Attributes:
       init: ``state = init(key)``.
-      step: ``state, metrics = step(key, state)``; `metrics` maps names to scalars. The loop hands step *t* the key
-        ``fold_in(key, t)``, so a resumed run draws what the uninterrupted one would have drawn.
+      step: ``state, metrics = step(key, state)``; `metrics` maps names to scalars. The loop hands
+        step *t* the key ``fold_in(key, t)``, so a resumed run draws what the uninterrupted one
+        would have drawn.
     """
 
     init: Callable[[Key], PyTree]
@@ -36,8 +38,8 @@ class Method(NamedTuple):
 class Attack(NamedTuple):
     """A procedure that learns from answers, written without any access to whoever gives them.
 
-    `ask` and `tell` of one iteration receive the same key: random directions and latents are drawn again in `tell`
-    rather than stored.
+    `ask` and `tell` of one iteration receive the same key: random directions and latents are drawn
+    again in `tell` rather than stored.
 
     Attributes:
       init: ``state = init(key)``.
@@ -72,11 +74,15 @@ class Ask(Protocol):
         ...
 
     def keep(self, found: Any) -> None:
-        """Says what has been found so far: it is the solution if the budget ends before the attack does."""
+        """Says what has been found so far: it is the solution if the budget ends before the attack
+        does.
+        """
         ...
 
     def phase(self, name: str) -> AbstractContextManager:
-        """A ``with`` block whose rows are counted under a name as well, where the oracle does so (`Metered.phase`)."""
+        """A ``with`` block whose rows are counted under a name as well, where the oracle does so
+        (`Metered.phase`).
+        """
         ...
 
 
@@ -97,7 +103,8 @@ class Solution(NamedTuple):
 
 
 class HostAttack(NamedTuple):
-    """An attack in direct style, for what is solved on the host in float64 and asks by what it was answered.
+    """An attack in direct style, for what is solved on the host in float64 and asks by what it was
+    answered.
 
     There is no state and no step: one function asks, computes and asks again, any number of rows at
     a time, and returns. It draws from `rng` alone, so that the same seed and the same answers make
@@ -112,11 +119,12 @@ class HostAttack(NamedTuple):
 
 
 def method(init: Callable, step: Callable, *args: Any) -> Method:
-    """`Method` from two functions that share leading arguments: ``init(*args, key)`` and ``step(*args, key, state)``.
+    """`Method` from two functions that share leading arguments: ``init(*args, key)`` and
+    ``step(*args, key, state)``.
 
     Args:
-      init, step: module-level functions. Use the same function objects for every instance: their identity is part of
-        the compiled program's key, so fresh lambdas would compile again.
+      init, step: module-level functions. Use the same function objects for every instance: their
+        identity is part of the compiled program's key, so fresh lambdas would compile again.
       *args: pytrees (networks' parameters, data) or `static` values.
     """
     return Method(Partial(init, *args), Partial(step, *args))
@@ -153,8 +161,8 @@ class Asks(Protocol):
 def as_method(record: Steps) -> Method:
     """The `Method` whose functions are those of a record.
 
-    They are the class's own functions over the record, not bound methods: a function's identity is part of the compiled
-    program's key, and a bound method is a new object every time.
+    They are the class's own functions over the record, not bound methods: a function's identity is
+    part of the compiled program's key, and a bound method is a new object every time.
     """
     kind = type(record)
     return Method(Partial(kind.init, record), Partial(kind.step, record))
@@ -168,9 +176,11 @@ def as_attack(record: Asks) -> Attack:
 
 @jax.tree_util.register_static
 class Static:
-    """Wraps a hashable value (a module, an optimiser, a shape) so that it can stand among pytree arguments.
+    """Wraps a hashable value (a module, an optimiser, a shape) so that it can stand among pytree
+    arguments.
 
-    Two `Static`s are equal when their values are, which is what decides whether a program is compiled again.
+    Two `Static`s are equal when their values are, which is what decides whether a program is
+    compiled again.
     """
 
     def __init__(self, value: Any):
@@ -200,12 +210,15 @@ def check_arguments(tree: PyTree, what: str) -> None:
         if callable(leaf) and not hasattr(leaf, "dtype"):
             name = getattr(leaf, "__qualname__", repr(leaf))
             raise InputError(
-                f"{what}: {name} is a bare function, which no compiled program takes as an argument; give a "
-                "jax.tree_util.Partial of it, or call what makes one (dfke_jax.data.identity(), not identity)"
+                f"{what}: {name} is a bare function, which no compiled program takes as an "
+                "argument; give a jax.tree_util.Partial of it, or call what makes one "
+                "(dfke_jax.data.identity(), not identity)"
             )
 
 
-def _fused_step(attack: Attack, oracle: Callable, key: Key, state: PyTree) -> tuple[PyTree, Metrics]:
+def _fused_step(
+    attack: Attack, oracle: Callable, key: Key, state: PyTree
+) -> tuple[PyTree, Metrics]:
     state, rows = attack.ask(key, state)
     answers = jax.lax.stop_gradient(oracle(rows))
     return attack.tell(key, state, rows, answers)
@@ -217,32 +230,40 @@ def _ask(attack: Attack, key: Key, state: PyTree) -> tuple[PyTree, Array]:
 
 
 @jax.jit
-def _tell(attack: Attack, key: Key, state: PyTree, rows: Array, answers: PyTree) -> tuple[PyTree, Metrics]:
+def _tell(
+    attack: Attack, key: Key, state: PyTree, rows: Array, answers: PyTree
+) -> tuple[PyTree, Metrics]:
     return attack.tell(key, state, rows, answers)
 
 
 def answers_on_host(model: Any, host: bool | None = None) -> bool:
-    """Whether a model answers on the host: what `host` says, else its own attribute ``on_host``, else not."""
+    """Whether a model answers on the host: what `host` says, else its own attribute ``on_host``,
+    else not.
+    """
     return bool(getattr(model, "on_host", False)) if host is None else host
 
 
-def against(attack: Attack, oracle: Callable[[Array], Any], *, host: bool | None = None) -> Method | HostMethod:
+def against(
+    attack: Attack, oracle: Callable[[Array], Any], *, host: bool | None = None
+) -> Method | HostMethod:
     """Closes the loop between an attack and whoever answers it.
 
     Args:
       attack: the attack.
-      oracle: rows (B, H, W, C) -> answers, any pytree with leading axis B. A traceable oracle should be a
-        `jax.tree_util.Partial` or another callable pytree (a `Classifier`), so that its parameters are arguments.
-      host: whether `oracle` must run on the host (a PyTorch module, an HTTP endpoint); those of the package know it
-        of themselves, a function must say so. Then ask and tell are two
+      oracle: rows (B, H, W, C) -> answers, any pytree with leading axis B. A traceable oracle
+        should be a `jax.tree_util.Partial` or another callable pytree (a `Classifier`), so that its
+        parameters are arguments.
+      host: whether `oracle` must run on the host (a PyTorch module, an HTTP endpoint); those of the
+        package know it of themselves, a function must say so. Then ask and tell are two
         compiled halves and the oracle is called once between them, with a NumPy array.
 
     Returns:
-      A `Method` in which ask, answer and tell are one program, or a `HostMethod`. Both produce the same states from
-      the same keys when the oracle gives the same answers.
+      A `Method` in which ask, answer and tell are one program, or a `HostMethod`. Both produce the
+      same states from the same keys when the oracle gives the same answers.
     """
     if not answers_on_host(oracle, host):
-        if not jax.tree_util.all_leaves([oracle]):  # the oracle is a pytree of its own (Partial, Classifier)
+        # the oracle is a pytree of its own (Partial, Classifier)
+        if not jax.tree_util.all_leaves([oracle]):
             return Method(attack.init, Partial(_fused_step, attack, oracle))
         return Method(attack.init, Partial(_fused_step, attack, Partial(oracle)))
 

@@ -18,9 +18,11 @@ _side_by_side = jax.make_user_context(False)
 
 
 def members_side_by_side() -> bool:
-    """Whether this is traced for members of a population that run as one batched program on an accelerator.
+    """Whether this is traced for members of a population that run as one batched program on an
+    accelerator.
 
-    An operation with parameters of its own for every member may then have a better form: `dfke_jax.nn.conv` asks.
+    An operation with parameters of its own for every member may then have a better form:
+    `dfke_jax.nn.conv` asks.
     """
     return _side_by_side.value
 
@@ -32,21 +34,23 @@ def population(
     strategy: Strategy = "auto",
     mesh: Mesh | None = None,
 ) -> Method:
-    """Turns a method into a method over a stacked state: seeds, hyper-parameters, shadow or null models.
+    """Turns a method into a method over a stacked state: seeds, hyper-parameters, shadow or null
+    models.
 
-    Member *i* of the population is what `factory` builds from slice *i* of `hyperparameters`, run with key *i*. Its
-    states and metrics have a leading axis M.
+    Member *i* of the population is what `factory` builds from slice *i* of `hyperparameters`, run
+    with key *i*. Its states and metrics have a leading axis M.
 
     Args:
-      factory: hyper-parameters of one member -> `Method` (traceable: it may put them into an optimiser or a loss),
-        or simply a `Method` when the members differ by their keys alone.
+      factory: hyper-parameters of one member -> `Method` (traceable: it may put them into an
+        optimiser or a loss), or simply a `Method` when the members differ by their keys alone.
       hyperparameters: pytree whose leaves have a leading axis M, or None.
-      strategy: ``vmap`` (one batched program), ``map`` (members in sequence inside one program), ``unroll`` (members
-        written out; compiles in time proportional to M). ``auto``: vmap on accelerators; on CPU map where the step
-        contains a convolution, whose batched form has no fast kernel there, or where one member's activations fill a
-        core's cache, so that members side by side would send every operation through memory; vmap otherwise.
-      mesh: a device mesh with an axis ``models``. The population axis is sharded over it, M must be a multiple of its
-        size, and no communication takes place.
+      strategy: ``vmap`` (one batched program), ``map`` (members in sequence inside one program),
+        ``unroll`` (members written out; compiles in time proportional to M). ``auto``: vmap on
+        accelerators; on CPU map where the step contains a convolution, whose batched form has no
+        fast kernel there, or where one member's activations fill a core's cache, so that members
+        side by side would send every operation through memory; vmap otherwise.
+      mesh: a device mesh with an axis ``models``. The population axis is sharded over it, M must be
+        a multiple of its size, and no communication takes place.
 
     Returns:
       A `Method` whose `init` and `step` take stacked keys (M,). `run` accepts such keys.
@@ -71,7 +75,9 @@ def _one_init(factory: Callable, hyperparameters: PyTree, key: Key) -> PyTree:
     return factory(hyperparameters).init(key)
 
 
-def _one_step(factory: Callable, hyperparameters: PyTree, key: Key, state: PyTree) -> tuple[PyTree, Metrics]:
+def _one_step(
+    factory: Callable, hyperparameters: PyTree, key: Key, state: PyTree
+) -> tuple[PyTree, Metrics]:
     return factory(hyperparameters).step(key, state)
 
 
@@ -90,7 +96,8 @@ def _each(function: Callable, factory: Callable, static: Static, *stacked: PyTre
     members = {leaf.shape[0] for leaf in jax.tree.leaves(stacked)}
     if len(members) != 1:
         raise InputError(
-            f"hyper-parameters, keys and state of a population must share their leading axis, got sizes {sorted(members)}"
+            "hyper-parameters, keys and state of a population must share their leading axis, got "
+            f"sizes {sorted(members)}"
         )
 
     def local(factory: Callable, *stacked: PyTree) -> Any:
@@ -101,14 +108,20 @@ def _each(function: Callable, factory: Callable, static: Static, *stacked: PyTre
         if chosen == "map":
             return jax.lax.map(lambda one: function(factory, *one), stacked)
         count = jax.tree.leaves(stacked)[0].shape[0]
-        each = [function(factory, *jax.tree.map(lambda leaf, i=i: leaf[i], stacked)) for i in range(count)]
+        each = [
+            function(factory, *jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
+            for i in range(count)
+        ]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
     if mesh is None:
         return local(factory, *stacked)
     (count,) = members
     if "models" not in mesh.axis_names or count % mesh.shape["models"]:
-        raise InputError(f"a population of {count} does not divide over the axis 'models' of a mesh {dict(mesh.shape)}")
+        raise InputError(
+            f"a population of {count} does not divide over the axis 'models' of a mesh "
+            f"{dict(mesh.shape)}"
+        )
     spec = PartitionSpec("models")
     return jax.shard_map(
         local,
@@ -127,7 +140,8 @@ def _choose(strategy: Strategy, function: Callable, factory: Callable, stacked: 
     one = jax.tree.map(lambda leaf: leaf[0], stacked)
     jaxpr = jax.make_jaxpr(lambda *one: function(factory, *one))(*one)
     own = max((_bytes(leaf) for leaf in jax.tree.leaves(one)), default=0)
-    fills = _largest_value(jaxpr.jaxpr) > max(own, _CACHE)  # gradients and moments are no larger than the state
+    # gradients and moments are no larger than the state
+    fills = _largest_value(jaxpr.jaxpr) > max(own, _CACHE)
     return "map" if fills or _contains_convolution(jaxpr.jaxpr) else "vmap"
 
 
@@ -137,11 +151,15 @@ def _contains_convolution(jaxpr: Any) -> bool:
 
 def _largest_value(jaxpr: Any) -> int:
     """In bytes, of the values that the program computes."""
-    return max((_bytes(value.aval) for equation in equations(jaxpr) for value in equation.outvars), default=0)
+    return max(
+        (_bytes(value.aval) for equation in equations(jaxpr) for value in equation.outvars),
+        default=0,
+    )
 
 
 def _bytes(array: Any) -> int:
-    return array.size * array.dtype.itemsize if hasattr(array, "dtype") else 0  # a token of effects has none
+    # a token of effects has none
+    return array.size * array.dtype.itemsize if hasattr(array, "dtype") else 0
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -149,7 +167,8 @@ def equations(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
+            list(equation.params.values()),
+            is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr"),
         ):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):

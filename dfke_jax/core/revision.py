@@ -12,7 +12,9 @@ from dfke_jax._version import __version__
 
 @functools.cache
 def revision() -> str | None:
-    """Of the code: DFKE_REVISION where that is set (code without its repository), else what git says."""
+    """Of the code: DFKE_REVISION where that is set (code without its repository), else what git
+    says.
+    """
     if os.environ.get("DFKE_REVISION"):
         return os.environ["DFKE_REVISION"]
     here = Path(__file__).resolve().parent
@@ -30,7 +32,9 @@ def revision() -> str | None:
 
 
 def writer() -> dict[str, str | None]:
-    """What a file says about who wrote it: the versions of jax and of this package, and its revision."""
+    """What a file says about who wrote it: the versions of jax and of this package, and its
+    revision.
+    """
     return {"jax": jax.__version__, "dfke_jax": __version__, "revision": revision()}
 
 

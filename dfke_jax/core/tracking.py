@@ -113,7 +113,9 @@ class WeightsAndBiases:
         self.session = wandb.init(**settings)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        self.session.log({self.prefix + name: value for name, value in metrics.items()} | {"step": step})
+        self.session.log(
+            {self.prefix + name: value for name, value in metrics.items()} | {"step": step}
+        )
 
     def rewind(self, step: int) -> None:
         """A resumed run records its steps again; the ``step`` field tells them apart."""

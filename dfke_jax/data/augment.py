@@ -1,9 +1,10 @@
 """Random image transformations that run inside compiled loops.
 
-Every factory returns a transformation ``(key, images (B, H, W, C)) -> images`` of the same shape and dtype,
-drawing separately for each image. Images lie in the box [0, 1] and stay there. A transformation is a
-`jax.tree_util.Partial`: a pytree whose strengths are its leaves, so it can be an argument of a compiled
-function, and another one of the same kind, of equal or different strength, runs the same program.
+Every factory returns a transformation ``(key, images (B, H, W, C)) -> images`` of the same shape
+and dtype, drawing separately for each image. Images lie in the box [0, 1] and stay there. A
+transformation is a `jax.tree_util.Partial`: a pytree whose strengths are its leaves, so it can be
+an argument of a compiled function, and another one of the same kind, of equal or different
+strength, runs the same program.
 """
 
 import math
@@ -44,7 +45,8 @@ def shift(max_pixels: int, fill: float = 0.0) -> Augmentation:
 
 
 def random_crop(padding: int) -> Augmentation:
-    """Pads by `padding` zeros on every side and cuts a window of the original size out at a uniform place.
+    """Pads by `padding` zeros on every side and cuts a window of the original size out at a uniform
+    place.
 
     That is `shift(padding)` exactly, and written as it.
     """
@@ -57,14 +59,17 @@ def flip() -> Augmentation:
 
 
 def affine(
-    rotation_radians: float = 0.0, scale: tuple[float, float] = (1.0, 1.0), shift_pixels: float = 0.0
+    rotation_radians: float = 0.0,
+    scale: tuple[float, float] = (1.0, 1.0),
+    shift_pixels: float = 0.0,
 ) -> Augmentation:
     """Rotates, scales and moves each image: `warp` with uniform random parameters.
 
     Args:
       rotation_radians: r ≥ 0; the angle is uniform on [-r, r].
       scale: 0 < low ≤ high; the magnification is uniform between them (not on a logarithmic scale).
-      shift_pixels: t ≥ 0; the shift along each axis is uniform on [-t, t], in fractions of pixels too.
+      shift_pixels: t ≥ 0; the shift along each axis is uniform on [-t, t], in fractions of pixels
+        too.
     """
     low, high = scale
     if not 0 < low <= high < math.inf:
@@ -81,8 +86,8 @@ def resized_crop(smallest_area: float) -> Augmentation:
     """Cuts a part of each image out and magnifies it to the image's size.
 
     Args:
-      smallest_area: a in (0, 1]; the part's share of the area is uniform on [a, 1], its place uniform among those
-        inside the image, its proportions the image's.
+      smallest_area: a in (0, 1]; the part's share of the area is uniform on [a, 1], its place
+        uniform among those inside the image, its proportions the image's.
     """
     if not 0 < smallest_area <= 1:
         raise InputError(f"smallest_area must lie in (0, 1], got {smallest_area}")
@@ -90,12 +95,15 @@ def resized_crop(smallest_area: float) -> Augmentation:
 
 
 def gaussian_noise(max_sigma: float) -> Augmentation:
-    """Adds Gaussian noise and clips to the box; each image's deviation is uniform on [0, max_sigma]."""
+    """Adds Gaussian noise and clips to the box; each image's deviation is uniform on [0,
+    max_sigma].
+    """
     return Partial(_gaussian_noise, _within("max_sigma", max_sigma, 0))
 
 
 def salt_and_pepper(max_fraction: float) -> Augmentation:
-    """Sets a fraction of the pixels to 0 or 1, each with probability 1/2 and in all channels at once.
+    """Sets a fraction of the pixels to 0 or 1, each with probability 1/2 and in all channels at
+    once.
 
     Args:
       max_fraction: in [0, 1]; the expected fraction of an image is uniform on [0, max_fraction].
@@ -104,17 +112,21 @@ def salt_and_pepper(max_fraction: float) -> Augmentation:
 
 
 def cutout(size: int) -> Augmentation:
-    """Sets a square of size × size pixels to 0, its centre uniform over the image; it may lie partly outside.
+    """Sets a square of size × size pixels to 0, its centre uniform over the image; it may lie
+    partly outside.
 
-    Source: DeVries and Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, 2017.
+    Source: DeVries and Taylor, Improved Regularization of Convolutional Neural Networks with
+    Cutout, 2017.
     """
     return Partial(_cutout, _whole("size", size))
 
 
 def warp(images: Array, angles: Array, scales: Array, shifts: Array) -> Array:
-    """Rotates each image about its centre, magnifies it, then moves it; bilinear, with zeros outside.
+    """Rotates each image about its centre, magnifies it, then moves it; bilinear, with zeros
+    outside.
 
-    The value at p is that of the input at c + R(angle)ᵀ (p − c − shift) / scale, where c is the centre.
+    The value at p is that of the input at c + R(angle)ᵀ (p − c − shift) / scale, where c is the
+    centre.
 
     Args:
       images: (B, H, W, C).
@@ -133,17 +145,23 @@ def warp(images: Array, angles: Array, scales: Array, shifts: Array) -> Array:
     rows = cos * down + sin * right + (height - 1) / 2
     columns = cos * right - sin * down + (width - 1) / 2
 
-    # One frame of zeros around the image serves every place outside, and the four neighbours of a place lie
-    # side by side along the channel axis, so that one lookup fetches them all.
+    # One frame of zeros around the image serves every place outside, and the four neighbours of a
+    # place lie side by side along the channel axis, so that one lookup fetches them all.
     framed = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     corners = [framed[:, :-1, :-1], framed[:, :-1, 1:], framed[:, 1:, :-1], framed[:, 1:, 1:]]
     table = jnp.concatenate(corners, -1).reshape(batch, (height + 1) * (width + 1), 4 * channels)
     rows, columns = jnp.clip(rows, -1, height), jnp.clip(columns, -1, width)
     top, left = jnp.minimum(jnp.floor(rows), height - 1), jnp.minimum(jnp.floor(columns), width - 1)
-    place = ((top + 1).astype(jnp.int32) * (width + 1) + (left + 1).astype(jnp.int32)).reshape(batch, -1)
-    found = jax.vmap(lambda values, index: values.at[index].get(mode="promise_in_bounds"))(table, place)
+    place = ((top + 1).astype(jnp.int32) * (width + 1) + (left + 1).astype(jnp.int32)).reshape(
+        batch, -1
+    )
+    found = jax.vmap(lambda values, index: values.at[index].get(mode="promise_in_bounds"))(
+        table, place
+    )
     found = found.reshape(batch, height, width, 4, channels)
-    upper_left, upper_right, lower_left, lower_right = (found[..., corner, :] for corner in range(4))
+    upper_left, upper_right, lower_left, lower_right = (
+        found[..., corner, :] for corner in range(4)
+    )
     # In this form of the interpolation rounding cannot leave the box.
     across = (columns - left)[..., None].astype(images.dtype)
     upper = upper_left + across * (upper_right - upper_left)
@@ -167,15 +185,22 @@ def _shift(max_pixels: Any, fill: Any, key: Key, images: Array) -> Array:
     batch, height, width, channels = images.shape
     offsets = jax.random.randint(key, (2, batch, 1), -max_pixels, max_pixels + 1)
     rows, columns = jnp.arange(height)[None] - offsets[0], jnp.arange(width)[None] - offsets[1]
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    place = jnp.clip(rows, 0, height - 1)[:, :, None] * width + jnp.clip(columns, 0, width - 1)[:, None, :]
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+        :, None, :
+    ]
+    place = (
+        jnp.clip(rows, 0, height - 1)[:, :, None] * width
+        + jnp.clip(columns, 0, width - 1)[:, None, :]
+    )
     moved = jnp.take_along_axis(
         images.reshape(batch, height * width, channels),
         place.reshape(batch, -1, 1),
         1,
         mode="promise_in_bounds",
     )
-    return jnp.where(inside[..., None], moved.reshape(images.shape), jnp.asarray(fill, images.dtype))
+    return jnp.where(
+        inside[..., None], moved.reshape(images.shape), jnp.asarray(fill, images.dtype)
+    )
 
 
 def _flip(key: Key, images: Array) -> Array:
@@ -200,7 +225,9 @@ def _resized_crop(smallest_area: Any, key: Key, images: Array) -> Array:
     batch, height, width, _ = images.shape
     area = smallest_area + (1 - smallest_area) * jax.random.uniform(area_key, (batch,))
     scales = jax.lax.rsqrt(area)
-    room = (scales - 1)[:, None] * jnp.array([[height - 1, width - 1]]) / 2  # by which the magnified image stands out
+    room = (
+        (scales - 1)[:, None] * jnp.array([[height - 1, width - 1]]) / 2
+    )  # by which the magnified image stands out
     shifts = room * jax.random.uniform(place_key, (batch, 2), minval=-1.0)
     return warp(images, jnp.zeros(batch), scales, shifts)
 
@@ -228,7 +255,9 @@ def _cutout(size: Any, key: Key, images: Array) -> Array:
     top = jax.random.randint(vertical, (batch, 1), 0, height) - size // 2
     left = jax.random.randint(horizontal, (batch, 1), 0, width) - size // 2
     rows, columns = jnp.arange(height)[None], jnp.arange(width)[None]
-    inside = ((rows >= top) & (rows < top + size))[:, :, None] & ((columns >= left) & (columns < left + size))[:, None]
+    inside = ((rows >= top) & (rows < top + size))[:, :, None] & (
+        (columns >= left) & (columns < left + size)
+    )[:, None]
     return jnp.where(inside[..., None], jnp.zeros((), images.dtype), images)
 
 
@@ -237,7 +266,8 @@ def _check(images: Array) -> None:
         raise InputError(f"images must be (B, H, W, C), got shape {images.shape}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise InputError(
-            f"images must be floats in [0, 1], got {images.dtype}; convert them with nn.classifier.as_float"
+            f"images must be floats in [0, 1], got {images.dtype}; convert them with "
+            "nn.classifier.as_float"
         )
 
 

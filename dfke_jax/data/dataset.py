@@ -25,7 +25,8 @@ class Split:
       labels: (N,), stored as int32.
 
     Raises:
-      InputError: for another shape or type, NaN, pixels outside the box, negative labels, or no rows at all.
+      InputError: for another shape or type, NaN, pixels outside the box, negative labels, or no
+        rows at all.
     """
 
     images: np.ndarray
@@ -65,9 +66,11 @@ class Split:
         return found.hexdigest()[:16]
 
     def on_device(self, sharding: Any = None) -> tuple[Array, Array]:
-        """Images and labels as arrays on the device, so that a compiled loop can index them without the host.
+        """Images and labels as arrays on the device, so that a compiled loop can index them without
+        the host.
 
-        uint8 images stay uint8, a quarter of the memory; convert batches with `nn.classifier.as_float`.
+        uint8 images stay uint8, a quarter of the memory; convert batches with
+        `nn.classifier.as_float`.
 
         Args:
           sharding: a device or `jax.sharding.Sharding` of the rows; None is JAX's default device.
@@ -90,10 +93,19 @@ class Split:
             if selection.shape != (len(self),):
                 raise InputError(f"a mask must have shape ({len(self)},), got {selection.shape}")
             selection = np.flatnonzero(selection)
-        if selection.ndim != 1 or not len(selection) or not np.issubdtype(selection.dtype, np.integer):
-            raise InputError(f"indices must be a non-empty 1-D integer array, got {selection.dtype} {selection.shape}")
+        if (
+            selection.ndim != 1
+            or not len(selection)
+            or not np.issubdtype(selection.dtype, np.integer)
+        ):
+            raise InputError(
+                f"indices must be a non-empty 1-D integer array, got {selection.dtype} "
+                f"{selection.shape}"
+            )
         if selection.min() < 0 or selection.max() >= len(self):
-            raise InputError(f"indices must lie in [0, {len(self)}), got {selection.min()} to {selection.max()}")
+            raise InputError(
+                f"indices must lie in [0, {len(self)}), got {selection.min()} to {selection.max()}"
+            )
         return Split(self.images[selection], self.labels[selection])
 
 
@@ -122,17 +134,24 @@ class Dataset:
     def __post_init__(self):
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if self.num_classes < 2:
-            raise InputError(f"{self.name}: a classification problem has at least two classes, not {self.num_classes}")
+            raise InputError(
+                f"{self.name}: a classification problem has at least two classes, not "
+                f"{self.num_classes}"
+            )
         if len(self.class_names) != self.num_classes:
-            raise InputError(f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes")
+            raise InputError(
+                f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes"
+            )
         if self.train.shape != self.test.shape:
             raise InputError(
-                f"{self.name}: training images are {self.train.shape} and test images {self.test.shape}; "
-                "both must have the same (H, W, C)"
+                f"{self.name}: training images are {self.train.shape} and test images "
+                f"{self.test.shape}; both must have the same (H, W, C)"
             )
         for part, split in (("training", self.train), ("test", self.test)):
             what = f"{part} labels of {self.name}"
-            check_labels(split.labels, len(split), self.num_classes, what, every_class=split is self.train)
+            check_labels(
+                split.labels, len(split), self.num_classes, what, every_class=split is self.train
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -1,4 +1,5 @@
-"""Where data sets come from: scikit-learn's bundled digits, formulas, prepared TFDS directories, and `.npz` files.
+"""Where data sets come from: scikit-learn's bundled digits, formulas, prepared TFDS directories,
+and `.npz` files.
 
 Nothing here touches a network, and nothing heavy is imported before it is needed.
 """
@@ -34,12 +35,16 @@ WELL_KNOWN = (
 
 DIGITS_TEST_ROWS = 360
 READ_CHUNK = 4096
-_TFDS_NAME = re.compile(r"(?P<base>\w+)(/(?!\d+\.\d+\.\d+$)(?P<config>[\w.\-]+?))?([:/](?P<version>\d+\.\d+\.\d+))?")
+_TFDS_NAME = re.compile(
+    r"(?P<base>\w+)(/(?!\d+\.\d+\.\d+$)(?P<config>[\w.\-]+?))?([:/](?P<version>\d+\.\d+\.\d+))?"
+)
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class Availability(NamedTuple):
-    """Whether a data set can be loaded: `where` says where it is or, if it was not found, what would help."""
+    """Whether a data set can be loaded: `where` says where it is or, if it was not found, what
+    would help.
+    """
 
     name: str
     found: bool
@@ -52,26 +57,29 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
     Args:
       name: one of
 
-        - ``digits``: scikit-learn's 1,797 digits of 8×8 pixels, divided by 16, in a fixed stratified split of
-          1,437 training and 360 test images;
-        - ``tones``: synthetic spectrograms of ten kinds of tones, 32 moments by 24 frequencies, in 3,000 training and
-          1,000 test sequences (`dfke_jax.data.tones`);
-        - ``synthetic``: ten Gaussian classes in 8×16 pixels, most of which are noise (`data.synthetic`);
-        - the name of a TFDS image classification set, such as ``mnist``, ``cifar10``, ``emnist/letters`` or
-          ``mnist:3.0.1``; of several prepared versions the newest is read. Its test split is ``test``, or
-          ``validation`` for sets without one. Images stay uint8. Sets of clips of up to a second of audio with a label, such
-          as ``speech_commands``, become spectrograms (125, 80, 1): see `dfke_jax.data.speech`. Where a set is not prepared, a
-          file ``NAME.npz`` in the same directory (Keras keeps ``mnist.npz``) serves as well;
+        - ``digits``: scikit-learn's 1,797 digits of 8×8 pixels, divided by 16, in a fixed
+          stratified split of 1,437 training and 360 test images;
+        - ``tones``: synthetic spectrograms of ten kinds of tones, 32 moments by 24 frequencies, in
+          3,000 training and 1,000 test sequences (`dfke_jax.data.tones`);
+        - ``synthetic``: ten Gaussian classes in 8×16 pixels, most of which are noise
+          (`data.synthetic`);
+        - the name of a TFDS image classification set, such as ``mnist``, ``cifar10``,
+          ``emnist/letters`` or ``mnist:3.0.1``; of several prepared versions the newest is read.
+          Its test split is ``test``, or ``validation`` for sets without one. Images stay uint8.
+          Sets of clips of up to a second of audio with a label, such as ``speech_commands``, become
+          spectrograms (125, 80, 1): see `dfke_jax.data.speech`. Where a set is not prepared, a file
+          ``NAME.npz`` in the same directory (Keras keeps ``mnist.npz``) serves as well;
         - a path that ends in ``.npz``, with the arrays x_train, y_train, x_test and y_test: images
-          (N, H, W, C) or (N, H, W), uint8 or floats in [0, 1], labels (N,) or (N, 1). K is one more than the
-          largest training label.
-      data_dir: the TFDS directory, or one that contains it as ``tfds/``. Default: the environment variable
-        DFKE_DATA_DIR, then TFDS_DATA_DIR, then ``~/tensorflow_datasets``.
+          (N, H, W, C) or (N, H, W), uint8 or floats in [0, 1], labels (N,) or (N, 1). K is one more
+          than the largest training label.
+      data_dir: the TFDS directory, or one that contains it as ``tfds/``. Default: the environment
+        variable DFKE_DATA_DIR, then TFDS_DATA_DIR, then ``~/tensorflow_datasets``.
 
     Raises:
       MissingDataError: the set is not where it was looked for.
       UnknownNameError: nobody knows this name.
-      InputError: the set is no image classification problem with images of one size, or it is broken.
+      InputError: the set is no image classification problem with images of one size, or it is
+        broken.
     """
     name = os.fspath(name)
     if name.endswith(".npz"):
@@ -86,7 +94,8 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
 
 
 def available(data_dir: str | os.PathLike | None = None) -> list[Availability]:
-    """What `load` would find: ``digits``, ``synthetic``, ``tones``, every prepared set in the TFDS directory, the well-known others.
+    """What `load` would find: ``digits``, ``synthetic``, ``tones``, every prepared set in the TFDS
+    directory, the well-known others.
 
     Looks at directories only: a prepared set that is not image classification is listed too.
     """
@@ -135,13 +144,16 @@ def _load_digits() -> Dataset:
 
 
 def _stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Sorted indices of `count` rows whose class proportions are those of `labels`, by largest remainders."""
+    """Sorted indices of `count` rows whose class proportions are those of `labels`, by largest
+    remainders.
+    """
     classes, sizes = np.unique(labels, return_counts=True)
     shares = sizes * count / len(labels)
     quotas = np.floor(shares).astype(int)
     quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
     rows = [
-        rng.permutation(np.flatnonzero(labels == label))[:quota] for label, quota in zip(classes, quotas, strict=True)
+        rng.permutation(np.flatnonzero(labels == label))[:quota]
+        for label, quota in zip(classes, quotas, strict=True)
     ]
     return np.sort(np.concatenate(rows))
 
@@ -150,18 +162,24 @@ def _load_npz(name: str) -> Dataset:
     path = Path(name).expanduser()
     if not path.is_file():
         raise MissingDataError(
-            f"there is no file {path}; give the path of an .npz file with x_train, y_train, x_test, y_test"
+            f"there is no file {path}; give the path of an .npz file with x_train, y_train, "
+            "x_test, y_test"
         )
     try:
         with np.load(path, allow_pickle=False) as archive:
             absent = sorted({"x_train", "y_train", "x_test", "y_test"} - set(archive.files))
             if absent:
-                raise InputError(f"{path} lacks {', '.join(absent)}; it has {', '.join(archive.files) or 'no arrays'}")
+                raise InputError(
+                    f"{path} lacks {', '.join(absent)}; it has "
+                    f"{', '.join(archive.files) or 'no arrays'}"
+                )
             arrays = {key: archive[key] for key in ("x_train", "y_train", "x_test", "y_test")}
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy each have their own
-        raise InputError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
+        raise InputError(
+            f"{path} cannot be read as an .npz file of plain arrays: {error}"
+        ) from error
     splits = {}
     for part in ("train", "test"):
         images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
@@ -194,7 +212,8 @@ def _load_tfds(name: str, data_dir: Any) -> Dataset:
         if not match or (match["base"] not in WELL_KNOWN and match["base"] not in _registered()):
             raise UnknownNameError("data set", name, ("digits", "synthetic", "tones", *WELL_KNOWN))
         raise MissingDataError(
-            f"data set {name!r} is not prepared: looked for {root / match['base']}. {_remedy(name, root)}"
+            f"data set {name!r} is not prepared: looked for {root / match['base']}. "
+            f"{_remedy(name, root)}"
         )
     sound = audio_features(directory)
     if sound is not None:
@@ -207,13 +226,15 @@ def _load_tfds(name: str, data_dir: Any) -> Dataset:
         image_key, label_key = _keys(tfds, name, info)
         if info.file_format is None or info.file_format.value not in ("array_record", "parquet"):
             raise MissingDataError(
-                f"{directory} is stored as {getattr(info.file_format, 'value', 'an unknown format')}, "
-                f"which only TensorFlow reads. {_remedy(name, root)}"
+                f"{directory} is stored as "
+                f"{getattr(info.file_format, 'value', 'an unknown format')}, which only TensorFlow "
+                f"reads. {_remedy(name, root)}"
             )
         test_split = _test_split(name, info.splits)
         shape, feature = info.features[image_key].shape, info.features[label_key]
         train, test = (
-            _read(builder.as_data_source(split=part), image_key, label_key, shape) for part in ("train", test_split)
+            _read(builder.as_data_source(split=part), image_key, label_key, shape)
+            for part in ("train", test_split)
         )
         names = tuple(map(str, feature.names or range(feature.num_classes)))
     source = f"tfds:{info.full_name}" + ("" if test_split == "test" else f", {test_split} as test")
@@ -225,7 +246,9 @@ def _load_audio(name: str, directory: Path, sound: AudioFeatures, root: Path) ->
     test_split = _test_split(name, splits(directory))
     try:
         with _quiet():
-            train, test = (Split(*read_audio(directory, part, sound)) for part in ("train", test_split))
+            train, test = (
+                Split(*read_audio(directory, part, sound)) for part in ("train", test_split)
+            )
     except MissingDataError as error:
         raise MissingDataError(f"{error}. {_remedy(name, root)}") from error
     source = f"tfds:{'/'.join(directory.parts[len(root.parts) :])}, log-mel spectrograms"
@@ -237,7 +260,8 @@ def _test_split(name: str, found: Any) -> str:
     test_split = next((part for part in ("test", "validation") if part in found), None)
     if "train" not in found or test_split is None:
         raise InputError(
-            f"data set {name!r} needs the splits train and test (or validation); it has {', '.join(found)}"
+            f"data set {name!r} needs the splits train and test (or validation); it has "
+            f"{', '.join(found)}"
         )
     return test_split
 
@@ -247,7 +271,11 @@ def _read(source: Any, image_key: str, label_key: str, shape: tuple[int, int, in
     labels = np.empty(len(source), np.int32)
     for start in range(0, len(source), READ_CHUNK):
         rows = range(start, min(start + READ_CHUNK, len(source)))
-        records = source.__getitems__(rows) if hasattr(source, "__getitems__") else [source[row] for row in rows]
+        records = (
+            source.__getitems__(rows)
+            if hasattr(source, "__getitems__")
+            else [source[row] for row in rows]
+        )
         for row, record in zip(rows, records, strict=True):
             images[row] = record[image_key]
             labels[row] = record[label_key]
@@ -255,7 +283,9 @@ def _read(source: Any, image_key: str, label_key: str, shape: tuple[int, int, in
 
 
 def _keys(tfds: Any, name: str, info: Any) -> tuple[str, str]:
-    """Names of the image and of the label among the features; an error for another kind of data set."""
+    """Names of the image and of the label among the features; an error for another kind of data
+    set.
+    """
     features = info.features
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
     keys = info.supervised_keys
@@ -267,10 +297,16 @@ def _keys(tfds: Any, name: str, info: Any) -> tuple[str, str]:
             for key, kind in zip(keys, kinds, strict=True)
         )
     ):
-        candidates = [[key for key, value in features.items() if isinstance(value, kind)] for kind in kinds]
+        candidates = [
+            [key for key, value in features.items() if isinstance(value, kind)] for kind in kinds
+        ]
         if any(len(found) != 1 for found in candidates):
-            described = ", ".join(f"{key}: {type(value).__name__}" for key, value in features.items())
-            raise InputError(f"data set {name!r} is not image classification: its features are {described}")
+            described = ", ".join(
+                f"{key}: {type(value).__name__}" for key, value in features.items()
+            )
+            raise InputError(
+                f"data set {name!r} is not image classification: its features are {described}"
+            )
         keys = (candidates[0][0], candidates[1][0])
     image = features[keys[0]]
     if None in image.shape:
@@ -279,19 +315,26 @@ def _keys(tfds: Any, name: str, info: Any) -> tuple[str, str]:
             "resize them and give them as an .npz file"
         )
     if np.dtype(image.np_dtype) != np.uint8:
-        raise InputError(f"images of data set {name!r} are {np.dtype(image.np_dtype)}; only uint8 images are read")
+        raise InputError(
+            f"images of data set {name!r} are {np.dtype(image.np_dtype)}; only uint8 images are "
+            "read"
+        )
     return tuple(keys)
 
 
 def _find(root: Path, match: re.Match) -> Path | None:
-    """The directory of a prepared version: root/base[/config]/version, the newest unless one is named."""
+    """The directory of a prepared version: root/base[/config]/version, the newest unless one is
+    named.
+    """
     base = root / match["base"]
     if match["config"]:
         base = base / match["config"]
     if not base.is_dir():
         return None
     versions = _prepared(base) if match["version"] is None else [base / match["version"]]
-    direct = [path for path in versions if path.parent == base and (path / "features.json").is_file()]
+    direct = [
+        path for path in versions if path.parent == base and (path / "features.json").is_file()
+    ]
     if direct:
         return direct[-1]
     configs = sorted({path.parent.name for path in versions if path.parent != base})
@@ -314,10 +357,10 @@ def _prepared(base: Path) -> list[Path]:
 
 def _remedy(name: str, root: Path) -> str:
     return (
-        "Name the directory that holds it with the option --data-dir (argument data_dir) or the environment "
-        "variable DFKE_DATA_DIR, or prepare it once on a machine with TensorFlow and a network: "
-        f"import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={str(root)!r}, "
-        "file_format='array_record').download_and_prepare()"
+        "Name the directory that holds it with the option --data-dir (argument data_dir) or the "
+        "environment variable DFKE_DATA_DIR, or prepare it once on a machine with TensorFlow and a "
+        f"network: import tensorflow_datasets as tfds; tfds.builder({name!r}, "
+        f"data_dir={str(root)!r}, file_format='array_record').download_and_prepare()"
     )
 
 

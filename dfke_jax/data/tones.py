@@ -1,4 +1,6 @@
-"""A bundled set of sequences: ten kinds of tones, as spectrograms. Drawn from one seed by a formula."""
+"""A bundled set of sequences: ten kinds of tones, as spectrograms. Drawn from one seed by a
+formula.
+"""
 
 import numpy as np
 
@@ -24,15 +26,18 @@ _SEED = 2021
 
 
 def tones() -> Dataset:
-    """3,000 training and 1,000 test spectrograms (32, 24, 1) of ten kinds of tones, in equal numbers; uint8.
+    """3,000 training and 1,000 test spectrograms (32, 24, 1) of ten kinds of tones, in equal
+    numbers; uint8.
 
-    A tone is a ridge of Gaussian profile along a course of pitch f(t). Pitch, range, onset, duration, loudness and phase
-    are drawn for each, and noise is added, so that no single moment gives the class away. Made for sequence networks
-    and tests; nobody else reports figures on it.
+    A tone is a ridge of Gaussian profile along a course of pitch f(t). Pitch, range, onset,
+    duration, loudness and phase are drawn for each, and noise is added, so that no single moment
+    gives the class away. Made for sequence networks and tests; nobody else reports figures on it.
     """
     rng = np.random.Generator(np.random.Philox(_SEED))
     train, test = (_split(rng, rows) for rows in (TRAIN_ROWS, TEST_ROWS))
-    return Dataset("tones", train, test, len(TONES), TONES, "synthetic tones of dfke_jax, version 1")
+    return Dataset(
+        "tones", train, test, len(TONES), TONES, "synthetic tones of dfke_jax, version 1"
+    )
 
 
 def _split(rng: np.random.Generator, rows: int) -> Split:
@@ -47,13 +52,16 @@ def _split(rng: np.random.Generator, rows: int) -> Split:
     # By kind: pitch over time, loudness over time, distance of a second voice, its loudness.
     still, full = 0 * along, 1 + 0 * along
     switched = np.sign(np.sin(2 * np.pi * (3 * along + phase)))
-    courses = [still, width * (2 * along - 1), width * (1 - 2 * along), arch - width / 2, width / 2 - arch,
-               1.5 * wave, width / 2 * switched, still, still, still]  # fmt: skip
+    courses = [still, width * (2 * along - 1), width * (1 - 2 * along), arch - width / 2,
+               width / 2 - arch, 1.5 * wave, width / 2 * switched, still, still, still]  # fmt: skip
     loudness = [full] * 7 + [(switched + 1) / 2, full, full]
     gaps = np.array([0.0] * 8 + [4.0, 8.0])[labels][:, None]
     second = np.array([0.0] * 8 + [1.0, 0.6])[labels][:, None]
     pick = lambda kinds: np.stack(kinds, 1)[np.arange(rows), labels]
-    centre, loud = pitch + pick(courses), uniform(0.5, 0.9) * pick(loudness) * ((along >= 0) & (along <= 1))
+    centre, loud = (
+        pitch + pick(courses),
+        uniform(0.5, 0.9) * pick(loudness) * ((along >= 0) & (along <= 1)),
+    )
     bins = np.arange(FREQUENCY)[None, None]
     ridge = lambda middle: np.exp(-0.5 * np.square((bins - middle[:, :, None]) / 0.8))
     sound = loud[:, :, None] * np.maximum(ridge(centre), second[:, :, None] * ridge(centre + gaps))

@@ -2,7 +2,12 @@
 
 from dfke_jax.dataset_inference.blind_walk import FAMILIES, BlindWalkSettings, Walks, blind_walk
 from dfke_jax.dataset_inference.case import Case, InferenceSettings, prepare
-from dfke_jax.dataset_inference.density import Density, DensitySettings, fit_density, representations
+from dfke_jax.dataset_inference.density import (
+    Density,
+    DensitySettings,
+    fit_density,
+    representations,
+)
 from dfke_jax.dataset_inference.encoders import (
     EncoderCase,
     EncoderVerdict,
@@ -11,7 +16,13 @@ from dfke_jax.dataset_inference.encoders import (
     prepare_encoders,
 )
 from dfke_jax.dataset_inference.judgement import Judgement
-from dfke_jax.dataset_inference.mingd import NORMS, Margins, MinGDSettings, gradient_evaluations, mingd
+from dfke_jax.dataset_inference.mingd import (
+    NORMS,
+    Margins,
+    MinGDSettings,
+    gradient_evaluations,
+    mingd,
+)
 from dfke_jax.dataset_inference.regressor import (
     RELEASED,
     ConfidenceRegressor,
@@ -36,7 +47,13 @@ from dfke_jax.dataset_inference.statistics import (
     two_sided,
     welch_test,
 )
-from dfke_jax.dataset_inference.theory import LinearRates, LinearSetting, approximate_rates, exact_rates, simulate
+from dfke_jax.dataset_inference.theory import (
+    LinearRates,
+    LinearSetting,
+    approximate_rates,
+    exact_rates,
+    simulate,
+)
 from dfke_jax.dataset_inference.verdict import Verdict, dataset_inference, judge
 
 __all__ = [

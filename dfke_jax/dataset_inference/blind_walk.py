@@ -1,4 +1,6 @@
-"""Blind walk: how far every sample is from the decision boundary, in random directions, from labels alone."""
+"""Blind walk: how far every sample is from the decision boundary, in random directions, from labels
+alone.
+"""
 
 import dataclasses
 import functools
@@ -18,7 +20,8 @@ from dfke_jax.core.method import answers_on_host
 from dfke_jax.core.types import Array, Key
 
 FAMILIES = ("laplace", "gaussian", "uniform")
-"""Families of noise, each measured in a norm of its own: L1, L2, L∞ (the order of `mingd.NORMS`)."""
+"""Families of noise, each measured in a norm of its own: L1, L2, L∞ (the order of `mingd.NORMS`).
+"""
 
 Labels = Callable[[Any], Any]
 """Rows (B, ...) -> labels (B,) or logits (B, K)."""
@@ -26,7 +29,8 @@ Labels = Callable[[Any], Any]
 
 @dataclasses.dataclass(frozen=True)
 class BlindWalkSettings:
-    """How blind walks go. The defaults are those of the released code for CIFAR, for pixels in [0, 1].
+    """How blind walks go. The defaults are those of the released code for CIFAR, for pixels in [0,
+    1].
 
     Attributes:
       starts: directions of each family.
@@ -34,12 +38,13 @@ class BlindWalkSettings:
       laplace: scale b of the Laplace noise.
       gaussian: standard deviation of the Gaussian noise.
       uniform: half width of the uniform noise.
-      noise: multiplies all three. The released code takes 2, with 100 steps, on SVHN. Where most walks never flip the
-        noise is too small.
-      block: consecutive steps of one walk that are asked together. It changes how many rows are sent, not what
-        comes out; 1 sends what a step-by-step attacker would, for endpoints that charge.
-      lanes: walks that are asked together; by default as many as keep the device busy and, on CPU, the rows in its cache
-        (see `lanes_for`). It changes speed and memory, not results.
+      noise: multiplies all three. The released code takes 2, with 100 steps, on SVHN. Where most
+        walks never flip the noise is too small.
+      block: consecutive steps of one walk that are asked together. It changes how many rows are
+        sent, not what comes out; 1 sends what a step-by-step attacker would, for endpoints that
+        charge.
+      lanes: walks that are asked together; by default as many as keep the device busy and, on CPU,
+        the rows in its cache (see `lanes_for`). It changes speed and memory, not results.
     """
 
     starts: int = 10
@@ -62,8 +67,9 @@ class BlindWalkSettings:
     def lanes_for(self, size: int, *, host: bool = False) -> int:
         """`lanes`, or what stands for it with images of so many values.
 
-        Rows of half a mebibyte on CPU, within 64 to 2,048 of them (LeNet-5: 1.5 times what 640 rows do on one core; 64-256-10 on
-        64 pixels: 1.2 times); of 32 MiB on accelerators; 640 rows a request for a host.
+        Rows of half a mebibyte on CPU, within 64 to 2,048 of them (LeNet-5: 1.5 times what 640 rows
+        do on one core; 64-256-10 on 64 pixels: 1.2 times); of 32 MiB on accelerators; 640 rows a
+        request for a host.
         """
         if self.lanes is not None:
             return self.lanes
@@ -83,7 +89,8 @@ class Walks(NamedTuple):
       distances: (N, S, 3) float32, ‖δ‖ at the first step whose label differs, or at the last step.
       steps: (N, S, 3) int32, which step that was, from 1.
       flipped: (N, S, 3), False where `max_steps` ended the walk.
-      asked: (N,) int32, label queries that an attacker who sends one step at a time would have spent on each sample.
+      asked: (N,) int32, label queries that an attacker who sends one step at a time would have
+        spent on each sample.
     """
 
     distances: Array
@@ -120,35 +127,38 @@ def blind_walk(
 ) -> Walks:
     """Walks from every sample in random directions until the label changes.
 
-    For every sample x, family and start, draw one direction δ₀; for k = 1, 2, … ≤ max_steps ask for the label at
-    clip(x + k·δ₀) until it differs from y. The feature is ‖clip(x + k·δ₀) − x‖ in the family's norm.
+    For every sample x, family and start, draw one direction δ₀; for k = 1, 2, … ≤ max_steps ask for
+    the label at clip(x + k·δ₀) until it differs from y. The feature is ‖clip(x + k·δ₀) − x‖ in the
+    family's norm.
 
-    No step needs the answer to another, so many steps of many walks are asked at once, and every walk is charged up
-    to its first flip only. Without `host` all of it is one program, traceable; under ``jax.set_mesh(device_mesh())`` every
-    device walks with its own share of the samples.
+    No step needs the answer to another, so many steps of many walks are asked at once, and every
+    walk is charged up to its first flip only. Without `host` all of it is one program, traceable;
+    under ``jax.set_mesh(device_mesh())`` every device walks with its own share of the samples.
 
     Args:
-      key: sample i draws from ``fold_in(key, i)``: settings of speed and the number of devices change no direction,
-        and the same key walks the same ways with every model.
-      predict: rows (B, ...) -> labels (B,) integer or logits (B, K); a `Classifier`, a `Partial`, or with `host` anything that
-        takes a NumPy array: a PyTorch module in a wrapper, an HTTP client.
+      key: sample i draws from ``fold_in(key, i)``: settings of speed and the number of devices
+        change no direction, and the same key walks the same ways with every model.
+      predict: rows (B, ...) -> labels (B,) integer or logits (B, K); a `Classifier`, a `Partial`,
+        or with `host` anything that takes a NumPy array: a PyTorch module in a wrapper, an HTTP
+        client.
       images: (N, ...) floats in the box.
-      labels: y, true labels (N,), as published: a sample that is classified wrongly usually flips at its first
-        step. None takes the model's own answer at x, for one more query a sample.
+      labels: y, true labels (N,), as published: a sample that is classified wrongly usually flips
+        at its first step. None takes the model's own answer at x, for one more query a sample.
       settings: see `BlindWalkSettings`.
       box: lowest and highest pixel value.
-      host: `predict` runs on the host and gets NumPy arrays, at most lanes·block rows at a time; oracles and endpoints
-        know it of themselves.
+      host: `predict` runs on the host and gets NumPy arrays, at most lanes·block rows at a time;
+        oracles and endpoints know it of themselves.
 
     Returns:
       `Walks` (NumPy arrays, with `host`).
 
     Raises:
-      InputError: images without a sample axis, labels of another shape, answers of a host that are neither labels nor
-        finite logits.
+      InputError: images without a sample axis, labels of another shape, answers of a host that are
+        neither labels nor finite logits.
 
     Source: Maini, Yaghini, Papernot, ICLR 2021, section 4.2 (Blind Walk), as released.
-    Deviation: a walk that never flips is measured at its last step; the released code goes one step beyond.
+    Deviation: a walk that never flips is measured at its last step; the released code goes one step
+    beyond.
     """
     settings = settings or BlindWalkSettings()
     shape = np.shape(images)
@@ -195,7 +205,9 @@ def _blind_walk(
         return work(key, predict, images, labels, index)
     whole, split = PartitionSpec(), PartitionSpec("samples")
     specs = (whole, whole, split, split, split)
-    return jax.shard_map(work, in_specs=specs, out_specs=split, check_vma=False)(key, predict, images, labels, index)
+    return jax.shard_map(work, in_specs=specs, out_specs=split, check_vma=False)(
+        key, predict, images, labels, index
+    )
 
 
 def _walk_all(
@@ -284,14 +296,17 @@ def _walk_group(
     steps = steps[:items].reshape(ways.shape[:3])
     ends = jnp.clip(flat[:, None, None] + steps[..., None].astype(jnp.float32) * ways, *box)
     asked = steps.sum((1, 2)) + (1 if labels is None else 0)
-    return Walks(_lengths(ends - flat[:, None, None]), steps, flipped[:items].reshape(steps.shape), asked)
+    return Walks(
+        _lengths(ends - flat[:, None, None]), steps, flipped[:items].reshape(steps.shape), asked
+    )
 
 
 def _differs(answers: Array, wanted: Array) -> Array:
     """Labels (B,) or logits (B, K), and labels (B,) -> (B,) whether the answer is another label."""
     if answers.ndim == 1:
         return answers != wanted
-    # as argmax(answers) != wanted, in a form that vectorises: somebody is larger, or equal and earlier
+    # as argmax(answers) != wanted, in a form that vectorises: somebody is larger, or equal and
+    # earlier
     classes = jnp.arange(answers.shape[-1], dtype=jnp.int32)[None]
     own = jnp.max(jnp.where(classes == wanted[:, None], answers, -jnp.inf), -1, keepdims=True)
     return jnp.any((answers > own) | ((answers == own) & (classes < wanted[:, None])), -1)
@@ -302,7 +317,8 @@ def _lengths(delta: Any) -> Any:
     xp = np if isinstance(delta, np.ndarray) else jnp
     size = xp.abs(delta)
     return xp.stack(
-        [size[:, :, 0].sum(-1), xp.sqrt(xp.square(delta[:, :, 1]).sum(-1)), size[:, :, 2].max(-1)], -1
+        [size[:, :, 0].sum(-1), xp.sqrt(xp.square(delta[:, :, 1]).sum(-1)), size[:, :, 2].max(-1)],
+        -1,
     ).astype(np.float32)
 
 
@@ -337,7 +353,10 @@ def _on_host(
             at = np.arange(walked + 1, min(walked + settings.block, settings.max_steps) + 1)
             for i in range(0, len(active), together):
                 lanes = active[i : i + together]
-                rows = flat[sample[lanes], None] + at[None, :, None].astype(np.float32) * paths[lanes, None]
+                rows = (
+                    flat[sample[lanes], None]
+                    + at[None, :, None].astype(np.float32) * paths[lanes, None]
+                )
                 rows = np.clip(rows, np.float32(box[0]), np.float32(box[1])).reshape(-1, *shape)
                 answers = _host_labels(predict, rows).reshape(len(lanes), len(at))
                 differs = answers != wanted[sample[lanes], None]
@@ -366,13 +385,14 @@ def _host_labels(predict: Labels, rows: np.ndarray) -> np.ndarray:
     if answers.ndim == 2 and len(answers) == len(rows):
         if not np.isfinite(answers).all():
             raise InputError(
-                f"{int((~np.isfinite(answers)).any(1).sum())} of {len(rows)} answers contain NaN or infinity"
+                f"{int((~np.isfinite(answers)).any(1).sum())} of {len(rows)} answers contain NaN "
+                "or infinity"
             )
         return answers.argmax(1)
     if answers.shape != (len(rows),) or not np.issubdtype(answers.dtype, np.integer):
         raise InputError(
-            f"asked {len(rows)} rows, expected integer labels ({len(rows)},) or logits ({len(rows)}, K), "
-            f"got {answers.dtype} of shape {answers.shape}"
+            f"asked {len(rows)} rows, expected integer labels ({len(rows)},) or logits "
+            f"({len(rows)}, K), got {answers.dtype} of shape {answers.shape}"
         )
     return answers
 

@@ -1,4 +1,6 @@
-"""What does not depend on the suspect: the split, the victim's regressor, references and independent models."""
+"""What does not depend on the suspect: the split, the victim's regressor, references and
+independent models.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,7 +14,11 @@ from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.types import Key
 from dfke_jax.dataset_inference.blind_walk import BlindWalkSettings, blind_walk
 from dfke_jax.dataset_inference.mingd import MinGDSettings, gradient_evaluations, mingd
-from dfke_jax.dataset_inference.regressor import ConfidenceRegressor, RegressorSettings, fit_regressor
+from dfke_jax.dataset_inference.regressor import (
+    ConfidenceRegressor,
+    RegressorSettings,
+    fit_regressor,
+)
 from dfke_jax.dataset_inference.samples import Pair, checked_samples, overlap
 from dfke_jax.dataset_inference.statistics import MINIMUM_NULL, WelchTest, calibrate, welch_test
 
@@ -29,17 +35,20 @@ class InferenceSettings:
       regressor: of the confidence regressor.
       alpha: p-values below it accuse.
       looks: verdicts that will be looked at in all, fixed beforehand: suspects, splits, numbers of
-        revealed samples, and every look at a test that goes on. Each accuses below `level` = alpha /
-        looks (Bonferroni), and all together accuse anybody wrongly with probability alpha at most.
+        revealed samples, and every look at a test that goes on. Each accuses below `level` = alpha
+        / looks (Bonferroni), and all together accuse anybody wrongly with probability alpha at
+        most.
       train: fraction of the samples that trains the regressor; these are not shown to the suspect.
-      revealed: m, private and as many public samples that the suspect is asked about; all that `train` leaves by
-        default.
+      revealed: m, private and as many public samples that the suspect is asked about; all that
+        `train` leaves by default.
       minimum: fewest samples of each kind to train on or to test with.
-      both_correct: test only samples that the victim and the tested model classify correctly, against the confound
-        of a suspect of low accuracy.
-      accuracy_margin: a suspect whose accuracy on public samples is lower than the victim's by more is reported.
+      both_correct: test only samples that the victim and the tested model classify correctly,
+        against the confound of a suspect of low accuracy.
+      accuracy_margin: a suspect whose accuracy on public samples is lower than the victim's by more
+        is reported.
       permutations: of the permutation test.
-      seed: of the split and the permutations. Fix it before looking: a choice among splits is a choice among p-values.
+      seed: of the split and the permutations. Fix it before looking: a choice among splits is a
+        choice among p-values.
     """
 
     embedding: Literal["blind_walk", "mingd"] = "blind_walk"
@@ -141,7 +150,8 @@ def prepare(
     settings: InferenceSettings | None = None,
     box: tuple[float, float] = (0.0, 1.0),
 ) -> Case:
-    """Splits the samples, embeds victim, references and independent models, and trains the regressor.
+    """Splits the samples, embeds victim, references and independent models, and trains the
+    regressor.
 
     Arguments and errors are those of `dataset_inference`.
     """
@@ -149,16 +159,23 @@ def prepare(
     private, public = check_case(victim_private, victim_public, len(independents), settings, box)
     parts = _split(private, public, settings)
     keys = jax.random.split(key, 2)
-    train, test = (embed(victim, part, key, settings, box) for part, key in zip(parts, keys, strict=True))
+    train, test = (
+        embed(victim, part, key, settings, box) for part, key in zip(parts, keys, strict=True)
+    )
     reference = []
     for part, part_key in zip(parts, keys, strict=True):
         found = [embed(model, part, part_key, settings, box).distances for model in references]
         reference.append(tuple(np.stack(side) for side in zip(*found, strict=True)))
     regressor = fit_regressor(*_calibrated(train.distances, reference[0]), settings.regressor)
     accuracy = accuracies(test)
-    case = Case(settings, box, parts[1], keys[1], regressor, reference[1], test.correct, accuracy, 1.0, ())
+    case = Case(
+        settings, box, parts[1], keys[1], regressor, reference[1], test.correct, accuracy, 1.0, ()
+    )
     control = compare(*scores(case, test)).p_value
-    null = tuple(compare(*scores(case, embed(model, parts[1], keys[1], settings, box))) for model in independents)
+    null = tuple(
+        compare(*scores(case, embed(model, parts[1], keys[1], settings, box)))
+        for model in independents
+    )
     return case._replace(control=control, null=null)
 
 
@@ -167,13 +184,17 @@ def _calibrated(
 ) -> tuple[np.ndarray, np.ndarray]:
     if not references:
         return distances
-    private, public = (calibrate(own, others) for own, others in zip(distances, references, strict=True))
+    private, public = (
+        calibrate(own, others) for own, others in zip(distances, references, strict=True)
+    )
     return private, public
 
 
 def scores(case: Case, model: Embedded) -> tuple[np.ndarray, np.ndarray]:
     """Private and public scores of a model, of those samples that enter the test."""
-    private, public = (case.regressor(part) for part in _calibrated(model.distances, case.references))
+    private, public = (
+        case.regressor(part) for part in _calibrated(model.distances, case.references)
+    )
     if not case.settings.both_correct:
         return private, public
     kept = [own & other for own, other in zip(model.correct, case.victim_correct, strict=True)]
@@ -182,7 +203,10 @@ def scores(case: Case, model: Embedded) -> tuple[np.ndarray, np.ndarray]:
 
 def accuracies(model: Embedded) -> dict[str, float]:
     """By side."""
-    return {side: float(np.mean(correct)) for side, correct in zip(("private", "public"), model.correct, strict=True)}
+    return {
+        side: float(np.mean(correct))
+        for side, correct in zip(("private", "public"), model.correct, strict=True)
+    }
 
 
 def check_case(
@@ -192,7 +216,8 @@ def check_case(
     settings: InferenceSettings,
     box: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[Pair, Pair]:
-    """What `prepare` asks of samples, settings and the number of independent models, before any model is trained or asked.
+    """What `prepare` asks of samples, settings and the number of independent models, before any
+    model is trained or asked.
 
     Returns:
       Private and public samples, as `checked_samples`.
@@ -200,37 +225,46 @@ def check_case(
     Raises:
       InputError: as `dataset_inference`.
     """
-    private, public = checked_samples(victim_private, "private", box), checked_samples(victim_public, "public", box)
+    private, public = (
+        checked_samples(victim_private, "private", box),
+        checked_samples(victim_public, "public", box),
+    )
     if private[0].shape[1:] != public[0].shape[1:]:
-        raise InputError(f"private and public images differ in shape: {private[0].shape} and {public[0].shape}")
+        raise InputError(
+            f"private and public images differ in shape: {private[0].shape} and {public[0].shape}"
+        )
     if len(private[0]) != len(public[0]):
         raise InputError(
-            f"{len(private[0])} private and {len(public[0])} public samples: give equally many, cutting the larger set"
+            f"{len(private[0])} private and {len(public[0])} public samples: give equally many, "
+            "cutting the larger set"
         )
     common = overlap(private[0], public[0], box)
     if common:
         raise InputError(
-            f"{len(common)} public images are private ones too (first: private {common[0][0]} = public {common[0][1]}); "
-            "public samples must be unknown to the victim"
+            f"{len(common)} public images are private ones too (first: private {common[0][0]} = "
+            f"public {common[0][1]}); public samples must be unknown to the victim"
         )
     train = _train_count(len(private[0]), settings)
     test = len(private[0]) - train
     needed = settings.revealed or settings.minimum
     if train < settings.minimum or test < needed:
         raise InputError(
-            f"{len(private[0])} samples of each kind leave {train} to train on and {test} to test with; at least "
-            f"{settings.minimum} and {needed} are needed"
+            f"{len(private[0])} samples of each kind leave {train} to train on and {test} to test "
+            f"with; at least {settings.minimum} and {needed} are needed"
         )
     check_null(independents, settings.level)
     return private, public
 
 
 def check_null(count: int, alpha: float) -> None:
-    """Raises `InputError` for independent models too few to give a conformal p-value below alpha; none is fine."""
+    """Raises `InputError` for independent models too few to give a conformal p-value below alpha;
+    none is fine.
+    """
     if 0 < count < MINIMUM_NULL or (count and 1 / (count + 1) >= alpha):
         needed = max(MINIMUM_NULL, int(np.floor(1 / alpha)))
         raise InputError(
-            f"{count} independent models cannot give a p-value below {alpha}: at least {needed} are needed, or none"
+            f"{count} independent models cannot give a p-value below {alpha}: at least {needed} "
+            "are needed, or none"
         )
 
 
@@ -238,7 +272,9 @@ def _train_count(count: int, settings: InferenceSettings) -> int:
     return round(settings.train * count)
 
 
-def _split(private: Pair, public: Pair, settings: InferenceSettings) -> tuple[tuple[Pair, Pair], tuple[Pair, Pair]]:
+def _split(
+    private: Pair, public: Pair, settings: InferenceSettings
+) -> tuple[tuple[Pair, Pair], tuple[Pair, Pair]]:
     """(train, test), each ((images, labels) private, (images, labels) public), disjoint."""
     rng = np.random.default_rng(settings.seed)
     train = _train_count(len(private[0]), settings)
@@ -305,11 +341,15 @@ class _Counted:
 
 
 def answered(model: Callable, images: np.ndarray, host: bool, batch: int = 500) -> np.ndarray:
-    """(N, ...) answers of a traceable model, or with `host` of any function of NumPy rows, batch by batch."""
+    """(N, ...) answers of a traceable model, or with `host` of any function of NumPy rows, batch by
+    batch.
+    """
     if not host:
         answer = model if not jax.tree_util.all_leaves([model]) else Partial(model)
         model = lambda rows: _compiled(answer, rows)
-    return np.concatenate([np.asarray(model(images[i : i + batch])) for i in range(0, len(images), batch)])
+    return np.concatenate(
+        [np.asarray(model(images[i : i + batch])) for i in range(0, len(images), batch)]
+    )
 
 
 @jax.jit
@@ -322,7 +362,9 @@ def compare(private: np.ndarray, public: np.ndarray) -> WelchTest:
     try:
         return welch_test(private, public)
     except InputError:
-        effect = float(np.mean(public) - np.mean(private)) if min(len(private), len(public)) else 0.0
+        effect = (
+            float(np.mean(public) - np.mean(private)) if min(len(private), len(public)) else 0.0
+        )
         return WelchTest(1.0, 0.0, 1.0, effect, (-np.inf, np.inf), 0.0, (len(private), len(public)))
 
 

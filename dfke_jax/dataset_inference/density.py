@@ -1,4 +1,6 @@
-"""The density of an encoder's representations: a Gaussian mixture in whitened principal components. NumPy, float64."""
+"""The density of an encoder's representations: a Gaussian mixture in whitened principal components.
+NumPy, float64.
+"""
 
 import dataclasses
 import warnings
@@ -18,7 +20,8 @@ COVARIANCES = ("full", "tied", "diag", "spherical")
 Alternative = Literal["likelier", "either"]
 ALTERNATIVES = ("likelier", "either")
 _NO_DIRECTION = 1e-4
-"""Share of the largest deviation below which a principal direction holds rounding and nothing else."""
+"""Share of the largest deviation below which a principal direction holds rounding and nothing else.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,24 +29,28 @@ class DensitySettings:
     """How the density is fitted and a verdict on an encoder is reached.
 
     Attributes:
-      components: Gaussians of the mixture, at most as many as fitting rows. The paper takes 10 for CIFAR-10 and SVHN and 50
-        for ImageNet.
-      covariance: of each Gaussian: ``full``, one for all (``tied``), ``diag`` (the released code) or ``spherical``.
+      components: Gaussians of the mixture, at most as many as fitting rows. The paper takes 10 for
+        CIFAR-10 and SVHN and 50 for ImageNet.
+      covariance: of each Gaussian: ``full``, one for all (``tied``), ``diag`` (the released code)
+        or ``spherical``.
       dimensions: principal components that are kept, at most; None keeps all that carry anything.
-      normalise: representations are scaled to length 1 before anything else, as in the released code.
-      regularisation: added to every variance, in units of the whitened components, whose variance is 1.
+      normalise: representations are scaled to length 1 before anything else, as in the released
+        code.
+      regularisation: added to every variance, in units of the whitened components, whose variance
+        is 1.
       restarts: of the fit from other k-means starts; the likeliest is kept.
       iterations: most steps of expectation and maximisation.
-      alternative: what speaks for theft: private rows ``likelier`` than public ones (the paper), or ``either``, a difference
-        in any direction. Contrastive training can also drive apart what it is trained on. Fix it before looking.
+      alternative: what speaks for theft: private rows ``likelier`` than public ones (the paper), or
+        ``either``, a difference in any direction. Contrastive training can also drive apart what it
+        is trained on. Fix it before looking.
       fit: share of the private rows that fit the density; they are never tested.
       alpha: p-values below it accuse.
       looks: verdicts that will be looked at in all, fixed beforehand; each accuses below `level` =
         alpha / looks (see `InferenceSettings.looks`).
       minimum: fewest rows to fit with, and of each kind to test with.
       permutations: of the permutation test.
-      seed: of the split, the fit and the permutations. Fix it before looking: a choice among splits is a choice among
-        p-values.
+      seed: of the split, the fit and the permutations. Fix it before looking: a choice among splits
+        is a choice among p-values.
     """
 
     components: int = 10
@@ -117,31 +124,40 @@ class Density:
     def __call__(self, representations: Any) -> np.ndarray:
         """(N, D) -> (N,): log p(w)/d in nats a dimension, w the whitened components of each row.
 
-        Densities of w and of the components before whitening differ by a constant, which no comparison of rows sees.
+        Densities of w and of the components before whitening differ by a constant, which no
+        comparison of rows sees.
 
         Raises:
           InputError: another width than the fitting rows', or NaN.
         """
         rows = _checked(representations, "representations")
         if rows.shape[1] != len(self.mean):
-            raise InputError(f"the density was fitted on {len(self.mean)} dimensions, got {rows.shape[1]}")
-        return self.mixture.score_samples((_scaled(rows, self.normalise) - self.mean) @ self.axes) / self.dimensions
+            raise InputError(
+                f"the density was fitted on {len(self.mean)} dimensions, got {rows.shape[1]}"
+            )
+        return (
+            self.mixture.score_samples((_scaled(rows, self.normalise) - self.mean) @ self.axes)
+            / self.dimensions
+        )
 
 
 def fit_density(representations: Any, settings: DensitySettings | None = None) -> Density:
     """A Gaussian mixture over the whitened principal components of representations.
 
-    Mean, directions and scales come from these rows alone, so that rows which are tested later have no part in them.
+    Mean, directions and scales come from these rows alone, so that rows which are tested later have
+    no part in them.
 
     Args:
       representations: (N, D), those that will not be tested.
       settings: see `DensitySettings`.
 
     Raises:
-      InputError: NaN, fewer rows than Gaussians or than `minimum`, or representations that are all the same.
+      InputError: NaN, fewer rows than Gaussians or than `minimum`, or representations that are all
+        the same.
 
-    Source: Dziedzic et al., NeurIPS 2022. Deviation: the paper fits the mixture to the representations
-    themselves; with fewer rows than dimensions that has nothing to hold on to, and here principal components are kept.
+    Source: Dziedzic et al., NeurIPS 2022. Deviation: the paper fits the mixture to the
+    representations themselves; with fewer rows than dimensions that has nothing to hold on to, and
+    here principal components are kept.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -151,8 +167,8 @@ def fit_density(representations: Any, settings: DensitySettings | None = None) -
     needed = max(settings.minimum, settings.components)
     if len(rows) < needed:
         raise InputError(
-            f"{len(rows)} rows cannot fit a mixture of {settings.components} Gaussians: at least {needed} are needed, or "
-            "fewer components"
+            f"{len(rows)} rows cannot fit a mixture of {settings.components} Gaussians: at least "
+            f"{needed} are needed, or fewer components"
         )
     rows = _scaled(rows, settings.normalise)
     mean = rows.mean(0)
@@ -160,9 +176,13 @@ def fit_density(representations: Any, settings: DensitySettings | None = None) -
     deviations = deviations / np.sqrt(len(rows))
     if deviations[0] <= 1e-6 * np.sqrt(np.mean(np.square(rows))):
         raise InputError(
-            f"the representations of all {len(rows)} rows are the same: the encoder has collapsed and has no density"
+            f"the representations of all {len(rows)} rows are the same: the encoder has collapsed "
+            "and has no density"
         )
-    kept = min(int((deviations > _NO_DIRECTION * deviations[0]).sum()), settings.dimensions or len(deviations))
+    kept = min(
+        int((deviations > _NO_DIRECTION * deviations[0]).sum()),
+        settings.dimensions or len(deviations),
+    )
     axes = directions[:kept].T / deviations[:kept]
     mixture = GaussianMixture(
         settings.components,
@@ -180,12 +200,14 @@ def fit_density(representations: Any, settings: DensitySettings | None = None) -
     return Density(mean, axes, mixture, settings.normalise, len(rows))
 
 
-def representations(encoder: Callable, images: np.ndarray, *, host: bool | None = None) -> np.ndarray:
+def representations(
+    encoder: Callable, images: np.ndarray, *, host: bool | None = None
+) -> np.ndarray:
     """(N, H, W, C) -> (N, D) float64: what an encoder makes of images.
 
     Args:
-      encoder: a `Classifier`, whose `features` are taken; or any traceable function of images; or with `host` any function
-        of NumPy rows.
+      encoder: a `Classifier`, whose `features` are taken; or any traceable function of images; or
+        with `host` any function of NumPy rows.
       images: in the box.
       host: the encoder answers on the host.
 

@@ -27,17 +27,19 @@ class MinGDSettings:
     Attributes:
       max_steps: cap per sample, target and norm.
       l1_step: L1 length of one step, spread evenly over `l1_coordinates`.
-      l1_coordinates: k, how many coordinates an L1 step moves; on inputs with fewer, all of them move by
-        l1_step / l1_coordinates.
+      l1_coordinates: k, how many coordinates an L1 step moves; on inputs with fewer, all of them
+        move by l1_step / l1_coordinates.
       l1_gap: a coordinate within this distance of the box's edge is not pushed further towards it.
       l1_rule: which coordinates an L1 step may move. ``inward``: a coordinate on an edge of the box
         may still move away from it, and exactly k move. ``released``, as the released code: a
-        coordinate on an edge (a black or white pixel) never moves, and all that tie with the k-th do.
+        coordinate on an edge (a black or white pixel) never moves, and all that tie with the k-th
+        do.
       l2_step: L2 length of one step.
       linf_step: L∞ length of one step.
-      nearest: how many classes are targets: the most likely wrong ones in order, or every class (None) in the order of
-        the labels. The released code takes 10 on CIFAR-100.
-      lanes: items that descend side by side on one device. It changes speed and memory, not results.
+      nearest: how many classes are targets: the most likely wrong ones in order, or every class
+        (None) in the order of the labels. The released code takes 10 on CIFAR-100.
+      lanes: items that descend side by side on one device. It changes speed and memory, not
+        results.
     """
 
     max_steps: int = 500
@@ -51,7 +53,12 @@ class MinGDSettings:
     lanes: int = 64
 
     def __post_init__(self):
-        for name in ("max_steps", "l1_coordinates", "lanes", *(() if self.nearest is None else ("nearest",))):
+        for name in (
+            "max_steps",
+            "l1_coordinates",
+            "lanes",
+            *(() if self.nearest is None else ("nearest",)),
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("l1_step", "l2_step", "linf_step"):
@@ -64,12 +71,14 @@ class MinGDSettings:
 
 
 class Margins(NamedTuple):
-    """Distances to classes; T targets (K, or `MinGDSettings.nearest`), three norms in the order of `NORMS`.
+    """Distances to classes; T targets (K, or `MinGDSettings.nearest`), three norms in the order of
+    `NORMS`.
 
     Attributes:
       distances: (N, T, 3) float32, ‖δ‖ where the descent stopped.
       steps: (N, T, 3) int32 updates taken.
-      reached: (N, T, 3), whether the model says the target class there; False where `max_steps` ended it.
+      reached: (N, T, 3), whether the model says the target class there; False where `max_steps`
+        ended it.
       targets: (N, T) int32 classes.
     """
 
@@ -80,21 +89,28 @@ class Margins(NamedTuple):
 
 
 def mingd(
-    predict: Predict, images: Any, settings: MinGDSettings | None = None, *, box: tuple[float, float] = (0.0, 1.0)
+    predict: Predict,
+    images: Any,
+    settings: MinGDSettings | None = None,
+    *,
+    box: tuple[float, float] = (0.0, 1.0),
 ) -> Margins:
     """Distances of samples to target classes in L1, L2 and L∞.
 
-    For every sample x, target t and norm: δ ← 0; while argmax f(x + δ) ≠ t and fewer than `max_steps` were taken,
-    g = ∂(f_t − max_k f_k)/∂δ and δ ← project(δ + α·direction(g)), with direction sign(g) for L∞, g/‖g‖₂ for L2, and for L1
-    the signs of the k largest |g| among coordinates that the box still lets move, divided by k. x + δ stays in the
-    box. The distance to the class that the model gives already is 0.
+    For every sample x, target t and norm: δ ← 0; while argmax f(x + δ) ≠ t and fewer than
+    `max_steps` were taken, g = ∂(f_t − max_k f_k)/∂δ and δ ← project(δ + α·direction(g)), with
+    direction sign(g) for L∞, g/‖g‖₂ for L2, and for L1 the signs of the k largest |g| among
+    coordinates that the box still lets move, divided by k. x + δ stays in the box. The distance to
+    the class that the model gives already is 0.
 
-    All samples, targets and norms are one queue; `lanes` of them descend at a time, and a lane that is done takes the
-    next item at once. When the queue is empty, the lanes that still run are packed together. Traceable. Under
-    ``jax.set_mesh(device_mesh())`` every device works through a queue of its own share of the samples.
+    All samples, targets and norms are one queue; `lanes` of them descend at a time, and a lane that
+    is done takes the next item at once. When the queue is empty, the lanes that still run are
+    packed together. Traceable. Under ``jax.set_mesh(device_mesh())`` every device works through a
+    queue of its own share of the samples.
 
     Args:
-      predict: images (B, ...) -> logits (B, K); a `Classifier`, or a `Partial` whose parameters are arguments.
+      predict: images (B, ...) -> logits (B, K); a `Classifier`, or a `Partial` whose parameters are
+        arguments.
       images: (N, ...) floats in the box; N need not divide by anything.
       settings: see `MinGDSettings`.
       box: lowest and highest pixel value.
@@ -106,14 +122,16 @@ def mingd(
       InputError: images without a sample axis, or more targets than there are wrong classes.
 
     Source: Maini, Yaghini, Papernot, ICLR 2021, section 4.2 (MinGD), as released.
-    Deviations: in an L1 step a coordinate on an edge of the box may move inwards (released: black and
-    white pixels never move), and exactly k coordinates move, ties in favour of the first (released:
-    all that tie); ``l1_rule="released"`` is the released step. A zero gradient moves nothing
-    (released: division by zero in L2).
+    Deviations: in an L1 step a coordinate on an edge of the box may move inwards (released: black
+    and white pixels never move), and exactly k coordinates move, ties in favour of the first
+    (released: all that tie); ``l1_rule="released"`` is the released step. A zero gradient moves
+    nothing (released: division by zero in L2).
     """
     settings = settings or MinGDSettings()
     if images.ndim < 2 or images.shape[0] == 0:
-        raise InputError(f"images must be (N, ...) with at least one sample, got shape {images.shape}")
+        raise InputError(
+            f"images must be (N, ...) with at least one sample, got shape {images.shape}"
+        )
     if not callable(predict) or jax.tree_util.all_leaves([predict]):
         predict = Partial(predict)
     classes = jax.eval_shape(predict, images[:1]).shape[-1]
@@ -123,16 +141,22 @@ def mingd(
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _mingd(predict: Predict, images: Array, settings: MinGDSettings, box: tuple[float, float]) -> Margins:
+def _mingd(
+    predict: Predict, images: Array, settings: MinGDSettings, box: tuple[float, float]
+) -> Margins:
     devices = sample_devices(images.shape[0])
     if devices == 1:
         return _descend_all(predict, images, settings, box)
     split = PartitionSpec("samples")
     work = functools.partial(_descend_all, settings=settings, box=box)
-    return jax.shard_map(work, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False)(predict, images)
+    return jax.shard_map(work, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False)(
+        predict, images
+    )
 
 
-def _descend_all(predict: Predict, images: Array, settings: MinGDSettings, box: tuple[float, float]) -> Margins:
+def _descend_all(
+    predict: Predict, images: Array, settings: MinGDSettings, box: tuple[float, float]
+) -> Margins:
     samples = images.shape[0]
     targets = _targets(predict, images, settings)
     per_sample = targets.shape[1] * len(NORMS)
@@ -158,9 +182,13 @@ def _descend_all(predict: Predict, images: Array, settings: MinGDSettings, box: 
         lanes = fewer
         if lanes:  # the queue is empty: idle lanes hold the item number `items`, the largest
             kept = jnp.argsort(state.item)[:lanes]
-            state = state._replace(item=state.item[kept], position=state.position[kept], step=state.step[kept])
+            state = state._replace(
+                item=state.item[kept], position=state.position[kept], step=state.step[kept]
+            )
     shape = (samples, targets.shape[1], len(NORMS))
-    distances, steps, reached = (part[:items].reshape(shape) for part in (state.distances, state.steps, state.reached))
+    distances, steps, reached = (
+        part[:items].reshape(shape) for part in (state.distances, state.steps, state.reached)
+    )
     return Margins(distances, steps, reached, targets)
 
 
@@ -176,7 +204,9 @@ def _targets(predict: Predict, images: Array, settings: MinGDSettings) -> Array:
 
 
 class _Queue(NamedTuple):
-    """Items, in the order sample, target, norm. Item i belongs to row i // (T·3) of `images` (N, D)."""
+    """Items, in the order sample, target, norm. Item i belongs to row i // (T·3) of `images` (N,
+    D).
+    """
 
     images: Array
     targets: Array
@@ -185,7 +215,9 @@ class _Queue(NamedTuple):
 
     def rows(self, item: Array) -> Array:
         """(B,) items -> (B, D); the number past the last item gives the last sample."""
-        return self.images[jnp.minimum(item, self.items - 1) // (self.items // self.images.shape[0])]
+        return self.images[
+            jnp.minimum(item, self.items - 1) // (self.items // self.images.shape[0])
+        ]
 
     def wanted(self, item: Array) -> tuple[Array, Array]:
         """(B,) target classes and (B,) norms."""
@@ -213,14 +245,22 @@ class _State(NamedTuple):
     reached: Array
 
 
-def _step(predict: Predict, queue: _Queue, settings: MinGDSettings, box: tuple[float, float], state: _State) -> _State:
+def _step(
+    predict: Predict,
+    queue: _Queue,
+    settings: MinGDSettings,
+    box: tuple[float, float],
+    state: _State,
+) -> _State:
     """One look at all lanes: those that are done write and take new items, the others move."""
     lanes = state.item.shape[0]
     targets, norms = queue.wanted(state.item)
     logits, pull = jax.vjp(predict, state.position.reshape(lanes, *queue.shape))
     classes = jnp.arange(logits.shape[-1])[None]
     predicted = jnp.argmax(logits, -1)
-    aim = (classes == targets[:, None]).astype(logits.dtype) - (classes == predicted[:, None]).astype(logits.dtype)
+    aim = (classes == targets[:, None]).astype(logits.dtype) - (
+        classes == predicted[:, None]
+    ).astype(logits.dtype)
     gradient = pull(aim)[0].reshape(lanes, -1)
 
     hit = predicted == targets
@@ -229,7 +269,9 @@ def _step(predict: Predict, queue: _Queue, settings: MinGDSettings, box: tuple[f
     start = queue.rows(state.item)
     distance = _norm(state.position - start, norms)
     taken = jnp.cumsum(done)
-    item = jnp.where(done, jnp.minimum(state.next + taken - 1, queue.items), state.item).astype(jnp.int32)
+    item = jnp.where(done, jnp.minimum(state.next + taken - 1, queue.items), state.item).astype(
+        jnp.int32
+    )
 
     moved = _move(state.position, gradient, norms, settings, box)
     return _State(
@@ -250,7 +292,13 @@ def _norm(delta: Array, norms: Array) -> Array:
     return jnp.take_along_axis(every, norms[:, None], -1)[:, 0]
 
 
-def _move(position: Array, gradient: Array, norms: Array, settings: MinGDSettings, box: tuple[float, float]) -> Array:
+def _move(
+    position: Array,
+    gradient: Array,
+    norms: Array,
+    settings: MinGDSettings,
+    box: tuple[float, float],
+) -> Array:
     """(B, D) one update further, inside the box."""
     low, high = box
     sign = jnp.sign(gradient)
@@ -273,10 +321,11 @@ def _move(position: Array, gradient: Array, norms: Array, settings: MinGDSetting
 
 
 def largest(values: Array, k: int) -> Array:
-    """Marks the k largest of each row, (B, D) non-negative float32 -> (B, D) bool; ties in favour of the first.
+    """Marks the k largest of each row, (B, D) non-negative float32 -> (B, D) bool; ties in favour
+    of the first.
 
-    The k-th largest value is found bit by bit (the bits of non-negative floats are ordered as the floats are), by 31
-    counts, which vectorise where sorting does not.
+    The k-th largest value is found bit by bit (the bits of non-negative floats are ordered as the
+    floats are), by 31 counts, which vectorise where sorting does not.
     """
     if k >= values.shape[-1]:
         return jnp.ones(values.shape, bool)
@@ -287,18 +336,23 @@ def largest(values: Array, k: int) -> Array:
         enough = jnp.sum(bits >= trial[:, None], -1) >= k
         return jnp.where(enough, trial, threshold), None
 
-    threshold, _ = jax.lax.scan(refine, jnp.zeros(values.shape[0], jnp.int32), jnp.arange(31, dtype=jnp.int32))
+    threshold, _ = jax.lax.scan(
+        refine, jnp.zeros(values.shape[0], jnp.int32), jnp.arange(31, dtype=jnp.int32)
+    )
     above, equal = bits > threshold[:, None], bits == threshold[:, None]
     room = k - above.sum(-1)
     index = jnp.arange(values.shape[-1], dtype=jnp.int32)[None]
 
-    def shrink(bound: Array, i: Array) -> tuple[Array, None]:  # the longest prefix whose ties fit into the room
+    # the longest prefix whose ties fit into the room
+    def shrink(bound: Array, i: Array) -> tuple[Array, None]:
         trial = bound + (jnp.int32(1) << (depth - 1 - i))
         fits = jnp.sum(equal & (index < trial[:, None]), -1) <= room
         return jnp.where(fits, trial, bound), None
 
     depth = int(np.ceil(np.log2(values.shape[-1] + 1)))
-    bound, _ = jax.lax.scan(shrink, jnp.zeros(values.shape[0], jnp.int32), jnp.arange(depth, dtype=jnp.int32))
+    bound, _ = jax.lax.scan(
+        shrink, jnp.zeros(values.shape[0], jnp.int32), jnp.arange(depth, dtype=jnp.int32)
+    )
     return above | (equal & (index < bound[:, None]))
 
 

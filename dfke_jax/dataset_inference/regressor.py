@@ -17,12 +17,13 @@ def features(distances: Any, layout: Layout = "per_image", *, ordered: bool = Fa
 
     Args:
       distances: (N, T, P): T targets or starts, P norms.
-      layout: ``per_image``: row i holds the T·P distances of sample i. ``released``: what the released analysis computes,
-        ``distances.T.reshape(N, T·P)``; a row then mixes T·P consecutive samples of one target and norm, so rows are
-        neither independent nor one sample each. It is there to replicate published numbers; tests on it are
-        invalid (a simulation finds most independent models accused).
-      ordered: sort over the T axis first. The released code does it with MinGD on CIFAR-10; starts of a walk
-        are exchangeable, so sorting loses nothing there either.
+      layout: ``per_image``: row i holds the T·P distances of sample i. ``released``: what the
+        released analysis computes, ``distances.T.reshape(N, T·P)``; a row then mixes T·P
+        consecutive samples of one target and norm, so rows are neither independent nor one sample
+        each. It is there to replicate published numbers; tests on it are invalid (a simulation
+        finds most independent models accused).
+      ordered: sort over the T axis first. The released code does it with MinGD on CIFAR-10; starts
+        of a walk are exchangeable, so sorting loses nothing there either.
 
     Returns:
       (N, T·P) float64.
@@ -41,9 +42,14 @@ def features(distances: Any, layout: Layout = "per_image", *, ordered: bool = Fa
 def _distances(distances: Any, what: str = "distances") -> np.ndarray:
     values = np.asarray(distances, np.float64)
     if values.ndim != 3 or not values.size:
-        raise InputError(f"{what} must be (N, T, P) with at least one sample, got shape {values.shape}")
+        raise InputError(
+            f"{what} must be (N, T, P) with at least one sample, got shape {values.shape}"
+        )
     if not np.isfinite(values).all():
-        raise InputError(f"{what} contain NaN or infinity in {int((~np.isfinite(values)).any((1, 2)).sum())} samples")
+        raise InputError(
+            f"{what} contain NaN or infinity in {int((~np.isfinite(values)).any((1, 2)).sum())} "
+            "samples"
+        )
     return values
 
 
@@ -56,7 +62,8 @@ class RegressorSettings:
       steps: full-batch gradient steps, at most.
       learning_rate: of gradient descent.
       ridge: weight of ½‖W‖² of both layers (released: none).
-      held_out: fraction of the samples that decides when to stop; 0 for no early stopping (released).
+      held_out: fraction of the samples that decides when to stop; 0 for no early stopping
+        (released).
       ordered: see `features`.
       seed: of the weights and the held-out split.
     """
@@ -71,7 +78,9 @@ class RegressorSettings:
 
     def __post_init__(self):
         if self.hidden < 1 or self.steps < 1:
-            raise InputError(f"hidden and steps must be at least 1, got {self.hidden} and {self.steps}")
+            raise InputError(
+                f"hidden and steps must be at least 1, got {self.hidden} and {self.steps}"
+            )
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
         if not self.ridge >= 0:
@@ -89,7 +98,8 @@ class ConfidenceRegressor:
     """g(d) = tanh(w₂·ReLU(W₁·z + b₁) + b₂) with z = (d − mean)/std: −1 for private, +1 for public.
 
     Attributes:
-      mean, std: (P,) of the victim's private samples, over samples and targets; used for suspects as they are.
+      mean, std: (P,) of the victim's private samples, over samples and targets; used for suspects
+        as they are.
       weights: (W₁ (T·P, hidden), b₁ (hidden,), w₂ (hidden,), b₂ ()).
       settings: that it was trained with.
       steps: gradient steps behind the weights that were kept.
@@ -109,44 +119,58 @@ class ConfidenceRegressor:
         expected = len(self.weights[0])
         if values.shape[2] != len(self.mean) or values.shape[1] * values.shape[2] != expected:
             raise InputError(
-                f"the regressor was trained on {expected // len(self.mean)} targets in {len(self.mean)} norms, "
-                f"got distances of shape {values.shape}"
+                f"the regressor was trained on {expected // len(self.mean)} targets in "
+                f"{len(self.mean)} norms, got distances of shape {values.shape}"
             )
         rows = features((values - self.mean) / self.std, ordered=self.settings.ordered)
         return _forward(self.weights, rows)[0]
 
 
-def fit_regressor(private: Any, public: Any, settings: RegressorSettings | None = None) -> ConfidenceRegressor:
-    """Trains on the victim's distances of private and public samples; minimises mean(b·g) with b = 1 private, −1 public.
+def fit_regressor(
+    private: Any, public: Any, settings: RegressorSettings | None = None
+) -> ConfidenceRegressor:
+    """Trains on the victim's distances of private and public samples; minimises mean(b·g) with b =
+    1 private, −1 public.
 
     Args:
-      private, public: (N, T, P) distances under the victim, of equally many samples; none of them may be tested later.
+      private, public: (N, T, P) distances under the victim, of equally many samples; none of them
+        may be tested later.
       settings: see `RegressorSettings`.
 
     Returns:
-      A `ConfidenceRegressor`; with early stopping, the weights of the step whose held-out loss was lowest.
+      A `ConfidenceRegressor`; with early stopping, the weights of the step whose held-out loss was
+      lowest.
 
     Raises:
       InputError: different shapes, fewer than two samples, NaN.
 
     Source: Maini, Yaghini, Papernot, ICLR 2021, section 4.2 (confidence regressor), as released.
-    Deviations: a row is one image (see `held_out_scores`); a small ridge and early stopping on held-out images, which
-    `RELEASED` switches off.
+    Deviations: a row is one image (see `held_out_scores`); a small ridge and early stopping on
+    held-out images, which `RELEASED` switches off.
     """
     settings = settings or RegressorSettings()
-    private, public = _distances(private, "private distances"), _distances(public, "public distances")
+    private, public = (
+        _distances(private, "private distances"),
+        _distances(public, "public distances"),
+    )
     if private.shape != public.shape:
-        raise InputError(f"private and public distances must have one shape, got {private.shape} and {public.shape}")
+        raise InputError(
+            f"private and public distances must have one shape, got {private.shape} and "
+            f"{public.shape}"
+        )
     count = len(private)
     held = round(settings.held_out * count)
     if count - held < 2:
-        raise InputError(f"{count} private samples leave {count - held} to train on; at least 2 are needed")
+        raise InputError(
+            f"{count} private samples leave {count - held} to train on; at least 2 are needed"
+        )
     mean = private.mean((0, 1))
     std = private.std((0, 1))
     std = np.where(std > 0, std, 1.0)
     rng = np.random.default_rng(settings.seed)
     sides = [
-        features((part - mean) / std, ordered=settings.ordered)[rng.permutation(count)] for part in (private, public)
+        features((part - mean) / std, ordered=settings.ordered)[rng.permutation(count)]
+        for part in (private, public)
     ]
     rows = np.concatenate([side[held:] for side in sides])
     signs = np.repeat([1.0, -1.0], count - held)
@@ -169,7 +193,9 @@ def fit_regressor(private: Any, public: Any, settings: RegressorSettings | None 
                 best, best_loss, best_step = weights, loss, step
         if step < settings.steps:
             gradient = _gradient(weights, rows, signs, settings.ridge)
-            weights = tuple(w - settings.learning_rate * g for w, g in zip(weights, gradient, strict=True))
+            weights = tuple(
+                w - settings.learning_rate * g for w, g in zip(weights, gradient, strict=True)
+            )
     if not held:
         best, best_step = weights, settings.steps
     return ConfidenceRegressor(mean, std, best, settings, best_step, count)
@@ -187,7 +213,12 @@ def _gradient(weights: tuple, rows: np.ndarray, signs: np.ndarray, ridge: float)
     scores, hidden = _forward(weights, rows)
     back = signs * (1 - scores**2) / len(rows)
     back_hidden = back[:, None] * w2 * (hidden > 0)
-    return rows.T @ back_hidden + ridge * w1, back_hidden.sum(0), hidden.T @ back + ridge * w2, back.sum()
+    return (
+        rows.T @ back_hidden + ridge * w1,
+        back_hidden.sum(0),
+        hidden.T @ back + ridge * w2,
+        back.sum(),
+    )
 
 
 def held_out_scores(
@@ -201,12 +232,15 @@ def held_out_scores(
     """Trains the regressor on some of the victim's samples and scores the suspect on the others.
 
     Args:
-      victim, suspect: (private, public) distances (N, T, P) under each model, of the same samples in the same order.
-      train: the first `train` private and public samples train, the rest are scored: disjoint by image.
+      victim, suspect: (private, public) distances (N, T, P) under each model, of the same samples
+        in the same order.
+      train: the first `train` private and public samples train, the rest are scored: disjoint by
+        image.
       settings: see `RegressorSettings`.
-      layout: ``per_image``. ``released`` replicates the released analysis: rows are formed from all N samples by
-        ``distances.T.reshape(N, T·P)`` and split afterwards, so every row mixes T·P images and the same images stand on both
-        sides of the split. p-values from its scores are invalid.
+      layout: ``per_image``. ``released`` replicates the released analysis: rows are formed from all
+        N samples by ``distances.T.reshape(N, T·P)`` and split afterwards, so every row mixes T·P
+        images and the same images stand on both sides of the split. p-values from its scores are
+        invalid.
 
     Returns:
       Scores (N − train,) of private and of public samples (rows, with ``released``).
@@ -225,7 +259,8 @@ def all_held_out_scores(
     *,
     layout: Layout = "per_image",
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`held_out_scores` of several suspects by one regressor, which knows the victim alone and is trained once.
+    """`held_out_scores` of several suspects by one regressor, which knows the victim alone and is
+    trained once.
 
     Args, Raises: as for `held_out_scores`; suspects: one pair of (private, public) distances each.
 
@@ -234,15 +269,22 @@ def all_held_out_scores(
     """
     parts = [_distances(part) for pair in (victim, *suspects) for part in pair]
     if len({part.shape for part in parts}) != 1:
-        raise InputError(f"all sets of distances must have one shape, got {[part.shape for part in parts]}")
+        raise InputError(
+            f"all sets of distances must have one shape, got {[part.shape for part in parts]}"
+        )
     if not 2 <= train <= len(parts[0]) - 2:
-        raise InputError(f"train must lie in [2, {len(parts[0]) - 2}] for {len(parts[0])} samples, got {train}")
+        raise InputError(
+            f"train must lie in [2, {len(parts[0]) - 2}] for {len(parts[0])} samples, got {train}"
+        )
     if layout not in LAYOUTS:
         raise UnknownNameError("layout", layout, LAYOUTS)
     settings = settings or RegressorSettings()
     if layout == "released":
         mean, std = parts[0].mean((0, 1)), parts[0].std((0, 1))
-        parts = [features((part - mean) / np.where(std > 0, std, 1.0), "released")[:, :, None] for part in parts]
+        parts = [
+            features((part - mean) / np.where(std > 0, std, 1.0), "released")[:, :, None]
+            for part in parts
+        ]
         settings = dataclasses.replace(settings, ordered=False)
     regressor = fit_regressor(parts[0][:train], parts[1][:train], settings)
     scored = [regressor(part[train:]) for part in parts[2:]]
@@ -250,7 +292,9 @@ def all_held_out_scores(
 
 
 def saturation(scores: Any, edge: float = 0.999) -> float:
-    """Fraction of scores beyond ±`edge`: where it is large, scores are two-valued and a t-test says little."""
+    """Fraction of scores beyond ±`edge`: where it is large, scores are two-valued and a t-test says
+    little.
+    """
     return float(np.mean(np.abs(np.asarray(scores)) > edge))
 
 

@@ -12,7 +12,9 @@ Pair = tuple[np.ndarray, np.ndarray]
 """Images (N, ...) and labels (N,)."""
 
 
-def overlap(private: Any, public: Any, box: tuple[float, float] = (0.0, 1.0)) -> list[tuple[int, int]]:
+def overlap(
+    private: Any, public: Any, box: tuple[float, float] = (0.0, 1.0)
+) -> list[tuple[int, int]]:
     """Pairs (i, j) of private and public images that are equal at 8 bits a pixel, by SHA-256.
 
     Args:
@@ -22,7 +24,11 @@ def overlap(private: Any, public: Any, box: tuple[float, float] = (0.0, 1.0)) ->
     where: dict[bytes, int] = {}
     for i, image in enumerate(np.asarray(private)):
         where.setdefault(_digest(image, box), i)
-    return [(where[mark], j) for j, image in enumerate(np.asarray(public)) if (mark := _digest(image, box)) in where]
+    return [
+        (where[mark], j)
+        for j, image in enumerate(np.asarray(public))
+        if (mark := _digest(image, box)) in where
+    ]
 
 
 def distinct(images: Any, box: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
@@ -55,7 +61,13 @@ def checked_samples(samples: tuple[Any, Any], what: str, box: tuple[float, float
     except (TypeError, ValueError):
         raise InputError(f"{what} samples must be a pair (images, labels)") from None
     images, labels = checked_images(images, what, box), np.asarray(labels)
-    check_labels(labels, len(images), max(int(np.max(labels, initial=0)) + 1, 2), f"{what} labels", every_class=False)
+    check_labels(
+        labels,
+        len(images),
+        max(int(np.max(labels, initial=0)) + 1, 2),
+        f"{what} labels",
+        every_class=False,
+    )
     return images, labels
 
 
@@ -67,7 +79,9 @@ def checked_images(images: Any, what: str, box: tuple[float, float]) -> np.ndarr
     """
     images = np.asarray(images)
     if images.ndim < 2 or not len(images):
-        raise InputError(f"{what} images must be (N, ...) with at least one sample, got shape {images.shape}")
+        raise InputError(
+            f"{what} images must be (N, ...) with at least one sample, got shape {images.shape}"
+        )
     if images.dtype == np.uint8:
         images = np.float32(box[0]) + np.float32(box[1] - box[0]) * images.astype(np.float32) / 255
     images = images.astype(np.float32)
@@ -75,7 +89,8 @@ def checked_images(images: Any, what: str, box: tuple[float, float]) -> np.ndarr
         raise InputError(f"{what} images contain NaN or infinity")
     if images.min() < box[0] - 1e-6 or images.max() > box[1] + 1e-6:
         raise InputError(
-            f"{what} images must lie in [{box[0]}, {box[1]}], got {images.min():.4g} to {images.max():.4g}"
+            f"{what} images must lie in [{box[0]}, {box[1]}], got {images.min():.4g} to "
+            f"{images.max():.4g}"
         )
     return images
 

@@ -1,7 +1,8 @@
 """Tests of "private and public samples look alike to this model". NumPy and SciPy, float64.
 
-Throughout, scores are one number a sample, larger for what looks more public; the null hypothesis is that the mean score
-of public samples is not larger than that of private ones, and a small p-value speaks for theft.
+Throughout, scores are one number a sample, larger for what looks more public; the null hypothesis
+is that the mean score of public samples is not larger than that of private ones, and a small
+p-value speaks for theft.
 """
 
 import warnings
@@ -13,7 +14,9 @@ import numpy as np
 from dfke_jax.core.errors import InputError
 
 MINIMUM_NULL = 20
-"""Independent models below which no conformal p-value is given: with fewer it cannot fall below 0.05."""
+"""Independent models below which no conformal p-value is given: with fewer it cannot fall below
+0.05.
+"""
 
 
 class WelchTest(NamedTuple):
@@ -41,12 +44,13 @@ def welch_test(private: Any, public: Any, confidence: float = 0.95) -> WelchTest
     """Welch's t-test, unequal variances, with the alternative that public scores are larger.
 
     Args:
-      private, public: scores (m,), one a sample; the samples are independent of one another and of the regressor.
+      private, public: scores (m,), one a sample; the samples are independent of one another and of
+        the regressor.
       confidence: of the interval.
 
     Raises:
-      InputError: fewer than two scores on a side, NaN, or no variance on either side (saturated scores: then a
-        permutation test is what remains).
+      InputError: fewer than two scores on a side, NaN, or no variance on either side (saturated
+        scores: then a permutation test is what remains).
     """
     from scipy.special import stdtr
     from scipy.stats import ttest_ind
@@ -55,11 +59,13 @@ def welch_test(private: Any, public: Any, confidence: float = 0.95) -> WelchTest
     if not 0 < confidence < 1:
         raise InputError(f"confidence must lie in (0, 1), got {confidence}")
     if min(len(private), len(public)) < 2:
-        raise InputError(f"a t-test needs two scores on each side, got {len(private)} and {len(public)}")
+        raise InputError(
+            f"a t-test needs two scores on each side, got {len(private)} and {len(public)}"
+        )
     if _flat(private[None], public[None])[0]:
         raise InputError(
-            "the scores have no variance on either side (the regressor is saturated); stop it earlier, or use "
-            "permutation_test"
+            "the scores have no variance on either side (the regressor is saturated); stop it "
+            "earlier, or use permutation_test"
         )
     with warnings.catch_warnings():
         # SciPy warns of nearly equal scores, of which `_flat` has seen whether they are too near
@@ -101,9 +107,9 @@ def permutation_test(
     Exact under the null hypothesis that private and public scores have one *distribution*. It does
     not test equal means alone: where the two sides differ in spread and in number it accuses too
     often (the larger spread on the smaller side) or too seldom. With `studentised` the statistic is
-    Welch's t: as exact for one distribution, and right for large samples with equal means and unequal
-    spread. Where there are no more different relabellings than `permutations`, all of them are taken,
-    and p is the share of those that reach the observed statistic.
+    Welch's t: as exact for one distribution, and right for large samples with equal means and
+    unequal spread. Where there are no more different relabellings than `permutations`, all of them
+    are taken, and p is the share of those that reach the observed statistic.
 
     Args:
       private, public: scores, one a sample.
@@ -112,8 +118,8 @@ def permutation_test(
       studentised: compare Welch's t instead of Δμ.
 
     Raises:
-      InputError: an empty side (with `studentised`, fewer than two scores on a side), NaN, fewer than
-        19 permutations (with which p cannot fall to 0.05).
+      InputError: an empty side (with `studentised`, fewer than two scores on a side), NaN, fewer
+        than 19 permutations (with which p cannot fall to 0.05).
 
     Source: Janssen, Studentized permutation tests for non-i.i.d. hypotheses, Statistics and
     Probability Letters 1997.
@@ -127,8 +133,8 @@ def permutation_test(
         sizes = f"{len(private)} and {len(public)}"
         raise InputError(f"Welch's t needs two scores on each side, got {sizes}")
     # SciPy counts as equal what differs by 2e-14 of the observed statistic. Sums of scores that are
-    # not negative lose no more to another order of summation, and rounding does it for t: relabellings
-    # that are equal are ties
+    # not negative lose no more to another order of summation, and rounding does it for t:
+    # relabellings that are equal are ties
     least = min(private.min(), public.min())
     statistic = _rounded_t if studentised else _public_sum
     found = relabelled(
@@ -157,8 +163,9 @@ def _rounded_t(private: np.ndarray, public: np.ndarray, axis: int = -1) -> np.nd
 def conformal_p_value(observed: float, null: Any) -> float:
     """p = (1 + #{null ≥ observed}) / (n + 1), over the same statistic of n independent models.
 
-    Valid whatever the distribution, if suspect and null models are exchangeable when the suspect is innocent: same
-    task and recipe, trained on data disjoint from the private and the public samples, tested on the same samples.
+    Valid whatever the distribution, if suspect and null models are exchangeable when the suspect is
+    innocent: same task and recipe, trained on data disjoint from the private and the public
+    samples, tested on the same samples.
 
     Raises:
       InputError: fewer than 20 null values, NaN.
@@ -166,7 +173,8 @@ def conformal_p_value(observed: float, null: Any) -> float:
     null = _scores(null, "null")
     if len(null) < MINIMUM_NULL:
         raise InputError(
-            f"{len(null)} independent models give no p-value below {1 / (len(null) + 1):.3f}; at least {MINIMUM_NULL} are needed"
+            f"{len(null)} independent models give no p-value below {1 / (len(null) + 1):.3f}; at "
+            f"least {MINIMUM_NULL} are needed"
         )
     if not np.isfinite(observed):
         raise InputError(f"the observed statistic must be finite, got {observed}")
@@ -176,9 +184,9 @@ def conformal_p_value(observed: float, null: Any) -> float:
 def holm(p_values: Any) -> np.ndarray:
     """Holm's adjusted p-values: the least level at which each of several verdicts accuses.
 
-    The i-th smallest of n becomes max_{j ≤ i} min(1, (n − j + 1)·p_(j)). Accusing where that is at most
-    alpha, the probability that anybody is accused wrongly is at most alpha, whatever the dependence of
-    the verdicts. All that were looked at belong to the family.
+    The i-th smallest of n becomes max_{j ≤ i} min(1, (n − j + 1)·p_(j)). Accusing where that is at
+    most alpha, the probability that anybody is accused wrongly is at most alpha, whatever the
+    dependence of the verdicts. All that were looked at belong to the family.
 
     Args:
       p_values: (n,), in [0, 1].
@@ -203,9 +211,9 @@ def holm(p_values: Any) -> np.ndarray:
 def calibrate(distances: Any, references: Any) -> np.ndarray:
     """Difficulty calibration: each distance minus its mean under reference models.
 
-    Private and public samples are fixed, so a chance difference in how hard they are is common to all suspects, and a
-    test without calibration accuses innocent ones together. References must not be the suspect, nor among the null
-    models of `conformal_p_value`.
+    Private and public samples are fixed, so a chance difference in how hard they are is common to
+    all suspects, and a test without calibration accuses innocent ones together. References must not
+    be the suspect, nor among the null models of `conformal_p_value`.
 
     Args:
       distances: (N, T, P) of one model, or scores (N,).
@@ -214,11 +222,14 @@ def calibrate(distances: Any, references: Any) -> np.ndarray:
     Raises:
       InputError: shapes that do not belong together, no reference, NaN.
 
-    Source: Watson, Guo, Cormode, Sablayrolles, ICLR 2022 (difficulty calibration in membership inference).
+    Source: Watson, Guo, Cormode, Sablayrolles, ICLR 2022 (difficulty calibration in membership
+    inference).
     """
     values, others = np.asarray(distances, np.float64), np.asarray(references, np.float64)
     if others.ndim != values.ndim + 1 or others.shape[1:] != values.shape or not others.size:
-        raise InputError(f"references must be (M, *{values.shape}) with M >= 1, got shape {others.shape}")
+        raise InputError(
+            f"references must be (M, *{values.shape}) with M >= 1, got shape {others.shape}"
+        )
     if not (np.isfinite(values).all() and np.isfinite(others).all()):
         raise InputError("distances and references must be finite")
     return values - others.mean(0)
@@ -229,8 +240,9 @@ class SampleCurve(NamedTuple):
 
     Attributes:
       samples: (R,) m private and m public samples.
-      median, low, high: (R,) median, 10 % and 90 % quantile of p over random choices of m + m samples. They describe how
-        one test with m samples would turn out; none of them is a p-value.
+      median, low, high: (R,) median, 10 % and 90 % quantile of p over random choices of m + m
+        samples. They describe how one test with m samples would turn out; none of them is a
+        p-value.
       power: (R,) fraction of choices with p < alpha.
       alpha: of `power`.
       draws: choices for each m.
@@ -269,7 +281,11 @@ def p_value_curve(
     private, public = _scores(private, "private"), _scores(public, "public")
     most = min(len(private), len(public))
     if sizes is None:
-        sizes = [m for m in (2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000) if m < most] + [most]
+        sizes = [
+            m
+            for m in (2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000)
+            if m < most
+        ] + [most]
     if min(sizes) < 2 or max(sizes) > most:
         raise InputError(f"sizes must lie in [2, {most}], got {list(sizes)}")
     if draws < 1:
@@ -308,9 +324,11 @@ def twice_the_median(p_values: Any) -> float:
 
 
 def released_harmonic_mean(p_values: Any) -> float:
-    """n / Σ 1/p, which the released analysis prints as the p-value of repeated draws. It is not a p-value.
+    """n / Σ 1/p, which the released analysis prints as the p-value of repeated draws. It is not a
+    p-value.
 
-    For comparison with published tables only: a true null falls below 0.05 more often than in 5% of cases.
+    For comparison with published tables only: a true null falls below 0.05 more often than in 5% of
+    cases.
     """
     return float(1 / np.mean(1 / _p_values(p_values)))
 
@@ -318,7 +336,9 @@ def released_harmonic_mean(p_values: Any) -> float:
 def _p_values(values: Any) -> np.ndarray:
     values = _scores(values, "p-values")
     if values.min() < 0 or values.max() > 1:
-        raise InputError(f"p-values must lie in [0, 1], got {values.min():.4g} to {values.max():.4g}")
+        raise InputError(
+            f"p-values must lie in [0, 1], got {values.min():.4g} to {values.max():.4g}"
+        )
     return np.maximum(values, np.finfo(np.float64).tiny)
 
 
@@ -327,7 +347,9 @@ def _scores(values: Any, what: str) -> np.ndarray:
     if values.ndim != 1 or not len(values):
         raise InputError(f"{what} scores must be (m,) with m >= 1, got shape {values.shape}")
     if not np.isfinite(values).all():
-        raise InputError(f"{what} scores contain NaN or infinity in {int((~np.isfinite(values)).sum())} places")
+        raise InputError(
+            f"{what} scores contain NaN or infinity in {int((~np.isfinite(values)).sum())} places"
+        )
     return values
 
 

@@ -1,8 +1,10 @@
-"""The linear setting, in which one point says nothing about membership and a whole data set says everything.
+"""The linear setting, in which one point says nothing about membership and a whole data set says
+everything.
 
-Labels y = ±1 are uniform; an input is x = (x₁, x₂) with the signal x₁ = y·u and noise x₂ ~ N(0, σ²·I_D). A linear model
-f(x) = w₁·x₁ + w₂·x₂ takes one full-batch gradient step from zero on −Σᵢ yᵢ f(xᵢ), so w₁ = m·u and w₂ = Σᵢ yᵢ x₂ᵢ: the
-noise of its m training points stays in w₂, and their margins y·f(x) are larger by D·σ² in the mean.
+Labels y = ±1 are uniform; an input is x = (x₁, x₂) with the signal x₁ = y·u and noise x₂ ~ N(0,
+σ²·I_D). A linear model f(x) = w₁·x₁ + w₂·x₂ takes one full-batch gradient step from zero on −Σᵢ yᵢ
+f(xᵢ), so w₁ = m·u and w₂ = Σᵢ yᵢ x₂ᵢ: the noise of its m training points stays in w₂, and their
+margins y·f(x) are larger by D·σ² in the mean.
 """
 
 import dataclasses
@@ -37,7 +39,8 @@ class LinearSetting:
     def __post_init__(self):
         if self.noise_dimensions < 1 or self.samples < 1:
             raise InputError(
-                f"noise_dimensions and samples must be at least 1, got {self.noise_dimensions} and {self.samples}"
+                f"noise_dimensions and samples must be at least 1, got {self.noise_dimensions} and "
+                f"{self.samples}"
             )
         if not self.sigma > 0:
             raise InputError(f"sigma must be positive, got {self.sigma}")
@@ -52,8 +55,10 @@ class LinearRates(NamedTuple):
 
     Attributes:
       gap: mean margin of private minus public points under the model trained on the private ones.
-      stolen: probability that the data set test accuses a model trained on the private points (true positive).
-      independent: probability that it does not accuse a model trained on other points (true negative).
+      stolen: probability that the data set test accuses a model trained on the private points (true
+        positive).
+      independent: probability that it does not accuse a model trained on other points (true
+        negative).
       membership: accuracy of deciding for one point at a time whether the model was trained on it.
     """
 
@@ -66,8 +71,8 @@ class LinearRates(NamedTuple):
 def approximate_rates(setting: LinearSetting) -> LinearRates:
     """Rates by the normal approximation: gap Dσ², Φ(√D / 2√3), Φ(√D / 2√2) and Φ(√D / 2√m).
 
-    The variance of the statistic is 3Dσ⁴ for a stolen model (2Dσ⁴ of ‖w₂‖²/m and Dσ⁴ of the public mean) and 2Dσ⁴ for an
-    independent one. The paper states the second constant for both.
+    The variance of the statistic is 3Dσ⁴ for a stolen model (2Dσ⁴ of ‖w₂‖²/m and Dσ⁴ of the public
+    mean) and 2Dσ⁴ for an independent one. The paper states the second constant for both.
 
     Source: Maini, Yaghini, Papernot, ICLR 2021, theorems 1 to 3; the constant 3 is derived here.
     """
@@ -83,14 +88,16 @@ def approximate_rates(setting: LinearSetting) -> LinearRates:
 
 
 def exact_rates(setting: LinearSetting) -> LinearRates:
-    """The same probabilities without the approximation, each an integral over one chi-squared variable q ~ χ²(D).
+    """The same probabilities without the approximation, each an integral over one chi-squared
+    variable q ~ χ²(D).
 
     stolen       E Φ((q − D/2) / √q), with q = ‖w₂‖² / mσ²
     independent  E Φ(D / (2√(2q))), with q = ‖w₂‖² / mσ² of the other model
     membership   ½ E Φ((q − D/2) / √((m − 1)q)) + ½ E Φ(D / (2√(mq))), with q = ‖x₂‖² / σ²
 
-    Given q each statistic is normal, which makes these exact; they depend on neither σ nor the signal. At D = 4 they
-    differ from `approximate_rates` by up to 0.04, at D = 64 by less than 0.01.
+    Given q each statistic is normal, which makes these exact; they depend on neither σ nor the
+    signal. At D = 4 they differ from `approximate_rates` by up to 0.04, at D = 64 by less than
+    0.01.
     """
     from scipy.special import ndtr
     from scipy.stats import chi2
@@ -147,7 +154,9 @@ def _trial(setting: LinearSetting, key: Key) -> Array:
     def draw(key: Key) -> tuple[Array, Array]:
         label_key, noise_key = jax.random.split(key)
         labels = jax.random.rademacher(label_key, (setting.samples,), jnp.float32)
-        noise = setting.sigma * jax.random.normal(noise_key, (setting.samples, setting.noise_dimensions))
+        noise = setting.sigma * jax.random.normal(
+            noise_key, (setting.samples, setting.noise_dimensions)
+        )
         return jnp.concatenate([labels[:, None] * signal[None], noise], 1), labels
 
     def train(data: tuple[Array, Array]) -> Array:
@@ -168,7 +177,12 @@ def _trial(setting: LinearSetting, key: Key) -> Array:
     is_member = margins(stolen, private)[0] - expected > threshold
     is_not = margins(stolen, public)[0] - expected <= threshold
     return jnp.stack(
-        [gap, gap > threshold, other_gap <= threshold, (is_member.astype(jnp.float32) + is_not.astype(jnp.float32)) / 2]
+        [
+            gap,
+            gap > threshold,
+            other_gap <= threshold,
+            (is_member.astype(jnp.float32) + is_not.astype(jnp.float32)) / 2,
+        ]
     ).astype(jnp.float32)
 
 

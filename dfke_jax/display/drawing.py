@@ -37,7 +37,9 @@ def round_limits(values: Sequence[float]) -> tuple[float, float]:
     bottom = max(0.0, math.floor((low - 0.08 * reach) / step) * step)
     if bottom < 25:
         bottom = 0.0
-    return bottom, min(100.0 + 0.02 * (100 - bottom), math.ceil((high + 0.04 * reach) / step) * step)
+    return bottom, min(
+        100.0 + 0.02 * (100 - bottom), math.ceil((high + 0.04 * reach) / step) * step
+    )
 
 
 def new_figure(size: tuple[float, float], layout: Any = None) -> "Figure":

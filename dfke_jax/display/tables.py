@@ -24,10 +24,14 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         """The table in Markdown with its notes, a line feed at its end."""
-        return github_table(self.head, self.rows, left=self.left) + "".join(f"\n{note}\n" for note in self.notes)
+        return github_table(self.head, self.rows, left=self.left) + "".join(
+            f"\n{note}\n" for note in self.notes
+        )
 
 
-def github_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
+def github_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[int] = (0,)
+) -> str:
     """A table in Markdown, with a line feed at its end; columns `left` begin at the left, the others end at the right."""
     ruler = "".join("---|" if column in left else "--:|" for column in range(len(head)))
     return "".join(f"{line}\n" for line in (_line(head), f"|{ruler}", *map(_line, rows)))

@@ -1,12 +1,20 @@
 """White-box, data-free knowledge distillation: one file a method."""
 
-from dfke_jax.distillation.activation_records import RecordSettings, from_records, record_activations
+from dfke_jax.distillation.activation_records import (
+    RecordSettings,
+    from_records,
+    record_activations,
+)
 from dfke_jax.distillation.bank import BankSettings, BankState, bank_method, student_in
 from dfke_jax.distillation.class_impressions import ClassImpressionSettings, class_impressions
 from dfke_jax.distillation.cmi import CMISettings, cmi
 from dfke_jax.distillation.dafl import DAFLSettings, dafl
 from dfke_jax.distillation.data_impressions import ImpressionSettings, data_impressions
-from dfke_jax.distillation.deep_inversion import InversionSettings, adaptive_deep_inversion, deep_inversion
+from dfke_jax.distillation.deep_inversion import (
+    InversionSettings,
+    adaptive_deep_inversion,
+    deep_inversion,
+)
 from dfke_jax.distillation.dfad import DFADSettings, dfad
 from dfke_jax.distillation.dfq import DFQSettings, dfq
 from dfke_jax.distillation.duel import DuelSettings, DuelState, Schedule, student_of
@@ -15,7 +23,11 @@ from dfke_jax.distillation.knowledge_within import WithinSettings, knowledge_wit
 from dfke_jax.distillation.nayer import NAYERSettings, label_embedding, nayer
 from dfke_jax.distillation.representations import representation_distillation
 from dfke_jax.distillation.response import cross_entropy_training, knowledge_distillation
-from dfke_jax.distillation.statistics_generators import GroupSettings, group_images, statistics_generators
+from dfke_jax.distillation.statistics_generators import (
+    GroupSettings,
+    group_images,
+    statistics_generators,
+)
 from dfke_jax.distillation.transfer_sets import balanced, fitted, unbalanced
 from dfke_jax.distillation.zskt import ZSKTSettings, zskt
 

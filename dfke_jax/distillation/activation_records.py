@@ -1,4 +1,6 @@
-"""Activation records: images whose layer responses follow statistics that were kept with the network."""
+"""Activation records: images whose layer responses follow statistics that were kept with the
+network.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,8 +25,10 @@ class LayerRecord(NamedTuple):
     """Per-class Gaussian of one layer's pre-activations: N(mean_k, F_k F_kᵀ + diag(rest_k²)).
 
     Attributes:
-      mean: (K, D). factor: (K, D, R), lower-triangular Cholesky factor (R = D) for small layers, leading principal
-      directions otherwise. rest: (K, D), standard deviation that the factor leaves over; zero for small layers.
+      mean: (K, D). factor: (K, D, R), lower-triangular Cholesky factor (R = D) for small layers,
+        leading principal
+      directions otherwise. rest: (K, D), standard deviation that the factor leaves over; zero for
+        small layers.
     """
 
     mean: Array
@@ -45,7 +49,8 @@ def record_activations(
     full_rank_limit: int = 512,
     rank: int = 256,
 ) -> Record:
-    """The metadata that Lopes et al. assume a network is published with: per-class statistics of its layers.
+    """The metadata that Lopes et al. assume a network is published with: per-class statistics of
+    its layers.
 
     Args:
       teacher: the network.
@@ -53,7 +58,8 @@ def record_activations(
       layers: names as in `Classifier.activations`; every recorded layer and the logits by default.
       per_class: most images used per class.
       full_rank_limit: layers up to this width keep the whole covariance, as its Cholesky factor.
-      rank: wider layers keep this many principal directions and, per unit, the variance beyond them.
+      rank: wider layers keep this many principal directions and, per unit, the variance beyond
+        them.
 
     Returns:
       Layer name -> `LayerRecord`.
@@ -61,15 +67,18 @@ def record_activations(
     Raises:
       InputError: for an unknown layer or a class with fewer than two images.
 
-    Deviation: the released code multiplies noise by the covariance itself, so it draws from N(μ, Σ²); a factor of Σ is
-    used here. It stores full covariances of wide convolutional layers as well.
+    Deviation: the released code multiplies noise by the covariance itself, so it draws from N(μ,
+    Σ²); a factor of Σ is used here. It stores full covariances of wide convolutional layers as
+    well.
     """
     check_teacher(teacher, "record_activations")
     images, labels = np.asarray(images), np.asarray(labels)
     check_images(images, teacher.input_shape, teacher.preprocessing.box)
     check_labels(labels, len(images), teacher.num_classes)
     known = [
-        name for name in jax.eval_shape(teacher.activations, jnp.zeros((1, *teacher.input_shape))) if name != "features"
+        name
+        for name in jax.eval_shape(teacher.activations, jnp.zeros((1, *teacher.input_shape)))
+        if name != "features"
     ]
     layers = list(layers) if layers is not None else known
     for name in layers:
@@ -80,13 +89,17 @@ def record_activations(
     for label in range(teacher.num_classes):
         rows = np.flatnonzero(labels == label)[:per_class]
         if len(rows) < 2:
-            raise InputError(f"class {label} has {len(rows)} image; a covariance needs at least two")
+            raise InputError(
+                f"class {label} has {len(rows)} image; a covariance needs at least two"
+            )
         activations = _activations(teacher, images[rows])
         for name in layers:
             flat = np.asarray(activations[name], np.float64).reshape(len(rows), -1)
             statistics[name].append(_gaussian(flat, full_rank_limit, rank))
     return {
-        name: LayerRecord(*(jnp.asarray(np.stack(part), jnp.float32) for part in zip(*parts, strict=True)))
+        name: LayerRecord(
+            *(jnp.asarray(np.stack(part), jnp.float32) for part in zip(*parts, strict=True))
+        )
         for name, parts in statistics.items()
     }
 
@@ -96,15 +109,22 @@ def _activations(teacher: WhiteBox, images: Array) -> dict[str, Array]:
     return teacher.activations(as_float(images))
 
 
-def _gaussian(flat: np.ndarray, full_rank_limit: int, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _gaussian(
+    flat: np.ndarray, full_rank_limit: int, rank: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     count, width = flat.shape
     mean = flat.mean(0)
     centred = (flat - mean) / np.sqrt(count - 1)
     variance = np.square(centred).sum(0)
     if width <= full_rank_limit:
         ridge = 1e-6 * max(variance.mean(), 1e-12)
-        return mean, np.linalg.cholesky(centred.T @ centred + ridge * np.eye(width)), np.zeros(width)
-    # With C = U S Vᵀ the scaled principal directions V S are Cᵀ U, and U comes from the small matrix C Cᵀ.
+        return (
+            mean,
+            np.linalg.cholesky(centred.T @ centred + ridge * np.eye(width)),
+            np.zeros(width),
+        )
+    # With C = U S Vᵀ the scaled principal directions V S are Cᵀ U, and U comes from the small
+    # matrix C Cᵀ.
     _, vectors = np.linalg.eigh(centred @ centred.T)
     leading = centred.T @ vectors[:, ::-1][:, :rank]
     factor = np.zeros((width, rank))
@@ -120,7 +140,8 @@ class RecordSettings(SynthesisSettings):
       layers: ``top`` (the logits), ``all``, or a tuple of layer names.
       steps: updates per sample (published: 1,000).
       learning_rate: of Adam.
-      start: ``uniform``, ``gaussian`` or ``smooth``; with start_mean, start_sd and start_blur. Published: N(0.15, 0.1²).
+      start: ``uniform``, ``gaussian`` or ``smooth``; with start_mean, start_sd and start_blur.
+        Published: N(0.15, 0.1²).
     """
 
     layers: Literal["top", "all"] | tuple[str, ...] = "all"
@@ -129,12 +150,18 @@ class RecordSettings(SynthesisSettings):
 
 
 def from_records(
-    teacher: WhiteBox, record: Record, settings: RecordSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: WhiteBox,
+    record: Record,
+    settings: RecordSettings,
+    count: int,
+    batch_size: int,
+    *,
+    control: bool = False,
 ) -> Method:
     """Fills a pool with images that respond as the records say.
 
-    min_x Σ_l (1/n_l)·‖relu(r_l) − relu(φ_l(x))‖², with φ_l the pre-activations of layer l (n_l units) and r_l drawn for
-    the sample's class from the record.
+    min_x Σ_l (1/n_l)·‖relu(r_l) − relu(φ_l(x))‖², with φ_l the pre-activations of layer l (n_l
+    units) and r_l drawn for the sample's class from the record.
 
     Args:
       teacher: frozen.
@@ -152,14 +179,22 @@ def from_records(
     """
     check_teacher(teacher, "from_records")
     if batch_size % teacher.num_classes:
-        raise InputError(f"the batch size must be a multiple of the {teacher.num_classes} classes, got {batch_size}")
+        raise InputError(
+            f"the batch size must be a multiple of the {teacher.num_classes} classes, got "
+            f"{batch_size}"
+        )
     names = {"top": ("logits",), "all": tuple(record)}.get(settings.layers, settings.layers)  # type: ignore[arg-type]
     for name in (names,) if isinstance(names, str) else names:
         if name not in record:
             raise UnknownNameError("recorded layer", name, record)
     chosen = {name: record[name] for name in names}
     return _FromRecords(
-        teacher=teacher, recorded=chosen, settings=settings, count=count, batch_size=batch_size, control=control
+        teacher=teacher,
+        recorded=chosen,
+        settings=settings,
+        count=count,
+        batch_size=batch_size,
+        control=control,
     ).method()
 
 
@@ -167,8 +202,14 @@ def draw(key: Key, record: LayerRecord, count: int) -> Array:
     """`count` draws per class from a record, (count, K, D)."""
     classes, width, rank = record.factor.shape
     factor_key, rest_key = jax.random.split(key)
-    leading = jnp.einsum("nkr,kdr->nkd", jax.random.normal(factor_key, (count, classes, rank)), record.factor)
-    return record.mean[None] + leading + record.rest[None] * jax.random.normal(rest_key, (count, classes, width))
+    leading = jnp.einsum(
+        "nkr,kdr->nkd", jax.random.normal(factor_key, (count, classes, rank)), record.factor
+    )
+    return (
+        record.mean[None]
+        + leading
+        + record.rest[None] * jax.random.normal(rest_key, (count, classes, width))
+    )
 
 
 @records.record

@@ -80,7 +80,16 @@ class BankSettings:
         for name in ("batch_size", "batches", "latent", "width", "student_steps", "student_batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("rounds", "capacity", "warm_up", "steps", "statistics", "one_hot", "adversarial", "weight_decay"):
+        for name in (
+            "rounds",
+            "capacity",
+            "warm_up",
+            "steps",
+            "statistics",
+            "one_hot",
+            "adversarial",
+            "weight_decay",
+        ):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("generator_rate", "student_rate", "temperature", "drop_factor"):
@@ -95,7 +104,9 @@ class BankSettings:
             if name not in known:
                 raise UnknownNameError(what, name, known)
         if self.rounds and self.warm_up >= self.rounds:
-            raise InputError(f"a warm-up of {self.warm_up} leaves the student none of {self.rounds} rounds")
+            raise InputError(
+                f"a warm-up of {self.warm_up} leaves the student none of {self.rounds} rounds"
+            )
 
     @property
     def room(self) -> int:
@@ -124,8 +135,10 @@ class Inverter(Protocol):
         """What is carried to the first batch."""
         ...
 
-    def make(self, key: Key, teacher: WhiteBox, student: Classifier, number: Array, carried: PyTree) -> Made:
-        """One batch, given the student as it is, the number of the round () and what was carried."""
+    def make(
+        self, key: Key, teacher: WhiteBox, student: Classifier, number: Array, carried: PyTree
+    ) -> Made:
+        """One batch, given the student as it is, the round's number () and what was carried."""
         ...
 
 
@@ -168,15 +181,27 @@ def bank_method(
     check_arguments(augment, "augment")
     if settings.room < settings.batch_size:
         raise InputError(
-            f"the bank has room for {settings.room} images, and a batch has {settings.batch_size}; set rounds or capacity"
+            f"the bank has room for {settings.room} images, and a batch has {settings.batch_size}; "
+            "set rounds or capacity"
         )
     s = settings
     steps = (s.rounds - s.warm_up) * s.student_steps
     rule = scheduled(
-        s.student_optimizer, s.student_rate, steps, s.schedule, s.drops, s.drop_factor, s.momentum, s.weight_decay
+        s.student_optimizer,
+        s.student_rate,
+        steps,
+        s.schedule,
+        s.drops,
+        s.drop_factor,
+        s.momentum,
+        s.weight_decay,
     )
     learner = Learner.of(student, rule)
-    return as_method(_Bank(teacher=teacher, inverter=inverter, augment=augment, learner=learner, settings=settings))
+    return as_method(
+        _Bank(
+            teacher=teacher, inverter=inverter, augment=augment, learner=learner, settings=settings
+        )
+    )
 
 
 def bank_budget(settings: BankSettings, rounds: int, passes: int = 1) -> dict[str, int]:
@@ -223,13 +248,21 @@ class _Bank:
 
         def batch(carry: tuple[Replay, PyTree], i: Array) -> tuple[tuple[Replay, PyTree], Metrics]:
             bank, carried = carry
-            made = self.inverter.make(jax.random.fold_in(make_key, i), self.teacher, opponent, state.number, carried)
+            made = self.inverter.make(
+                jax.random.fold_in(make_key, i), self.teacher, opponent, state.number, carried
+            )
             bank = remember(bank, made.images, made.labels, box)
             answers = self.teacher(made.images)
             meant = jnp.mean((jnp.argmax(answers, -1) == made.labels).astype(jnp.float32))
-            return (bank, made.carried), {**made.metrics, **class_metrics(answers), "meant_share": meant}
+            return (bank, made.carried), {
+                **made.metrics,
+                **class_metrics(answers),
+                "meant_share": meant,
+            }
 
-        (bank, carried), metrics = jax.lax.scan(batch, (state.bank, state.carried), jnp.arange(s.batches))
+        (bank, carried), metrics = jax.lax.scan(
+            batch, (state.bank, state.carried), jnp.arange(s.batches)
+        )
         learn = lambda student: self.learn(learn_key, student, bank)
         wait = lambda student: (student, jnp.zeros(()))
         student, loss = jax.lax.cond(state.number >= s.warm_up, learn, wait, state.student)
@@ -256,4 +289,12 @@ def _response(temperature: Array, student: Observed, teacher: Observed) -> Array
     return each_head(Partial(response_kl, temperature=temperature))(student.logits, teacher.logits)
 
 
-__all__ = ["BankSettings", "BankState", "Inverter", "Made", "bank_budget", "bank_method", "student_in"]
+__all__ = [
+    "BankSettings",
+    "BankState",
+    "Inverter",
+    "Made",
+    "bank_budget",
+    "bank_method",
+    "student_in",
+]

@@ -1,4 +1,6 @@
-"""Class impressions: images that a class's logit rises on, with random transformations between the steps."""
+"""Class impressions: images that a class's logit rises on, with random transformations between the
+steps.
+"""
 
 import dataclasses
 from typing import ClassVar, Literal
@@ -25,10 +27,12 @@ class ClassImpressionSettings(SynthesisSettings):
     Attributes:
       steps: most updates per sample.
       learning_rate: of Adam.
-      confidence: a sample stops when the softmax of its class reaches a threshold of its own, uniform on this range;
-        the spread of thresholds is one source of diversity.
-      rotation: radians; scaling: (low, high); shift: pixels. The random transformation between the updates.
-      start: ``uniform``, ``gaussian`` or ``smooth``; with start_mean, start_sd and start_blur, each (low, high).
+      confidence: a sample stops when the softmax of its class reaches a threshold of its own,
+        uniform on this range; the spread of thresholds is one source of diversity.
+      rotation: radians; scaling: (low, high); shift: pixels. The random transformation between the
+        updates.
+      start: ``uniform``, ``gaussian`` or ``smooth``; with start_mean, start_sd and start_blur, each
+        (low, high).
     """
 
     steps: int = 200
@@ -42,21 +46,28 @@ class ClassImpressionSettings(SynthesisSettings):
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.confidence[0] <= self.confidence[1] <= 1:
-            raise InputError(f"confidence must be (low, high) with 0 < low <= high <= 1, got {self.confidence}")
+            raise InputError(
+                f"confidence must be (low, high) with 0 < low <= high <= 1, got {self.confidence}"
+            )
 
 
 def class_impressions(
-    teacher: WhiteBox, settings: ClassImpressionSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: WhiteBox,
+    settings: ClassImpressionSettings,
+    count: int,
+    batch_size: int,
+    *,
+    control: bool = False,
 ) -> Method:
     """Fills a pool with class impressions.
 
-    x_c = argmax_x z_c(x), z_c the logit of class c before the softmax, by Adam on the pixels; between the updates the image
-    itself is randomly rotated, scaled and shifted,
+    x_c = argmax_x z_c(x), z_c the logit of class c before the softmax, by Adam on the pixels;
+    between the updates the image itself is randomly rotated, scaled and shifted,
 
     x ← transform(clip(x + Adam(∇_x z_c(x)))),
 
-    and it stops, before its next update, when softmax(z(x))_c reaches its threshold: the image that is kept is the one
-    whose confidence was measured. No transformation follows the last update.
+    and it stops, before its next update, when softmax(z(x))_c reaches its threshold: the image that
+    is kept is the one whose confidence was measured. No transformation follows the last update.
 
     Args:
       teacher: frozen.
@@ -66,11 +77,11 @@ def class_impressions(
       control: return the start images as they are.
 
     Returns:
-      A `Method` over `Pool`; metrics ``loss``, ``reached`` (share whose kept image has its threshold's confidence),
-      ``updates`` (mean taken).
+      A `Method` over `Pool`; metrics ``loss``, ``reached`` (share whose kept image has its
+      threshold's confidence), ``updates`` (mean taken).
 
-    Source: Mopuri, Uppala, Babu, ECCV 2018. Deviations: cropping and colour shifts of the ImageNet recipe are left out
-    for small images; Adam's moments are not transformed with the image.
+    Source: Mopuri, Uppala, Babu, ECCV 2018. Deviations: cropping and colour shifts of the ImageNet
+    recipe are left out for small images; Adam's moments are not transformed with the image.
     """
     return _Impressions(
         teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control
@@ -87,7 +98,9 @@ class _Impressions(Synthesis[ClassImpressionSettings]):
         low, high = self.settings.confidence
         return labels, jax.random.uniform(key, (self.batch_size,), minval=low, maxval=high)
 
-    def objective(self, key: Key, images: Array, wanted: tuple[Array, Array]) -> tuple[Array, Array]:
+    def objective(
+        self, key: Key, images: Array, wanted: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
         logits, labels = self.teacher(images), wanted[0]
         of_class = lambda values: jnp.take_along_axis(values, labels[:, None], 1)[:, 0]
         return -of_class(logits), of_class(jax.nn.softmax(logits))
@@ -113,9 +126,14 @@ class _Impressions(Synthesis[ClassImpressionSettings]):
 
 
 def _with_moves_between(
-    rule: optax.GradientTransformation, transform: Augmentation, key: Key, steps: int, box: tuple[float, float]
+    rule: optax.GradientTransformation,
+    transform: Augmentation,
+    key: Key,
+    steps: int,
+    box: tuple[float, float],
 ) -> optax.GradientTransformation:
-    """`rule`, whose updates lead to the transformed image: x + update = transform(clip(x + rule's update)).
+    """`rule`, whose updates lead to the transformed image: x + update = transform(clip(x + rule's
+    update)).
 
     Update i draws from ``fold_in(key, i)``; the last one of `steps` is left as it is.
     """

@@ -50,7 +50,8 @@ class CMISettings(BankSettings):
             )
         if min(self.negatives, self.projection) < 1 or self.feature_bank < self.batch_size:
             raise InputError(
-                f"negatives and projection must be at least 1 and feature_bank hold a batch of {self.batch_size}, got "
+                "negatives and projection must be at least 1 and feature_bank hold a batch of "
+                f"{self.batch_size}, got "
                 f"{self.negatives}, {self.projection} and {self.feature_bank}"
             )
 
@@ -117,8 +118,10 @@ def cmi_budget(settings: CMISettings, rounds: int) -> dict[str, int]:
 
 
 def fresh_generator(settings: BankSettings, teacher: WhiteBox) -> Maker:
-    """The generator of CMI and its kin, without normalised output; its optimiser is the inversion's."""
-    module = DFMEGenerator(teacher.input_shape, settings.width, settings.latent, normalised_output=False)
+    """The generator of CMI and its kin; what optimises it is the inversion."""
+    module = DFMEGenerator(
+        teacher.input_shape, settings.width, settings.latent, normalised_output=False
+    )
     return Maker(module, teacher.preprocessing, optax.identity())
 
 
@@ -129,12 +132,14 @@ def adam(rate: float) -> optax.GradientTransformation:
 
 def pooled(activations: dict[str, Array]) -> Array:
     """(B, D): the means over places of all layers, side by side."""
-    means = [jnp.mean(maps, tuple(range(1, maps.ndim - 1))) for _, maps in sorted(activations.items())]
+    means = [
+        jnp.mean(maps, tuple(range(1, maps.ndim - 1))) for _, maps in sorted(activations.items())
+    ]
     return jnp.concatenate(means, -1)
 
 
 def contrast(near: Array, far: Array, earlier: Array, known: Array, temperature: float) -> Array:
-    """L_c, (): rows of `near` (B, D) against those of `far` (B, D) and, where `known` (n,), of `earlier` (n, D)."""
+    """L_c, (): rows of `near` (B, D) against `far` (B, D) and, where `known` (n,), `earlier` (n, D)."""
     near, far, earlier = (unit_rows(rows) for rows in (near, far, earlier))
     among = jnp.matmul(near, jnp.concatenate([far, earlier]).T, precision="highest") / temperature
     there = jnp.concatenate([jnp.ones(far.shape[0], bool), known])
@@ -144,7 +149,9 @@ def contrast(near: Array, far: Array, earlier: Array, known: Array, temperature:
 
 def _width(teacher: WhiteBox) -> int:
     images = jax.ShapeDtypeStruct((2, *teacher.input_shape), jnp.float32)
-    rows = jax.eval_shape(lambda images: pooled(teacher.observe(images, activations=True).activations), images)
+    rows = jax.eval_shape(
+        lambda images: pooled(teacher.observe(images, activations=True).activations), images
+    )
     return rows.shape[-1]
 
 
@@ -161,9 +168,13 @@ class _CMI:
         width = _width(teacher)
         projection = Projection(s.projection).init(key, jnp.zeros((2, width)))["params"]
         features = jnp.zeros((s.feature_bank, width))
-        return Contrast(projection, adam(s.generator_rate).init(projection), features, jnp.zeros((), jnp.int32))
+        return Contrast(
+            projection, adam(s.generator_rate).init(projection), features, jnp.zeros((), jnp.int32)
+        )
 
-    def make(self, key: Key, teacher: WhiteBox, student: Classifier, number: Array, carried: PyTree) -> Made:
+    def make(
+        self, key: Key, teacher: WhiteBox, student: Classifier, number: Array, carried: PyTree
+    ) -> Made:
         s = self.settings
         label_key, latent_key, generator_key, negative_key, run_key = jax.random.split(key, 5)
         labels = jax.random.randint(label_key, (s.batch_size,), 0, teacher.num_classes)
@@ -173,7 +184,9 @@ class _CMI:
         start = {"latents": z, "generator": variables["params"]}
 
         def decode(optimised: dict[str, PyTree]) -> Array:
-            return maker.images({**variables, "params": optimised["generator"]}, optimised["latents"])[0]
+            return maker.images(
+                {**variables, "params": optimised["generator"]}, optimised["latents"]
+            )[0]
 
         if not s.steps:
             return Made(decode(start), labels, carried, {})
@@ -183,7 +196,9 @@ class _CMI:
             chosen = jax.random.randint(negative_key, (s.negatives,), 0, jnp.maximum(filled, 1))
             earlier, known = carried.features[chosen], jnp.broadcast_to(filled > 0, (s.negatives,))
 
-        def objective(key: Key, images: Array, optimised: dict[str, PyTree]) -> tuple[Array, PyTree]:
+        def objective(
+            key: Key, images: Array, optimised: dict[str, PyTree]
+        ) -> tuple[Array, PyTree]:
             first_key, second_key = jax.random.split(key)
             first = images if self.augment is None else self.augment(first_key, images)
             loss, seen, terms = inversion_loss(
@@ -195,7 +210,9 @@ class _CMI:
                 features = pooled(seen.activations)
                 other = pooled(teacher.observe(second, activations=True).activations)
                 near, far, before = (
-                    jnp.asarray(Projection(s.projection).apply({"params": optimised["projection"]}, rows))
+                    jnp.asarray(
+                        Projection(s.projection).apply({"params": optimised["projection"]}, rows)
+                    )
                     for rows in (other, features, earlier)
                 )
                 terms["contrastive"] = contrast(near, far, before, known, s.contrast_temperature)
@@ -207,7 +224,15 @@ class _CMI:
         if s.contrastive:
             start["projection"], states["projection"] = carried.projection, carried.optimizer_state
             rules["projection"] = adam(s.generator_rate)
-        found = invert(run_key, decode, objective, start, steps=s.steps, optimizers=rules, optimizer_states=states)
+        found = invert(
+            run_key,
+            decode,
+            objective,
+            start,
+            steps=s.steps,
+            optimizers=rules,
+            optimizer_states=states,
+        )
         terms, features = found.beside
         if s.contrastive:
             places = (carried.written + jnp.arange(s.batch_size)) % s.feature_bank

@@ -7,7 +7,8 @@ class Cost(NamedTuple):
     """What one step of a method costs.
 
     Attributes:
-      samples: images made. teacher_forward, teacher_backward: images that pass forward, and back, through the teacher.
+      samples: images made. teacher_forward, teacher_backward: images that pass forward, and back,
+        through the teacher.
       student_updates, generator_updates: updates of each.
     """
 

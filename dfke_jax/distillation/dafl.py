@@ -1,4 +1,6 @@
-"""DAFL: a generator of images that the teacher is sure of, that excite it, and that cover all of its classes."""
+"""DAFL: a generator of images that the teacher is sure of, that excite it, and that cover all of
+its classes.
+"""
 
 import dataclasses
 import math
@@ -11,7 +13,14 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Metrics
 from dfke_jax.distillation.cost import Cost
-from dfke_jax.distillation.duel import DuelSettings, Schedule, Seen, duel, duel_cost, warn_of_small_batches
+from dfke_jax.distillation.duel import (
+    DuelSettings,
+    Schedule,
+    Seen,
+    duel,
+    duel_cost,
+    warn_of_small_batches,
+)
 from dfke_jax.distillation.needs import check_teacher
 from dfke_jax.nn.answers import each_head, heads
 from dfke_jax.nn.classifier import Classifier
@@ -27,12 +36,13 @@ class DAFLSettings(DuelSettings):
     """How DAFL runs. The defaults are the published ones for MNIST, but for the output.
 
     Attributes:
-      one_hot: weight of L_oh. activation: α, of L_a. entropy: β, of L_ie, as published: for logarithms of base 10.
-      output: the published generator gives BN(tanh(·)), normalised over the batch; ``normalised`` (BN alone) is nearest to
-        it, ``box`` keeps to pictures.
+      one_hot: weight of L_oh. activation: α, of L_a. entropy: β, of L_ie, as published: for
+        logarithms of base 10.
+      output: the published generator gives BN(tanh(·)), normalised over the batch; ``normalised``
+        (BN alone) is nearest to it, ``box`` keeps to pictures.
 
-    In the released code the two middle normalisations of the generator have ε = 0.8 (a momentum in the place of an
-    epsilon); here it is 1e-5.
+    In the released code the two middle normalisations of the generator have ε = 0.8 (a momentum in
+    the place of an epsilon); here it is 1e-5.
     """
 
     batch_size: int = 512
@@ -45,30 +55,35 @@ class DAFLSettings(DuelSettings):
     def __post_init__(self):
         super().__post_init__()
         if min(self.one_hot, self.activation, self.entropy) < 0:
-            raise InputError(f"weights must not be negative, got {self.one_hot}, {self.activation} and {self.entropy}")
+            raise InputError(
+                f"weights must not be negative, got {self.one_hot}, {self.activation} and "
+                f"{self.entropy}"
+            )
 
 
 def dafl(teacher: WhiteBox, student: Classifier, settings: DAFLSettings) -> Method:
     """Data-free learning of student networks.
 
-    L_G = w·L_oh + α·L_a + β·L_ie with L_oh = CE(T(x), argmax T(x)), L_a = −mean |f_T(x)| over the penultimate features,
-    L_ie = Σ_k p̄_k log₁₀ p̄_k of the batch's mean answer p̄; L_S = KL(p_T ‖ p_S). Both players are updated from one batch.
+    L_G = w·L_oh + α·L_a + β·L_ie with L_oh = CE(T(x), argmax T(x)), L_a = −mean |f_T(x)| over the
+    penultimate features, L_ie = Σ_k p̄_k log₁₀ p̄_k of the batch's mean answer p̄; L_S = KL(p_T ‖
+    p_S). Both players are updated from one batch.
 
-    p̄ is the batch's: with few images a class it is noise, and every weight must be found again; below ten a class a
-    warning says so. Of answers with several heads every head has its L_oh and L_ie.
+    p̄ is the batch's: with few images a class it is noise, and every weight must be found again;
+    below ten a class a warning says so. Of answers with several heads every head has its L_oh and
+    L_ie.
 
     Args:
       teacher: frozen; its input of the last layer are the features. student: gives the network.
       settings: see `DAFLSettings`. ``generator_rate=0`` is the control.
 
     Returns:
-      A `Method` over `DuelState` with the metrics of `duel` and ``one_hot``, ``activation``, ``entropy`` (the three losses
-      without their weights; entropy in base 10).
+      A `Method` over `DuelState` with the metrics of `duel` and ``one_hot``, ``activation``,
+      ``entropy`` (the three losses without their weights; entropy in base 10).
 
-    Source: Chen, Wang, Xu, Yang, Liu, Shi, Xu, Xu and Tian, Data-Free Learning of Student Networks, ICCV 2019, section 3,
-      and its released code (the joint step, base 10).
-    Deviations: the generator's output is x̃ or pictures (see `DAFLSettings.output`); 0·log 0 = 0, where released code gives
-      NaN as soon as a class is never answered.
+    Source: Chen, Wang, Xu, Yang, Liu, Shi, Xu, Xu and Tian, Data-Free Learning of Student Networks,
+      ICCV 2019, section 3, and its released code (the joint step, base 10).
+    Deviations: the generator's output is x̃ or pictures (see `DAFLSettings.output`); 0·log 0 = 0,
+      where released code gives NaN as soon as a class is never answered.
     """
     check_teacher(teacher, "dafl")
     if settings.entropy:

@@ -1,4 +1,6 @@
-"""Data impressions (zero-shot knowledge distillation): samples whose softmax the teacher's weights ask for."""
+"""Data impressions (zero-shot knowledge distillation): samples whose softmax the teacher's weights
+ask for.
+"""
 
 import dataclasses
 
@@ -31,13 +33,16 @@ class ImpressionSettings(SynthesisSettings):
       temperature: τ of the teacher's softmax.
       scales: β; every scale serves an equal share of the samples.
       floor: added to the min-max-normalised similarities.
-      start: ``uniform``, ``gaussian`` or ``smooth``; with start_mean, start_sd and start_blur (pixels), each (low, high).
-      total_variation: weight (low, high); spaced evenly in its logarithm over the samples. (0, 0) for none.
+      start: ``uniform``, ``gaussian`` or ``smooth``; with start_mean, start_sd and start_blur
+        (pixels), each (low, high).
+      total_variation: weight (low, high); spaced evenly in its logarithm over the samples. (0, 0)
+        for none.
       l2: weight of Σ x².
       jitter: pixels.
-      released: behave as the released code does: β is 1 throughout (its 0.1 is normalised away), learning rate as
-        given, start U(0, 1), the batch is rescaled by its global minimum and maximum after every step, and batches of
-        a class and scale start from the previous batch's solution, Adam's moments included.
+      released: behave as the released code does: β is 1 throughout (its 0.1 is normalised away),
+        learning rate as given, start U(0, 1), the batch is rescaled by its global minimum and
+        maximum after every step, and batches of a class and scale start from the previous batch's
+        solution, Adam's moments included.
     """
 
     steps: int = 1500
@@ -57,29 +62,41 @@ class ImpressionSettings(SynthesisSettings):
             raise InputError(f"scales must be positive, got {self.scales}")
         if self.temperature <= 0:
             raise InputError(f"temperature must be positive, got {self.temperature}")
-        if min(self.total_variation) < 0 or (self.total_variation[0] == 0) != (self.total_variation[1] == 0):
-            raise InputError(f"total_variation must be (0, 0) or two positive weights, got {self.total_variation}")
+        if min(self.total_variation) < 0 or (self.total_variation[0] == 0) != (
+            self.total_variation[1] == 0
+        ):
+            raise InputError(
+                "total_variation must be (0, 0) or two positive weights, got "
+                f"{self.total_variation}"
+            )
 
 
 def data_impressions(
-    teacher: WhiteBox, settings: ImpressionSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: WhiteBox,
+    settings: ImpressionSettings,
+    count: int,
+    batch_size: int,
+    *,
+    control: bool = False,
 ) -> Method:
     """Fills a pool with data impressions.
 
-    For a sample of class k and scale β: y ~ Dir(β·α^k), with α^k the normalised row k of the cosine similarities of
-    the teacher's last-layer weights; x = argmin CE(y, softmax(T(x)/τ)) [+ w_tv·TV(x) + w_2·Σx²].
+    For a sample of class k and scale β: y ~ Dir(β·α^k), with α^k the normalised row k of the cosine
+    similarities of the teacher's last-layer weights; x = argmin CE(y, softmax(T(x)/τ)) [+
+    w_tv·TV(x) + w_2·Σx²].
 
-    Sample r is of class r mod K and of scale (r div K) mod (number of scales), so all are equally frequent. With
-    ``released`` whole batches are of one class and scale; classes are equally frequent where K divides the number of batches.
+    Sample r is of class r mod K and of scale (r div K) mod (number of scales), so all are equally
+    frequent. With ``released`` whole batches are of one class and scale; classes are equally
+    frequent where K divides the number of batches.
 
     Args:
       teacher: frozen; it must show its last layer (see `needs`).
       settings: see `ImpressionSettings`.
       count: N, a multiple of `batch_size`.
-      batch_size: samples optimised side by side. They are independent: it changes speed and nothing else (except with
-        ``released``, whose rescaling couples a batch).
-      control: return the same start images without any optimisation (with ``released``: every batch afresh, in the
-        paper's order of classes).
+      batch_size: samples optimised side by side. They are independent: it changes speed and nothing
+        else (except with ``released``, whose rescaling couples a batch).
+      control: return the same start images without any optimisation (with ``released``: every batch
+        afresh, in the paper's order of classes).
 
     Returns:
       A `Method` over `Pool`, one batch per step.
@@ -91,7 +108,9 @@ def data_impressions(
     """
     check_teacher(teacher, "data_impressions")
     kind = _Released if settings.released and not control else _Impressions
-    return kind(teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control).method()
+    return kind(
+        teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control
+    ).method()
 
 
 @record
@@ -136,9 +155,15 @@ def _smoothness(settings: ImpressionSettings, rows: Array, count: int) -> Array:
 
 
 def _order(batches: int, classes: int, scales: int) -> tuple[np.ndarray, np.ndarray]:
-    """Class of every batch, and whether it is the first of its class and scale; what is left over goes to the first classes."""
+    """Class of every batch, and whether it is the first of its class and scale; what is left over
+    goes to the first classes.
+    """
     share = batches // classes
-    lengths = [share // scales + (scale < share % scales) for scale in range(scales) for _ in range(classes)]
+    lengths = [
+        share // scales + (scale < share % scales)
+        for scale in range(scales)
+        for _ in range(classes)
+    ]
     lengths += [1] * (batches - share * classes)
     order = np.repeat(np.arange(len(lengths)) % classes, lengths).astype(np.int32)
     first = np.zeros(batches, bool)
@@ -156,7 +181,9 @@ class _Released(_Impressions):
 
     def of_batch(self, rows: Array) -> tuple[Array, Array]:
         """Class of the batch of these samples, and whether it is the first of its class and scale."""
-        order, first = _order(self.count // self.batch_size, self.teacher.num_classes, len(self.settings.scales))
+        order, first = _order(
+            self.count // self.batch_size, self.teacher.num_classes, len(self.settings.scales)
+        )
         position = rows[0] // self.batch_size
         return jnp.asarray(order)[position], jnp.asarray(first)[position]
 

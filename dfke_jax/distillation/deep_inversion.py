@@ -32,21 +32,26 @@ from dfke_jax.synthesis.synthesiser import Options, Synthesis
 
 @dataclasses.dataclass(frozen=True)
 class InversionSettings(SynthesisSettings):
-    """How images are inverted out of a network. Defaults follow the CIFAR-10 recipe of the DeepInversion authors.
+    """How images are inverted out of a network. Defaults follow the CIFAR-10 recipe of the
+    DeepInversion authors.
 
     Attributes:
       steps: updates per batch (published: 2,000).
-      learning_rate: of Adam, in units of the network's normalised input, of each channel by its own standard
-        deviation (published: 0.05 to 0.1).
-      statistics: α_f, weight of the normalisation-statistics prior (published: 10); 0 is the DeepDream prior.
+      learning_rate: of Adam, in units of the network's normalised input, of each channel by its own
+        standard deviation (published: 0.05 to 0.1).
+      statistics: α_f, weight of the normalisation-statistics prior (published: 10); 0 is the
+        DeepDream prior.
       form: ``norm`` (released code), ``squared`` (as taught) or ``kl``.
-      first_layer: weight of the first normalisation layer in that prior, >= 0 (10 in the authors' ImageNet recipe).
+      first_layer: weight of the first normalisation layer in that prior, >= 0 (10 in the authors'
+        ImageNet recipe).
       total_variation: α_tv. l2: α_2.
       competition: α_c of adaptive DeepInversion.
       competition_temperature: τ of the Jensen-Shannon divergence.
       jitter: pixels rolled, one draw per step.
-      parametrisation: ``clip`` keeps images in the box; the released CIFAR code leaves them ``free``.
-      start: distribution of the start images; with start_mean, start_sd and start_blur, each (low, high).
+      parametrisation: ``clip`` keeps images in the box; the released CIFAR code leaves them
+        ``free``.
+      start: distribution of the start images; with start_mean, start_sd and start_blur, each (low,
+        high).
     """
 
     steps: int = 2000
@@ -70,15 +75,20 @@ class InversionSettings(SynthesisSettings):
 
 
 def deep_inversion(
-    teacher: WhiteBox, settings: InversionSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: WhiteBox,
+    settings: InversionSettings,
+    count: int,
+    batch_size: int,
+    *,
+    control: bool = False,
 ) -> Method:
     """Fills a pool by DeepInversion, or with ``statistics=0`` by the DeepDream prior.
 
     min_x CE(T(x), y) + α_tv·TV(x) + α_2·‖x‖₂ + α_f·Σ_l ‖μ̂_l(x) − μ_l‖₂ + ‖σ̂²_l(x) − σ²_l‖₂
 
-    with the batch's mean and biased variance of each normalisation layer's input; TV, norm and Adam's rate are those of
-    the normalised image (x − mean) / std, channel by channel. The prior couples the samples of a batch, so `batch_size`
-    is part of the method.
+    with the batch's mean and biased variance of each normalisation layer's input; TV, norm and
+    Adam's rate are those of the normalised image (x − mean) / std, channel by channel. The prior
+    couples the samples of a batch, so `batch_size` is part of the method.
 
     Args:
       teacher: frozen, with batch normalisation unless ``statistics`` is 0.
@@ -93,16 +103,23 @@ def deep_inversion(
     Raises:
       InputError: for a network without batch normalisation.
 
-    Source: Yin et al., CVPR 2020, and its released CIFAR-10 code. Deviations: images stay in the box by default and
-    start from `settings` there (released: N(0, 1) in normalised units), and the last iterate is kept (the released
-    "best" images are the last iterate too, by an aliasing error).
+    Source: Yin et al., CVPR 2020, and its released CIFAR-10 code. Deviations: images stay in the
+    box by default and start from `settings` there (released: N(0, 1) in normalised units), and the
+    last iterate is kept (the released "best" images are the last iterate too, by an aliasing
+    error).
     """
-    check_teacher(teacher, "deep_inversion" if settings.statistics else "deep_inversion(statistics=0)")
-    return _Inversion(teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control).method()
+    check_teacher(
+        teacher, "deep_inversion" if settings.statistics else "deep_inversion(statistics=0)"
+    )
+    return _Inversion(
+        teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control
+    ).method()
 
 
 class Adaptive(NamedTuple):
-    """State of adaptive DeepInversion: the pool, and the student that images are made to divide from the teacher."""
+    """State of adaptive DeepInversion: the pool, and the student that images are made to divide
+    from the teacher.
+    """
 
     pool: Pool
     student: Training
@@ -123,9 +140,10 @@ def adaptive_deep_inversion(
 ) -> Method:
     """Fills a pool by DeepInversion whose images also divide teacher and student.
 
-    Adds α_c·(1 − JS(p_T ‖ p_S)) at temperature τ to the loss of `deep_inversion`; the student learns from the pool
-    between batches, at a constant learning rate. The first batch is plain: there is no student yet. The student that
-    counts is trained afterwards on the whole pool, like any other.
+    Adds α_c·(1 − JS(p_T ‖ p_S)) at temperature τ to the loss of `deep_inversion`; the student
+    learns from the pool between batches, at a constant learning rate. The first batch is plain:
+    there is no student yet. The student that counts is trained afterwards on the whole pool, like
+    any other.
 
     Args:
       teacher, settings, count, batch_size: as for `deep_inversion`.
@@ -136,9 +154,9 @@ def adaptive_deep_inversion(
     Returns:
       A `Method` over `Adaptive`.
 
-    Source: Yin et al., CVPR 2020. Deviations: JS is computed in log space without the released clamp of
-    probabilities to [0.01, 0.99], which has no gradient for confident samples; it is in units of log 2, so that it lies
-    in [0, 1].
+    Source: Yin et al., CVPR 2020. Deviations: JS is computed in log space without the released
+    clamp of probabilities to [0.01, 0.99], which has no gradient for confident samples; it is in
+    units of log 2, so that it lies in [0, 1].
     """
     if settings.statistics:
         check_teacher(teacher, "adaptive_deep_inversion")
@@ -153,12 +171,18 @@ def adaptive_deep_inversion(
         augment=augment,
         teacher=teacher,
     )
-    return as_method(_Adaptive(synthesis=synthesis, student=student, learning=learning, student_steps=student_steps))
+    return as_method(
+        _Adaptive(
+            synthesis=synthesis, student=student, learning=learning, student_steps=student_steps
+        )
+    )
 
 
 @record
 class _Inversion(Synthesis[InversionSettings]):
-    """Attributes beside those of `Synthesis`: opponent, of adaptive DeepInversion, a student and its weight ()."""
+    """Attributes beside those of `Synthesis`: opponent, of adaptive DeepInversion, a student and
+    its weight ().
+    """
 
     opponent: tuple[Classifier, Array] | None = None
 
@@ -168,8 +192,13 @@ class _Inversion(Synthesis[InversionSettings]):
     @property
     def units(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation (1, 1, 1, C): published images live in the network's normalised units."""
-        each_channel, preprocessing = (1, 1, 1, self.teacher.input_shape[-1]), self.teacher.preprocessing
-        mean, std = (np.broadcast_to(v, each_channel) for v in (preprocessing.mean, preprocessing.std))
+        each_channel, preprocessing = (
+            (1, 1, 1, self.teacher.input_shape[-1]),
+            self.teacher.preprocessing,
+        )
+        mean, std = (
+            np.broadcast_to(v, each_channel) for v in (preprocessing.mean, preprocessing.std)
+        )
         return mean, std
 
     def rule(self, key: Key) -> optax.GradientTransformation:

@@ -26,8 +26,10 @@ class DFADSettings(DuelSettings):
 
     Attributes:
       student_steps: updates of the student per update of the generator.
-      student_mode: of the student while the generator moves, see `Schedule`; released code: ``train``.
-      form: of what the generator climbs: ``l1``, or ``log_l1`` for log(1 + L), as published for segmentation.
+      student_mode: of the student while the generator moves, see `Schedule`; released code:
+        ``train``.
+      form: of what the generator climbs: ``l1``, or ``log_l1`` for log(1 + L), as published for
+        segmentation.
     """
 
     batch_size: int = 512
@@ -54,17 +56,19 @@ class DFADSettings(DuelSettings):
 def dfad(teacher: WhiteBox, student: Classifier, settings: DFADSettings) -> Method:
     """Data-free adversarial distillation.
 
-    min_S max_G L with L = (1/BK) Σ |T(x) − S(x)| on logits, x = G(z); five updates of S on fresh latents, then one of G.
+    min_S max_G L with L = (1/BK) Σ |T(x) − S(x)| on logits, x = G(z); five updates of S on fresh
+    latents, then one of G.
 
     Args:
       teacher: frozen. student: gives the network.
       settings: see `DFADSettings`. ``generator_rate=0`` is the control.
 
     Returns:
-      A `Method` over `DuelState` with the metrics of `duel`; ``generator_loss`` is −L, or −log(1 + L).
+      A `Method` over `DuelState` with the metrics of `duel`; ``generator_loss`` is −L, or −log(1 +
+      L).
 
-    Source: Fang, Song, Shen, Wang, Chen and Song, Data-Free Adversarial Distillation, 2019, section 3, and its released
-      code (schedule, modes).
+    Source: Fang, Song, Shen, Wang, Chen and Song, Data-Free Adversarial Distillation, 2019, section
+      3, and its released code (schedule, modes).
     Deviation: images are pictures in the box unless ``output`` says otherwise.
     """
     gain = Partial(_log_gain if settings.form == "log_l1" else _gain)

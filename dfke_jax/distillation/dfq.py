@@ -1,4 +1,4 @@
-"""DFQ: a generator bound to the teacher's statistics looks for images on which student and teacher differ."""
+"""DFQ: a generator bound to stored statistics looks for where student and teacher differ."""
 
 import dataclasses
 from typing import Literal
@@ -11,7 +11,14 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method, Static
 from dfke_jax.core.types import Array, Metrics
 from dfke_jax.distillation.cost import Cost
-from dfke_jax.distillation.duel import DuelSettings, Schedule, Seen, duel, duel_cost, warn_of_small_batches
+from dfke_jax.distillation.duel import (
+    DuelSettings,
+    Schedule,
+    Seen,
+    duel,
+    duel_cost,
+    warn_of_small_batches,
+)
 from dfke_jax.distillation.needs import check_teacher, named
 from dfke_jax.nn.answers import each_head
 from dfke_jax.nn.classifier import Classifier
@@ -49,7 +56,8 @@ class DFQSettings(DuelSettings):
         _ = self.turns
         if not min(self.adversarial, self.statistics, self.one_hot, self.balance) >= 0:
             raise InputError(
-                f"weights must not be negative, got {self.adversarial}, {self.statistics}, {self.one_hot}, {self.balance}"
+                f"weights must not be negative, got {self.adversarial}, {self.statistics}, "
+                f"{self.one_hot}, {self.balance}"
             )
 
     @property
@@ -86,7 +94,15 @@ def dfq(teacher: WhiteBox, student: Classifier, settings: DFQSettings) -> Method
         warn_of_small_batches("DFQ", settings.batch_size, teacher)
     weights = (settings.adversarial, settings.statistics, settings.one_hot, settings.balance)
     gain = Partial(_gain, Static((settings.form, bool(settings.statistics))), weights)
-    return duel(teacher, student, settings, settings.turns, gain, Partial(_response), moments=bool(settings.statistics))
+    return duel(
+        teacher,
+        student,
+        settings,
+        settings.turns,
+        gain,
+        Partial(_response),
+        moments=bool(settings.statistics),
+    )
 
 
 def dfq_cost(settings: DFQSettings) -> Cost:
@@ -102,9 +118,13 @@ def _gain(static: Static, weights: tuple, seen: Seen) -> tuple[Array, Metrics]:
     terms = {
         "adversarial": -jnp.mean(response_kl(seen.student.logits, logits, through_teacher=True)),
         "one_hot": -jnp.mean(jnp.max(jax.nn.log_softmax(logits), -1)),
-        "balance": jnp.sum(jax.scipy.special.xlogy(mean, jnp.maximum(mean, jnp.finfo(jnp.float32).tiny))),
+        "balance": jnp.sum(
+            jax.scipy.special.xlogy(mean, jnp.maximum(mean, jnp.finfo(jnp.float32).tiny))
+        ),
     }
-    value = adversarial * terms["adversarial"] + one_hot * terms["one_hot"] + balance * terms["balance"]
+    value = (
+        adversarial * terms["adversarial"] + one_hot * terms["one_hot"] + balance * terms["balance"]
+    )
     if matches:
         terms["statistics"] = normalisation_statistics(seen.teacher.moments, form)
         value += statistics * terms["statistics"]

@@ -1,7 +1,9 @@
-"""Generator against student: what the white-box methods with a generator share, the schedule of the two players included.
+"""Generator against student: what the white-box methods with a generator share, the schedule of the
+two players included.
 
-A method is a *gain*, what the generator descends, and a `Schedule`. Both players see the teacher's own answers; nothing is
-asked of real data. With a generator rate of 0 the generator stays as it was drawn: the matched control.
+A method is a *gain*, what the generator descends, and a `Schedule`. Both players see the teacher's
+own answers; nothing is asked of real data. With a generator rate of 0 the generator stays as it was
+drawn: the matched control.
 """
 
 import dataclasses
@@ -33,11 +35,13 @@ class Schedule:
 
     Attributes:
       student: updates of the student per update of the generator, n_S.
-      same_latents: the generator moves first, and all n_S updates of the student are on the images that it then makes of
-        the same latents; the teacher answers them once. Otherwise the student moves first, on fresh latents every time.
-      joint: one batch serves both: the student learns the images that the generator's step has just judged. Then n_S = 1.
-      student_mode: of the student while the generator moves: ``train`` normalises by the batch, ``eval`` by running
-        statistics. The student's running statistics are its own steps' alone.
+      same_latents: the generator moves first, and all n_S updates of the student are on the images
+        that it then makes of the same latents; the teacher answers them once. Otherwise the student
+        moves first, on fresh latents every time.
+      joint: one batch serves both: the student learns the images that the generator's step has just
+        judged. Then n_S = 1.
+      student_mode: of the student while the generator moves: ``train`` normalises by the batch,
+        ``eval`` by running statistics. The student's running statistics are its own steps' alone.
 
     Raises:
       InputError: for schedules that contradict themselves.
@@ -52,7 +56,9 @@ class Schedule:
         if self.student < 1:
             raise InputError(f"the student needs at least one update, got {self.student}")
         if self.joint and (self.student != 1 or self.same_latents):
-            raise InputError("a joint step is one batch and one update of the student, without same_latents")
+            raise InputError(
+                "a joint step is one batch and one update of the student, without same_latents"
+            )
         if self.student_mode not in MODES:
             raise UnknownNameError("mode of the student", self.student_mode, MODES)
 
@@ -64,13 +70,15 @@ class DuelSettings:
     Attributes:
       steps: iterations that the schedules of the rates span, each of one update of the generator.
       batch_size: B. latent, width: of the generator.
-      student_optimizer, student_rate: ``sgd`` (with `momentum` and `weight_decay`) or ``adam`` (without them).
+      student_optimizer, student_rate: ``sgd`` (with `momentum` and `weight_decay`) or ``adam``
+        (without them).
       generator_optimizer, generator_rate: the same; a rate of 0 is the control.
       schedule, drops, drop_factor: of both rates, see `dfke_jax.nn.players.scheduled`.
       clip: largest norm of either player's gradient; 0 for any.
-      output: what of the generator the networks see, see `dfke_jax.nn.players.Maker`: ``box`` keeps to pictures, the others
-        presume the normalisation of the data and leave the box.
-      normalised_output: whether the generator's last layer is normalised over the batch, see `DFMEGenerator`.
+      output: what of the generator the networks see, see `dfke_jax.nn.players.Maker`: ``box`` keeps
+        to pictures, the others presume the normalisation of the data and leave the box.
+      normalised_output: whether the generator's last layer is normalised over the batch, see
+        `DFMEGenerator`.
 
     Raises:
       InputError, UnknownNameError: for values that mean nothing.
@@ -99,15 +107,22 @@ class DuelSettings:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.student_rate > 0 or not self.drop_factor > 0:
             raise InputError(
-                f"student_rate and drop_factor must be positive, got {self.student_rate} and {self.drop_factor}"
+                f"student_rate and drop_factor must be positive, got {self.student_rate} and "
+                f"{self.drop_factor}"
             )
-        if not 0 <= self.momentum < 1 or not min(self.generator_rate, self.steps, self.weight_decay, self.clip) >= 0:
+        if (
+            not 0 <= self.momentum < 1
+            or not min(self.generator_rate, self.steps, self.weight_decay, self.clip) >= 0
+        ):
             raise InputError(
-                "generator_rate, steps, weight_decay and clip must not be negative and momentum must lie in [0, 1), got "
-                f"{self.generator_rate}, {self.steps}, {self.weight_decay}, {self.clip} and {self.momentum}"
+                "generator_rate, steps, weight_decay and clip must not be negative and momentum "
+                f"must lie in [0, 1), got {self.generator_rate}, {self.steps}, "
+                f"{self.weight_decay}, {self.clip} and {self.momentum}"
             )
         if list(self.drops) != sorted(self.drops) or not all(0 < drop < 1 for drop in self.drops):
-            raise InputError(f"drops must be increasing fractions of the steps in (0, 1), got {self.drops}")
+            raise InputError(
+                f"drops must be increasing fractions of the steps in (0, 1), got {self.drops}"
+            )
         for what, name, known in (
             ("schedule", self.schedule, SCHEDULES),
             ("optimiser", self.student_optimizer, OPTIMISERS),
@@ -168,18 +183,20 @@ def duel(
     """A method in which a generator makes what a student learns of its teacher.
 
     Args:
-      teacher: frozen; its answers may have several heads (see `dfke_jax.nn.answers`), which gain and loss then take.
+      teacher: frozen; its answers may have several heads (see `dfke_jax.nn.answers`), which gain
+        and loss then take.
       student: gives the network, with the same answers; parameters are drawn afresh.
       settings: see `DuelSettings`; schedules over steps need ``settings.steps``.
       schedule: see `Schedule`.
       gain: what the generator descends. student_loss: of the student's updates.
-      activations: whether either reads hidden layers. moments: whether the gain reads the teacher's.
+      activations: whether either reads hidden layers. moments: whether the gain reads the
+        teacher's.
 
     Returns:
       A `Method` over `DuelState` with metrics ``student_loss``, ``generator_loss``, those of
-      `dfke_jax.nn.answers.class_metrics` for what the teacher answers to the generator's batch (a ``class_entropy`` near
-      0 and a ``largest_share`` of 1 say that the generator has collapsed, and `dfke_jax.core.run` says so too) and the
-      gain's own.
+      `dfke_jax.nn.answers.class_metrics` for what the teacher answers to the generator's batch (a
+      ``class_entropy`` near 0 and a ``largest_share`` of 1 say that the generator has collapsed,
+      and `dfke_jax.core.run` says so too) and the gain's own.
 
     Raises:
       InputError: teacher and student of other answers or images.
@@ -188,27 +205,47 @@ def duel(
     s = settings
 
     def rule(name: str, rate: float, steps: int) -> Any:
-        return scheduled(name, rate, steps, s.schedule, s.drops, s.drop_factor, s.momentum, s.weight_decay, s.clip)
+        return scheduled(
+            name,
+            rate,
+            steps,
+            s.schedule,
+            s.drops,
+            s.drop_factor,
+            s.momentum,
+            s.weight_decay,
+            s.clip,
+        )
 
-    learner = Learner.of(student, rule(s.student_optimizer, s.student_rate, s.steps * schedule.student))
+    learner = Learner.of(
+        student, rule(s.student_optimizer, s.student_rate, s.steps * schedule.student)
+    )
     generator = DFMEGenerator(teacher.input_shape, s.width, s.latent, s.normalised_output)
-    maker = Maker(generator, teacher.preprocessing, rule(s.generator_optimizer, s.generator_rate, s.steps), s.output)
+    maker = Maker(
+        generator,
+        teacher.preprocessing,
+        rule(s.generator_optimizer, s.generator_rate, s.steps),
+        s.output,
+    )
     fixed = Static(_Fixed(learner, maker, schedule, s.batch_size, activations, moments))
     return method(_init, _step, fixed, teacher, gain, student_loss)
 
 
 def check_pair(teacher: WhiteBox, student: Classifier) -> None:
-    """Raises `InputError` unless both networks take the same images and give the same answers; nothing is computed."""
+    """Raises `InputError` unless both networks take the same images and give the same answers."""
     shapes = [answered(network) for network in (teacher, student)]
     if same_answers(*shapes) and teacher.input_shape == student.input_shape:
         return
     theirs, ours = (
-        " and ".join(f"{head.shape[-1]} classes" + f" ({name})" * bool(name) for name, head in heads(shape).items())
+        " and ".join(
+            f"{head.shape[-1]} classes" + f" ({name})" * bool(name)
+            for name, head in heads(shape).items()
+        )
         for shape in shapes
     )
     raise InputError(
-        f"teacher and student must agree on classes and images; the teacher has {theirs} of {teacher.input_shape}, the "
-        f"student {ours} of {student.input_shape}"
+        f"teacher and student must agree on classes and images; the teacher has {theirs} of "
+        f"{teacher.input_shape}, the student {ours} of {student.input_shape}"
     )
 
 
@@ -219,18 +256,18 @@ def answered(network: WhiteBox) -> PyTree:
 
 
 SAMPLES_A_CLASS = 10
-"""Below so many images a class the entropy of a batch's mean answer is mostly noise: over random labels its bias,
-(K − 1)/2B nats, is 0.05 there. No published setting has fewer."""
+"""Below so many images a class the entropy of a batch's mean answer is mostly noise: over random
+labels its bias, (K − 1)/2B nats, is 0.05 there. No published setting has fewer."""
 
 
 def warn_of_small_batches(method_name: str, batch_size: int, teacher: WhiteBox) -> None:
-    """Warns where a term over the mean answer of a batch is estimated from less than `SAMPLES_A_CLASS` images a class."""
+    """Warns where the mean answer of a batch is of less than `SAMPLES_A_CLASS` images a class."""
     most = max(head.shape[-1] for head in heads(answered(teacher)).values())
     if batch_size < SAMPLES_A_CLASS * most:
         warnings.warn(
-            f"{method_name} balances the mean answer over a batch, and {batch_size} images for {most} classes are few: that "
-            f"mean is noise. Take at least {SAMPLES_A_CLASS * most}, or find all weights again (gradients of several small "
-            "batches together do not help)",
+            f"{method_name} balances the mean answer over a batch, and {batch_size} images for {most} "
+            f"classes are few: that mean is noise. Take at least {SAMPLES_A_CLASS * most}, or find "
+            "all weights again (gradients of several small batches together do not help)",
             stacklevel=3,
         )
 
@@ -263,29 +300,38 @@ def _step(
     z = draw_latents(latent_key, (size,), of.maker.generator)
 
     if schedule.joint:
-        generator, images, answers, metrics = _generator_step(of, teacher, gain, state, z, learn_key)
-        student, learnt = of.learner.learn(learn_key, state.student, images, answers, loss, activations=of.activations)
+        generator, images, answers, metrics = _generator_step(
+            of, teacher, gain, state, z, learn_key
+        )
+        student, learnt = of.learner.learn(
+            learn_key, state.student, images, answers, loss, activations=of.activations
+        )
     elif schedule.same_latents:
         generator, _, _, metrics = _generator_step(of, teacher, gain, state, z, learn_key)
         images, _ = of.maker.images(generator.variables, z)
         answers = _answers(of, teacher, images)
         again = lambda leaf: jnp.broadcast_to(leaf, (schedule.student, *leaf.shape))
         student, learnt = of.learner.learn_all(
-            learn_key, state.student, again(images), jax.tree.map(again, answers), loss, activations=of.activations
+            learn_key,
+            state.student,
+            again(images),
+            jax.tree.map(again, answers),
+            loss,
+            activations=of.activations,
         )
     else:
 
         def learn(student: Training, i: Array) -> tuple[Training, Array]:
             fresh = draw_latents(jax.random.fold_in(fresh_key, i), (size,), of.maker.generator)
             images, _ = of.maker.images(state.generator.variables, fresh)
-            return of.learner.learn(
-                jax.random.fold_in(learn_key, i), student, images, _answers(of, teacher, images), loss,
-                activations=of.activations,
-            )  # fmt: skip
+            answers, key = _answers(of, teacher, images), jax.random.fold_in(learn_key, i)
+            return of.learner.learn(key, student, images, answers, loss, activations=of.activations)
 
         student, losses = jax.lax.scan(learn, state.student, jnp.arange(schedule.student))
         learnt = jnp.mean(losses)
-        generator, _, _, metrics = _generator_step(of, teacher, gain, state._replace(student=student), z, learn_key)
+        generator, _, _, metrics = _generator_step(
+            of, teacher, gain, state._replace(student=student), z, learn_key
+        )
     return DuelState(student, generator), {"student_loss": learnt, **metrics}
 
 
@@ -299,7 +345,9 @@ def _answers(of: _Fixed, teacher: WhiteBox, images: Array) -> Observed:
 def _generator_step(
     of: _Fixed, teacher: WhiteBox, gain: Gain, state: DuelState, z: Array, key: Key
 ) -> tuple[Training, Array, Observed, Metrics]:
-    """The generator after its update, its images before it, what the teacher shows of them, and metrics."""
+    """The generator after its update, its images before it, what the teacher shows of them, and
+    metrics.
+    """
     train = of.schedule.student_mode == "train"
 
     def objective(params: PyTree) -> tuple[Array, tuple[Any, PyTree]]:
@@ -312,9 +360,16 @@ def _generator_step(
         value, metrics = gain(Seen(images, shown, own._replace(updated={})))
         return value, ((images, shown, metrics), statistics)
 
-    generator, value, (images, shown, metrics) = descend(of.maker.optimizer, state.generator, objective)
+    generator, value, (images, shown, metrics) = descend(
+        of.maker.optimizer, state.generator, objective
+    )
     images, shown = jax.lax.stop_gradient((images, shown._replace(moments=())))
-    return generator, images, shown, {"generator_loss": value, **class_metrics(shown.logits), **metrics}
+    return (
+        generator,
+        images,
+        shown,
+        {"generator_loss": value, **class_metrics(shown.logits), **metrics},
+    )
 
 
 def student_of(classifier: Classifier, state: DuelState) -> Classifier:

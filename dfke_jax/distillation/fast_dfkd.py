@@ -1,4 +1,4 @@
-"""Fast-DFKD: a generator that learns to be a good start, so that a batch is inverted in a few steps."""
+"""Fast-DFKD: a generator learns to be a good start, and a batch is inverted in a few steps."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple
@@ -73,7 +73,11 @@ class Meta(NamedTuple):
 
 
 def fast_dfkd(
-    teacher: WhiteBox, student: Classifier, settings: FastSettings, *, augment: Augmentation | None = None
+    teacher: WhiteBox,
+    student: Classifier,
+    settings: FastSettings,
+    *,
+    augment: Augmentation | None = None,
 ) -> Method:
     """Fast data-free distillation: meta-learned starts of inversion.
 
@@ -100,7 +104,9 @@ def fast_dfkd(
       averages take the moments of a batch's last judged iterate, as released.
     """
     check_teacher(teacher, named("fast_dfkd", settings.statistics))
-    return bank_method(teacher, student, settings, _Fast(augment=augment, settings=settings), augment)
+    return bank_method(
+        teacher, student, settings, _Fast(augment=augment, settings=settings), augment
+    )
 
 
 def fast_budget(settings: FastSettings, rounds: int) -> dict[str, int]:
@@ -122,12 +128,17 @@ class _Fast:
         generator = fresh_generator(s, teacher).new(key).variables["params"]
         return Meta(generator, _meta_rule(s).init(generator), no_averages(teacher))
 
-    def make(self, key: Key, teacher: WhiteBox, student: Classifier, number: Array, carried: Meta) -> Made:
+    def make(
+        self, key: Key, teacher: WhiteBox, student: Classifier, number: Array, carried: Meta
+    ) -> Made:
         s = self.settings
         label_key, latent_key, run_key = jax.random.split(key, 3)
         labels = jax.random.randint(label_key, (s.batch_size,), 0, teacher.num_classes)
         maker = fresh_generator(s, teacher)
-        start = {"latents": draw_latents(latent_key, (s.batch_size,), maker.generator), "generator": carried.generator}
+        start = {
+            "latents": draw_latents(latent_key, (s.batch_size,), maker.generator),
+            "generator": carried.generator,
+        }
 
         def decode(optimised: dict[str, PyTree]) -> Array:
             # normalisation is the batch's own: running statistics are never read
@@ -137,10 +148,19 @@ class _Fast:
             return Made(decode(start), labels, carried, {})
         competes = (number >= s.warm_up).astype(jnp.float32)
 
-        def objective(key: Key, images: Array, optimised: dict[str, PyTree]) -> tuple[Array, PyTree]:
+        def objective(
+            key: Key, images: Array, optimised: dict[str, PyTree]
+        ) -> tuple[Array, PyTree]:
             seen_as = images if self.augment is None else self.augment(key, images)
             loss, seen, terms = inversion_loss(
-                s, teacher, student, seen_as, labels, competes, averages=carried.averages, keep=s.average
+                s,
+                teacher,
+                student,
+                seen_as,
+                labels,
+                competes,
+                averages=carried.averages,
+                keep=s.average,
             )
             return loss, (terms, jax.lax.stop_gradient(seen.moments))
 
@@ -150,16 +170,22 @@ class _Fast:
             direction = found.gradient["generator"]
         else:
             direction = jax.tree.map(
-                lambda theta, moved: s.reptile_scale * (theta - moved), carried.generator, found.optimised["generator"]
+                lambda theta, moved: s.reptile_scale * (theta - moved),
+                carried.generator,
+                found.optimised["generator"],
             )
-        updates, optimizer_state = _meta_rule(s).update(direction, carried.optimizer_state, carried.generator)
+        updates, optimizer_state = _meta_rule(s).update(
+            direction, carried.optimizer_state, carried.generator
+        )
         _, moments = found.last
         carried = Meta(
             optax.apply_updates(carried.generator, updates),
             optimizer_state,
             averaged(moments, carried.averages, s.average) if moments else carried.averages,
         )
-        return Made(found.images, labels, carried, {"inversion_loss": found.loss, **found.beside[0]})
+        return Made(
+            found.images, labels, carried, {"inversion_loss": found.loss, **found.beside[0]}
+        )
 
 
 __all__ = ["FastSettings", "Meta", "fast_budget", "fast_dfkd"]

@@ -1,4 +1,4 @@
-"""What images are inverted against in CMI and its kin: stored statistics, classes, and the student."""
+"""What images are inverted against in CMI and its kin: statistics, classes, the student."""
 
 from typing import NamedTuple, Protocol
 
@@ -49,7 +49,7 @@ def no_averages(teacher: WhiteBox) -> Averages:
 
 
 def blended(moments: tuple[Moments, ...], averages: Averages, keep: float) -> tuple[Moments, ...]:
-    """(1 − m)·batch + m·average of mean and variance, m = `keep`; the batch alone while nothing was averaged."""
+    """(1 − m)·batch + m·average, m = `keep`; the batch alone while nothing was averaged."""
     share = jnp.where(averages.batches > 0, keep, 0.0)
     mix = lambda new, old: (1 - share) * new + share * old
     return tuple(

@@ -1,4 +1,4 @@
-"""The knowledge within: images whose statistics are the stored Gaussians, of a class, and smooth."""
+"""The knowledge within: images of the stored Gaussians, of a class, and smooth."""
 
 import dataclasses
 from typing import ClassVar
@@ -43,7 +43,12 @@ class WithinSettings(SynthesisSettings):
 
 
 def knowledge_within(
-    teacher: WhiteBox, settings: WithinSettings, count: int, batch_size: int, *, control: bool = False
+    teacher: WhiteBox,
+    settings: WithinSettings,
+    count: int,
+    batch_size: int,
+    *,
+    control: bool = False,
 ) -> Method:
     """Fills a pool with images whose normalisation inputs have the stored means and variances.
 
@@ -70,7 +75,9 @@ def knowledge_within(
       Compression, CVPR 2020: the divergence of Gaussians, the class term and the smoothness.
     """
     check_teacher(teacher, "knowledge_within")
-    return _Within(teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control).method()
+    return _Within(
+        teacher=teacher, settings=settings, count=count, batch_size=batch_size, control=control
+    ).method()
 
 
 @record
@@ -80,7 +87,9 @@ class _Within(Synthesis[WithinSettings]):
     def loss(self, key: Key, images: Array, wanted: Array) -> Array:
         s = self.settings
         seen = self.teacher.observe(images, moments=True)
-        own = s.one_hot * cross_entropy(seen.logits, wanted) + s.smoothness * gaussian_smoothness(images, s.sigma)
+        own = s.one_hot * cross_entropy(seen.logits, wanted) + s.smoothness * gaussian_smoothness(
+            images, s.sigma
+        )
         return own + s.statistics * normalisation_statistics(seen.moments, "kl")
 
 

@@ -1,4 +1,4 @@
-"""NAYER: images are made from embeddings of their labels, and varied by a noisy layer that is drawn for every batch."""
+"""NAYER: images from embeddings of their labels, varied by a layer drawn for every batch."""
 
 import dataclasses
 from typing import NamedTuple
@@ -86,7 +86,9 @@ def label_embedding(kind: str, num_classes: int, width: int = 0, key: Key | None
     if kind != "random":
         raise UnknownNameError("embedding of labels", kind, EMBEDDINGS)
     if width < 1 or key is None:
-        raise InputError(f"a random embedding needs a width of at least 1 and a key, got {width} and {key}")
+        raise InputError(
+            f"a random embedding needs a width of at least 1 and a key, got {width} and {key}"
+        )
     rows = jax.random.normal(key, (num_classes, width))
     return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
 
@@ -130,11 +132,20 @@ def nayer(
     if embedding is None:
         embedding = label_embedding("one_hot", teacher.num_classes)
     if embedding.ndim != 2 or embedding.shape[0] != teacher.num_classes:
-        raise InputError(f"embedding must be ({teacher.num_classes}, E), got shape {embedding.shape}")
+        raise InputError(
+            f"embedding must be ({teacher.num_classes}, E), got shape {embedding.shape}"
+        )
     chunk = settings.chunk or teacher.num_classes
     if settings.batch_size % chunk:
-        raise InputError(f"a batch of {settings.batch_size} images is not made of chunks of {chunk}")
-    inverter = _NAYER(embedding=jnp.asarray(embedding, jnp.float32), augment=augment, settings=settings, chunk=chunk)
+        raise InputError(
+            f"a batch of {settings.batch_size} images is not made of chunks of {chunk}"
+        )
+    inverter = _NAYER(
+        embedding=jnp.asarray(embedding, jnp.float32),
+        augment=augment,
+        settings=settings,
+        chunk=chunk,
+    )
     return bank_method(teacher, student, settings, inverter, augment)
 
 
@@ -171,10 +182,14 @@ class _NAYER:
 
     def begin(self, key: Key, teacher: WhiteBox) -> Noisy:
         return Noisy(
-            _drawn(self.settings, teacher, self.embedding.shape[1], key), no_averages(teacher), jnp.zeros((), jnp.int32)
+            _drawn(self.settings, teacher, self.embedding.shape[1], key),
+            no_averages(teacher),
+            jnp.zeros((), jnp.int32),
         )
 
-    def make(self, key: Key, teacher: WhiteBox, student: Classifier, number: Array, carried: Noisy) -> Made:
+    def make(
+        self, key: Key, teacher: WhiteBox, student: Classifier, number: Array, carried: Noisy
+    ) -> Made:
         s, embedding = self.settings, self.embedding
         layer_key, generator_key, run_key = jax.random.split(key, 3)
         labels = balanced_labels(jnp.arange(s.batch_size, dtype=jnp.int32), teacher.num_classes)
@@ -183,24 +198,38 @@ class _NAYER:
         generator = carried.generator
         if s.renew and s.steps:
             fresh = (carried.made % (s.renew * s.batches) == 0) & (carried.made > 0)
-            generator = jax.lax.cond(fresh, lambda: _drawn(s, teacher, width, generator_key), lambda: carried.generator)
+            generator = jax.lax.cond(
+                fresh, lambda: _drawn(s, teacher, width, generator_key), lambda: carried.generator
+            )
         layer = {
-            "kernel": jax.random.normal(layer_key, (chunks, width, s.latent)), "bias": jnp.zeros((chunks, s.latent))
-        }  # fmt: skip
+            "kernel": jax.random.normal(layer_key, (chunks, width, s.latent)),
+            "bias": jnp.zeros((chunks, s.latent)),
+        }
         start = {"latents": layer, "generator": generator}
 
         def decode(optimised: dict[str, PyTree]) -> Array:
-            z = noisy_latents(optimised["latents"], optimised["generator"]["norm"], embedding[labels])
+            z = noisy_latents(
+                optimised["latents"], optimised["generator"]["norm"], embedding[labels]
+            )
             return maker.images({"params": optimised["generator"]["network"]}, z)[0]
 
         if not s.steps:
             return Made(decode(start), labels, carried._replace(made=carried.made + 1), {})
         competes = (number >= s.warm_up).astype(jnp.float32)
 
-        def objective(key: Key, images: Array, optimised: dict[str, PyTree]) -> tuple[Array, PyTree]:
+        def objective(
+            key: Key, images: Array, optimised: dict[str, PyTree]
+        ) -> tuple[Array, PyTree]:
             seen_as = images if self.augment is None else self.augment(key, images)
             loss, seen, terms = inversion_loss(
-                s, teacher, student, seen_as, labels, competes, averages=carried.averages, keep=s.average
+                s,
+                teacher,
+                student,
+                seen_as,
+                labels,
+                competes,
+                averages=carried.averages,
+                keep=s.average,
             )
             return loss, (terms, jax.lax.stop_gradient(seen.moments))
 
@@ -209,7 +238,9 @@ class _NAYER:
         _, moments = found.last
         averages = averaged(moments, carried.averages, s.average) if moments else carried.averages
         carried = Noisy(found.optimised["generator"], averages, carried.made + 1)
-        return Made(found.images, labels, carried, {"inversion_loss": found.loss, **found.beside[0]})
+        return Made(
+            found.images, labels, carried, {"inversion_loss": found.loss, **found.beside[0]}
+        )
 
 
 __all__ = ["EMBEDDINGS", "NAYERSettings", "Noisy", "label_embedding", "nayer", "nayer_budget"]

@@ -38,7 +38,9 @@ def named(method: str, statistics: float) -> str:
 
 
 def check_teacher(teacher: WhiteBox, method: str) -> None:
-    """Raises `InputError` where a teacher lacks what a method of `NEEDS` reads; the message names methods that work."""
+    """Raises `InputError` where a teacher lacks what a method of `NEEDS` reads; the message names
+    methods that work.
+    """
     check_shows(teacher, method, NEEDS[method], NEEDS)
 
 

@@ -35,14 +35,16 @@ def representation_distillation(
     learning_rate: float = 3e-3,
     optimizer: str = "adam",
 ) -> Method:
-    """Trains a student's `features` on a table of representations: how an encoder is stolen from its answers.
+    """Trains a student's `features` on a table of representations: how an encoder is stolen from
+    its answers.
 
-    ``mse``: (1/D) Σ_d (s_d − t_d)². ``nt_xent``: the student's and the teacher's representation of an image are a positive
-    pair among those of the batch's other images, see `nn.nt_xent`; it fixes directions and leaves lengths free.
+    ``mse``: (1/D) Σ_d (s_d − t_d)². ``nt_xent``: the student's and the teacher's representation of
+    an image are a positive pair among those of the batch's other images, see `nn.nt_xent`; it fixes
+    directions and leaves lengths free.
 
     Args:
-      student: the network to train, its `features` as wide as the answers; fresh parameters are drawn. Its own last layer
-        takes no part.
+      student: the network to train, its `features` as wide as the answers; fresh parameters are
+        drawn. Its own last layer takes no part.
       images: (N, H, W, C) on the device, uint8 or float in [0, 1]: what was asked.
       answers: (N, D), what was answered: each row asked once.
       loss, temperature: of the match.
@@ -53,22 +55,26 @@ def representation_distillation(
       A `Method` over `nn.Training` with metric ``loss``.
 
     Raises:
-      InputError: answers of another number or width, NaN among them, or a batch size that the loss cannot take.
+      InputError: answers of another number or width, NaN among them, or a batch size that the loss
+        cannot take.
 
-    Source: Dziedzic, Dhawan, Kaleem, Guan, Papernot, On the Difficulty of Defending Self-Supervised Learning against Model
-    Extraction, ICML 2022. Deviation: images are not augmented; batches are drawn without replacement.
+    Source: Dziedzic, Dhawan, Kaleem, Guan, Papernot, On the Difficulty of Defending Self-Supervised
+    Learning against Model Extraction, ICML 2022. Deviation: images are not augmented; batches are
+    drawn without replacement.
     """
     if loss not in MATCHES:
         raise UnknownNameError("loss between representations", loss, MATCHES)
     if not 2 <= batch_size <= images.shape[0]:
-        raise InputError(f"batch_size must lie in [2, {images.shape[0]}], the number of images, got {batch_size}")
+        raise InputError(
+            f"batch_size must lie in [2, {images.shape[0]}], the number of images, got {batch_size}"
+        )
     if temperature <= 0:
         raise InputError(f"temperature must be positive, got {temperature}")
     width = feature_width(student)
     if jnp.shape(answers) != (images.shape[0], width):
         raise InputError(
-            f"answers must be ({images.shape[0]}, {width}), a row for each image as wide as the student's features, got "
-            f"shape {jnp.shape(answers)}"
+            f"answers must be ({images.shape[0]}, {width}), a row for each image as wide as the "
+            f"student's features, got shape {jnp.shape(answers)}"
         )
     if not np.isfinite(np.asarray(answers)).all():
         raise InputError("answers contain NaN or infinity")
@@ -76,7 +82,11 @@ def representation_distillation(
     match = Partial(_squared) if loss == "mse" else Partial(_contrast, float(temperature))
     return as_method(
         _Representations(
-            learner=Learner.of(student, rule), images=images, answers=answers, match=match, batch_size=batch_size
+            learner=Learner.of(student, rule),
+            images=images,
+            answers=answers,
+            match=match,
+            batch_size=batch_size,
         )
     )
 
@@ -111,7 +121,9 @@ class _Representations:
             return jnp.mean(self.match(found, self.answers[chosen])), None
 
         of, rule = self.learner.module, self.learner.optimizer
-        state, loss, _ = learn(of, rule, state, inputs, mean_loss, key=dropout_key, activations=True)
+        state, loss, _ = learn(
+            of, rule, state, inputs, mean_loss, key=dropout_key, activations=True
+        )
         return state, {"loss": loss}
 
 

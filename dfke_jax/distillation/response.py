@@ -35,12 +35,14 @@ def knowledge_distillation(
     Args:
       student: gives the network to train; fresh parameters are drawn.
       teacher: frozen.
-      images: (N, H, W, C) on the device: a pool of synthesised samples, real data, or any transfer set.
+      images: (N, H, W, C) on the device: a pool of synthesised samples, real data, or any transfer
+        set.
       labels, label_weight: labels (N,) and λ. Data-free methods use neither.
       temperature: τ.
       steps: length of the cosine schedule; run the method for that many.
       batch_size, learning_rate, optimizer: of the training.
-      augment: applied before both networks see the batch. Without it the teacher's answers are a fixed table.
+      augment: applied before both networks see the batch. Without it the teacher's answers are a
+        fixed table.
 
     Returns:
       A `Method` over `dfke_jax.nn.training.Training`.
@@ -55,10 +57,13 @@ def knowledge_distillation(
     if labels is not None:
         if augment is not None:
             raise InputError(
-                "labels can be mixed in without augmentation only: the teacher's answers are aligned with them"
+                "labels can be mixed in without augmentation only: the teacher's answers are "
+                "aligned with them"
             )
         mix = Partial(_mix, float(temperature), float(label_weight))
-        return training(student, images, (table_of_answers(teacher, images), labels), loss=mix, **common)
+        return training(
+            student, images, (table_of_answers(teacher, images), labels), loss=mix, **common
+        )
     if augment is None:
         return training(student, images, table_of_answers(teacher, images), loss=loss, **common)
     return training(student, images, None, loss=loss, teacher=teacher, **common)
@@ -80,7 +85,9 @@ def _kl(temperature: Array, student_logits: Array, teacher_logits: Array) -> Arr
     return response_kl(student_logits, teacher_logits, temperature)
 
 
-def _mix(temperature: Array, weight: Array, student_logits: Array, wanted: tuple[Array, Array]) -> Array:
+def _mix(
+    temperature: Array, weight: Array, student_logits: Array, wanted: tuple[Array, Array]
+) -> Array:
     return response_mix(student_logits, wanted[0], wanted[1], temperature, weight)
 
 

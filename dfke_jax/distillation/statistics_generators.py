@@ -1,4 +1,4 @@
-"""Generators bound to stored statistics, one for every group of classes: a transfer set without a student in the loop."""
+"""Generators bound to stored statistics, one for every group of classes."""
 
 import dataclasses
 
@@ -45,13 +45,20 @@ class GroupSettings:
     form: StatisticsForm = "norm"
 
     def __post_init__(self):
-        if min(self.groups, self.latent, self.width) < 1 or self.batch_size < 1 or self.batch_size % self.groups:
+        if (
+            min(self.groups, self.latent, self.width) < 1
+            or self.batch_size < 1
+            or self.batch_size % self.groups
+        ):
             raise InputError(
-                f"groups, latent and width must be at least 1 and batch_size a multiple of groups, got {self.groups}, "
-                f"{self.latent}, {self.width} and {self.batch_size}"
+                "groups, latent and width must be at least 1 and batch_size a multiple of groups, got "
+                f"{self.groups}, {self.latent}, {self.width} and {self.batch_size}"
             )
         if not self.rate > 0 or not self.statistics >= 0:
-            raise InputError(f"rate must be positive and statistics not negative, got {self.rate}, {self.statistics}")
+            raise InputError(
+                "rate must be positive and statistics not negative, got "
+                f"{self.rate}, {self.statistics}"
+            )
 
 
 def statistics_generators(teacher: WhiteBox, settings: GroupSettings) -> Method:
@@ -91,7 +98,9 @@ def group_cost(settings: GroupSettings) -> Cost:
     return Cost(teacher_forward=size, teacher_backward=size, generator_updates=settings.groups)
 
 
-def group_images(teacher: WhiteBox, settings: GroupSettings, state: Training, key: Key) -> tuple[Array, Array]:
+def group_images(
+    teacher: WhiteBox, settings: GroupSettings, state: Training, key: Key
+) -> tuple[Array, Array]:
     """One batch of all generators: images (B, H, W, C), and the classes (B,) they are for."""
     return _draw(settings, teacher, state.variables, key)
 
@@ -106,8 +115,12 @@ def _draw(s: GroupSettings, teacher: WhiteBox, variables: PyTree, key: Key) -> t
     maker, classes, each = _maker(s, teacher), teacher.num_classes, s.batch_size // s.groups
     class_key, latent_key = jax.random.split(key)
     group = jnp.arange(s.groups)[:, None]
-    members = (classes - group + s.groups - 1) // s.groups  # classes of the group: those k < K with k mod G = g
-    nth = jax.random.randint(class_key, (s.groups, each), 0, jnp.broadcast_to(members, (s.groups, each)))
+    members = (
+        classes - group + s.groups - 1
+    ) // s.groups  # classes of the group: those k < K with k mod G = g
+    nth = jax.random.randint(
+        class_key, (s.groups, each), 0, jnp.broadcast_to(members, (s.groups, each))
+    )
     labels = group + s.groups * nth
     z = jax.random.normal(latent_key, (s.groups, each, s.latent))
     z = jnp.concatenate([z, jax.nn.one_hot(labels, classes)], -1)
@@ -128,7 +141,10 @@ class _Groups:
 
     def init(self, key: Key) -> Training:
         s, teacher = self.settings, self.teacher
-        made = [_maker(s, teacher).new(jax.random.fold_in(key, g)).variables["params"] for g in range(s.groups)]
+        made = [
+            _maker(s, teacher).new(jax.random.fold_in(key, g)).variables["params"]
+            for g in range(s.groups)
+        ]
         variables = {"params": jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)}
         return Training(variables, adam(s.rate).init(variables["params"]))
 

@@ -7,11 +7,13 @@ from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.fitting import fitted
 
 
-def balanced(images: np.ndarray, teacher: WhiteBox, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def balanced(
+    images: np.ndarray, teacher: WhiteBox, count: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """A transfer set with equally many samples of every class *as the teacher sees them*.
 
-    Classes with too few rows repeat them, which only augmentation during distillation tells apart; classes that the
-    teacher never answers stay empty.
+    Classes with too few rows repeat them, which only augmentation during distillation tells apart;
+    classes that the teacher never answers stay empty.
 
     Args:
       images: (N, H, W, C).
@@ -25,15 +27,16 @@ def balanced(images: np.ndarray, teacher: WhiteBox, count: int, seed: int = 0) -
     Raises:
       InputError: when the teacher answers one class only.
 
-    Source: Nayak et al., WACV 2021 (effectiveness of arbitrary transfer sets). Deviation: the paper perturbs images to
-    fill classes; here rows are repeated and augmented.
+    Source: Nayak et al., WACV 2021 (effectiveness of arbitrary transfer sets). Deviation: the paper
+    perturbs images to fill classes; here rows are repeated and augmented.
     """
     predicted = teacher.predict(images).argmax(1)
     counts = np.bincount(predicted, minlength=teacher.num_classes)
     present = np.flatnonzero(counts)
     if len(present) < 2:
         raise InputError(
-            f"the teacher sees class {present[0]} in all {len(images)} images of this transfer set, which cannot be balanced"
+            f"the teacher sees class {present[0]} in all {len(images)} images of this transfer "
+            "set, which cannot be balanced"
         )
     rng = np.random.default_rng(seed)
     shares = np.full(len(present), count // len(present))

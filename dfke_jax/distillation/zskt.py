@@ -1,4 +1,6 @@
-"""ZSKT: a generator that looks for images on which the student does not match the teacher's beliefs."""
+"""ZSKT: a generator that looks for images on which the student does not match the teacher's
+beliefs.
+"""
 
 import dataclasses
 from typing import Literal
@@ -25,11 +27,14 @@ class ZSKTSettings(DuelSettings):
     """How ZSKT runs. The defaults are the published ones, but for the output (pictures).
 
     Attributes:
-      student_steps: updates of the student per update of the generator, all on its images of the same latents.
-      student_mode: of the student while the generator moves, see `Schedule`; released code: ``train``.
-      attention: β of the attention term, in the released units: the mean over pixels of the squared difference of two
-        normalised attention maps. 0 leaves it out.
-      layers: whose maps are matched; every layer with equal height and width in both networks by default.
+      student_steps: updates of the student per update of the generator, all on its images of the
+        same latents.
+      student_mode: of the student while the generator moves, see `Schedule`; released code:
+        ``train``.
+      attention: β of the attention term, in the released units: the mean over pixels of the squared
+        difference of two normalised attention maps. 0 leaves it out.
+      layers: whose maps are matched; every layer with equal height and width in both networks by
+        default.
     """
 
     batch_size: int = 128
@@ -54,9 +59,9 @@ class ZSKTSettings(DuelSettings):
 def zskt(teacher: WhiteBox, student: Classifier, settings: ZSKTSettings) -> Method:
     """Zero-shot knowledge transfer by adversarial belief matching.
 
-    L_G = −(1/K)·KL(p_T ‖ p_S), L_S = KL(p_T ‖ p_S)/K + β·Σ_l (1/H_l W_l)·‖Q_S^l − Q_T^l‖² with Q = F/‖F‖₂,
-    F = vec(mean_c A_c²). One update of G, then ten of S on what G then makes of the same latents. Both KL are the mean over
-    batch *and* classes, as released.
+    L_G = −(1/K)·KL(p_T ‖ p_S), L_S = KL(p_T ‖ p_S)/K + β·Σ_l (1/H_l W_l)·‖Q_S^l − Q_T^l‖² with Q =
+    F/‖F‖₂, F = vec(mean_c A_c²). One update of G, then ten of S on what G then makes of the same
+    latents. Both KL are the mean over batch *and* classes, as released.
 
     Args:
       teacher: frozen. student: gives the network.
@@ -66,19 +71,22 @@ def zskt(teacher: WhiteBox, student: Classifier, settings: ZSKTSettings) -> Meth
       A `Method` over `DuelState` with the metrics of `duel`.
 
     Raises:
-      InputError: an attention term between networks that share no layer with maps of one size (``attention=0`` leaves it
-        out), or over a layer that one of them lacks.
+      InputError: an attention term between networks that share no layer with maps of one size
+        (``attention=0`` leaves it out), or over a layer that one of them lacks.
 
-    Source: Micaelli and Storkey, Zero-Shot Knowledge Transfer via Adversarial Belief Matching, NeurIPS 2019, section 3, and
-      its released code (schedule, clipping, units of the losses).
-    Deviations: images are pictures in the box unless ``output`` says otherwise; images are made once for the ten updates of
-      the student, and no gradient of them is formed (released code makes both ten times and throws them away); running
-      statistics of the student are those of its own updates.
+    Source: Micaelli and Storkey, Zero-Shot Knowledge Transfer via Adversarial Belief Matching,
+      NeurIPS 2019, section 3, and its released code (schedule, clipping, units of the losses).
+    Deviations: images are pictures in the box unless ``output`` says otherwise; images are made
+      once for the ten updates of the student, and no gradient of them is formed (released code
+      makes both ten times and throws them away); running statistics of the student are those of its
+      own updates.
     """
     check_teacher(teacher, "zskt" if settings.attention else "zskt(attention=0)")
     names = shared_maps(teacher, student, settings.layers) if settings.attention else ()
     loss = Partial(_student_loss, Static(names), settings.attention)
-    return duel(teacher, student, settings, settings.turns, Partial(_gain), loss, activations=bool(names))
+    return duel(
+        teacher, student, settings, settings.turns, Partial(_gain), loss, activations=bool(names)
+    )
 
 
 def zskt_cost(settings: ZSKTSettings) -> Cost:
@@ -86,23 +94,31 @@ def zskt_cost(settings: ZSKTSettings) -> Cost:
     return duel_cost(settings, settings.turns)
 
 
-def shared_maps(teacher: WhiteBox, student: Classifier, wanted: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Recorded layers whose maps have equal height and width in both networks; `wanted` alone, if given.
+def shared_maps(
+    teacher: WhiteBox, student: Classifier, wanted: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Recorded layers whose maps have equal height and width in both networks; `wanted` alone, if
+    given.
 
     Raises:
       InputError: when there is none, or one of `wanted` is not among them.
     """
     images = jax.ShapeDtypeStruct((2, *teacher.input_shape), jnp.float32)
-    of_teacher, of_student = (jax.eval_shape(network.activations, images) for network in (teacher, student))
+    of_teacher, of_student = (
+        jax.eval_shape(network.activations, images) for network in (teacher, student)
+    )
     known = tuple(
         name
         for name, maps in of_teacher.items()
-        if len(maps.shape) == 4 and name in of_student and of_student[name].shape[:3] == maps.shape[:3]
+        if len(maps.shape) == 4
+        and name in of_student
+        and of_student[name].shape[:3] == maps.shape[:3]
     )
     missing = [name for name in wanted if name not in known]
     if missing or not known:
         raise InputError(
-            f"attention needs layers with maps of one size in both networks; they share {', '.join(known) or 'none'}"
+            "attention needs layers with maps of one size in both networks; they share "
+            f"{', '.join(known) or 'none'}"
             + (f", and {', '.join(missing)} was asked for" if missing else "")
             + "; attention=0 leaves the term out"
         )

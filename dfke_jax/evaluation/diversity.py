@@ -25,7 +25,8 @@ def class_histogram(labels: Any, num_classes: int) -> np.ndarray:
 
 
 def histogram_entropy(counts: Any, *, normalised: bool = False) -> float:
-    """−Σ_k p_k ln p_k of p = counts / Σ counts, in nats: from 0 (all in one class) to ln K (all alike).
+    """−Σ_k p_k ln p_k of p = counts / Σ counts, in nats: from 0 (all in one class) to ln K (all
+    alike).
 
     Args:
       counts: (K,), not negative, not all zero; empty classes contribute 0.
@@ -35,7 +36,12 @@ def histogram_entropy(counts: Any, *, normalised: bool = False) -> float:
       InputError: for other counts, or `normalised` with fewer than two classes.
     """
     counts = np.asarray(counts, np.float64)
-    if counts.ndim != 1 or not np.isfinite(counts).all() or (counts < 0).any() or not counts.sum() > 0:
+    if (
+        counts.ndim != 1
+        or not np.isfinite(counts).all()
+        or (counts < 0).any()
+        or not counts.sum() > 0
+    ):
         raise InputError(f"counts must be (K,), not negative and not all zero, got {counts}")
     if normalised and len(counts) < 2:
         raise InputError("the entropy over one class cannot be normalised: it is always 0")
@@ -45,7 +51,8 @@ def histogram_entropy(counts: Any, *, normalised: bool = False) -> float:
 
 
 def mean_pairwise_distance(images: Any, sample: int = 500, seed: int = 0) -> float:
-    """Mean Euclidean distance of the pairs among at most `sample` images, drawn without replacement.
+    """Mean Euclidean distance of the pairs among at most `sample` images, drawn without
+    replacement.
 
     Args:
       images: (N, H, W, C), N ≥ 2, floats, or uint8, which are divided by 255.
@@ -62,10 +69,14 @@ def mean_pairwise_distance(images: Any, sample: int = 500, seed: int = 0) -> flo
         raise InputError(f"images must be (N, H, W, C), got shape {images.shape}")
     check_images(images, images.shape[1:], (-np.inf, np.inf))
     if len(images) < 2 or sample < 2:
-        raise InputError(f"a distance needs two images, got {len(images)} images and a sample of {sample}")
+        raise InputError(
+            f"a distance needs two images, got {len(images)} images and a sample of {sample}"
+        )
     if len(images) > sample:
         images = images[np.random.default_rng(seed).choice(len(images), sample, replace=False)]
-    rows = images.reshape(len(images), -1).astype(np.float64) / (255 if images.dtype == np.uint8 else 1)
+    rows = images.reshape(len(images), -1).astype(np.float64) / (
+        255 if images.dtype == np.uint8 else 1
+    )
     return float(pdist(rows).mean())
 
 

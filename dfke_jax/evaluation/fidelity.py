@@ -11,25 +11,29 @@ from dfke_jax.evaluation.agreement import accuracy, agreement, total_variation
 from dfke_jax.evaluation.summary import wilson_interval
 
 
-def fidelity(victim_logits: Any, clone_logits: Any, labels: Any = None, *, confidence: float = 0.95) -> dict[str, Any]:
+def fidelity(
+    victim_logits: Any, clone_logits: Any, labels: Any = None, *, confidence: float = 0.95
+) -> dict[str, Any]:
     """How often and how closely a clone answers as its victim, and how often both are right.
 
     Args:
-      victim_logits, clone_logits: scores (N, K); classes (N,) on either side, from an endpoint that gives labels
-        alone, leave out the total variation.
+      victim_logits, clone_logits: scores (N, K); classes (N,) on either side, from an endpoint that
+        gives labels alone, leave out the total variation.
       labels: the truth, integers (N,), if it is known.
       confidence: of the intervals.
 
     Returns:
-      ``fidelity`` and ``fidelity_interval`` (Wilson); with scores on both sides ``total_variation``, the mean of
-      ½ Σ_k |σ(v)_k − σ(s)_k|, and ``total_variation_interval`` (bootstrap over samples); with labels ``accuracy``,
-      ``accuracy_interval`` and ``victim_accuracy``. A clone may be more accurate than faithful: report both.
+      ``fidelity`` and ``fidelity_interval`` (Wilson); with scores on both sides
+      ``total_variation``, the mean of ½ Σ_k |σ(v)_k − σ(s)_k|, and ``total_variation_interval``
+      (bootstrap over samples); with labels ``accuracy``,
+      ``accuracy_interval`` and ``victim_accuracy``. A clone may be more accurate than faithful:
+        report both.
 
     Raises:
       InputError: for shapes that do not fit, no samples, or NaN.
 
-    Source: Jagielski et al., High Accuracy and High Fidelity Extraction of Neural Networks, USENIX Security 2020,
-    section 3; Tramèr et al., USENIX Security 2016, section 4 (total variation).
+    Source: Jagielski et al., High Accuracy and High Fidelity Extraction of Neural Networks, USENIX
+    Security 2020, section 3; Tramèr et al., USENIX Security 2016, section 4 (total variation).
     """
     from scipy.special import softmax
 
@@ -41,7 +45,9 @@ def fidelity(victim_logits: Any, clone_logits: Any, labels: Any = None, *, confi
     }
     if np.ndim(victim_logits) == np.ndim(clone_logits) == 2:
         result["total_variation"] = total_variation(victim_logits, clone_logits)
-        victim, clone = (softmax(np.asarray(side, np.float64), -1) for side in (victim_logits, clone_logits))
+        victim, clone = (
+            softmax(np.asarray(side, np.float64), -1) for side in (victim_logits, clone_logits)
+        )
         distances = np.abs(victim - clone).sum(-1) / 2
         result["total_variation_interval"] = bootstrap_interval(distances, confidence)
     if labels is not None:
@@ -52,8 +58,11 @@ def fidelity(victim_logits: Any, clone_logits: Any, labels: Any = None, *, confi
     return result
 
 
-def class_fidelity(victim_logits: Any, clone_logits: Any, num_classes: int | None = None) -> np.ndarray:
-    """Fidelity on the samples of each class of the victim's, (K,); NaN for a class that the victim never answers.
+def class_fidelity(
+    victim_logits: Any, clone_logits: Any, num_classes: int | None = None
+) -> np.ndarray:
+    """Fidelity on the samples of each class of the victim's, (K,); NaN for a class that the victim
+    never answers.
 
     Args:
       victim_logits, clone_logits: scores (N, K), or classes (N,).
@@ -64,30 +73,34 @@ def class_fidelity(victim_logits: Any, clone_logits: Any, num_classes: int | Non
     """
     agreement(victim_logits, clone_logits)
     victim, clone = (
-        side.argmax(-1) if side.ndim == 2 else side for side in (np.asarray(victim_logits), np.asarray(clone_logits))
+        side.argmax(-1) if side.ndim == 2 else side
+        for side in (np.asarray(victim_logits), np.asarray(clone_logits))
     )
     classes = np.shape(victim_logits)[1] if np.ndim(victim_logits) == 2 else num_classes
     if classes is None:
         raise InputError("num_classes is needed where the victim's answers are labels")
     if victim.min() < 0 or victim.max() >= classes:
-        raise InputError(f"the victim's classes must lie in [0, {classes}), got {victim.min()} to {victim.max()}")
+        raise InputError(
+            f"the victim's classes must lie in [0, {classes}), got {victim.min()} to {victim.max()}"
+        )
     counts = np.bincount(victim, minlength=classes)
     hits = np.bincount(victim[victim == clone], minlength=classes)
     return np.where(counts > 0, hits / np.maximum(counts, 1), np.nan)
 
 
 def self_fidelity(victims: Sequence[Any]) -> dict[str, Any]:
-    """Fidelity between independently trained victims: what a clone that learnt the task perfectly could expect.
+    """Fidelity between independently trained victims: what a clone that learnt the task perfectly
+    could expect.
 
-    Same architecture, data and recipe, another seed: the disagreement of such networks is what no amount of queries of
-    the task removes by itself, and it belongs beside every fidelity.
+    Same architecture, data and recipe, another seed: the disagreement of such networks is what no
+    amount of queries of the task removes by itself, and it belongs beside every fidelity.
 
     Args:
       victims: of each of M ≥ 2 victims the scores (N, K), or classes (N,), on the same samples.
 
     Returns:
-      ``values`` (M(M−1)/2 pairs), ``mean``, ``low`` and ``high`` of the agreement; with scores the mean
-      ``total_variation``. Pairs share victims, so their spread is no standard error.
+      ``values`` (M(M−1)/2 pairs), ``mean``, ``low`` and ``high`` of the agreement; with scores the
+      mean ``total_variation``. Pairs share victims, so their spread is no standard error.
 
     Raises:
       InputError: for fewer than two victims, or shapes that do not fit.
@@ -105,7 +118,9 @@ def self_fidelity(victims: Sequence[Any]) -> dict[str, Any]:
         "high": max(values),
     }
     if all(np.ndim(victim) == 2 for victim in victims):
-        result["total_variation"] = float(np.mean([total_variation(first, second) for first, second in pairs]))
+        result["total_variation"] = float(
+            np.mean([total_variation(first, second) for first, second in pairs])
+        )
     return result
 
 
@@ -129,9 +144,14 @@ def bootstrap_interval(
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
         raise InputError(f"values must be (N,), finite and at least one, got shape {values.shape}")
     if not 0 < confidence < 1 or resamples < 1:
-        raise InputError(f"confidence must lie in (0, 1) and resamples be at least 1, got {confidence}, {resamples}")
+        raise InputError(
+            f"confidence must lie in (0, 1) and resamples be at least 1, got {confidence}, "
+            f"{resamples}"
+        )
     rng = np.random.default_rng(seed)
-    means = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)])
+    means = np.array(
+        [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+    )
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

@@ -8,12 +8,14 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.nn.classifier import check_labels
 
 
-def linear_probe(representations: Any, labels: Any, tested: Any, tested_labels: Any, *, ridge: float = 1e-2) -> float:
+def linear_probe(
+    representations: Any, labels: Any, tested: Any, tested_labels: Any, *, ridge: float = 1e-2
+) -> float:
     """Fraction of tested rows that a linear map of their representations puts into the right class.
 
-    W = argmin_W ‖Y − Z·W‖² / N + λ ‖W‖² with an intercept that λ spares; Z are the rows, each column centred and divided
-    by its deviation, and Y the one-hot labels. The largest of the K outputs counts. Closed form, so nothing is left to an
-    optimiser.
+    W = argmin_W ‖Y − Z·W‖² / N + λ ‖W‖² with an intercept that λ spares; Z are the rows, each
+    column centred and divided by its deviation, and Y the one-hot labels. The largest of the K
+    outputs counts. Closed form, so nothing is left to an optimiser.
 
     Args:
       representations, labels: (N, D) and integers (N,), to learn the map from.
@@ -26,8 +28,16 @@ def linear_probe(representations: Any, labels: Any, tested: Any, tested_labels: 
     Deviation: ridge regression, where the literature's probe is logistic regression.
     """
     rows, others = (np.asarray(part, np.float64) for part in (representations, tested))
-    if rows.ndim != 2 or others.ndim != 2 or rows.shape[1] != others.shape[1] or not len(rows) or not len(others):
-        raise InputError(f"representations must be (N, D) and (T, D), got {rows.shape} and {others.shape}")
+    if (
+        rows.ndim != 2
+        or others.ndim != 2
+        or rows.shape[1] != others.shape[1]
+        or not len(rows)
+        or not len(others)
+    ):
+        raise InputError(
+            f"representations must be (N, D) and (T, D), got {rows.shape} and {others.shape}"
+        )
     if not (np.isfinite(rows).all() and np.isfinite(others).all()):
         raise InputError("representations contain NaN or infinity")
     if not ridge >= 0:

@@ -13,8 +13,8 @@ def summarise(values: Iterable[float]) -> dict[str, Any]:
     """Mean and spread of one metric over seeds.
 
     Returns:
-      ``values`` as given, ``mean``, ``std`` (of a sample, with n − 1; None for a single value, which has no
-      spread), and ``n``; plain Python numbers, ready for JSON.
+      ``values`` as given, ``mean``, ``std`` (of a sample, with n − 1; None for a single value,
+      which has no spread), and ``n``; plain Python numbers, ready for JSON.
 
     Raises:
       InputError: for no values, or NaN or infinity among them.
@@ -31,7 +31,8 @@ def summarise(values: Iterable[float]) -> dict[str, Any]:
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for a proportion.
 
-    (p̂ + z²/2n ± z √(p̂(1 − p̂)/n + z²/4n²)) / (1 + z²/n), where z is the normal quantile of (1 + confidence)/2.
+    (p̂ + z²/2n ± z √(p̂(1 − p̂)/n + z²/4n²)) / (1 + z²/n), where z is the normal quantile of (1 +
+    confidence)/2.
 
     Args:
       successes: between 0 and `n`.
@@ -49,7 +50,9 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     from scipy.stats import binomtest
 
     if n < 1 or not 0 <= successes <= n or int(n) != n or int(successes) != successes:
-        raise InputError(f"successes must be whole and lie in [0, n] with n ≥ 1, got {successes} of {n}")
+        raise InputError(
+            f"successes must be whole and lie in [0, n] with n ≥ 1, got {successes} of {n}"
+        )
     if not 0 < confidence < 1:
         raise InputError(f"confidence must lie in (0, 1), got {confidence}")
     found = binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")

@@ -1,4 +1,6 @@
-"""Whether adversarial examples made on one classifier fool another: what a clone is worth to an attacker."""
+"""Whether adversarial examples made on one classifier fool another: what a clone is worth to an
+attacker.
+"""
 
 from typing import Any
 
@@ -16,11 +18,14 @@ from dfke_jax.nn.losses import cross_entropy
 Box = tuple[float, float]
 
 
-def fgsm(classifier: Predict, images: Array, labels: Array, epsilon: float, box: Box = (0.0, 1.0)) -> Array:
+def fgsm(
+    classifier: Predict, images: Array, labels: Array, epsilon: float, box: Box = (0.0, 1.0)
+) -> Array:
     """x + ε·sign ∇_x H(y, σ(f(x))), clipped to the box.
 
     Args:
-      classifier: f; a pytree (`Classifier`, `Partial`) travels into the compiled program as an argument.
+      classifier: f; a pytree (`Classifier`, `Partial`) travels into the compiled program as an
+        argument.
       images: (B, H, W, C), uint8 or float in the box.
       labels: y, (B,) integers: the truth, or the classifier's own answers.
       epsilon: ε ≥ 0, in units of pixels.
@@ -51,7 +56,8 @@ def pgd(
     random_start: bool = True,
     box: Box = (0.0, 1.0),
 ) -> Array:
-    """x_{t+1} = Π(x_t + a·sign ∇ H(y, σ(f(x_t)))), Π onto the L∞ ball of radius ε around x and the box.
+    """x_{t+1} = Π(x_t + a·sign ∇ H(y, σ(f(x_t)))), Π onto the L∞ ball of radius ε around x and the
+    box.
 
     Args:
       key: of the random start. The others as for `fgsm`.
@@ -65,14 +71,18 @@ def pgd(
     Raises:
       InputError: for numbers outside their range.
 
-    Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR 2018, section 2.1.
+    Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR 2018,
+    section 2.1.
     """
     if epsilon < 0 or steps < 1 or (step_size is not None and step_size <= 0):
         raise InputError(
-            f"epsilon must not be negative, steps at least 1 and step_size positive, got {epsilon}, {steps}, {step_size}"
+            "epsilon must not be negative, steps at least 1 and step_size positive, got "
+            f"{epsilon}, {steps}, {step_size}"
         )
     step_size = 2.5 * epsilon / steps if step_size is None else step_size
-    return _pgd(key, _pytree(classifier), images, labels, epsilon, step_size, steps, box, random_start)
+    return _pgd(
+        key, _pytree(classifier), images, labels, epsilon, step_size, steps, box, random_start
+    )
 
 
 def _pytree(classifier: Predict) -> Predict:
@@ -105,7 +115,9 @@ def _pgd(
     low, high = jnp.maximum(images - epsilon, box[0]), jnp.minimum(images + epsilon, box[1])
     start = images
     if random_start:
-        start = jnp.clip(images + epsilon * jax.random.uniform(key, images.shape, minval=-1.0), low, high)
+        start = jnp.clip(
+            images + epsilon * jax.random.uniform(key, images.shape, minval=-1.0), low, high
+        )
 
     def step(_: Array, x: Array) -> Array:
         return jnp.clip(x + step_size * _slope(classifier, x, labels), low, high)
@@ -113,36 +125,44 @@ def _pgd(
     return jax.lax.fori_loop(0, steps, step, start)
 
 
-def transfer_rate(clean: Any, adversarial: Any, labels: Any, confidence: float = 0.95) -> dict[str, Any]:
+def transfer_rate(
+    clean: Any, adversarial: Any, labels: Any, confidence: float = 0.95
+) -> dict[str, Any]:
     """How often an adversarial example makes a victim wrong, among the inputs that it gets right.
 
     Args:
-      clean, adversarial: the victim's scores (N, K) or classes (N,) on the inputs, and on what was made of them.
+      clean, adversarial: the victim's scores (N, K) or classes (N,) on the inputs, and on what was
+        made of them.
       labels: the truth, integers (N,).
       confidence: of the interval.
 
     Returns:
-      ``rate``, its Wilson ``interval``, and ``n``, the inputs that count; (None, None) and None with n = 0.
+      ``rate``, its Wilson ``interval``, and ``n``, the inputs that count; (None, None) and None
+      with n = 0.
 
     Raises:
       InputError: for shapes that do not fit.
 
-    Source: Papernot et al., AsiaCCS 2017, section 5 (transferability). Deviation: inputs that the victim gets wrong
-    anyway do not count.
+    Source: Papernot et al., AsiaCCS 2017, section 5 (transferability). Deviation: inputs that the
+    victim gets wrong anyway do not count.
     """
     before, after = (np.asarray(side) for side in (clean, adversarial))
     before, after = (side.argmax(-1) if side.ndim == 2 else side for side in (before, after))
     truth = np.asarray(labels)
     if not before.shape == after.shape == truth.shape or truth.ndim != 1 or not truth.size:
         raise InputError(
-            f"clean and adversarial answers and labels must be of the same N >= 1 inputs, got {np.shape(clean)}, "
-            f"{np.shape(adversarial)} and {truth.shape}"
+            "clean and adversarial answers and labels must be of the same N >= 1 inputs, got "
+            f"{np.shape(clean)}, {np.shape(adversarial)} and {truth.shape}"
         )
     right = before == truth
     count, fooled = int(right.sum()), int((right & (after != truth)).sum())
     if not count:
         return {"rate": None, "interval": (None, None), "n": 0}
-    return {"rate": fooled / count, "interval": wilson_interval(fooled, count, confidence), "n": count}
+    return {
+        "rate": fooled / count,
+        "interval": wilson_interval(fooled, count, confidence),
+        "n": count,
+    }
 
 
 __all__ = ["fgsm", "pgd", "transfer_rate"]

@@ -1,6 +1,11 @@
 """Black-box extraction: one file an attack."""
 
-from dfke_jax.extraction.active_thief import ActiveThiefSettings, ActiveThiefState, active_thief, deepfool_norm
+from dfke_jax.extraction.active_thief import (
+    ActiveThiefSettings,
+    ActiveThiefState,
+    active_thief,
+    deepfool_norm,
+)
 from dfke_jax.extraction.common import GenerativeSettings, clone_of, steps_for
 from dfke_jax.extraction.copycat import copycat, heavy_augmentation
 from dfke_jax.extraction.dfme import SMALL_DFME, DFMESettings, DFMEState, dfme
@@ -30,7 +35,11 @@ from dfke_jax.extraction.equations import (
     logistic_regression,
     softmax_regression,
 )
-from dfke_jax.extraction.jacobian_augmentation import JacobianSettings, JacobianState, jacobian_augmentation
+from dfke_jax.extraction.jacobian_augmentation import (
+    JacobianSettings,
+    JacobianState,
+    jacobian_augmentation,
+)
 from dfke_jax.extraction.knockoff import AdaptiveState, BanditSettings, adaptive_knockoff, knockoff
 from dfke_jax.extraction.maze import SMALL_MAZE, MAZESettings, maze
 from dfke_jax.extraction.maze_pd import MAZEPDSettings, MAZEPDState, maze_pd

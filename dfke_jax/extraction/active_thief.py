@@ -1,4 +1,6 @@
-"""ActiveThief: rounds of active learning on a public pool, the clone retrained from scratch in each."""
+"""ActiveThief: rounds of active learning on a public pool, the clone retrained from scratch in
+each.
+"""
 
 import dataclasses
 from typing import NamedTuple, Self
@@ -12,7 +14,14 @@ from dfke_jax.core.method import Attack
 from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Augmentation, Key, Predict
 from dfke_jax.extraction.common import steps_for
-from dfke_jax.extraction.pool import CloneTraining, Labelled, PoolAttackSettings, empty_table, in_batches, new_clone
+from dfke_jax.extraction.pool import (
+    CloneTraining,
+    Labelled,
+    PoolAttackSettings,
+    empty_table,
+    in_batches,
+    new_clone,
+)
 from dfke_jax.extraction.pool_attack import ChoosingAttack
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import Training
@@ -28,14 +37,14 @@ class ActiveThiefSettings(PoolAttackSettings):
     Attributes:
       budget, rows_per_step: ten rounds of a tenth of the budget; the first is the random seed.
       validation: of every round's rows (published: 20%).
-      clone: Adam 1e-3, L2 1e-3, batches of 150, the best of 40 comparisons with the held-out answers (published: up to
-        1,000 epochs, stopped after 100 without improvement).
+      clone: Adam 1e-3, L2 1e-3, batches of 150, the best of 40 comparisons with the held-out
+        answers (published: up to 1,000 epochs, stopped after 100 without improvement).
       selector: ``entropy`` (uncertainty), ``k_center``, ``dfal``, ``dfal_k_center``, or ``random``.
       deepfool_steps: most steps of DeepFool.
       deepfool_classes: nearest classes by score that DeepFool considers.
       scoring_batch: rows of the pool scored at a time.
-      round_steps: updates in the trainings before the last, which serve the choice of rows alone; as many as in the last
-        (``clone.steps``), as published, by default.
+      round_steps: updates in the trainings before the last, which serve the choice of rows alone;
+        as many as in the last (``clone.steps``), as published, by default.
 
     Raises:
       UnknownNameError: for another selector.
@@ -62,16 +71,19 @@ class ActiveThiefSettings(PoolAttackSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.round_steps is not None and (self.round_steps < 1 or self.round_steps % self.clone.checks):
+        if self.round_steps is not None and (
+            self.round_steps < 1 or self.round_steps % self.clone.checks
+        ):
             raise InputError(
-                f"round_steps must be a positive multiple of the clone's {self.clone.checks} checks, got {self.round_steps}"
+                f"round_steps must be a positive multiple of the clone's {self.clone.checks} "
+                f"checks, got {self.round_steps}"
             )
         if self.selector not in SELECTORS:
             raise UnknownNameError("selector", self.selector, SELECTORS)
         if self.deepfool_steps < 1 or self.deepfool_classes < 2 or self.scoring_batch < 1:
             raise InputError(
-                "deepfool_steps and scoring_batch must be at least 1 and deepfool_classes at least 2, got "
-                f"{self.deepfool_steps}, {self.scoring_batch} and {self.deepfool_classes}"
+                "deepfool_steps and scoring_batch must be at least 1 and deepfool_classes at least "
+                f"2, got {self.deepfool_steps}, {self.scoring_batch} and {self.deepfool_classes}"
             )
 
     def with_budget(self, budget: int) -> Self:
@@ -84,8 +96,8 @@ class ActiveThiefState(NamedTuple):
     """State of ActiveThief.
 
     Attributes:
-      asked: (N,) bool. chosen: (q,) int32, rows of the round in progress. labelled: what was answered. clone: its
-        training state.
+      asked: (N,) bool. chosen: (q,) int32, rows of the round in progress. labelled: what was
+        answered. clone: its training state.
     """
 
     asked: Array
@@ -102,10 +114,12 @@ def active_thief(
     *,
     augment: Augmentation | None = None,
 ) -> Attack:
-    """Asks in rounds: the first at random, the others what the clone finds most instructive; retrains in each.
+    """Asks in rounds: the first at random, the others what the clone finds most instructive;
+    retrains in each.
 
     - entropy: the largest −Σ_k p_k log p_k of the clone;
-    - k_center: greedily the image farthest, in the clone's probabilities, from everything asked so far;
+    - k_center: greedily the image farthest, in the clone's probabilities, from everything asked so
+      far;
     - dfal: the smallest DeepFool perturbation of the clone (`deepfool_norm`);
     - dfal_k_center: k_center among as many of the dfal order as the whole budget.
 
@@ -116,15 +130,17 @@ def active_thief(
       augment: of the training's batches.
 
     Returns:
-      An `Attack` over `ActiveThiefState`; a step is a round. Metrics: ``asked`` rows so far, and what the clone
-      foresaw of the round's answers before it learnt them (``loss``, ``agreement``).
+      An `Attack` over `ActiveThiefState`; a step is a round. Metrics: ``asked`` rows so far, and
+      what the clone predicted of the round's answers before it learnt them (``loss``,
+      ``agreement``).
 
     Raises:
       InputError: for a pool that does not fit.
 
-    Source: Pal et al., ActiveThief, AAAI 2020, sections 4 and 5. Deviations: a fifth of every round is held out (the
-    paper reserves a validation set at the beginning); the length of a training is fixed, and the kept clone is the one
-    that agrees best with the held-out answers; the seed counts as a round and has its size.
+    Source: Pal et al., ActiveThief, AAAI 2020, sections 4 and 5. Deviations: a fifth of every round
+    is held out (the paper reserves a validation set at the beginning); the length of a training is
+    fixed, and the kept clone is the one that agrees best with the held-out answers; the seed counts
+    as a round and has its size.
     """
     return _ActiveThief.on(clone, pool, reveal, settings or ActiveThiefSettings(), augment=augment)
 
@@ -134,8 +150,11 @@ def entropies(probabilities: Array) -> Array:
     return -jnp.sum(jax.scipy.special.xlogy(probabilities, probabilities), -1)
 
 
-def distance_to_centres(points: Array, centres: Array, counts: Array, batch_size: int = 500) -> Array:
-    """Squared Euclidean distance of each point (N, K) to the nearest of the centres (M, K) that count (M,) bool.
+def distance_to_centres(
+    points: Array, centres: Array, counts: Array, batch_size: int = 500
+) -> Array:
+    """Squared Euclidean distance of each point (N, K) to the nearest of the centres (M, K) that
+    count (M,) bool.
 
     Infinite where no centre counts.
     """
@@ -150,10 +169,12 @@ def distance_to_centres(points: Array, centres: Array, counts: Array, batch_size
 
 
 def k_center(points: Array, distances: Array, allowed: Array, count: int) -> Array:
-    """Greedy k-center: `count` times the allowed point farthest from all centres, which becomes a centre.
+    """Greedy k-center: `count` times the allowed point farthest from all centres, which becomes a
+    centre.
 
     Args:
-      points: (N, K). distances: (N,), squared, to the nearest centre so far (`distance_to_centres`).
+      points: (N, K). distances: (N,), squared, to the nearest centre so far
+        (`distance_to_centres`).
       allowed: (N,) bool, at least `count` True.
 
     Returns:
@@ -172,26 +193,34 @@ def k_center(points: Array, distances: Array, allowed: Array, count: int) -> Arr
 
 
 def deepfool_norm(
-    classifier: Predict, images: Array, *, steps: int = 50, classes: int = 10, overshoot: float = 0.02
+    classifier: Predict,
+    images: Array,
+    *,
+    steps: int = 50,
+    classes: int = 10,
+    overshoot: float = 0.02,
 ) -> Array:
-    """Length ‖r‖₂ of DeepFool's perturbation, which carries each image just over the nearest decision boundary.
+    """Length ‖r‖₂ of DeepFool's perturbation, which carries each image just over the nearest
+    decision boundary.
 
-    Repeats, until the class changes: with f_k the logits, k₀ the class at the start and, over the classes k ≠ k₀,
-    w_k = ∇f_k − ∇f_{k₀}: l = argmin_k |f_k − f_{k₀}|/‖w_k‖ and r ← r + (|f_l − f_{k₀}|/‖w_l‖²)·w_l; the image is
-    x + (1 + overshoot)·r. For a linear classifier that is one step to the closed form. Every further step is longer by
-    1e-4, so that an image on a boundary gets across.
+    Repeats, until the class changes: with f_k the logits, k₀ the class at the start and, over the
+    classes k ≠ k₀, w_k = ∇f_k − ∇f_{k₀}: l = argmin_k |f_k − f_{k₀}|/‖w_k‖ and r ← r + (|f_l −
+    f_{k₀}|/‖w_l‖²)·w_l; the image is x + (1 + overshoot)·r. For a linear classifier that is one
+    step to the closed form. Every further step is longer by 1e-4, so that an image on a boundary
+    gets across.
 
     Args:
       classifier: images -> logits (B, K); rows must not touch one another.
       images: (B, H, W, C) floats.
       steps: at most so many; an image that has not changed class by then has the length reached.
-      classes: only the classes with the largest logits at the start, so many with k₀, are considered.
+      classes: only the classes with the largest logits at the start, so many with k₀, are
+        considered.
 
     Returns:
       (B,), r without the overshoot.
 
-    Source: Moosavi-Dezfooli, Fawzi and Frossard, DeepFool, CVPR 2016, algorithm 2. Deviation: the images are not kept
-    in the box, as in the paper.
+    Source: Moosavi-Dezfooli, Fawzi and Frossard, DeepFool, CVPR 2016, algorithm 2. Deviation: the
+    images are not kept in the box, as in the paper.
     """
     logits = classifier(images)
     order = lax.top_k(logits, min(classes, logits.shape[-1]))[1]
@@ -209,9 +238,13 @@ def deepfool_norm(
         ratios = gaps / jnp.maximum(lengths, 1e-12)
         nearest = jnp.argmin(ratios, 0)
         rows = jnp.arange(batch)
-        scale = (ratios[nearest, rows] + 1e-4 * (i > 0)) / jnp.maximum(lengths[nearest, rows], 1e-12)
+        scale = (ratios[nearest, rows] + 1e-4 * (i > 0)) / jnp.maximum(
+            lengths[nearest, rows], 1e-12
+        )
         moved = jnp.where(
-            active[:, None, None, None], moved + scale[:, None, None, None] * normals[nearest, rows], moved
+            active[:, None, None, None],
+            moved + scale[:, None, None, None] * normals[nearest, rows],
+            moved,
         )
         changed = jnp.argmax(classifier(images + (1 + overshoot) * moved), -1) != first
         return i + 1, moved, active & ~changed
@@ -221,20 +254,26 @@ def deepfool_norm(
     return jnp.sqrt(jnp.sum(jnp.square(moved), (1, 2, 3)))
 
 
-def select(key: Key, clone: Classifier, pool: Array, state: ActiveThiefState, settings: ActiveThiefSettings) -> Array:
+def select(
+    key: Key, clone: Classifier, pool: Array, state: ActiveThiefState, settings: ActiveThiefSettings
+) -> Array:
     """(q,) int32 of the rows to ask next, by the settings' selector."""
     free, count = ~state.asked, settings.rows_per_step
     if settings.selector == "random":
         return _largest(jax.random.uniform(key, free.shape), free, count)
     if settings.selector in ("entropy", "k_center"):
-        points = in_batches(lambda batch: jax.nn.softmax(clone(batch)), pool, settings.scoring_batch)
+        points = in_batches(
+            lambda batch: jax.nn.softmax(clone(batch)), pool, settings.scoring_batch
+        )
         if settings.selector == "entropy":
             return _largest(entropies(points), free, count)
         return _far(points, state.labelled, free, settings)
 
     def score(batch: Array) -> tuple[Array, Array]:
         logits = clone(batch)
-        norm = deepfool_norm(clone, batch, steps=settings.deepfool_steps, classes=settings.deepfool_classes)
+        norm = deepfool_norm(
+            clone, batch, steps=settings.deepfool_steps, classes=settings.deepfool_classes
+        )
         return norm, jax.nn.softmax(logits)
 
     norms, points = in_batches(score, pool, settings.scoring_batch)
@@ -251,7 +290,9 @@ def _largest(scores: Array, free: Array, count: int) -> Array:
 def _far(points: Array, labelled: Labelled, allowed: Array, settings: ActiveThiefSettings) -> Array:
     tables = (labelled.learnt, labelled.held)
     centres = jnp.concatenate([table.indices for table in tables])
-    counts = jnp.concatenate([jnp.arange(table.indices.shape[0]) < table.filled for table in tables])
+    counts = jnp.concatenate(
+        [jnp.arange(table.indices.shape[0]) < table.filled for table in tables]
+    )
     distances = distance_to_centres(points, points[centres], counts, settings.scoring_batch)
     return k_center(points, distances, allowed, settings.rows_per_step)
 
@@ -276,7 +317,9 @@ class _ActiveThief(ChoosingAttack[ActiveThiefSettings]):
             lambda: select(select_key, learner, self.pool, state, self.settings),
         )
 
-    def label(self, key: Key, state: ActiveThiefState, rows: Array, targets: Array) -> ActiveThiefState:
+    def label(
+        self, key: Key, state: ActiveThiefState, rows: Array, targets: Array
+    ) -> ActiveThiefState:
         told = super().label(key, state, rows, targets)
         return told._replace(asked=state.asked.at[state.chosen].set(True))
 

@@ -1,4 +1,6 @@
-"""What the attacks that make their own queries share: settings, the players' states, and what is learned from answers."""
+"""What the attacks that make their own queries share: settings, the players' states, and what is
+learned from answers.
+"""
 
 import dataclasses
 from typing import Any, Generic, Literal, Self, TypeVar
@@ -34,24 +36,30 @@ class GenerativeSettings:
     """What every attack with a generator must decide.
 
     Attributes:
-      steps: iterations that the learning-rate schedules span; see `with_budget`. Constant rates need none.
+      steps: iterations that the learning-rate schedules span; see `with_budget`. Constant rates
+        need none.
       batch_size: B.
-      clone_batches: n_S, batches of B fresh images on which the clone takes one step each, per iteration.
+      clone_batches: n_S, batches of B fresh images on which the clone takes one step each, per
+        iteration.
       latent, width: of the generator.
-      loss: of the clone: ``l1`` between its logits and the mean-zero logits recovered from the answer; ``kl`` from the
-        answered probabilities; ``cross_entropy`` on the answered label; ``auto`` is l1, or cross-entropy for labels.
-      clone_optimizer, clone_rate: ``sgd`` (with `momentum` and `weight_decay`) or ``adam`` (without them).
-      generator_optimizer, generator_rate: the same; a rate of 0 leaves the generator as it was drawn (a control).
-      schedule: of both rates: ``multistep`` multiplies by `drop_factor` at the fractions `drops` of the steps, ``cosine``
-        falls to zero, ``constant``.
-      replay_batches: updates of the clone on old answers per iteration; learning them again costs no question.
+      loss: of the clone: ``l1`` between its logits and the mean-zero logits recovered from the
+        answer; ``kl`` from the answered probabilities; ``cross_entropy`` on the answered label;
+        ``auto`` is l1, or cross-entropy for labels.
+      clone_optimizer, clone_rate: ``sgd`` (with `momentum` and `weight_decay`) or ``adam`` (without
+        them).
+      generator_optimizer, generator_rate: the same; a rate of 0 leaves the generator as it was
+        drawn (a control).
+      schedule: of both rates: ``multistep`` multiplies by `drop_factor` at the fractions `drops` of
+        the steps, ``cosine`` falls to zero, ``constant``.
+      replay_batches: updates of the clone on old answers per iteration; learning them again costs
+        no question.
       replay_capacity: rows that are kept for it.
-      post_transform: the generator's tanh is what the network itself sees, behind the normalisation of its
-        preprocessing, and not a picture: rows are mean + std·tanh(x̃). Released code of several attacks does this; it
-        presumes that the victim's normalisation is known and explores a part of the box. Only to compare with figures
-        obtained so.
-      unroll: the clone's updates of an iteration are written out one after another in the program instead of in a loop:
-        the same results, longer to compile.
+      post_transform: the generator's tanh is what the network itself sees, behind the normalisation
+        of its preprocessing, and not a picture: rows are mean + std·tanh(x̃). Released code of
+        several attacks does this; it presumes that the victim's normalisation is known and explores
+        a part of the box. Only to compare with figures obtained so.
+      unroll: the clone's updates of an iteration are written out one after another in the program
+        instead of in a loop: the same results, longer to compile.
 
     Raises:
       InputError, UnknownNameError: for values that mean nothing.
@@ -86,20 +94,25 @@ class GenerativeSettings:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
         if self.generator_rate < 0 or self.replay_batches < 0:
             raise InputError(
-                f"generator_rate and replay_batches must not be negative, got {self.generator_rate}, {self.replay_batches}"
+                "generator_rate and replay_batches must not be negative, got "
+                f"{self.generator_rate}, {self.replay_batches}"
             )
-        if self.replay_batches and self.replay_capacity < self.batch_size * (self.clone_batches + 1):
+        if self.replay_batches and self.replay_capacity < self.batch_size * (
+            self.clone_batches + 1
+        ):
             raise InputError(
-                f"replay_capacity must hold one iteration, {self.batch_size * (self.clone_batches + 1)} rows, got "
-                f"{self.replay_capacity}"
+                "replay_capacity must hold one iteration, "
+                f"{self.batch_size * (self.clone_batches + 1)} rows, got {self.replay_capacity}"
             )
         if self.steps < 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise InputError(
-                f"steps and weight_decay must not be negative and momentum must lie in [0, 1), got {self.steps}, "
-                f"{self.weight_decay}, {self.momentum}"
+                "steps and weight_decay must not be negative and momentum must lie in [0, 1), got "
+                f"{self.steps}, {self.weight_decay}, {self.momentum}"
             )
         if list(self.drops) != sorted(self.drops) or not all(0 < drop < 1 for drop in self.drops):
-            raise InputError(f"drops must be increasing fractions of the steps in (0, 1), got {self.drops}")
+            raise InputError(
+                f"drops must be increasing fractions of the steps in (0, 1), got {self.drops}"
+            )
         for what, name, known in (
             ("loss", self.loss, LOSSES),
             ("schedule", self.schedule, SCHEDULES),
@@ -135,8 +148,10 @@ SMALL: dict[str, Any] = {
     "replay_batches": 20,
     "replay_capacity": 50_000,
 }
-"""Settings for LeNets on 28×28 grey images and 10,000 to 100,000 rows: small batches, and every answer learnt from many times.
-Chosen for size, not tuned; without the replay so few rows teach a clone next to nothing."""
+"""Settings for LeNets on 28×28 grey images and 10,000 to 100,000 rows: small batches, and every
+answer learnt from many times. Chosen for size, not tuned; without the replay so few rows teach a
+clone next to nothing.
+"""
 
 
 def steps_for(budget: int, rows_per_step: int) -> int:
@@ -147,8 +162,8 @@ def steps_for(budget: int, rows_per_step: int) -> int:
     """
     if budget < rows_per_step:
         raise InputError(
-            f"a budget of {budget} rows does not pay for one iteration, which asks {rows_per_step}; "
-            "raise the budget or lower the batch size"
+            f"a budget of {budget} rows does not pay for one iteration, which asks "
+            f"{rows_per_step}; raise the budget or lower the batch size"
         )
     return budget // rows_per_step
 
@@ -162,7 +177,9 @@ def resolved_loss(name: LossName, reveal: Reveal) -> str:
     if name == "auto":
         return "cross_entropy" if reveal.kind == "label" else "l1"
     if reveal.kind == "label" and name == "l1":
-        raise InputError("an l1 loss needs logits, which cannot be recovered from labels; use 'cross_entropy'")
+        raise InputError(
+            "an l1 loss needs logits, which cannot be recovered from labels; use 'cross_entropy'"
+        )
     return name
 
 
@@ -171,13 +188,14 @@ GenerativeSettingsT = TypeVar("GenerativeSettingsT", bound=GenerativeSettings)
 
 @record
 class GenerativeAttack(Generic[GenerativeSettingsT]):
-    """Networks without their parameters, settings, and what is answered: all of an attack that stays the same.
+    """Networks without their parameters, settings, and what is answered: all of an attack that
+    stays the same.
 
     An attack is a subclass with ``init``, ``ask`` and ``tell`` (see `dfke_jax.core.as_attack`).
 
     Attributes:
-      module, preprocessing, input_shape: of the clone. generator: the module. settings: of the attack. reveal: what the
-        oracle answers. num_classes: K.
+      module, preprocessing, input_shape: of the clone. generator: the module. settings: of the
+        attack. reveal: what the oracle answers. num_classes: K.
     """
 
     module: nn.Module = static_field()
@@ -202,19 +220,26 @@ class GenerativeAttack(Generic[GenerativeSettingsT]):
 
         Args:
           clone: gives module and preprocessing. num_classes: of the victim, to be checked.
-          generator: DFME's with the settings' width and latents by default. **more: fields of a subclass.
+          generator: DFME's with the settings' width and latents by default. **more: fields of a
+            subclass.
 
         Raises:
-          InputError: the clone has another number of classes than the victim, the generator makes other images than the
-            clone takes, the loss does not fit the answers, rows behind the normalisation leave the box.
+          InputError: the clone has another number of classes than the victim, the generator makes
+            other images than the clone takes, the loss does not fit the answers, rows behind the
+            normalisation leave the box.
         """
         classes = clone.num_classes
         if num_classes is not None and num_classes != classes:
-            raise InputError(f"the victim answers {num_classes} classes and the clone has {classes}")
+            raise InputError(
+                f"the victim answers {num_classes} classes and the clone has {classes}"
+            )
         if generator is None:
             generator = DFMEGenerator(clone.input_shape, settings.width, settings.latent)
         if tuple(generator.shape) != tuple(clone.input_shape):
-            raise InputError(f"the generator makes {generator.shape} images and the clone takes {clone.input_shape}")
+            raise InputError(
+                f"the generator makes {generator.shape} images and the clone takes "
+                f"{clone.input_shape}"
+            )
         resolved_loss(settings.loss, reveal)
         attack = cls(
             module=clone.module,
@@ -232,8 +257,8 @@ class GenerativeAttack(Generic[GenerativeSettingsT]):
                 for std in clone.preprocessing.std:
                     if mean - std < low - 1e-6 or mean + std > high + 1e-6:
                         raise InputError(
-                            f"post_transform asks rows mean ± std = {mean} ± {std}, which leave the box [{low}, {high}]; "
-                            "use post_transform=False"
+                            f"post_transform asks rows mean ± std = {mean} ± {std}, which leave "
+                            f"the box [{low}, {high}]; use post_transform=False"
                         )
         _ = attack.learner, attack.maker  # schedules over no steps are refused here
         return attack
@@ -260,11 +285,18 @@ class GenerativeAttack(Generic[GenerativeSettingsT]):
         """The generator."""
         s = self.settings
         rule = self._scheduled(s.generator_optimizer, s.generator_rate, s.steps)
-        return Maker(self.generator, self.preprocessing, rule, "normalised_tanh" if s.post_transform else "box")
+        return Maker(
+            self.generator,
+            self.preprocessing,
+            rule,
+            "normalised_tanh" if s.post_transform else "box",
+        )
 
     def _scheduled(self, name: str, rate: float, steps: int) -> optax.GradientTransformation:
         s = self.settings
-        return scheduled(name, rate, steps, s.schedule, s.drops, s.drop_factor, s.momentum, s.weight_decay)
+        return scheduled(
+            name, rate, steps, s.schedule, s.drops, s.drop_factor, s.momentum, s.weight_decay
+        )
 
     def clone(self, variables: PyTree) -> Classifier:
         """The classifier with these variables; calling it is evaluation mode."""
@@ -288,8 +320,12 @@ class GenerativeAttack(Generic[GenerativeSettingsT]):
             return soft_cross_entropy(logits, targets) - entropy
         return cross_entropy(logits, targets)
 
-    def learn(self, key: Key, clone: Training, rows: Array, targets: Array) -> tuple[Training, Array]:
-        """The clone's updates on n batches one after another, rows (n, B, ...), targets (n, B, ...); and the mean loss."""
+    def learn(
+        self, key: Key, clone: Training, rows: Array, targets: Array
+    ) -> tuple[Training, Array]:
+        """The clone's updates on n batches one after another, rows (n, B, ...), targets (n, B,
+        ...); and the mean loss.
+        """
         loss = lambda seen, targets: self.loss(seen.logits, targets)
         return self.learner.learn_all(key, clone, rows, targets, loss, unroll=self.settings.unroll)
 
@@ -316,7 +352,9 @@ class GenerativeAttack(Generic[GenerativeSettingsT]):
 
 def batches(tree: PyTree, count: int, size: int, start: int = 0) -> PyTree:
     """Rows start, ..., start + count·size − 1 of every leaf as (count, size, ...)."""
-    return jax.tree.map(lambda leaf: leaf[start : start + count * size].reshape(count, size, *leaf.shape[1:]), tree)
+    return jax.tree.map(
+        lambda leaf: leaf[start : start + count * size].reshape(count, size, *leaf.shape[1:]), tree
+    )
 
 
 def clone_of(classifier: Classifier, state: PyTree) -> Classifier:

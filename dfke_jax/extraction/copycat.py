@@ -12,9 +12,11 @@ from dfke_jax.oracle.reveal import Reveal
 
 
 def heavy_augmentation(width: int) -> Augmentation:
-    """Rotation by up to 15°, scale 0.85 to 1.15, shift by up to width/14, noise of standard deviation up to 0.05.
+    """Rotation by up to 15°, scale 0.85 to 1.15, shift by up to width/14, noise of standard
+    deviation up to 0.05.
 
-    This project's choice: the paper does not fix one. Nothing is mirrored, which would change digits and letters.
+    This project's choice: the paper does not fix one. Nothing is mirrored, which would change
+    digits and letters.
     """
     return compose(affine(math.radians(15), (0.85, 1.15), width / 14), gaussian_noise(0.05))
 
@@ -28,7 +30,8 @@ def copycat(
     train_every: int | None = None,
     augment: Augmentation | None = None,
 ) -> Attack:
-    """Copycat CNN: stolen labels argmax V(x) of unrelated images, learnt by cross-entropy with augmentation.
+    """Copycat CNN: stolen labels argmax V(x) of unrelated images, learnt by cross-entropy with
+    augmentation.
 
     The augmented images are not asked again: they keep the label of their original.
 
@@ -45,8 +48,8 @@ def copycat(
     Raises:
       InputError: for a pool that does not fit.
 
-    Source: Correia-Silva et al., Copycat CNN, IJCNN 2018. Deviations: new parameters (the paper begins from
-    ImageNet's); the settings' defaults are those of Knockoff Nets.
+    Source: Correia-Silva et al., Copycat CNN, IJCNN 2018. Deviations: new parameters (the paper
+    begins from ImageNet's); the settings' defaults are those of Knockoff Nets.
     """
     return random_attack(
         clone,

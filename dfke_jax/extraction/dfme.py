@@ -1,4 +1,6 @@
-"""Data-free model extraction: a generator that seeks disagreement with the clone, by differences of the answers."""
+"""Data-free model extraction: a generator that seeks disagreement with the clone, by differences of
+the answers.
+"""
 
 import dataclasses
 import warnings
@@ -12,29 +14,47 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, as_attack
 from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
-from dfke_jax.extraction.common import SMALL, GenerativeAttack, GenerativeSettings, GenerativeSettingsT, batches
+from dfke_jax.extraction.common import (
+    SMALL,
+    GenerativeAttack,
+    GenerativeSettings,
+    GenerativeSettingsT,
+    batches,
+)
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import draw_latents
 from dfke_jax.nn.training import Training, updated_by
 from dfke_jax.oracle.reveal import Reveal
 from dfke_jax.synthesis.replay import Replay
-from dfke_jax.synthesis.zeroth_order import Differences, cache_chunk, estimate, in_chunks, perturbed_rows, precise
+from dfke_jax.synthesis.zeroth_order import (
+    Differences,
+    cache_chunk,
+    estimate,
+    in_chunks,
+    perturbed_rows,
+    precise,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class DFMESettings(GenerativeSettings):
-    """How data-free model extraction runs. The defaults are the published ones, for 32×32 colour images.
+    """How data-free model extraction runs. The defaults are the published ones, for 32×32 colour
+    images.
 
     Attributes:
-      epsilon: step of the differences in x̃, the image before the tanh, as a whole: a pixel moves by about ε/√D.
+      epsilon: step of the differences in x̃, the image before the tanh, as a whole: a pixel moves
+        by about ε/√D.
       directions: m.
       orthogonal, central: see `dfke_jax.synthesis.Differences`.
-      reuse: the clone also learns from the rows of the differences, which are paid for: m + 1 more updates an
-        iteration, after the generator's. The first block of them enters the replay ring as well. Not published.
+      reuse: the clone also learns from the rows of the differences, which are paid for: m + 1 more
+        updates an iteration, after the generator's. The first block of them enters the replay ring
+        as well. Not published.
       replay_batches: not published; 0 is the published algorithm.
-      chunk: rows that the clone evaluates together for the differences, to bound memory; all by default.
+      chunk: rows that the clone evaluates together for the differences, to bound memory; all by
+        default.
 
-    The released scripts use a generator rate of 1e-4 (CIFAR-10) and 5e-5 (SVHN) where the paper has 5e-4.
+    The released scripts use a generator rate of 1e-4 (CIFAR-10) and 5e-5 (SVHN) where the paper has
+    5e-4.
     """
 
     epsilon: float = 1e-3
@@ -75,7 +95,8 @@ class DFMEState(NamedTuple):
 
     Attributes:
       clone: variables of the clone and its optimiser's state.
-      generator: the same of the generator. Its running statistics follow the batch of the generator's own step.
+      generator: the same of the generator. Its running statistics follow the batch of the
+        generator's own step.
       replay: answered rows, or None without replay.
     """
 
@@ -92,32 +113,35 @@ def dfme(
 ) -> Attack:
     """Data-free model extraction.
 
-    min_S max_G E_z L(V(G(z)), S(G(z))) with L = (1/K) Σ_k |v_k − s_k|, where v_k = log p_k − mean_j log p_j is
-    recovered from the answered probabilities. S takes n_S steps on fresh batches; G takes one step along the VJP
-    through G of the forward-difference estimate of ∇_x̃ L, with x̃ the image before the tanh. Both V and S are
-    evaluated at the perturbed points, S in evaluation mode.
+    min_S max_G E_z L(V(G(z)), S(G(z))) with L = (1/K) Σ_k |v_k − s_k|, where v_k = log p_k − mean_j
+    log p_j is recovered from the answered probabilities. S takes n_S steps on fresh batches; G
+    takes one step along the VJP through G of the forward-difference estimate of ∇_x̃ L, with x̃ the
+    image before the tanh. Both V and S are evaluated at the perturbed points, S in evaluation mode.
 
-    An iteration asks once. The n_S batches of the clone and the points of the generator's next step depend on the same
-    generator, so their B·(n_S + m + 1) rows go out together. Told the answers, the clone takes its n_S steps, and then
-    the generator its one, against the clone as it is by then. This is the published order S, ..., S, G, S, ..., S, G,
-    ... begun at the first S; the published loop begins at a G, whose clone knows nothing yet.
+    An iteration asks once. The n_S batches of the clone and the points of the generator's next step
+    depend on the same generator, so their B·(n_S + m + 1) rows go out together. Told the answers,
+    the clone takes its n_S steps, and then the generator its one, against the clone as it is by
+    then. This is the published order S, ..., S, G, S, ..., S, G, ... begun at the first S; the
+    published loop begins at a G, whose clone knows nothing yet.
 
-    Rows, block by block: n_S·B for the clone, then those of `perturbed_rows` (B at x̃, then B for every direction).
+    Rows, block by block: n_S·B for the clone, then those of `perturbed_rows` (B at x̃, then B for
+    every direction).
 
-    On an accelerator answer with ``precise(victim)``: differences of this size need full float32 products. Endpoints that
-    round, quantise images or add noise leave nothing of them; the metric ``flat`` says how many differences are
-    exactly zero.
+    On an accelerator answer with ``precise(victim)``: differences of this size need full float32
+    products. Endpoints that round, quantise images or add noise leave nothing of them; the metric
+    ``flat`` says how many differences are exactly zero.
 
     Args:
       clone: gives module and preprocessing; parameters are drawn afresh.
-      settings: `DFMESettings()` by default; `SMALL_DFME` for LeNets. ``settings.steps`` is needed by schedules.
+      settings: `DFMESettings()` by default; `SMALL_DFME` for LeNets. ``settings.steps`` is needed
+        by schedules.
       reveal: what the oracle answers; probabilities by default.
       num_classes: K of the victim, to be checked against the clone's.
 
     Returns:
-      An `Attack` over `DFMEState` with metrics ``loss`` (of the clone, mean over its batches), ``disagreement`` (the
-      same loss on the generator's batch, clone in evaluation mode), ``flat`` (share of zero differences) and, with
-      replay, ``replay_loss``.
+      An `Attack` over `DFMEState` with metrics ``loss`` (of the clone, mean over its batches),
+      ``disagreement`` (the same loss on the generator's batch, clone in evaluation mode), ``flat``
+      (share of zero differences) and, with replay, ``replay_loss``.
 
     Raises:
       InputError: for labels alone, and as `GenerativeAttack.between`.
@@ -126,15 +150,20 @@ def dfme(
       UserWarning: for rounded answers.
 
     Source: Truong, Maini, Walls and Papernot, Data-Free Model Extraction, CVPR 2021, section 3.
-    Deviations: the estimate is the mean over directions times D and the batch mean follows (released code divides once
-      more by K·B, which Adam does not notice); rows are pictures in the box (`post_transform`); n_G = 1; the last batch
-      of a run is the same, while the published loop picks its best epoch on test data.
+    Deviations: the estimate is the mean over directions times D and the batch mean follows
+      (released code divides once more by K·B, which Adam does not notice); rows are pictures in the
+      box (`post_transform`); n_G = 1; the last batch of a run is the same, while the published loop
+      picks its best epoch on test data.
     """
     return zeroth_order_attack("DFME", clone, settings or DFMESettings(), reveal, num_classes)
 
 
 def zeroth_order_attack(
-    name: str, clone: Classifier, settings: DFMESettings, reveal: Reveal | None, num_classes: int | None
+    name: str,
+    clone: Classifier,
+    settings: DFMESettings,
+    reveal: Reveal | None,
+    num_classes: int | None,
 ) -> Attack:
     """The attack by differences of answers that these settings describe.
 
@@ -155,11 +184,14 @@ def zeroth_order_attack(
 def check_differences(reveal: Reveal, attack: str, stacklevel: int = 3) -> None:
     """Refuses labels, warns of rounded answers: neither has differences for small steps."""
     if reveal.kind == "label":
-        raise InputError(f"{attack} takes differences of answers, which labels do not have; use DFMS-HL or DisGUIDE")
+        raise InputError(
+            f"{attack} takes differences of answers, which labels do not have; use DFMS-HL or "
+            "DisGUIDE"
+        )
     if not reveal.differentiable:
         warnings.warn(
-            f"{attack} takes differences of answers that are rounded to {reveal.decimals} decimals: most will be zero "
-            "and the generator will follow noise",
+            f"{attack} takes differences of answers that are rounded to {reveal.decimals} "
+            "decimals: most will be zero and the generator will follow noise",
             stacklevel=stacklevel,
         )
 
@@ -184,7 +216,9 @@ class GeneratorAndClone(GenerativeAttack[GenerativeSettingsT]):
     def init(self, key: Key) -> PyTree:
         """Both players, fresh."""
         clone_key, generator_key = jax.random.split(key)
-        return DFMEState(self.learner.new(clone_key), self.maker.new(generator_key), self.new_replay())
+        return DFMEState(
+            self.learner.new(clone_key), self.maker.new(generator_key), self.new_replay()
+        )
 
     def draws(self, key: Key) -> Draws:
         """All that is random in an iteration, the same in ask and tell."""
@@ -212,7 +246,9 @@ class ZerothOrderAttack(GeneratorAndClone[DFMESettingsT]):
         fresh = self.maker.batches(variables, drawn.clone_z)
         x, _ = self.maker.pre_activations(variables, drawn.generator_z)
         points = perturbed_rows(drawn.directions, x, self.settings.differences)
-        return state, jnp.concatenate([fresh.reshape(-1, *self.input_shape), self.maker.shown(points)])
+        return state, jnp.concatenate(
+            [fresh.reshape(-1, *self.input_shape), self.maker.shown(points)]
+        )
 
     def tell(self, key: Key, state: PyTree, rows: Array, answers: PyTree) -> tuple[PyTree, Metrics]:
         """The clone's steps, on fresh images and old ones, and the generator's."""
@@ -233,9 +269,12 @@ class ZerothOrderAttack(GeneratorAndClone[DFMESettingsT]):
         targets = self.targets(answers)
         learn_key, again_key, replay_key = jax.random.split(drawn.updates, 3)
         clone, loss = self.learn(learn_key, state.clone, *batches((rows, targets), fresh, size))
-        # with `reuse`, the unperturbed images enter the ring too; the perturbed ones are nearly copies of them
+        # with `reuse`, the unperturbed images enter the ring too; the perturbed ones are nearly
+        # copies of them
         kept = (fresh + settings.reuse) * size
-        clone, replay, metrics = self.replay_steps(replay_key, clone, state.replay, rows[:kept], targets[:kept])
+        clone, replay, metrics = self.replay_steps(
+            replay_key, clone, state.replay, rows[:kept], targets[:kept]
+        )
         asked, answered = rows[fresh * size :], targets[fresh * size :]
         generator, disagreement, flat = self.generator_step(
             drawn, state.generator, clone.variables, asked, answered, extra_gradient
@@ -258,12 +297,15 @@ class ZerothOrderAttack(GeneratorAndClone[DFMESettingsT]):
         """The generator's step towards disagreement, from the answers at its perturbed points.
 
         Args:
-          drawn: of this iteration. generator: before. clone: variables of the clone to disagree with.
+          drawn: of this iteration. generator: before. clone: variables of the clone to disagree
+            with.
           rows, targets: of the perturbed points, in the order of `perturbed_rows`.
-          extra_gradient: x̃ (B, H, W, C) -> (B, H, W, C), of another gain; it is added to the estimate.
+          extra_gradient: x̃ (B, H, W, C) -> (B, H, W, C), of another gain; it is added to the
+            estimate.
 
         Returns:
-          The generator after, the mean loss at its images, and the share of differences that are zero.
+          The generator after, the mean loss at its images, and the share of differences that are
+          zero.
         """
         settings = self.settings
         chunk = settings.chunk or cache_chunk(len(rows))
@@ -271,7 +313,9 @@ class ZerothOrderAttack(GeneratorAndClone[DFMESettingsT]):
         losses = self.loss(logits, targets)
 
         def image(params: PyTree) -> tuple[Array, PyTree]:
-            return self.maker.pre_activations({**generator.variables, "params": params}, drawn.generator_z)
+            return self.maker.pre_activations(
+                {**generator.variables, "params": params}, drawn.generator_z
+            )
 
         # the estimate is a gradient by x̃; from there on the generator is differentiated exactly
         x, back, statistics = jax.vjp(image, generator.variables["params"], has_aux=True)
@@ -279,7 +323,8 @@ class ZerothOrderAttack(GeneratorAndClone[DFMESettingsT]):
         if extra_gradient is not None:
             gradient = gradient + extra_gradient(x)
         (descent,) = back(-gradient / settings.batch_size)
-        # a difference is zero where rounded answers tell nothing: of two sides, or of a point and x̃
+        # a difference is zero where rounded answers tell nothing: of two sides, or of a point and
+        # x̃
         table = losses.reshape(-1, settings.batch_size)
         if settings.central:
             flat = table[: settings.directions] == table[settings.directions :]

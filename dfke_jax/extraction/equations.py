@@ -1,4 +1,5 @@
-"""Equation solving: linear, logistic and softmax models, exactly, from as many answers as they have unknowns a class.
+"""Equation solving: linear, logistic and softmax models, exactly, from as many answers as they have
+unknowns a class.
 
 What such a model answers is an invertible function of affine functions of the row, z(x) = W'x + b.
 Undone, every answer is one linear equation in W and b for each class, with the same matrix, so that
@@ -9,7 +10,9 @@ to the rounding of its answers.
 |---|---|---|---|
 | `linear_regression` | y_k = w_k'x + b_k | y_k | D + 1 |
 | `logistic_regression` | p = 1/(1 + exp(−w'x − b)) | log p − log(1 − p) | D + 1 |
-| `softmax_regression` | p_k = exp(w_k'x + b_k) / Σ_j exp(w_j'x + b_j) | log p_k − log p_r, r a class of reference | D + 1 |
+| `softmax_regression` | p_k = exp(w_k'x + b_k) / Σ_j exp(w_j'x + b_j) | log p_k − log p_r | D + 1 |
+
+r is a class of reference.
 
 The ledger counts three phases: ``equations``, the first D + 1 rows; ``nearer``, those that are
 asked again because they saturate; ``further``, those beyond. Rows beyond D + 1 (`Questions.rows`)
@@ -66,7 +69,9 @@ class AffineModel:
         return rows.reshape(len(rows), -1) @ self.weights + self.bias
 
     def __call__(self, rows: Any) -> np.ndarray:
-        """What the victim answers: numbers (B, K), or probabilities (B, K), of a logistic model (B, 2)."""
+        """What the victim answers: numbers (B, K), or probabilities (B, K), of a logistic model (B,
+        2).
+        """
         scores = self.scores(rows)
         if self.link == "logistic":
             scores = np.concatenate([np.zeros_like(scores), scores], 1)
@@ -114,17 +119,23 @@ class Questions:
         flat = np.flatnonzero(~(high > low) | ~np.isfinite(high - low))
         if len(flat):
             raise InputError(
-                f"box: features {flat[:5].tolist()} have no range, from {low[flat[:5]]} to {high[flat[:5]]}"
+                f"box: features {flat[:5].tolist()} have no range, from {low[flat[:5]]} to "
+                f"{high[flat[:5]]}"
             )
         if self.points is not None:
             points = np.asarray(self.points, np.float64)
             if points.shape[1:] != self.row_shape or not np.isfinite(points).all():
-                raise InputError(f"points must be finite numbers (N, {', '.join(map(str, self.row_shape))})")
+                raise InputError(
+                    f"points must be finite numbers (N, {', '.join(map(str, self.row_shape))})"
+                )
             if self.rows not in (None, len(points)):
-                raise InputError(f"{len(points)} points are given and {self.rows} rows are to be asked")
+                raise InputError(
+                    f"{len(points)} points are given and {self.rows} rows are to be asked"
+                )
         if self.count < self.features + 1:
             raise InputError(
-                f"{self.features} features and a constant need at least {self.features + 1} rows, got {self.count}"
+                f"{self.features} features and a constant need at least {self.features + 1} rows, "
+                f"got {self.count}"
             )
         if self.points is not None:
             self.matrix(self.first(np.random.default_rng(0)))
@@ -148,13 +159,18 @@ class Questions:
 
     def first(self, rng: np.random.Generator) -> np.ndarray:
         """Rows (N, ...) that determine the model: D + 1, or all points."""
-        return self._sent(_simplex(rng, self.features) if self.points is None else self._unit(self.points))
+        return self._sent(
+            _simplex(rng, self.features) if self.points is None else self._unit(self.points)
+        )
 
     def further(self, rng: np.random.Generator) -> np.ndarray:
         """Rows (count − D − 1, ...) that check and average; none where points are given."""
         left = 0 if self.points is not None else self.count - self.features - 1
         corner = rng.integers(0, 2, size=(min(left, 1), self.features)) * 2.0 - 1
-        blocks = [_simplex(rng, self.features) for _ in range(math.ceil((left - len(corner)) / (self.features + 1)))]
+        blocks = [
+            _simplex(rng, self.features)
+            for _ in range(math.ceil((left - len(corner)) / (self.features + 1)))
+        ]
         return self._sent(np.concatenate([corner, *blocks])[:left])
 
     def nearer(self, rows: np.ndarray) -> np.ndarray:
@@ -173,7 +189,8 @@ class Questions:
         rank = int((sizes > _DEGENERATE * sizes[0]).sum())
         if rank < matrix.shape[1]:
             raise InputError(
-                f"these rows do not determine an affine function: they span {rank} of {matrix.shape[1]} dimensions"
+                f"these rows do not determine an affine function: they span {rank} of "
+                f"{matrix.shape[1]} dimensions"
             )
         return matrix
 
@@ -185,9 +202,14 @@ class Questions:
 
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
         try:
-            low, high = (np.broadcast_to(np.asarray(end, np.float64), self.row_shape).ravel() for end in self.box)
+            low, high = (
+                np.broadcast_to(np.asarray(end, np.float64), self.row_shape).ravel()
+                for end in self.box
+            )
         except ValueError as error:
-            raise InputError(f"box must be (low, high), numbers or arrays of shape {self.row_shape}") from error
+            raise InputError(
+                f"box must be (low, high), numbers or arrays of shape {self.row_shape}"
+            ) from error
         return low, high
 
     def _unit(self, rows: Any) -> np.ndarray:
@@ -205,11 +227,14 @@ class Questions:
 
 
 def _simplex(rng: np.random.Generator, features: int) -> np.ndarray:
-    """The corners (D + 1, D) of a regular simplex around 0, turned at random, of largest coordinate 1.
+    """The corners (D + 1, D) of a regular simplex around 0, turned at random, of largest coordinate
+    1.
 
     Their coordinates are D orthogonal columns that are orthogonal to the ones, too.
     """
-    columns = np.concatenate([np.ones((features + 1, 1)), rng.normal(size=(features + 1, features))], 1)
+    columns = np.concatenate(
+        [np.ones((features + 1, 1)), rng.normal(size=(features + 1, features))], 1
+    )
     corners = np.linalg.qr(columns)[0][:, 1:]
     return corners / np.abs(corners).max()
 
@@ -257,7 +282,8 @@ def logistic_regression(questions: Questions, reveal: Reveal | None = None) -> H
 
 
 def softmax_regression(questions: Questions, reveal: Reveal | None = None) -> HostAttack:
-    """The weights of a softmax model of K classes from D + 1 rows: log p_k − log p_r = (w_k − w_r)'x + b_k − b_r.
+    """The weights of a softmax model of K classes from D + 1 rows: log p_k − log p_r = (w_k −
+    w_r)'x + b_k − b_r.
 
     r is the class whose probabilities lose least in the logarithm. A row with a probability of zero
     is asked again at half the distance from the middle of the box, and counted again.
@@ -265,8 +291,8 @@ def softmax_regression(questions: Questions, reveal: Reveal | None = None) -> Ho
     Of rounded answers an equation knows its right side to δ = −log(1 − h/p_k) − log(1 − h/p_r), h
     half a unit of the last decimal; it is weighted by 1/δ, and left out where a probability came
     back as zero. From there on the cross-entropy −Σ_k p_k log p̂_k of all rows is minimised
-    (L-BFGS), which uses those as well. Ask several times D + 1 rows then. Of a class that comes back
-    as zero nearly everywhere little is known but that: its weights are not determined, and may
+    (L-BFGS), which uses those as well. Ask several times D + 1 rows then. Of a class that comes
+    back as zero nearly everywhere little is known but that: its weights are not determined, and may
     become large.
 
     Args:
@@ -318,8 +344,8 @@ class _Equations:
         rows, answers = self._unsaturated(rows, answers, ask)
         if (answers == answers[:1]).all():
             raise InputError(
-                f"all {len(rows)} answers are equal: the model is constant in this box, or the endpoint "
-                "does not look at rows"
+                f"all {len(rows)} answers are equal: the model is constant in this box, or the "
+                "endpoint does not look at rows"
             )
         if len(further):
             ask.keep(self._solved(rows, answers))
@@ -343,7 +369,9 @@ class _Equations:
         """Answers (N, K) in float64, checked."""
         answers = np.asarray(ask(rows))
         if answers.dtype.kind not in "f":
-            raise InputError(f"equations are made of real numbers, and the answers are {answers.dtype}: labels?")
+            raise InputError(
+                f"equations are made of real numbers, and the answers are {answers.dtype}: labels?"
+            )
         if answers.ndim == 1:
             answers = answers[:, None]
         if answers.ndim != 2 or len(answers) != len(rows):
@@ -353,10 +381,14 @@ class _Equations:
         if self.link == "logistic" and answers.shape[1] == 1 and self._takes_logs:
             answers = np.concatenate([1 - answers, answers], 1)
         if self.link == "logistic" and answers.shape[1] > 2:
-            raise InputError(f"a binary model answers two classes, not {answers.shape[1]}; use softmax_regression")
+            raise InputError(
+                f"a binary model answers two classes, not {answers.shape[1]}; use "
+                "softmax_regression"
+            )
         if self.link == "softmax" and answers.shape[1] < 2:
             raise InputError(
-                "a softmax model answers two classes or more; use logistic_regression or linear_regression"
+                "a softmax model answers two classes or more; use logistic_regression or "
+                "linear_regression"
             )
         check_answers(answers, len(rows), answers.shape[1], self.reveal)
         return answers
@@ -375,12 +407,18 @@ class _Equations:
                 "Questions(precision='float32') and less exact weights"
             )
 
-    def _unsaturated(self, rows: np.ndarray, answers: np.ndarray, ask: Ask) -> tuple[np.ndarray, np.ndarray]:
+    def _unsaturated(
+        self, rows: np.ndarray, answers: np.ndarray, ask: Ask
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The same with other rows in the place of those whose logarithms say nothing."""
         if not self._takes_logs or self.reveal.decimals is not None:
             return rows, answers
         # 1 − p has rounding of the size of one, a softmax of several classes only of its own size
-        least = math.sqrt(self._eps) if answers.shape[1] == 2 else float(np.finfo(self.questions.precision).tiny)
+        least = (
+            math.sqrt(self._eps)
+            if answers.shape[1] == 2
+            else float(np.finfo(self.questions.precision).tiny)
+        )
         for _ in range(_HALVINGS):
             lost = (answers < least).any(1)
             if not lost.any() or self.questions.points is not None:
@@ -392,9 +430,9 @@ class _Equations:
         zero = (answers <= 0).any(1)
         if zero.any():
             raise InputError(
-                f"{int(zero.sum())} of {len(rows)} rows are answered with a probability of zero, whose "
-                "logarithm says nothing; ask in a smaller box, or around another middle, or say to how "
-                "many decimals answers are rounded"
+                f"{int(zero.sum())} of {len(rows)} rows are answered with a probability of zero, "
+                "whose logarithm says nothing; ask in a smaller box, or around another middle, or "
+                "say to how many decimals answers are rounded"
             )
         return rows, answers
 
@@ -418,7 +456,8 @@ class _Equations:
         if self.link != "identity" and answers.shape[1] > 1:
             place = 0 if self.link == "logistic" else _clearest(moved)
             values, moved = (
-                np.delete(part, place, 1) for part in (values - values[:, [place]], moved + moved[:, [place]])
+                np.delete(part, place, 1)
+                for part in (values - values[:, [place]], moved + moved[:, [place]])
             )
         # what a victim's own sum of D + 1 products, and an exponential, may be wrong by
         size = np.abs(values[np.isfinite(moved)]).max(initial=0)
@@ -435,35 +474,45 @@ class _Equations:
         solved, residual = np.zeros((matrix.shape[1], values.shape[1])), 0.0
         for column in range(values.shape[1]):
             found = _least_squares(matrix, values[:, column], moved[:, column])
-            if found is None:  # too many of its probabilities were rounded to zero: left to the cross-entropy
+            # too many of its probabilities were rounded to zero: left to the cross-entropy
+            if found is None:
                 continue
             solved[:, column], differences, explained = found
             residual = max(residual, float(differences.max()))
             if len(matrix) > matrix.shape[1] and (differences > explained).any():
                 worst = int((differences / explained).argmax())
                 size = float(np.abs(values[:, column]).max())
-                raise InputError(self._not_affine(float(differences[worst]), float(explained[worst]), size))
+                raise InputError(
+                    self._not_affine(float(differences[worst]), float(explained[worst]), size)
+                )
         if place is not None:
             solved = np.insert(solved, place, 0.0, axis=1)
             if self._takes_logs and self.reveal.decimals is not None:
-                solved = _least_cross_entropy(matrix, answers, solved, 1e-3 * 10.0**-self.reveal.decimals)
+                solved = _least_cross_entropy(
+                    matrix, answers, solved, 1e-3 * 10.0**-self.reveal.decimals
+                )
             solved = (
-                solved[:, 1:] - solved[:, :1] if self.link == "logistic" else solved - solved.mean(1, keepdims=True)
+                solved[:, 1:] - solved[:, :1]
+                if self.link == "logistic"
+                else solved - solved.mean(1, keepdims=True)
             )
         weights, bias = self.questions.unscaled(solved)
-        return AffineModel(weights, bias, self.link, residual if len(matrix) > matrix.shape[1] else None)
+        return AffineModel(
+            weights, bias, self.link, residual if len(matrix) > matrix.shape[1] else None
+        )
 
     def _not_affine(self, difference: float, explained: float, size: float) -> str:
         what = {"identity": "a linear", "logistic": "a logistic", "softmax": "a softmax"}[self.link]
         single = ""
         if self.questions.precision == "float64" and difference < 1e-5 * max(size, 1.0):
             single = (
-                ". So small a difference is made by rows or products in float32: use transport='float64' throughout"
+                ". So small a difference is made by rows or products in float32: use "
+                "transport='float64' throughout"
             )
         return (
-            f"the answers are not those of {what} model: one differs by {difference:.2g} from the nearest such model, and "
-            f"rounding explains {explained:.2g}. The endpoint clips or quantises rows, rounds or changes answers, or has "
-            f"another model{single}"
+            f"the answers are not those of {what} model: one differs by {difference:.2g} from the "
+            f"nearest such model, and rounding explains {explained:.2g}. The endpoint clips or "
+            f"quantises rows, rounds or changes answers, or has another model{single}"
         )
 
 
@@ -473,7 +522,9 @@ def _one_thread() -> threadpool_limits:
 
 
 def _clearest(moved: np.ndarray) -> int:
-    """The class (of (N, K)) whose logarithms are known in most rows, and of such that where they are known best."""
+    """The class (of (N, K)) whose logarithms are known in most rows, and of such that where they
+    are known best.
+    """
     unknown = ~np.isfinite(moved)
     return int(np.lexsort((np.where(unknown, 0, moved).sum(0), unknown.sum(0)))[0])
 
@@ -503,8 +554,11 @@ def _least_squares(
     return solution, np.abs(values - matrix @ solution), explained
 
 
-def _least_cross_entropy(matrix: np.ndarray, answers: np.ndarray, start: np.ndarray, tolerance: float) -> np.ndarray:
-    """argmin over θ (D + 1, K) of −Σ_ik y_ik log softmax(matrix θ)_ik, y the answers, each row divided by its sum.
+def _least_cross_entropy(
+    matrix: np.ndarray, answers: np.ndarray, start: np.ndarray, tolerance: float
+) -> np.ndarray:
+    """argmin over θ (D + 1, K) of −Σ_ik y_ik log softmax(matrix θ)_ik, y the answers, each row
+    divided by its sum.
 
     It ends where no partial derivative, of which each is a sum of differences of probabilities,
     exceeds `tolerance`.
@@ -518,8 +572,16 @@ def _least_cross_entropy(matrix: np.ndarray, answers: np.ndarray, start: np.ndar
         return -float((targets * logs).sum()), gradient.ravel()
 
     settings = {"maxiter": 2000, "maxfun": 4000, "maxcor": 30, "ftol": 1e-15, "gtol": tolerance}
-    found = scipy.optimize.minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options=settings)
+    found = scipy.optimize.minimize(
+        loss, start.ravel(), jac=True, method="L-BFGS-B", options=settings
+    )
     return found.x.reshape(start.shape)
 
 
-__all__ = ["AffineModel", "Questions", "linear_regression", "logistic_regression", "softmax_regression"]
+__all__ = [
+    "AffineModel",
+    "Questions",
+    "linear_regression",
+    "logistic_regression",
+    "softmax_regression",
+]

@@ -1,4 +1,6 @@
-"""Jacobian-based data set augmentation: a few seeds, and steps along the clone's gradient away from them."""
+"""Jacobian-based data set augmentation: a few seeds, and steps along the clone's gradient away from
+them.
+"""
 
 import dataclasses
 from typing import NamedTuple, Self
@@ -25,10 +27,12 @@ class JacobianSettings:
 
     Attributes:
       rows_per_step: N₀, the number of seeds, and rows asked per step.
-      augmentations: ρ, doublings of the set (published: 6). The attack is run for `rounds` = 2^ρ steps.
+      augmentations: ρ, doublings of the set (published: 6). The attack is run for `rounds` = 2^ρ
+        steps.
       step_size: λ, in units of pixels (published: 0.1).
       hard: whether labels alone are learnt, as published, whatever is answered.
-      clone: after the seeds and after every doubling, from new parameters (published: SGD 0.01 with momentum 0.9).
+      clone: after the seeds and after every doubling, from new parameters (published: SGD 0.01 with
+        momentum 0.9).
 
     Raises:
       InputError: for numbers outside their range.
@@ -45,8 +49,8 @@ class JacobianSettings:
     def __post_init__(self):
         if self.rows_per_step < 1 or self.augmentations < 0 or not self.step_size > 0:
             raise InputError(
-                "rows_per_step must be at least 1, augmentations not negative and step_size positive, got "
-                f"{self.rows_per_step}, {self.augmentations} and {self.step_size}"
+                "rows_per_step must be at least 1, augmentations not negative and step_size "
+                f"positive, got {self.rows_per_step}, {self.augmentations} and {self.step_size}"
             )
 
     @property
@@ -60,7 +64,9 @@ class JacobianSettings:
         return self.rows_per_step * self.rounds
 
     def with_budget(self, budget: int) -> Self:
-        """As many seeds as a budget of rows pays for with the same number of doublings (see `steps_for`)."""
+        """As many seeds as a budget of rows pays for with the same number of doublings (see
+        `steps_for`).
+        """
         return dataclasses.replace(self, rows_per_step=steps_for(budget, self.rounds))
 
 
@@ -68,7 +74,8 @@ class JacobianState(NamedTuple):
     """State of the augmentation, T = N₀·2^ρ.
 
     Attributes:
-      images: (T, H, W, C), the seeds and what was made of them, filled from the front. targets: (T, K).
+      images: (T, H, W, C), the seeds and what was made of them, filled from the front. targets: (T,
+        K).
       filled: () int32. clone: its training state; it changes only when the set has doubled.
     """
 
@@ -86,11 +93,13 @@ def jacobian_augmentation(
     *,
     augment: Augmentation | None = None,
 ) -> Attack:
-    """Doubles a set ρ times: X ← X ∪ {x + λ·sign ∂ log S_{O(x)}(x)/∂x : x ∈ X}, O(x) the answered label.
+    """Doubles a set ρ times: X ← X ∪ {x + λ·sign ∂ log S_{O(x)}(x)/∂x : x ∈ X}, O(x) the answered
+    label.
 
-    Only the new points are asked, so that N₀·2^ρ rows are sent in all. Every step asks a block of N₀ rows: a doubling
-    from 2^(e−1)·N₀ to 2^e·N₀ rows takes 2^(e−1) steps, all made with the clone as it was when the doubling began, and
-    the clone is trained at its end. Steps of one size let the attack be compiled once and scanned.
+    Only the new points are asked, so that N₀·2^ρ rows are sent in all. Every step asks a block of
+    N₀ rows: a doubling from 2^(e−1)·N₀ to 2^e·N₀ rows takes 2^(e−1) steps, all made with the clone
+    as it was when the doubling began, and the clone is trained at its end. Steps of one size let
+    the attack be compiled once and scanned.
 
     Args:
       clone: gives the network.
@@ -99,20 +108,24 @@ def jacobian_augmentation(
       augment: of the training's batches.
 
     Returns:
-      An `Attack` over `JacobianState`. Metrics: ``asked`` rows so far, and what the clone foresaw of this step's answers
+      An `Attack` over `JacobianState`. Metrics: ``asked`` rows so far, and how well the clone
+        predicted this step's answers
       before it learnt them (``loss``, ``agreement``).
 
     Raises:
       InputError: for seeds that do not fit.
 
-    Source: Papernot et al., Practical Black-Box Attacks against Machine Learning, AsiaCCS 2017, algorithm 1.
-    Deviations: new points are clipped to the box (an endpoint may refuse others); the gradient is of the
-    log-probability, whose sign is that of the probability's and which does not vanish; no reservoir sampling.
+    Source: Papernot et al., Practical Black-Box Attacks against Machine Learning, AsiaCCS 2017,
+    algorithm 1.
+    Deviations: new points are clipped to the box (an endpoint may refuse others); the gradient is
+    of the log-probability, whose sign is that of the probability's and which does not vanish; no
+    reservoir sampling.
     """
     settings = settings or JacobianSettings()
     if seeds.shape[0] > settings.rows_per_step:
         raise InputError(
-            f"rows_per_step is the number of seeds: got {settings.rows_per_step} and {seeds.shape[0]} seeds"
+            f"rows_per_step is the number of seeds: got {settings.rows_per_step} and "
+            f"{seeds.shape[0]} seeds"
         )
     return _Jacobian.on(
         clone,
@@ -126,7 +139,11 @@ def jacobian_augmentation(
 
 
 def jacobian_rows(
-    classifier: Predict, images: Array, labels: Array, step_size: float, box: tuple[float, float] = (0.0, 1.0)
+    classifier: Predict,
+    images: Array,
+    labels: Array,
+    step_size: float,
+    box: tuple[float, float] = (0.0, 1.0),
 ) -> Array:
     """x + λ·sign ∂ log softmax(f(x))_y/∂x, clipped to the box.
 
@@ -149,12 +166,15 @@ class _Jacobian(GrowingAttack[JacobianSettings]):
         settings = self.settings
         images = jnp.zeros((settings.budget, *self.pool.shape[1:]))
         targets = jnp.zeros((settings.budget, self.clone.num_classes))
-        return JacobianState(images, targets, jnp.zeros((), jnp.int32), new_clone(self.clone, settings.clone, key))
+        return JacobianState(
+            images, targets, jnp.zeros((), jnp.int32), new_clone(self.clone, settings.clone, key)
+        )
 
     def ask(self, key: Key, state: JacobianState) -> tuple[JacobianState, Array]:
         settings, count = self.settings, self.settings.rows_per_step
         blocks = state.filled // count
-        # the set at the beginning of this doubling is the largest power of two of blocks that are filled
+        # the set at the beginning of this doubling is the largest power of two of blocks that are
+        # filled
         doubled = jnp.sum(2 ** jnp.arange(settings.augmentations + 1) <= blocks)
         begin = state.filled - count * jnp.where(blocks > 0, 2 ** (doubled - 1), 0)
         parents = lax.dynamic_slice_in_dim(state.images, begin, count)
@@ -166,7 +186,9 @@ class _Jacobian(GrowingAttack[JacobianSettings]):
     def learn(self, key: Key, before: JacobianState, told: JacobianState) -> Training:
         settings, filled = self.settings, told.filled
         # when the set has doubled
-        due = jnp.any(filled // settings.rows_per_step == 2 ** jnp.arange(settings.augmentations + 1))
+        due = jnp.any(
+            filled // settings.rows_per_step == 2 ** jnp.arange(settings.augmentations + 1)
+        )
         return train_clone(
             key,
             self.clone,

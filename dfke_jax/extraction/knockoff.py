@@ -11,7 +11,13 @@ from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Attack
 from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics
-from dfke_jax.extraction.pool import Labelled, PoolAttackSettings, empty_table, new_clone, train_clone
+from dfke_jax.extraction.pool import (
+    Labelled,
+    PoolAttackSettings,
+    empty_table,
+    new_clone,
+    train_clone,
+)
 from dfke_jax.extraction.pool_attack import ChoosingAttack
 from dfke_jax.extraction.random_queries import random_attack
 from dfke_jax.nn.classifier import Classifier
@@ -31,10 +37,11 @@ def knockoff(
     train_every: int | None = None,
     augment: Augmentation | None = None,
 ) -> Attack:
-    """Knockoff Nets with random sampling: min_S E_{x ∈ pool} H(V(x), S(x)), x drawn without replacement.
+    """Knockoff Nets with random sampling: min_S E_{x ∈ pool} H(V(x), S(x)), x drawn without
+    replacement.
 
-    The defaults are the published ones: 60,000 rows, SGD with learning rate 0.01 and momentum 0.5, ×0.1 after 60 of 100
-    epochs in batches of 64.
+    The defaults are the published ones: 60,000 rows, SGD with learning rate 0.01 and momentum 0.5,
+    ×0.1 after 60 of 100 epochs in batches of 64.
 
     Args:
       clone: gives the network; fresh parameters are drawn (the paper begins from ImageNet's).
@@ -47,11 +54,17 @@ def knockoff(
     Raises:
       InputError: for a pool that does not fit.
 
-    Source: Orekondy, Schiele and Fritz, Knockoff Nets, CVPR 2019, section 4. Deviations: new parameters, batches drawn
-    with replacement, and the last iterate is kept (the released code reports the best on test data).
+    Source: Orekondy, Schiele and Fritz, Knockoff Nets, CVPR 2019, section 4. Deviations: new
+    parameters, batches drawn with replacement, and the last iterate is kept (the released code
+    reports the best on test data).
     """
     return random_attack(
-        clone, pool, reveal, settings or PoolAttackSettings(), train_every=train_every, augment=augment
+        clone,
+        pool,
+        reveal,
+        settings or PoolAttackSettings(),
+        train_every=train_every,
+        augment=augment,
     )
 
 
@@ -60,11 +73,12 @@ class BanditSettings(PoolAttackSettings):
     """How the bandit asks.
 
     Attributes:
-      rows_per_step: actions drawn from one policy before it is updated; the paper's is 1. Larger ones give the device
-        more to do at once.
+      rows_per_step: actions drawn from one policy before it is updated; the paper's is 1. Larger
+        ones give the device more to do at once.
       rewards: which of ``certainty``, ``diversity`` and ``loss`` are averaged.
       window: Δ, answers that rewards are rescaled by and compared with (published: 100).
-      learner_steps: updates of the clone after every step, so that the loss it is rewarded for is that of a learner.
+      learner_steps: updates of the clone after every step, so that the loss it is rewarded for is
+        that of a learner.
 
     Raises:
       UnknownNameError: for another reward.
@@ -85,7 +99,8 @@ class BanditSettings(PoolAttackSettings):
             raise InputError(f"rewards must be distinct and at least one, got {self.rewards}")
         if self.window < 1 or self.learner_steps < 0:
             raise InputError(
-                f"window must be at least 1 and learner_steps not negative, got {self.window}, {self.learner_steps}"
+                f"window must be at least 1 and learner_steps not negative, got {self.window}, "
+                f"{self.learner_steps}"
             )
 
 
@@ -130,17 +145,18 @@ def adaptive_knockoff(
     *,
     augment: Augmentation | None = None,
 ) -> Attack:
-    """Knockoff Nets with a policy π = softmax(H) over groups z of the pool, such as the pool's own labels.
+    """Knockoff Nets with a policy π = softmax(H) over groups z of the pool, such as the pool's own
+    labels.
 
-    After the answer to an image of group z: N(z) += 1 and H += (1/N(z)) · (r − r̄) · (e_z − π), where r averages the
-    chosen rewards, each rescaled to [0, 1] over the last Δ:
+    After the answer to an image of group z: N(z) += 1 and H += (1/N(z)) · (r − r̄) · (e_z − π),
+    where r averages the chosen rewards, each rescaled to [0, 1] over the last Δ:
 
     - certainty: p₁ − p₂, the two largest probabilities answered;
     - diversity: Σ_k max(0, p_k − p̄_k), p̄ the mean of the last Δ answers;
     - loss: H(p, S(x)) of the clone at the beginning of the step.
 
-    r̄ is the mean over the last Δ, so (r − r̄) is Σ_j (r_j − mean_j)/(max_j − min_j) over the number of rewards; a
-    reward that did not vary counts as 0, and so does the first action.
+    r̄ is the mean over the last Δ, so (r − r̄) is Σ_j (r_j − mean_j)/(max_j − min_j) over the
+    number of rewards; a reward that did not vary counts as 0, and so does the first action.
 
     Args:
       clone, pool, reveal: as for `knockoff`.
@@ -150,21 +166,27 @@ def adaptive_knockoff(
       augment: of the clone's batches.
 
     Returns:
-      An `Attack` over `AdaptiveState`. Metrics: as `random_attack`, and the policy's ``entropy`` in nats. When the
+      An `Attack` over `AdaptiveState`. Metrics: as `random_attack`, and the policy's ``entropy`` in
+        nats. When the
       budget is spent, the clone is trained once more from new parameters on everything.
 
     Raises:
       InputError: for a pool or groups that do not fit.
 
-    Source: Orekondy, Schiele and Fritz, Knockoff Nets, CVPR 2019, section 4.2 and equations 3 to 8. Deviations: groups
-    are flat (the paper's tree of classes has one level); several actions are drawn from one policy (the successive
-    draws of a step are without replacement, so a group's weight shrinks by 1/n_z with each); exhausted groups leave the
-    policy. No released code has this part.
+    Source: Orekondy, Schiele and Fritz, Knockoff Nets, CVPR 2019, section 4.2 and equations 3 to 8.
+    Deviations: groups are flat (the paper's tree of classes has one level); several actions are
+    drawn from one policy (the successive draws of a step are without replacement, so a group's
+    weight shrinks by 1/n_z with each); exhausted groups leave the policy. No released code has this
+    part.
     """
-    if groups.shape != pool.shape[:1] or not jnp.issubdtype(groups.dtype, jnp.integer) or num_groups < 1:
+    if (
+        groups.shape != pool.shape[:1]
+        or not jnp.issubdtype(groups.dtype, jnp.integer)
+        or num_groups < 1
+    ):
         raise InputError(
-            f"groups must be integers ({pool.shape[0]},), one per image, below num_groups >= 1; got {groups.dtype} "
-            f"{groups.shape} and {num_groups}"
+            f"groups must be integers ({pool.shape[0]},), one per image, below num_groups >= 1; "
+            f"got {groups.dtype} {groups.shape} and {num_groups}"
         )
     return _Adaptive.on(
         clone,
@@ -218,13 +240,16 @@ class _Adaptive(ChoosingAttack[BanditSettings]):
     def learn(self, key: Key, before: AdaptiveState, told: AdaptiveState) -> Training:
         learner_key, train_key = jax.random.fold_in(key, 2), jax.random.fold_in(key, 3)
         ends = told.labelled.asked >= self.settings.budget
-        start = self.learn_some(learner_key, told, ~ends) if self.settings.learner_steps else told.clone
+        start = (
+            self.learn_some(learner_key, told, ~ends) if self.settings.learner_steps else told.clone
+        )
         return self.learn_all(train_key, told, start, ends)
 
     def learn_some(self, key: Key, told: AdaptiveState, due: Array) -> Training:
         """A few updates on what was answered so far, so that the loss is that of a learner."""
         settings, learnt = self.settings, told.labelled.learnt
-        # as many rows as the learner will use: a gather of the whole table would cost more than the updates
+        # as many rows as the learner will use: a gather of the whole table would cost more than the
+        # updates
         draws_key, train_key = jax.random.split(key)
         count = settings.learner_steps * settings.clone.batch_size
         places = jax.random.randint(draws_key, (count,), 0, learnt.filled)
@@ -255,7 +280,8 @@ def new_bandit(num_groups: int, window: int, num_classes: int) -> Bandit:
 
 
 def draw(key: Key, log_policy: Array, groups: Array, asked: Array, count: int) -> Array:
-    """`count` rows that were not asked: a group from the policy, then an image of it uniformly; without replacement.
+    """`count` rows that were not asked: a group from the policy, then an image of it uniformly;
+    without replacement.
 
     Args:
       log_policy: (Z,). groups: (N,). asked: (N,) bool, with at least `count` False.
@@ -280,7 +306,12 @@ def _left(groups: Array, asked: Array, num_groups: int) -> Array:
 
 
 def update_bandit(
-    bandit: Bandit, probabilities: Array, groups: Array, answers: Array, losses: Array, used: tuple[str, ...] = REWARDS
+    bandit: Bandit,
+    probabilities: Array,
+    groups: Array,
+    answers: Array,
+    losses: Array,
+    used: tuple[str, ...] = REWARDS,
 ) -> Bandit:
     """Takes in the answers to q actions, one after another.
 

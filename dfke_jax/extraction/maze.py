@@ -12,7 +12,8 @@ from dfke_jax.oracle.reveal import Reveal
 
 @dataclasses.dataclass(frozen=True)
 class MAZESettings(DFMESettings):
-    """How MAZE runs. The defaults are the published ones (both players by SGD, cosine, ten directions).
+    """How MAZE runs. The defaults are the published ones (both players by SGD, cosine, ten
+    directions).
 
     Attributes:
       replay_batches: N_R.
@@ -49,16 +50,18 @@ def maze(
 ) -> Attack:
     """Model stealing by zeroth-order gradient estimation.
 
-    L = KL(V(x) ‖ S(x)); S descends it, G ascends it along the estimate of ∇_x̃ L; after its n_S fresh batches the clone
-    takes N_R steps on batches drawn from earlier answers.
+    L = KL(V(x) ‖ S(x)); S descends it, G ascends it along the estimate of ∇_x̃ L; after its n_S
+    fresh batches the clone takes N_R steps on batches drawn from earlier answers.
 
-    Rows and their order are `dfke_jax.extraction.dfme`'s: B·(n_S + m + 1) an iteration, 2,048 by default.
+    Rows and their order are `dfke_jax.extraction.dfme`'s: B·(n_S + m + 1) an iteration, 2,048 by
+    default.
 
     Args:
       clone, settings, reveal, num_classes: see `dfke_jax.extraction.dfme.dfme`.
 
     Returns:
-      An `Attack` over `dfke_jax.extraction.dfme.DFMEState` with metrics ``loss``, ``disagreement``, ``flat`` and, with replay, ``replay_loss``.
+      An `Attack` over `dfke_jax.extraction.dfme.DFMEState` with metrics ``loss``, ``disagreement``,
+      ``flat`` and, with replay, ``replay_loss``.
 
     Raises:
       InputError: as `dfme`.
@@ -67,9 +70,10 @@ def maze(
       UserWarning: for rounded answers.
 
     Source: Kariyappa, Prakash and Qureshi, MAZE, CVPR 2021, section 3.
-    Deviations: all n_S fresh batches enter the ring (released code keeps the last one alone), which is bounded and
-      rounded as `remember` says; no batch of the generator serves the clone, as in the text (released code uses one
-      twice and asks again for it); the generator is `DFMEGenerator`; no evaluation between iterations.
+    Deviations: all n_S fresh batches enter the ring (released code keeps the last one alone), which
+      is bounded and rounded as `remember` says; no batch of the generator serves the clone, as in
+      the text (released code uses one twice and asks again for it); the generator is
+      `DFMEGenerator`; no evaluation between iterations.
     """
     return zeroth_order_attack("MAZE", clone, settings or MAZESettings(), reveal, num_classes)
 

@@ -24,13 +24,14 @@ from dfke_jax.synthesis.replay import Replay, remember
 
 @dataclasses.dataclass(frozen=True)
 class MAZEPDSettings(MAZESettings):
-    """How MAZE-PD runs. The defaults are the released ones, but for `critic_weight`, for which none is known.
+    """How MAZE-PD runs. The defaults are the released ones, but for `critic_weight`, for which none
+    is known.
 
     Attributes:
       critic_weight: α of −α·D(G(z)) in the generator's loss; 0 is MAZE.
       penalty: λ of the gradient penalty.
-      critic_optimizer, critic_rate: of the critic, which takes `clone_batches` steps an iteration. `schedule`, `momentum`
-        and `weight_decay` hold for it too.
+      critic_optimizer, critic_rate: of the critic, which takes `clone_batches` steps an iteration.
+        `schedule`, `momentum` and `weight_decay` hold for it too.
       critic_width: filters of its first layer.
     """
 
@@ -42,10 +43,15 @@ class MAZEPDSettings(MAZESettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if min(self.critic_weight, self.penalty) < 0 or not self.critic_rate > 0 or self.critic_width < 1:
+        if (
+            min(self.critic_weight, self.penalty) < 0
+            or not self.critic_rate > 0
+            or self.critic_width < 1
+        ):
             raise InputError(
-                "critic_weight and penalty must not be negative, critic_rate must be positive and critic_width at least "
-                f"1, got {self.critic_weight}, {self.penalty}, {self.critic_rate}, {self.critic_width}"
+                "critic_weight and penalty must not be negative, critic_rate must be positive and "
+                f"critic_width at least 1, got {self.critic_weight}, {self.penalty}, "
+                f"{self.critic_rate}, {self.critic_width}"
             )
         if self.critic_optimizer not in OPTIMISERS:
             raise UnknownNameError("optimiser", self.critic_optimizer, OPTIMISERS)
@@ -71,7 +77,9 @@ class MAZEPDSettings(MAZESettings):
 
 
 class MAZEPDState(NamedTuple):
-    """State of the attack: the fields of `DFMEState`, and the critic's variables with their optimiser's state."""
+    """State of the attack: the fields of `DFMEState`, and the critic's variables with their
+    optimiser's state.
+    """
 
     clone: Training
     generator: Training
@@ -91,13 +99,15 @@ def maze_pd(
 
     Beside the players of MAZE there is a critic D, which learns to tell the seeds from G(z):
 
-      L_D = mean D(G(z)) − mean D(seeds) + λ·mean (‖∇D(x̂)‖ − 1)²,  x̂ uniform on the line between the two,
-      L_G = −KL(V(x) ‖ S(x)) − α·D(x).
+      L_D = mean D(G(z)) − mean D(seeds) + λ·mean (‖∇D(x̂)‖ − 1)²,  x̂ uniform on the line between
+      the two, L_G = −KL(V(x) ‖ S(x)) − α·D(x).
 
-    D takes one step beside each of the clone's on fresh batches, on the same images; D's part of the generator's gradient
-    is exact, V's is estimated. Seeds with their answers are the first rows of the replay ring.
+    D takes one step beside each of the clone's on fresh batches, on the same images; D's part of
+    the generator's gradient is exact, V's is estimated. Seeds with their answers are the first rows
+    of the replay ring.
 
-    Rows and their order are `dfke_jax.extraction.dfme`'s. The seeds are asked once, by the caller, who pays for them::
+    Rows and their order are `dfke_jax.extraction.dfme`'s. The seeds are asked once, by the caller,
+    who pays for them::
 
         answers = oracle(seeds)
         attack = maze_pd(clone, seeds, answers, settings)
@@ -109,57 +119,77 @@ def maze_pd(
       settings: see `MAZEPDSettings`.
 
     Returns:
-      An `Attack` over `MAZEPDState` with `maze`'s metrics and ``critic`` (mean D(seeds) − mean D(G(z)), over the steps)
-      and ``penalty`` (before λ).
+      An `Attack` over `MAZEPDState` with `maze`'s metrics and ``critic`` (mean D(seeds) − mean
+      D(G(z)), over the steps) and ``penalty`` (before λ).
 
     Raises:
-      InputError: as `dfme`; for seeds of another shape, none, or another number of answers, a box other than (0, 1), a
-        ring that cannot take the seeds.
+      InputError: as `dfme`; for seeds of another shape, none, or another number of answers, a box
+        other than (0, 1), a ring that cannot take the seeds.
 
-    Source: Kariyappa, Prakash and Qureshi, MAZE, CVPR 2021, section on partial data; Gulrajani et al., 2017, for the
-      penalty.
-    Deviations: those of `maze`; the critic is a DCGAN's without normalisation (released code has instance normalisation);
-      seeds are drawn with replacement; seeds leave the ring as any old row does; D steps before G of an iteration, as S.
-      The critic's second derivatives are those of plain convolutions, which are slow inside a loop on CPU.
+    Source: Kariyappa, Prakash and Qureshi, MAZE, CVPR 2021, section on partial data; Gulrajani et
+      al., 2017, for the penalty.
+    Deviations: those of `maze`; the critic is a DCGAN's without normalisation (released code has
+      instance normalisation); seeds are drawn with replacement; seeds leave the ring as any old row
+      does; D steps before G of an iteration, as S. The critic's second derivatives are those of
+      plain convolutions, which are slow inside a loop on CPU.
     """
     settings = settings or MAZEPDSettings()
     reveal = reveal or Reveal()
     check_differences(reveal, "MAZE-PD")
     if seeds.ndim != 4 or tuple(seeds.shape[1:]) != tuple(clone.input_shape) or not seeds.shape[0]:
-        raise InputError(f"seeds are {tuple(seeds.shape)} and the clone takes (N, *{clone.input_shape}), N at least 1")
+        raise InputError(
+            f"seeds are {tuple(seeds.shape)} and the clone takes (N, *{clone.input_shape}), N at "
+            "least 1"
+        )
     answers = jnp.asarray(answers)
     if answers.shape[:1] != seeds.shape[:1]:
-        raise InputError(f"{seeds.shape[0]} seeds need as many answers; ask the oracle for them first")
+        raise InputError(
+            f"{seeds.shape[0]} seeds need as many answers; ask the oracle for them first"
+        )
     if settings.post_transform or clone.preprocessing.box != (0.0, 1.0):
         raise InputError(
-            "the critic compares images with seeds in [0, 1]: the clone's box must be (0, 1) and post_transform False, got "
-            f"{clone.preprocessing.box} and {settings.post_transform}"
+            "the critic compares images with seeds in [0, 1]: the clone's box must be (0, 1) and "
+            f"post_transform False, got {clone.preprocessing.box} and {settings.post_transform}"
         )
     if settings.replay_batches and settings.replay_capacity < seeds.shape[0]:
-        raise InputError(f"replay_capacity must hold the {seeds.shape[0]} seeds, got {settings.replay_capacity}")
+        raise InputError(
+            f"replay_capacity must hold the {seeds.shape[0]} seeds, got {settings.replay_capacity}"
+        )
     targets = GenerativeAttack.between(clone, settings, reveal, num_classes).targets(answers)
     _ = settings.critic_rule  # a schedule over no steps is refused here
-    return as_attack(_MAZEPD.between(clone, settings, reveal, num_classes, seeds=seeds, seed_targets=targets))
+    return as_attack(
+        _MAZEPD.between(clone, settings, reveal, num_classes, seeds=seeds, seed_targets=targets)
+    )
 
 
 @record
 class _MAZEPD(ZerothOrderAttack[MAZEPDSettings]):
-    """Attributes beside those of `GenerativeAttack`: seeds (N, H, W, C), and what the clone learns of them (N, K)."""
+    """Attributes beside those of `GenerativeAttack`: seeds (N, H, W, C), and what the clone learns
+    of them (N, K).
+    """
 
     seeds: Array
     seed_targets: Array
 
     def init(self, key: Key) -> MAZEPDState:
         clone, generator, replay = super().init(key)
-        variables = self.settings.critic.init(jax.random.fold_in(key, 2), jnp.zeros((2, *self.input_shape)))
+        variables = self.settings.critic.init(
+            jax.random.fold_in(key, 2), jnp.zeros((2, *self.input_shape))
+        )
         critic = Training(variables, self.settings.critic_rule.init(variables["params"]))
         if replay is not None:
-            replay = remember(replay, as_float(self.seeds), self.seed_targets, self.preprocessing.box)
+            replay = remember(
+                replay, as_float(self.seeds), self.seed_targets, self.preprocessing.box
+            )
         return MAZEPDState(clone, generator, critic, replay)
 
-    def tell(self, key: Key, state: MAZEPDState, rows: Array, answers: PyTree) -> tuple[MAZEPDState, Metrics]:
+    def tell(
+        self, key: Key, state: MAZEPDState, rows: Array, answers: PyTree
+    ) -> tuple[MAZEPDState, Metrics]:
         settings = self.settings
-        critic, judged = self.critic_steps(jax.random.fold_in(self.draws(key).updates, 3), state.critic, rows)
+        critic, judged = self.critic_steps(
+            jax.random.fold_in(self.draws(key).updates, 3), state.critic, rows
+        )
 
         def gain(x: Array) -> Array:
             judged = settings.critic.apply(critic.variables, self.maker.shown(x))
@@ -179,16 +209,22 @@ class _MAZEPD(ZerothOrderAttack[MAZEPDSettings]):
         def judge(critic: Training, batch: tuple[Array, Array]) -> tuple[Training, Metrics]:
             key, made = batch
             seed_key, point_key = jax.random.split(key)
-            given = as_float(self.seeds[jax.random.randint(seed_key, (size,), 0, self.seeds.shape[0])])
+            given = as_float(
+                self.seeds[jax.random.randint(seed_key, (size,), 0, self.seeds.shape[0])]
+            )
             return critic_step(settings, critic, given, made, point_key)
 
-        return jax.lax.scan(judge, critic, (jax.random.split(key, count), made), unroll=settings.unroll)
+        return jax.lax.scan(
+            judge, critic, (jax.random.split(key, count), made), unroll=settings.unroll
+        )
 
 
 def critic_step(
     settings: MAZEPDSettings, critic: Training, given: Array, made: Array, key: Key
 ) -> tuple[Training, Metrics]:
-    """One step of the critic on L_D; `given` and `made` are (B, H, W, C) in [0, 1], and `key` is of the points between."""
+    """One step of the critic on L_D; `given` and `made` are (B, H, W, C) in [0, 1], and `key` is of
+    the points between.
+    """
     points = between(key, made, given)
 
     def loss(params: PyTree) -> tuple[Array, Metrics]:

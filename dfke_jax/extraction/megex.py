@@ -15,7 +15,12 @@ from dfke_jax.extraction.common import SMALL, GenerativeSettings, batches
 from dfke_jax.extraction.dfme import DFMEState, GeneratorAndClone
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.training import updated_by
-from dfke_jax.oracle.explanations import Explained, Explanation, class_gradients, explained_gradients
+from dfke_jax.oracle.explanations import (
+    Explained,
+    Explanation,
+    class_gradients,
+    explained_gradients,
+)
 from dfke_jax.oracle.reveal import Reveal
 
 SATURATED = 1e-6
@@ -29,16 +34,18 @@ OBJECTIVES = ("logits", "probabilities")
 class MEGEXSettings(GenerativeSettings):
     """How MEGEX runs: DFME's values, without differences.
 
-    `rows_per_step` is B·(n_S + 1). The endpoint explains them all, although the attack uses the explanations of the
-    last B alone.
+    `rows_per_step` is B·(n_S + 1). The endpoint explains them all, although the attack uses the
+    explanations of the last B alone.
 
     Attributes:
-      floor: the smallest probability that an explanation which is no exact gradient is divided by, so that classes which
-        the victim rules out do not outweigh the others.
-      objective: L, which the generator climbs: ``logits``, DFME's (1/K) Σ_k |v_k − s_k|; or ``probabilities``,
-        (1/K) Σ_k |p_k − q_k| with q = softmax s, which is bounded. The latter is not published.
-      diversity: λ of −λ Σ_k ᾱ_k log ᾱ_k, which the generator climbs as well, with ᾱ the victim's mean answer to its
-        batch: DisGUIDE's balance of classes, read off the victim instead of the clones. Not published; 0 is MEGEX.
+      floor: the smallest probability that an explanation which is no exact gradient is divided by,
+        so that classes which the victim rules out do not outweigh the others.
+      objective: L, which the generator climbs: ``logits``, DFME's (1/K) Σ_k |v_k − s_k|; or
+        ``probabilities``, (1/K) Σ_k |p_k − q_k| with q = softmax s, which is bounded. The latter is
+        not published.
+      diversity: λ of −λ Σ_k ᾱ_k log ᾱ_k, which the generator climbs as well, with ᾱ the victim's
+        mean answer to its batch: DisGUIDE's balance of classes, read off the victim instead of the
+        clones. Not published; 0 is MEGEX.
     """
 
     floor: float = 1e-3
@@ -61,9 +68,9 @@ class MEGEXSettings(GenerativeSettings):
 
 
 SMALL_MEGEX = MEGEXSettings(**SMALL)
-"""For LeNets on grey images; see `dfke_jax.extraction.common.SMALL`. What the generator climbs is the published distance of
-logits: neither the distance of probabilities nor a balance of classes gained anything on held-back images
-(docs/extraction.md)."""
+"""For LeNets on grey images; see `dfke_jax.extraction.common.SMALL`. What the generator climbs is
+the published distance of logits: neither the distance of probabilities nor a balance of classes
+gained anything on held-back images (docs/extraction.md)."""
 
 
 def megex(
@@ -75,48 +82,53 @@ def megex(
     """Data-free model extraction with gradients from explanations.
 
     With E_k = ∂p_k/∂x, ∂log p_k = E_k/p_k and v_k = log p_k − mean_j log p_j, the generator climbs
-    ∂L/∂x = (1/K) Σ_k sign(v_k − s_k)·(∂v_k − ∂s_k); the clone's part is differentiated through the clone, always exactly.
-    What it climbs instead or besides (`MEGEXSettings.objective`, `diversity`) is a function of p and s too, whose slope by
-    log p takes the place of the signs. What the victim's part is made of depends on what is explained:
+    ∂L/∂x = (1/K) Σ_k sign(v_k − s_k)·(∂v_k − ∂s_k); the clone's part is differentiated through the
+    clone, always exactly. What it climbs instead or besides (`MEGEXSettings.objective`,
+    `diversity`) is a function of p and s too, whose slope by log p takes the place of the signs.
+    What the victim's part is made of depends on what is explained:
 
     | kind | E_k | all classes | top class t alone |
     |---|---|---|---|
     | ``gradient`` | as it is | exact | exact for K = 2 |
-    | ``gradient_times_input`` | divided by x | exact but at pixels of exactly 0 | exact for K = 2, but at those |
+    | ``gradient_times_input`` | divided by x | exact but where x is 0 | exact for K = 2, but there |
     | ``smooth_grad`` | as it is: a gradient's mean around x | approximate | approximate |
-    | ``integrated_gradients`` | divided by x − x₀: its mean along the way to x | approximate | approximate |
-    | ``sign`` | its sign times the mean size of the clone's gradient of the same quantity | approximate | approximate |
+    | ``integrated_gradients`` | divided by x − x₀: a mean along the way | approximate | approximate |
+    | ``sign`` | its sign times the mean size of the clone's | approximate | approximate |
     | ``abs`` | – | refused | refused |
 
-    Of the top class alone v needs the other p_j as well. Their logits are taken to move together; then everything follows
-    from ∂ log(p_t/(1 − p_t)) = E_t/(p_t (1 − p_t)). Rounded maps are approximate whatever their kind. Approximate
-    ones are divided by no probability below `MEGEXSettings.floor`. At x = 0 of the box (0, 1) the generator's tanh is saturated
-    and asks for no gradient.
+    Of the top class alone v needs the other p_j as well. Their logits are taken to move together;
+    then everything follows from ∂ log(p_t/(1 − p_t)) = E_t/(p_t (1 − p_t)). Rounded maps are
+    approximate whatever their kind. Approximate ones are divided by no probability below
+    `MEGEXSettings.floor`. At x = 0 of the box (0, 1) the generator's tanh is saturated and asks for
+    no gradient.
 
-    Rows: n_S·B for the clone, then B for the generator. Order of the players as in `dfke_jax.extraction.dfme.dfme`.
+    Rows: n_S·B for the clone, then B for the generator. Order of the players as in
+    `dfke_jax.extraction.dfme.dfme`.
 
     Args:
       clone, settings, num_classes: see `dfke_jax.extraction.dfme.dfme`.
       explanation: what the endpoint explains; input gradients of all classes by default.
 
     Returns:
-      An `Attack` over `DFMEState` whose `tell` takes like `dfke_jax.oracle.Explained`; metrics ``loss``,
-      ``disagreement``.
+      An `Attack` over `DFMEState` whose `tell` takes like `dfke_jax.oracle.Explained`; metrics
+      ``loss``, ``disagreement``.
 
     Raises:
-      InputError: for a loss other than l1, for ``abs``, whose signs are lost, and as `GenerativeAttack.between`; in `tell`, for
-        explanations of another shape.
+      InputError: for a loss other than l1, for ``abs``, whose signs are lost, and as
+        `GenerativeAttack.between`; in `tell`, for explanations of another shape.
 
-    Source: Miura, Hasegawa and Shibahara, MEGEX: Data-Free Model Extraction Attack against Gradient-Based Explainable
-      AI, 2021 (the formula is ours: the abstract states the setting and no code is public; so is what is done with
-      anything but input gradients of all classes).
+    Source: Miura, Hasegawa and Shibahara, MEGEX: Data-Free Model Extraction Attack against
+      Gradient-Based Explainable AI, 2021 (the formula is ours: the abstract states the setting and
+      no code is public; so is what is done with anything but input gradients of all classes).
     """
     settings = settings or MEGEXSettings()
     setting = explanation or Explanation()
     if settings.loss not in ("auto", "l1"):
         raise InputError(f"MEGEX is written for the l1 loss on logits, not {settings.loss!r}")
     if setting.kind == "abs":
-        raise InputError("MEGEX needs the direction of a gradient and 'abs' explanations have lost it; use dfme")
+        raise InputError(
+            "MEGEX needs the direction of a gradient and 'abs' explanations have lost it; use dfme"
+        )
     return as_attack(_MEGEX.between(clone, settings, Reveal(), num_classes, explanation=setting))
 
 
@@ -128,7 +140,8 @@ def explained_gradient(
     setting: Explanation | None = None,
     settings: MEGEXSettings | None = None,
 ) -> tuple[Array, Array]:
-    """B times the gradient of what the generator climbs, (1/B) Σ_b L_b − λ Σ_k ᾱ_k log ᾱ_k, at every sample; and L.
+    """B times the gradient of what the generator climbs, (1/B) Σ_b L_b − λ Σ_k ᾱ_k log ᾱ_k, at
+    every sample; and L.
 
     Args:
       probabilities: p, (B, K). explanation: (B, K, H, W, C), or (B, H, W, C) of the top class.
@@ -138,8 +151,8 @@ def explained_gradient(
       settings: `objective`, `diversity` and `floor`; the defaults by default.
 
     Returns:
-      (B, H, W, C), exact or approximate as `megex` says, and (B,). Classes whose probability is zero in float32
-      contribute no ∂log p.
+      (B, H, W, C), exact or approximate as `megex` says, and (B,). Classes whose probability is
+      zero in float32 contribute no ∂log p.
 
     Raises:
       InputError: for shapes that do not fit, and for ``abs``.
@@ -147,17 +160,22 @@ def explained_gradient(
     settings = settings or MEGEXSettings()
     logits, back = jax.vjp(clone, images)
     weights, own, gain = _slopes(probabilities, logits, settings)
-    victim = victim_gradient(weights, probabilities, explanation, clone, images, setting, settings.floor)
+    victim = victim_gradient(
+        weights, probabilities, explanation, clone, images, setting, settings.floor
+    )
     return victim - back(own)[0], gain
 
 
 def _slopes(p: Array, logits: Array, settings: MEGEXSettings) -> tuple[Array, Array, Array]:
-    """What is climbed, by log p (the sum over classes is 0) and, negative, by the clone's logits: (B, K) each; and L."""
+    """What is climbed, by log p (the sum over classes is 0) and, negative, by the clone's logits:
+    (B, K) each; and L.
+    """
     if settings.objective == "logits":
         logs = jnp.log(jnp.maximum(p, _TINY))
         gap = logs - logs.mean(-1, keepdims=True) - logits
         own = jnp.sign(gap) / p.shape[-1]
-        weights = own - own.mean(-1, keepdims=True)  # ∂v_k = ∂log p_k − mean_j ∂log p_j, collected by ∂log p_k
+        # ∂v_k = ∂log p_k − mean_j ∂log p_j, collected by ∂log p_k
+        weights = own - own.mean(-1, keepdims=True)
     else:
         q = jax.nn.softmax(logits)
         gap = p - q
@@ -165,7 +183,9 @@ def _slopes(p: Array, logits: Array, settings: MEGEXSettings) -> tuple[Array, Ar
         weights, own = _through_softmax(p, signs), _through_softmax(q, signs)
     if settings.diversity:
         log_mean = jnp.log(jnp.maximum(p.mean(0, keepdims=True), _TINY))
-        weights = weights - settings.diversity * _through_softmax(p, jnp.broadcast_to(log_mean, p.shape))
+        weights = weights - settings.diversity * _through_softmax(
+            p, jnp.broadcast_to(log_mean, p.shape)
+        )
     return weights, own, jnp.mean(jnp.abs(gap), -1)
 
 
@@ -197,7 +217,9 @@ def victim_gradient(
     if explanation.shape != wanted:
         what = "(B, K, H, W, C)" if every else "(B, H, W, C)"
         whose = "one map for every class" if every else "one map of the top class"
-        raise InputError(f"explanations must be {what} = {wanted}, {whose}, got shape {explanation.shape}")
+        raise InputError(
+            f"explanations must be {what} = {wanted}, {whose}, got shape {explanation.shape}"
+        )
     if setting.kind != "sign":
         explanation = explained_gradients(Explained(probabilities, explanation), images, setting)
     exact = setting.kind in ("gradient", "gradient_times_input") and setting.decimals is None
@@ -239,9 +261,13 @@ class _MEGEX(GeneratorAndClone[MEGEXSettings]):
     def ask(self, key: Key, state: DFMEState) -> tuple[DFMEState, Array]:
         drawn = self.draws(key)
         z = jnp.concatenate([drawn.clone_z, drawn.generator_z[None]])
-        return state, self.maker.batches(state.generator.variables, z).reshape(-1, *self.input_shape)
+        return state, self.maker.batches(state.generator.variables, z).reshape(
+            -1, *self.input_shape
+        )
 
-    def tell(self, key: Key, state: DFMEState, rows: Array, answers: Explained) -> tuple[DFMEState, Metrics]:
+    def tell(
+        self, key: Key, state: DFMEState, rows: Array, answers: Explained
+    ) -> tuple[DFMEState, Metrics]:
         settings, drawn = self.settings, self.draws(key)
         size, fresh = settings.batch_size, settings.clone_batches
         targets = self.targets(answers.probabilities)

@@ -1,9 +1,10 @@
 """What attacks that query a pool of images share: the table of answers and the clone's training.
 
-The pool (N, H, W, C) lives on the device, uint8 or float in the box, and travels as an argument. What was asked is
-kept as row numbers beside the targets read out of the answers; both are allocated for the whole budget and filled from
-the front, so that every step has the same shapes. Every state has a field ``clone``, a
-`dfke_jax.nn.training.Training`: put it back with `dfke_jax.nn.training.trained`.
+The pool (N, H, W, C) lives on the device, uint8 or float in the box, and travels as an argument.
+What was asked is kept as row numbers beside the targets read out of the answers; both are allocated
+for the whole budget and filled from the front, so that every step has the same shapes. Every state
+has a field ``clone``, a `dfke_jax.nn.training.Training`: put it back with
+`dfke_jax.nn.training.trained`.
 """
 
 import dataclasses
@@ -30,21 +31,23 @@ from dfke_jax.oracle.reveal import Reveal, answered_labels, answered_probabiliti
 class CloneTraining:
     """How a clone learns the answers: soft cross-entropy on batches drawn with replacement.
 
-    With a temperature τ the answered probabilities p and the clone's q are both flattened first: the loss is
-    τ²·H(p^(1/τ)/Σ p^(1/τ), q^(1/τ)/Σ q^(1/τ)). Probabilities that come unrounded tell by their logarithms how the victim
-    ranks the classes that it excludes, and on images of something else that is most of what they tell. No paper on
-    extraction does this; 1 is the published loss.
+    With a temperature τ the answered probabilities p and the clone's q are both flattened first:
+    the loss is τ²·H(p^(1/τ)/Σ p^(1/τ), q^(1/τ)/Σ q^(1/τ)). Probabilities that come unrounded tell
+    by their logarithms how the victim ranks the classes that it excludes, and on images of
+    something else that is most of what they tell. No paper on extraction does this; 1 is the
+    published loss.
 
     Attributes:
       steps: updates of one training. Papers give epochs: e epochs over T rows are e·T/B updates.
       batch_size: B.
       optimizer: ``sgd`` (with plain momentum) or ``adam``.
-      learning_rate: at the beginning; times `decay_factor` at each fraction of the steps in `decay_at`.
+      learning_rate: at the beginning; times `decay_factor` at each fraction of the steps in
+        `decay_at`.
       momentum: for SGD.
       weight_decay: added to the gradient (an L2 penalty), for both optimisers.
       temperature: τ ≥ 1. Labels are learnt without: there is nothing to flatten.
-      checks: how often, evenly along the training, the clone is compared with the held-out answers; the variables of
-        the best comparison are kept. Without held-out rows the last ones are.
+      checks: how often, evenly along the training, the clone is compared with the held-out answers;
+        the variables of the best comparison are kept. Without held-out rows the last ones are.
 
     Raises:
       InputError: for numbers outside their range, or steps that are not a multiple of `checks`.
@@ -69,16 +72,24 @@ class CloneTraining:
             raise UnknownNameError("optimiser of a clone", self.optimizer, ("sgd", "adam"))
         if self.steps < 1 or self.batch_size < 1 or self.checks < 1 or self.steps % self.checks:
             raise InputError(
-                "steps, batch_size and checks must be at least 1 and steps a multiple of checks, got "
-                f"{self.steps}, {self.batch_size} and {self.checks}"
+                "steps, batch_size and checks must be at least 1 and steps a multiple of checks, "
+                f"got {self.steps}, {self.batch_size} and {self.checks}"
             )
-        if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1 or self.decay_factor <= 0:
+        if (
+            self.learning_rate <= 0
+            or self.weight_decay < 0
+            or not 0 <= self.momentum < 1
+            or self.decay_factor <= 0
+        ):
             raise InputError(
-                "learning_rate and decay_factor must be positive, weight_decay not negative and momentum in [0, 1), got "
-                f"{self.learning_rate}, {self.decay_factor}, {self.weight_decay} and {self.momentum}"
+                "learning_rate and decay_factor must be positive, weight_decay not negative and "
+                f"momentum in [0, 1), got {self.learning_rate}, {self.decay_factor}, "
+                f"{self.weight_decay} and {self.momentum}"
             )
         if any(not 0 < at < 1 for at in self.decay_at):
-            raise InputError(f"decay_at must hold fractions of the steps, in (0, 1), got {self.decay_at}")
+            raise InputError(
+                f"decay_at must hold fractions of the steps, in (0, 1), got {self.decay_at}"
+            )
 
     @property
     def rule(self) -> optax.GradientTransformation:
@@ -95,15 +106,19 @@ SMALL_CLONE = CloneTraining(
     decay_factor=0.2,
     temperature=5.0,
 )
-"""For LeNets on grey images and 10,000 to 20,000 rows. Rate and temperature were chosen by what clones of one victim, which no
-experiment uses, answered to 10,000 training images of MNIST that it had not seen."""
+"""For LeNets on grey images and 10,000 to 20,000 rows. Rate and temperature were chosen by what
+clones of one victim, which no experiment uses, answered to 10,000 training images of MNIST that it
+had not seen.
+"""
 
 
 @functools.lru_cache(maxsize=256)
 def _rule(settings: CloneTraining) -> optax.GradientTransformation:
     falls = {round(at * settings.steps): settings.decay_factor for at in settings.decay_at}
     rate = optax.piecewise_constant_schedule(settings.learning_rate, falls)
-    descent = optax.adam(rate) if settings.optimizer == "adam" else optax.sgd(rate, settings.momentum)
+    descent = (
+        optax.adam(rate) if settings.optimizer == "adam" else optax.sgd(rate, settings.momentum)
+    )
     return optax.chain(optax.add_decayed_weights(settings.weight_decay), descent)
 
 
@@ -114,7 +129,8 @@ class PoolAttackSettings:
     Attributes:
       budget: rows sent in all, a multiple of `rows_per_step`, at most the pool's.
       rows_per_step: q, rows sent per step.
-      validation: fraction of each step's rows that is held out of training; it chooses among a training's checks.
+      validation: fraction of each step's rows that is held out of training; it chooses among a
+        training's checks.
       clone: how the clone is trained.
 
     Raises:
@@ -129,12 +145,13 @@ class PoolAttackSettings:
     def __post_init__(self):
         if self.rows_per_step < 1 or self.budget < 1 or self.budget % self.rows_per_step:
             raise InputError(
-                f"the budget must be a positive multiple of rows_per_step, got {self.budget} and {self.rows_per_step}"
+                f"the budget must be a positive multiple of rows_per_step, got {self.budget} and "
+                f"{self.rows_per_step}"
             )
         if not 0 <= self.validation < 1 or self.held_per_step >= self.rows_per_step:
             raise InputError(
-                f"validation must lie in [0, 1) and leave rows to learn from, got {self.validation} of "
-                f"{self.rows_per_step} rows"
+                "validation must lie in [0, 1) and leave rows to learn from, got "
+                f"{self.validation} of {self.rows_per_step} rows"
             )
 
     @property
@@ -149,7 +166,9 @@ class PoolAttackSettings:
 
     def with_budget(self, budget: int) -> Self:
         """The same settings for as many whole steps as a budget of rows pays for (see `steps_for`)."""
-        return dataclasses.replace(self, budget=steps_for(budget, self.rows_per_step) * self.rows_per_step)
+        return dataclasses.replace(
+            self, budget=steps_for(budget, self.rows_per_step) * self.rows_per_step
+        )
 
 
 Settings = TypeVar("Settings")
@@ -198,11 +217,14 @@ def empty_table(settings: PoolAttackSettings, num_classes: int) -> Labelled:
 
 
 def _empty(rows: int, num_classes: int) -> Answered:
-    return Answered(jnp.zeros(rows, jnp.int32), jnp.zeros((rows, num_classes)), jnp.zeros((), jnp.int32))
+    return Answered(
+        jnp.zeros(rows, jnp.int32), jnp.zeros((rows, num_classes)), jnp.zeros((), jnp.int32)
+    )
 
 
 def label(key: Key, labelled: Labelled, indices: Array, targets: Array, held: int) -> Labelled:
-    """Adds a step's answers; `held` of them, drawn at random, are held out. What exceeds the tables is dropped.
+    """Adds a step's answers; `held` of them, drawn at random, are held out. What exceeds the tables
+    is dropped.
 
     Args:
       indices: (q,) of the rows asked. targets: (q, K).
@@ -210,7 +232,8 @@ def label(key: Key, labelled: Labelled, indices: Array, targets: Array, held: in
     order = jax.random.permutation(key, indices.shape[0])
     learnt, out = order[held:], order[:held]
     return Labelled(
-        _append(labelled.learnt, indices[learnt], targets[learnt]), _append(labelled.held, indices[out], targets[out])
+        _append(labelled.learnt, indices[learnt], targets[learnt]),
+        _append(labelled.held, indices[out], targets[out]),
     )
 
 
@@ -240,13 +263,16 @@ def in_batches(function: Callable[[Array], PyTree], images: Array, batch_size: i
     """``function(images)`` over any number of rows, `batch_size` at a time, inside one program.
 
     Args:
-      function: float images (B, H, W, C) -> pytree with leading axis B; rows must not touch one another.
+      function: float images (B, H, W, C) -> pytree with leading axis B; rows must not touch one
+        another.
       images: (N, H, W, C), N ≥ 1, uint8 or float.
     """
     rows = images.shape[0]
     size = min(batch_size, rows)
     batches = -(-rows // size)
-    places = jnp.minimum(jnp.arange(batches * size, dtype=jnp.int32), rows - 1).reshape(batches, size)
+    places = jnp.minimum(jnp.arange(batches * size, dtype=jnp.int32), rows - 1).reshape(
+        batches, size
+    )
     made = lax.map(lambda place: function(as_float(images[place])), places)
     return jax.tree.map(lambda leaf: leaf.reshape(batches * size, *leaf.shape[2:])[:rows], made)
 
@@ -272,13 +298,13 @@ def train_clone(
       images: (T, H, W, C). targets: (T, K). rows: () int32, how many of them count.
       settings: see `CloneTraining`.
       start: the clone's state so far.
-      due: () bool; where False, nothing is trained and `start` is returned. The loop's length depends on it, so a
-        training that is not due costs nothing.
+      due: () bool; where False, nothing is trained and `start` is returned. The loop's length
+        depends on it, so a training that is not due costs nothing.
       fresh: whether to begin from new parameters rather than from `start`.
       steps: instead of the settings'; a multiple of the checks, where there are held-out rows.
       augment: of every batch.
-      held: images (V, H, W, C), targets (V, K) and how many count, to choose among the checks by agreement, the later
-        of equals. Without it, or with V = 0, the last variables are kept.
+      held: images (V, H, W, C), targets (V, K) and how many count, to choose among the checks by
+        agreement, the later of equals. Without it, or with V = 0, the last variables are kept.
 
     Returns:
       The training state. Its variables are the chosen ones.
@@ -319,13 +345,17 @@ def train_clone(
 
 
 def _flattened(logits: Array, targets: Array, *, temperature: Array) -> Array:
-    """The loss of `CloneTraining` with a temperature, (B, K), (B, K) -> (B,); probabilities of zero stand for 1e-30."""
+    """The loss of `CloneTraining` with a temperature, (B, K), (B, K) -> (B,); probabilities of zero
+    stand for 1e-30.
+    """
     flat = jax.nn.softmax(jnp.log(jnp.maximum(targets, 1e-30)) / temperature)
     return temperature**2 * soft_cross_entropy(logits / temperature, flat)
 
 
 def agreement_with(classifier: Classifier, images: Array, targets: Array, rows: Array) -> Array:
-    """Fraction of the first `rows` images whose class is the targets' largest, () float32; 0 for no rows."""
+    """Fraction of the first `rows` images whose class is the targets' largest, () float32; 0 for no
+    rows.
+    """
     predicted = in_batches(lambda batch: jnp.argmax(classifier(batch), -1), images)
     counts = jnp.arange(images.shape[0]) < rows
     right = (predicted == jnp.argmax(targets, -1)) & counts
@@ -367,15 +397,22 @@ def pick(condition: Array, new: PyTree, old: PyTree) -> PyTree:
 
 def new_clone(clone: Classifier, settings: CloneTraining, key: Key) -> Training:
     """An untrained clone."""
-    variables = Classifier.create(clone.module, key, clone.input_shape, clone.preprocessing).variables
+    variables = Classifier.create(
+        clone.module, key, clone.input_shape, clone.preprocessing
+    ).variables
     return Training(variables, settings.rule.init(variables["params"]))
 
 
 def prequential(clone: Classifier, rows: Array, targets: Array) -> Metrics:
-    """How well the clone answers rows that it has not learnt yet: mean soft cross-entropy ``loss`` and ``agreement``."""
+    """How well the clone answers rows that it has not learnt yet: mean soft cross-entropy ``loss``
+    and ``agreement``.
+    """
     logits = clone(rows)
     agreed = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
-    return {"loss": soft_cross_entropy(logits, targets).mean(), "agreement": agreed.mean(dtype=jnp.float32)}
+    return {
+        "loss": soft_cross_entropy(logits, targets).mean(),
+        "agreement": agreed.mean(dtype=jnp.float32),
+    }
 
 
 def check_pool(clone: Classifier, pool: Array, budget: int) -> None:
@@ -386,11 +423,16 @@ def check_pool(clone: Classifier, pool: Array, budget: int) -> None:
     """
     if pool.ndim != 4 or tuple(pool.shape[1:]) != tuple(clone.input_shape):
         expected = "×".join(map(str, clone.input_shape))
-        raise InputError(f"the pool must be (N, H, W, C) with H×W×C = {expected}, got shape {pool.shape}")
+        raise InputError(
+            f"the pool must be (N, H, W, C) with H×W×C = {expected}, got shape {pool.shape}"
+        )
     if not (jnp.issubdtype(pool.dtype, jnp.floating) or pool.dtype == jnp.uint8):
         raise InputError(f"the pool must be uint8 or floating, got {pool.dtype}")
     if pool.shape[0] < budget:
-        raise InputError(f"a budget of {budget} rows without replacement needs as many images, got {pool.shape[0]}")
+        raise InputError(
+            f"a budget of {budget} rows without replacement needs as many images, got "
+            f"{pool.shape[0]}"
+        )
 
 
 __all__ = [

@@ -1,4 +1,6 @@
-"""What every attack on a pool does with answers: reads them, labels what was asked, and learns all of it."""
+"""What every attack on a pool does with answers: reads them, labels what was asked, and learns all
+of it.
+"""
 
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -48,7 +50,8 @@ PoolSettingsT = TypeVar("PoolSettingsT", bound=PoolAttackSettings)
 
 @record
 class PoolAttack(Generic[SpendingT]):
-    """Read, choose, label, learn; an attack says how it chooses (``ask``) and how it learns (`learn`).
+    """Read, choose, label, learn; an attack says how it chooses (``ask``) and how it learns
+    (`learn`).
 
     States have a field ``clone``, the clone's training state.
 
@@ -142,7 +145,9 @@ class PoolAttack(Generic[SpendingT]):
 
 @record
 class ChoosingAttack(PoolAttack[PoolSettingsT]):
-    """Asks images of the pool. Its states have ``labelled`` and ``chosen``, the numbers of the images asked last."""
+    """Asks images of the pool. Its states have ``labelled`` and ``chosen``, the numbers of the
+    images asked last.
+    """
 
     held_key: ClassVar[int] = 1
     """Which split of a step's key decides what is held out."""
@@ -168,7 +173,9 @@ class ChoosingAttack(PoolAttack[PoolSettingsT]):
         """The state with the chosen images and their targets (B, K) among what was answered."""
         held_key = jax.random.fold_in(key, self.held_key)
         held = self.settings.held_per_step
-        return state._replace(labelled=label(held_key, state.labelled, self.chosen(state), targets, held))
+        return state._replace(
+            labelled=label(held_key, state.labelled, self.chosen(state), targets, held)
+        )
 
     def learn_all(
         self,
@@ -180,20 +187,32 @@ class ChoosingAttack(PoolAttack[PoolSettingsT]):
     ) -> Training:
         """The clone trained from new parameters on everything answered, where that is due."""
         return learn_labelled(
-            key, self.clone, self.pool, told.labelled, self.settings.clone, start, due, self.augment, steps
+            key,
+            self.clone,
+            self.pool,
+            told.labelled,
+            self.settings.clone,
+            start,
+            due,
+            self.augment,
+            steps,
         )
 
 
 @record
 class GrowingAttack(PoolAttack[SpendingT]):
-    """Asks images that it makes. Its states have ``images``, ``targets`` and ``filled``: a table filled from the front."""
+    """Asks images that it makes. Its states have ``images``, ``targets`` and ``filled``: a table
+    filled from the front.
+    """
 
     def asked(self, state: PyTree) -> Array:
         """Queries answered so far, () int32."""
         return state.filled
 
     def label(self, key: Key, state: PyTree, rows: Array, targets: Array) -> PyTree:
-        """The state with images (B, H, W, C) and their targets (B, K) in the table; what exceeds it is dropped."""
+        """The state with images (B, H, W, C) and their targets (B, K) in the table; what exceeds it
+        is dropped.
+        """
         count = self.settings.rows_per_step
         place = state.filled + jnp.arange(count, dtype=jnp.int32)
         return state._replace(

@@ -21,7 +21,8 @@ class RandomState(NamedTuple):
     """State of an attack that asks a pool in random order.
 
     Attributes:
-      order: (N,) int32, a permutation of the pool. labelled: what was answered. clone: its training state.
+      order: (N,) int32, a permutation of the pool. labelled: what was answered. clone: its training
+        state.
     """
 
     order: Array
@@ -44,13 +45,14 @@ def random_attack(
     Args:
       clone: gives the network; fresh parameters are drawn.
       pool: (N, H, W, C). reveal: what the oracle answers. settings: see `PoolAttackSettings`.
-      train_every: steps between trainings, each from new parameters; None trains when the budget is spent. The last
-        step trains in any case.
+      train_every: steps between trainings, each from new parameters; None trains when the budget is
+        spent. The last step trains in any case.
       hard: whether to learn labels only, whatever is answered.
       augment: of the training's batches.
 
     Returns:
-      An `Attack` over `RandomState`. Metrics: ``asked`` rows so far, and what the clone foresaw of this step's answers
+      An `Attack` over `RandomState`. Metrics: ``asked`` rows so far, and how well the clone
+        predicted this step's answers
       before it learnt them (``loss``, ``agreement``).
 
     Raises:
@@ -75,7 +77,9 @@ class _Random(ChoosingAttack[PoolAttackSettings]):
         return RandomState(order, table, new_clone(self.clone, self.settings.clone, clone_key))
 
     def chosen(self, state: RandomState) -> Array:
-        return lax.dynamic_slice_in_dim(state.order, state.labelled.asked, self.settings.rows_per_step)
+        return lax.dynamic_slice_in_dim(
+            state.order, state.labelled.asked, self.settings.rows_per_step
+        )
 
     def ask(self, key: Key, state: RandomState) -> tuple[RandomState, Array]:
         return state, as_float(self.pool[self.chosen(state)])

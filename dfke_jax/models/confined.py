@@ -1,9 +1,10 @@
 """PyTorch programs of strangers, read and asked in a process without rights.
 
-Reading a ``.pt2`` file can run code of its maker: PyTorch unpickles parts of it, and evaluates text in it. TorchScript has
-operators that write files. So neither is read here. A child process gives up its rights first, for good, and the kernel
-then refuses it what could do harm: opening a file to write, making, renaming or removing one, starting a program, opening
-a connection, signals, debugging. It may read files and compute, and its only way out are the numbers that it answers.
+Reading a ``.pt2`` file can run code of its maker: PyTorch unpickles parts of it, and evaluates text
+in it. TorchScript has operators that write files. So neither is read here. A child process gives up
+its rights first, for good, and the kernel then refuses it what could do harm: opening a file to
+write, making, renaming or removing one, starting a program, opening a connection, signals,
+debugging. It may read files and compute, and its only way out are the numbers that it answers.
 
 The file is run as a script by its child, and imports nothing of the package there.
 """
@@ -19,7 +20,8 @@ import sys
 import time
 from typing import Any
 
-# What the program may ask the kernel for; every other call fails with EPERM. By name, x86-64 and ARM (64 bits) number.
+# What the program may ask the kernel for; every other call fails with EPERM. By name, x86-64 and
+# ARM (64 bits) number.
 _ALLOWED = {
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "lseek": (8, 62), "mmap": (9, 222),
     "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
@@ -37,12 +39,14 @@ _ALLOWED = {
     "stat": (4, None), "lstat": (6, None), "poll": (7, None), "access": (21, None), "readlink": (89, None),
     "getpgrp": (111, None), "arch_prctl": (158, None),
 }  # fmt: skip
-# Allowed where an argument has none of some bits (first), or all of them (second): number, argument, bits.
+# Allowed where an argument has none of some bits (first), or all of them (second): number,
+# argument, bits.
 _WRITING = 0o3 | 0o100 | 0o1000 | 0o20000000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_TMPFILE
 _WITHOUT = {
     "openat": ((257, 56), 2, _WRITING),
     "open": ((2, None), 1, _WRITING),
-    "fcntl": ((72, 25), 1, ~0x403 & 0xFFFFFFFF),  # to copy a descriptor, and to read or set whether it is inherited
+    # to copy a descriptor, and to read or set whether it is inherited
+    "fcntl": ((72, 25), 1, ~0x403 & 0xFFFFFFFF),
     "prlimit64": ((302, 261), 2, 0xFFFFFFFF),  # to read a limit, not to set one
 }
 _WITH = {"clone": ((56, 220), 0, 0x10000)}  # CLONE_THREAD
@@ -64,38 +68,57 @@ def supported() -> bool:
 
 
 class ConfinedProgram:
-    """A suspect that lives in a process without rights: rows (B, H, W, C) or (B, D) -> scores (B, K).
+    """A suspect that lives in a process without rights: rows (B, H, W, C) or (B, D) -> scores (B,
+    K).
 
     Args:
       path: ``.pt2`` of ``torch.export.save``; any other name is taken for TorchScript.
-      num_classes: K; None: what it answers. shape: of a row, (H, W, C) or (D,); None: what an exported program
-        says that it takes. layout: of its images.
+      num_classes: K; None: what it answers. shape: of a row, (H, W, C) or (D,); None: what an
+        exported program says that it takes. layout: of its images.
 
     Raises:
-      InputError: on a system that cannot confine a process, for a file that holds no program, or one that takes too long.
+      InputError: on a system that cannot confine a process, for a file that holds no program, or
+        one that takes too long.
     """
 
     on_host = True
 
     def __init__(
-        self, path: str, num_classes: int | None = None, shape: tuple[int, ...] | None = None, layout: str = "NCHW"
+        self,
+        path: str,
+        num_classes: int | None = None,
+        shape: tuple[int, ...] | None = None,
+        layout: str = "NCHW",
     ):
         from dfke_jax.core.errors import InputError
 
         if not supported():
             raise InputError(
-                f"{path} may hold foreign code, and this system ({sys.platform}, {platform.machine()}) has no process "
-                "without rights to read it in; serve it elsewhere and give its URL"
+                f"{path} may hold foreign code, and this system ({sys.platform}, "
+                f"{platform.machine()}) has no process without rights to read it in; serve it "
+                "elsewhere and give its URL"
             )
         self.path = path
-        kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH") if name in os.environ}
-        command = [sys.executable, "-P", "-B", os.path.abspath(__file__), os.path.abspath(path), layout]
+        kept = {
+            name: os.environ[name]
+            for name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
+            if name in os.environ
+        }
+        command = [
+            sys.executable,
+            "-P",
+            "-B",
+            os.path.abspath(__file__),
+            os.path.abspath(path),
+            layout,
+        ]
         self._child = subprocess.Popen(
             [*command, *map(str, (num_classes or 0, *(shape or ())))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=kept | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": "/"},  # it cannot make one
+            # it cannot make one
+            env=kept | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": "/"},
             cwd="/",
             start_new_session=True,
             bufsize=0,
@@ -125,7 +148,10 @@ class ConfinedProgram:
         import numpy as np
 
         rows = np.ascontiguousarray(rows, "<f4")
-        deadline, message = time.monotonic() + WAIT, memoryview(struct.pack("<Q", len(rows)) + rows.tobytes())
+        deadline, message = (
+            time.monotonic() + WAIT,
+            memoryview(struct.pack("<Q", len(rows)) + rows.tobytes()),
+        )
         os.set_blocking(self._in.fileno(), False)
         while message:
             self._await(deadline, writing=True)
@@ -133,7 +159,9 @@ class ConfinedProgram:
                 message = message[os.write(self._in.fileno(), message) :]
             except OSError:
                 break  # it has ended; the reply says so
-        return np.frombuffer(self._reply(8 * len(rows) * self.num_classes), "<f8").reshape(len(rows), self.num_classes)
+        return np.frombuffer(self._reply(8 * len(rows) * self.num_classes), "<f8").reshape(
+            len(rows), self.num_classes
+        )
 
     def close(self) -> None:
         """Ends the process."""
@@ -151,9 +179,15 @@ class ConfinedProgram:
         state, length = _HEAD.unpack(self._read(_HEAD.size, deadline))
         if state == _OK and length == size:
             return self._read(size, deadline)
-        text = self._read(min(length, 300), deadline).decode(errors="replace") if state == _FAILED else "a wrong answer"
+        text = (
+            self._read(min(length, 300), deadline).decode(errors="replace")
+            if state == _FAILED
+            else "a wrong answer"
+        )
         text = "".join(c if c.isprintable() else "?" for c in text)
-        raise InputError(f"{self.path} holds no program that can be asked, without any rights: {text}")
+        raise InputError(
+            f"{self.path} holds no program that can be asked, without any rights: {text}"
+        )
 
     def _read(self, size: int, deadline: float) -> bytes:
         from dfke_jax.core.errors import InputError
@@ -163,7 +197,10 @@ class ConfinedProgram:
             self._await(deadline)
             part = os.read(self._out.fileno(), min(size - len(found), 1 << 20))
             if not part:
-                raise InputError(f"{self.path}: its process ended without an answer; the file is damaged or hostile")
+                raise InputError(
+                    f"{self.path}: its process ended without an answer; the file is damaged or "
+                    "hostile"
+                )
             found += part
         return bytes(found)
 
@@ -211,8 +248,8 @@ def _confine(largest: int) -> None:
 def program(machine: str) -> bytes:
     """The filter of system calls, for the kernel's packet filter machine.
 
-    Instructions are (operation, jump if true, jump if false, number) in 8 bytes. The call is at offset 0 of what they look
-    at, the machine at 4, and the low half of argument i at 16 + 8i.
+    Instructions are (operation, jump if true, jump if false, number) in 8 bytes. The call is at
+    offset 0 of what they look at, the machine at 4, and the low half of argument i at 16 + 8i.
     """
     column, arch = _MACHINES[machine]
     load, equal, bits, give = 0x20, 0x15, 0x45, 0x06
@@ -224,7 +261,11 @@ def program(machine: str) -> bytes:
     for table, if_set, if_not in ((_WITHOUT, _EPERM, _ALLOW), (_WITH, _ALLOW, _EPERM)):
         for numbers, argument, mask in table.values():
             if numbers[column] is not None:
-                code += [(equal, 0, 4, numbers[column]), (load, 0, 0, 16 + 8 * argument), (bits, 0, 1, mask)]
+                code += [
+                    (equal, 0, 4, numbers[column]),
+                    (load, 0, 0, 16 + 8 * argument),
+                    (bits, 0, 1, mask),
+                ]
                 code += [(give, 0, 0, if_set), (give, 0, 0, if_not)]
     code.append((give, 0, 0, _EPERM))
     return b"".join(struct.pack("<HBBI", *one) for one in code)
@@ -242,7 +283,8 @@ def _serve(path: str, layout: str, classes: int, shape: tuple[int, ...]) -> None
     try:
         import tempfile
 
-        tempfile.tempdir = "/"  # PyTorch asks where one would be, and Python would try whether it can be written
+        # PyTorch asks where one would be, and Python would try whether it can be written
+        tempfile.tempdir = "/"
         import numpy as np
         import torch
 
@@ -266,7 +308,8 @@ def _serve(path: str, layout: str, classes: int, shape: tuple[int, ...]) -> None
 
 
 def answers(torch: Any, module: Any, fixed: int, precision: Any, rows: Any, layout: str) -> Any:
-    """Scores (B, K) in float64 of rows (B, H, W, C) or (B, D), in batches of the size that a program was exported for.
+    """Scores (B, K) in float64 of rows (B, H, W, C) or (B, D), in batches of the size that a
+    program was exported for.
 
     Args:
       module, fixed, precision: as of `loaded`.
@@ -274,7 +317,9 @@ def answers(torch: Any, module: Any, fixed: int, precision: Any, rows: Any, layo
     import numpy as np
 
     images = rows.ndim == 4 and layout == "NCHW"
-    given = torch.from_numpy(np.array(rows.transpose(0, 3, 1, 2) if images else rows, order="C")).to(precision)
+    given = torch.from_numpy(
+        np.array(rows.transpose(0, 3, 1, 2) if images else rows, order="C")
+    ).to(precision)
     count, step = len(given), fixed or max(1, min(256, len(given)))
     parts = []
     for start in range(0, count, step):
@@ -284,14 +329,18 @@ def answers(torch: Any, module: Any, fixed: int, precision: Any, rows: Any, layo
         with torch.no_grad():
             answer = module(part)
         if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or len(answer) != len(part):
-            found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+            found = (
+                tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+            )
             raise ValueError(f"{len(part)} rows are answered with {found}, not ({len(part)}, K)")
         parts.append(answer.to("cpu", torch.float64).numpy())
     return np.concatenate(parts)[:count]
 
 
 def loaded(torch: Any, path: str) -> tuple[Any, int, tuple[int, ...] | None, Any]:
-    """The program, the batch size that it was exported for (0: any), the sizes of a row, if it says them, and its type."""
+    """The program, the batch size that it was exported for (0: any), the sizes of a row, if it says
+    them, and its type.
+    """
     if not path.endswith(".pt2"):
         module = torch.jit.load(path, "cpu").eval()
         floats = (p.dtype for p in module.parameters() if p.is_floating_point())
@@ -299,7 +348,9 @@ def loaded(torch: Any, path: str) -> tuple[Any, int, tuple[int, ...] | None, Any
     exported = torch.export.load(path)
     (name,) = exported.graph_signature.user_inputs
     value = next(node.meta["val"] for node in exported.graph.nodes if node.name == name)
-    sizes = tuple(value.shape[1:]) if all(isinstance(size, int) for size in value.shape[1:]) else None
+    sizes = (
+        tuple(value.shape[1:]) if all(isinstance(size, int) for size in value.shape[1:]) else None
+    )
     size = value.shape[0]
     return exported.module(), size if isinstance(size, int) else 0, sizes, value.dtype
 

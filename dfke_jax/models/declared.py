@@ -27,7 +27,8 @@ class Declared:
       batch_size: rows per call.
       trusted: the file is one's own: code in it may run in this process.
       key: API key. request, encoding, answer: how an endpoint that is not this package's is asked;
-        see `dfke_jax.models.openers.foreign_endpoint`. `answer` is also the output of an ONNX graph.
+        see `dfke_jax.models.openers.foreign_endpoint`. `answer` is also the output of an ONNX
+        graph.
       module: the Flax module of saved variables, where its class is not this package's.
     """
 
@@ -69,7 +70,9 @@ class Declared:
     def given(self) -> dict[str, Any]:
         """What is said, by name."""
         return {
-            field.name: value for field in dataclasses.fields(self) if (value := getattr(self, field.name)) is not None
+            field.name: value
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None
         }
 
     def only(self, *names: str, kind: str) -> None:
@@ -77,7 +80,10 @@ class Declared:
         extra = [name for name in self.given() if name not in (*names, *_OF_EVERY_KIND)]
         if extra:
             takes = ", ".join(shown(name) for name in (*_OF_EVERY_KIND, *names))
-            raise InputError(f"{kind} has no {' and no '.join(map(shown, extra))}; what can be declared is {takes}")
+            raise InputError(
+                f"{kind} has no {' and no '.join(map(shown, extra))}; what can be declared is "
+                f"{takes}"
+            )
 
     def shape(self, found: Sequence[int] | None, of: str) -> Shape:
         """The shape of a row, declared or found; both must agree.
@@ -86,11 +92,16 @@ class Declared:
           InputError: they do not, or there is neither.
         """
         if found is None and self.input_shape is None:
-            raise InputError(f"{of} does not say what it takes; declare shape=H,W,C (or shape=D of feature vectors)")
+            raise InputError(
+                f"{of} does not say what it takes; declare shape=H,W,C (or shape=D of feature "
+                "vectors)"
+            )
         own = self.input_shape if found is None else tuple(int(size) for size in found)
         assert own is not None
         if self.input_shape not in (None, own):
-            raise InputError(f"{of} takes rows of {times(own)}, and {times(self.input_shape or ())} are declared")
+            raise InputError(
+                f"{of} takes rows of {times(own)}, and {times(self.input_shape or ())} are declared"
+            )
         return own
 
 
@@ -133,7 +144,11 @@ def declared(texts: Sequence[str]) -> Declared:
 
 def from_pairs(pairs: Sequence[tuple[str, Any]]) -> Declared:
     """The same from names and values; values are text, or what a TOML file holds."""
-    known = {shown(field.name): field.name for field in dataclasses.fields(Declared) if field.name != "module"}
+    known = {
+        shown(field.name): field.name
+        for field in dataclasses.fields(Declared)
+        if field.name != "module"
+    }
     values: dict[str, Any] = {}
     for name, value in pairs:
         field = known.get(name, name)

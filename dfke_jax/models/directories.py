@@ -21,12 +21,16 @@ def read(path: str, said: Declared) -> Classifier:
         classifier = Classifier.load(place, module=said.module)
         check(classifier, said, path)
         return classifier
-    missing = [name for name in ("network", "num_classes", "input_shape", "fit") if getattr(said, name) is None]
+    missing = [
+        name
+        for name in ("network", "num_classes", "input_shape", "fit")
+        if getattr(said, name) is None
+    ]
     if missing:
         raise CheckpointError(
-            f"{path} holds arrays alone, as older versions wrote them, and not what they are arrays of; declare "
-            f"{', '.join(shown(name) + '=...' for name in missing)} (and size, mean, std and box as it was trained), or "
-            "save it anew with classifier.save(path)"
+            f"{path} holds arrays alone, as older versions wrote them, and not what they are "
+            f"arrays of; declare {', '.join(shown(name) + '=...' for name in missing)} (and size, "
+            "mean, std and box as it was trained), or save it anew with classifier.save(path)"
         )
     assert said.network is not None
     assert said.num_classes is not None
@@ -34,7 +38,8 @@ def read(path: str, said: Declared) -> Classifier:
 
 
 def like(network: str, num_classes: int, said: Declared) -> Classifier:
-    """An untrained classifier of declared preprocessing; what is not declared is the registry's and the default.
+    """An untrained classifier of declared preprocessing; what is not declared is the registry's and
+    the default.
 
     Raises:
       UnknownNameError, InputError: no such network, or one that cannot take the images.
@@ -52,7 +57,9 @@ def like(network: str, num_classes: int, said: Declared) -> Classifier:
         box=said.box or default.box,
     )
     module = registry.build(network, num_classes)
-    return Classifier.create(module, jax.random.key(0), (shape[0], shape[1], shape[2]), preprocessing)
+    return Classifier.create(
+        module, jax.random.key(0), (shape[0], shape[1], shape[2]), preprocessing
+    )
 
 
 def check(classifier: Classifier, said: Declared, where: str) -> None:
@@ -62,12 +69,16 @@ def check(classifier: Classifier, said: Declared, where: str) -> None:
         "num_classes": classifier.sizes()[1],
         "input_shape": classifier.input_shape,
         "gives": said.gives,  # the probe says
-        **{name: getattr(classifier.preprocessing, name) for name in ("size", "fit", "mean", "std", "box")},
+        **{
+            name: getattr(classifier.preprocessing, name)
+            for name in ("size", "fit", "mean", "std", "box")
+        },
     }
     for name, wanted in said.given().items():
         if name in own and own[name] != wanted:
             raise InputError(
-                f"{where} has {shown(name)} {own[name]}, and {wanted} is declared; it says so itself, and needs no declaration"
+                f"{where} has {shown(name)} {own[name]}, and {wanted} is declared; it says so "
+                "itself, and needs no declaration"
             )
 
 

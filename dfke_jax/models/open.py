@@ -42,10 +42,14 @@ def open_model(where: Any, said: Declared | None = None, /, **declared: Any) -> 
             if not Path(where).expanduser().exists():
                 raise CheckpointError(f"there is no model at {where}")
             raise InputError(f"{where} is no model of a known kind; known are {kinds()}")
-        raise InputError(f"a {type(where).__name__} is no model of a known kind; known are {kinds()}")
+        raise InputError(
+            f"a {type(where).__name__} is no model of a known kind; known are {kinds()}"
+        )
     if opener.needs is not None and importlib.util.find_spec(opener.needs[0]) is None:
         library, extra = opener.needs
-        raise InputError(f'{where} needs {library}: `pip install -e ".[{extra}]"` in a clone of the repository')
+        raise InputError(
+            f'{where} needs {library}: `pip install -e ".[{extra}]"` in a clone of the repository'
+        )
     found = importlib.import_module(opener.module).open(where, said)
     if isinstance(found, OpenedModel):  # by another opener
         return found
@@ -62,12 +66,14 @@ def load(path: str | os.PathLike, **declared: Any) -> Classifier:
 
     Args:
       path: its directory.
-      **declared: fields of `Declared` that it must agree with; of a directory that holds arrays alone,
-        network, num_classes, input_shape and fit must be declared, and size, mean, std and box as
-        far as they are not those of `Preprocessing`. `module` of a network of one's own class.
+      **declared: fields of `Declared` that it must agree with; of a directory that holds arrays
+        alone, network, num_classes, input_shape and fit must be declared, and size, mean, std and
+        box as far as they are not those of `Preprocessing`. `module` of a network of one's own
+        class.
 
     Raises:
-      CheckpointError: there is none, it is damaged, or it holds arrays alone and not all is declared.
+      CheckpointError: there is none, it is damaged, or it holds arrays alone and not all is
+        declared.
       InputError: it is something else than is declared.
     """
     return read(os.fspath(path), Declared(**declared))
@@ -75,7 +81,9 @@ def load(path: str | os.PathLike, **declared: Any) -> Classifier:
 
 def kinds() -> str:
     """What can be opened, in words."""
-    return "; ".join(f"{opener.takes} ({opener.kind})" for opener in OPENERS if opener.takes != "refused")
+    return "; ".join(
+        f"{opener.takes} ({opener.kind})" for opener in OPENERS if opener.takes != "refused"
+    )
 
 
 __all__ = ["kinds", "load", "open_model"]

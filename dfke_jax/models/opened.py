@@ -11,12 +11,23 @@ from dfke_jax.core.errors import DfkeError, InputError
 from dfke_jax.models.declared import Declared, times
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.whitebox import WhiteBox
-from dfke_jax.oracle import Defence, HostOracle, HostVictim, Oracle, RemoteVictim, Reveal, oracle_for
+from dfke_jax.oracle import (
+    Defence,
+    HostOracle,
+    HostVictim,
+    Oracle,
+    RemoteVictim,
+    Reveal,
+    oracle_for,
+)
 from dfke_jax.oracle.victims import answer_kind, as_numbers
 
 Gives = Literal["logits", "probabilities", "label"]
 Transport = Literal["float32", "float64", "uint8"]
-ANSWERS = "extraction from answers (dfme, knockoff, ...), dataset inference (blind_walk) and watermark verification"
+ANSWERS = (
+    "extraction from answers (dfme, knockoff, ...), dataset inference (blind_walk) and watermark "
+    "verification"
+)
 """What can be done with a model of which nothing but its answers is known."""
 
 
@@ -60,8 +71,8 @@ class OpenedModel:
 
     Attributes:
       kind: of model, in words. name: of this one.
-      victim: what attacks and tests take: a `Classifier`, another callable pytree, a `HostVictim`, or
-        a `RemoteVictim`.
+      victim: what attacks and tests take: a `Classifier`, another callable pytree, a `HostVictim`,
+        or a `RemoteVictim`.
       num_classes: K. input_shape: of a row. box: lowest and highest pixel value.
       gives: ``logits``, ``probabilities`` or ``label``, as was found.
       on_host: whether it answers on the host, and not inside a compiled program.
@@ -86,7 +97,10 @@ class OpenedModel:
         if isinstance(self.victim, Classifier) and self.gives == "logits":
             return self.victim, ""
         if self._adapt is None:
-            return None, f"it is opened as {self.kind}, which answers {self.gives} and shows nothing else"
+            return (
+                None,
+                f"it is opened as {self.kind}, which answers {self.gives} and shows nothing else",
+            )
         try:
             return self._adapt(self.gives), ""
         except InputError as error:
@@ -96,8 +110,8 @@ class OpenedModel:
     def classifier(self) -> WhiteBox | None:
         """The network that white-box methods take, or None for a model that answers only.
 
-        A saved model is a `Classifier`; modules of Linen, NNX, Equinox and PyTorch are traced when this is first
-        asked for, and checked against their own answers (`dfke_jax.nn.adapters`).
+        A saved model is a `Classifier`; modules of Linen, NNX, Equinox and PyTorch are traced when
+        this is first asked for, and checked against their own answers (`dfke_jax.nn.adapters`).
         """
         return self._white[0]
 
@@ -114,7 +128,9 @@ class OpenedModel:
         """
         found, why = self._white
         if found is None:
-            raise InputError(f"{what} needs a network, and {self.name} shows none: {why}; possible are {ANSWERS}")
+            raise InputError(
+                f"{what} needs a network, and {self.name} shows none: {why}; possible are {ANSWERS}"
+            )
         return found
 
     def __call__(self, rows: Any) -> np.ndarray:
@@ -123,10 +139,16 @@ class OpenedModel:
 
         if self.on_host:
             return np.asarray(self.victim(rows))
-        return np.asarray(jax.jit(lambda victim, rows: victim(rows))(self.victim, np.asarray(rows, np.float32)))
+        return np.asarray(
+            jax.jit(lambda victim, rows: victim(rows))(self.victim, np.asarray(rows, np.float32))
+        )
 
     def oracle(
-        self, reveal: Reveal | None = None, defences: Sequence[Defence] = (), *, transport: Transport = "float32"
+        self,
+        reveal: Reveal | None = None,
+        defences: Sequence[Defence] = (),
+        *,
+        transport: Transport = "float32",
     ) -> "Oracle | HostOracle | RemoteVictim":
         """The model behind an endpoint's rules, for ``against(attack, oracle)``.
 
@@ -140,7 +162,8 @@ class OpenedModel:
         if isinstance(self.victim, RemoteVictim):
             if defences or transport != "float32" or reveal not in (None, self.victim.reveal):
                 raise InputError(
-                    f"{self.name} is an endpoint and has rules of its own: it reveals {self.victim.reveal}"
+                    f"{self.name} is an endpoint and has rules of its own: it reveals "
+                    f"{self.victim.reveal}"
                 )
             return self.victim
         known = {} if self.on_host else {"input_shape": self.input_shape, "gives": self.gives}
@@ -149,7 +172,10 @@ class OpenedModel:
     def describe(self) -> str:
         """In a line or two."""
         low, high = self.box
-        said = f"{self.name}: {self.kind}, rows {times(self.input_shape)} in [{low:g}, {high:g}], {self.num_classes} classes, "
+        said = (
+            f"{self.name}: {self.kind}, rows {times(self.input_shape)} in [{low:g}, {high:g}], "
+            f"{self.num_classes} classes, "
+        )
         return "\n".join([said + f"answers {self.gives}", *(f"  {note}" for note in self.notes)])
 
     def close(self) -> None:
@@ -175,7 +201,9 @@ def opened(found: Found, said: Declared) -> OpenedModel:
     """
     box = said.box or found.box or (0.0, 1.0)
     if None not in (said.box, found.box) and said.box != found.box:
-        raise InputError(f"{found.name} takes values in {found.box}, and box={said.box} is declared")
+        raise InputError(
+            f"{found.name} takes values in {found.box}, and box={said.box} is declared"
+        )
     if found.remote is not None:
         return _remote(found, said, box)
     rows = np.random.default_rng(0).uniform(*box, (2, *found.input_shape)).astype(np.float32)
@@ -187,7 +215,8 @@ def opened(found: Found, said: Declared) -> OpenedModel:
     except Exception as error:  # whatever a stranger's model raises
         shown = str(error).strip().splitlines()[:1] or [""]
         raise InputError(
-            f"{found.name} fails when it is asked two rows of {times(found.input_shape)}: {type(error).__name__}: {shown[0]:.300}"
+            f"{found.name} fails when it is asked two rows of {times(found.input_shape)}: "
+            f"{type(error).__name__}: {shown[0]:.300}"
         ) from error
     gives, note = recognised(values, said.gives or found.gives, found.name)
     classes = _classes(values, gives, found, said)
@@ -198,11 +227,28 @@ def opened(found: Found, said: Declared) -> OpenedModel:
         assert found.ask is not None
         size = said.batch_size or found.batch_size
         victim = HostVictim(
-            found.ask, classes, found.input_shape, gives, found.name, found.classes, size, found.repeatable
+            found.ask,
+            classes,
+            found.input_shape,
+            gives,
+            found.name,
+            found.classes,
+            size,
+            found.repeatable,
         )
     host = found.traced is None
     return OpenedModel(
-        found.kind, found.name, victim, classes, found.input_shape, gives, box, host, notes, found.close, found.adapt
+        found.kind,
+        found.name,
+        victim,
+        classes,
+        found.input_shape,
+        gives,
+        box,
+        host,
+        notes,
+        found.close,
+        found.adapt,
     )
 
 
@@ -216,10 +262,13 @@ def recognised(values: np.ndarray, said: Gives | None, name: str) -> tuple[Gives
     """
     if values.ndim == 1 and values.dtype.kind == "f":
         raise InputError(
-            f"{name} answers one number a row; wrap it so that it answers (B, K), or whole numbers as labels"
+            f"{name} answers one number a row; wrap it so that it answers (B, K), or whole numbers "
+            "as labels"
         )
     if values.ndim not in (1, 2) or len(values) != 2:
-        raise InputError(f"{name} must answer 2 rows with shape (2, K), or (2,) labels, got {values.shape}")
+        raise InputError(
+            f"{name} must answer 2 rows with shape (2, K), or (2,) labels, got {values.shape}"
+        )
     if not np.isfinite(values.astype(np.float64)).all():
         raise InputError(f"{name} answers NaN or infinity for random rows")
     kind = answer_kind(values)
@@ -229,20 +278,32 @@ def recognised(values: np.ndarray, said: Gives | None, name: str) -> tuple[Gives
             raise InputError(f"{name} answers {shape}, and gives={said} is declared")
         return "label", ()
     if values.shape[1] < 2 and said != "logits":
-        raise InputError(f"{name} answers one number a row; wrap it so that it answers a number for each class")
+        raise InputError(
+            f"{name} answers one number a row; wrap it so that it answers a number for each class"
+        )
     if kind == "probabilities":
         if said == "logits":
-            raise InputError(f"{name} answers probabilities (rows that sum to one), and gives=logits is declared")
-        return "probabilities", ("answers are probabilities and taken as they are: no softmax is applied",)
+            raise InputError(
+                f"{name} answers probabilities (rows that sum to one), and gives=logits is declared"
+            )
+        return "probabilities", (
+            "answers are probabilities and taken as they are: no softmax is applied",
+        )
     if said == "probabilities":
         sums = ", ".join(f"{total:.4g}" for total in values.sum(1))
-        raise InputError(f"{name} answers no probabilities, which gives=probabilities declares: rows sum to {sums}")
+        raise InputError(
+            f"{name} answers no probabilities, which gives=probabilities declares: rows sum to "
+            f"{sums}"
+        )
     if kind == "log_probabilities":
-        return "logits", ("answers are log-probabilities: their softmax is the probabilities themselves",)
+        return "logits", (
+            "answers are log-probabilities: their softmax is the probabilities themselves",
+        )
     if kind == "unit" and said is None:
         raise InputError(
-            f"{name} answers numbers in [0, 1] that do not sum to one, as sigmoids do; declare gives=logits if a softmax "
-            "of them is meant, or wrap it so that it answers probabilities"
+            f"{name} answers numbers in [0, 1] that do not sum to one, as sigmoids do; declare "
+            "gives=logits if a softmax of them is meant, or wrap it so that it answers "
+            "probabilities"
         )
     return "logits", ()
 
@@ -252,13 +313,21 @@ def _classes(values: np.ndarray, gives: Gives, found: Found, said: Declared) -> 
     if gives != "label":
         counts.add(values.shape[1])
     if not counts:
-        raise InputError(f"{found.name} answers labels, which do not say how many classes there are; declare classes=K")
+        raise InputError(
+            f"{found.name} answers labels, which do not say how many classes there are; declare "
+            "classes=K"
+        )
     if len(counts) > 1:
         own = values.shape[1] if gives != "label" else found.num_classes
-        raise InputError(f"{found.name} has {own} classes, and not {said.num_classes or found.num_classes}")
+        raise InputError(
+            f"{found.name} has {own} classes, and not {said.num_classes or found.num_classes}"
+        )
     count = counts.pop()
     if gives == "label" and not 0 <= values.min() <= values.max() < count:
-        raise InputError(f"{found.name} answers labels from {values.min()} to {values.max()}, not 0 to {count - 1}")
+        raise InputError(
+            f"{found.name} answers labels from {values.min()} to {values.max()}, not 0 to "
+            f"{count - 1}"
+        )
     return count
 
 
@@ -268,7 +337,9 @@ def _remote(found: Found, said: Declared, box: tuple[float, float]) -> OpenedMod
     kinds = {"logits": "logits", "label": "label"}
     gives: Any = kinds.get(remote.reveal.kind, "probabilities")
     if said.gives not in (None, gives):
-        raise InputError(f"{found.name} reveals {remote.reveal.kind}, and gives={said.gives} is declared")
+        raise InputError(
+            f"{found.name} reveals {remote.reveal.kind}, and gives={said.gives} is declared"
+        )
     return OpenedModel(
         found.kind,
         found.name,

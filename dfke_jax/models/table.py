@@ -90,6 +90,7 @@ OPENERS: list[Opener] = [
     Opener("host victim", "a HostVictim", instance("dfke_jax.oracle.victims", "HostVictim"), _HERE + "host_victim"),
     Opener("function", "a function of rows", callable, _HERE + "function"),
 ]  # fmt: skip
-"""The first that recognises a model opens it. A package of one's own appends, or inserts, its line."""
+"""The first that recognises a model opens it. A package of one's own appends, or inserts, its line.
+"""
 
 __all__ = ["OPENERS", "Opener", "either", "instance", "suffix"]

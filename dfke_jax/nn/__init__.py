@@ -17,7 +17,11 @@ from dfke_jax.nn.many import independent_training, member, separate_shares, shar
 from dfke_jax.nn.observation import Moments, Observed, observe
 from dfke_jax.nn.precision import compute_precision
 from dfke_jax.nn.registry import NetworkInfo, build, describe, names
-from dfke_jax.nn.soft_nearest import neighbour_mixing, pairwise_distances, soft_nearest_neighbour_loss
+from dfke_jax.nn.soft_nearest import (
+    neighbour_mixing,
+    pairwise_distances,
+    soft_nearest_neighbour_loss,
+)
 from dfke_jax.nn.training import Training, optimiser, trained, training
 from dfke_jax.nn.upsample import upsample_convolve
 

@@ -1,4 +1,6 @@
-"""AlexNet for 32×32 colour images, as ZSKD (Nayak et al. 2019) and DeGAN (Addepalli et al. 2020) use it."""
+"""AlexNet for 32×32 colour images, as ZSKD (Nayak et al. 2019) and DeGAN (Addepalli et al. 2020)
+use it.
+"""
 
 import functools
 
@@ -12,11 +14,13 @@ from dfke_jax.nn.layers import BatchNorm, Conv, check_image_size, flatten, head,
 def local_response_norm(
     x: Array, radius: int = 2, alpha: float = 1e-4, beta: float = 0.75, offset: float = 1.0
 ) -> Array:
-    """Normalisation across channels (Krizhevsky et al. 2012, section 3.3), with TensorFlow's constants.
+    """Normalisation across channels (Krizhevsky et al. 2012, section 3.3), with TensorFlow's
+    constants.
 
     y_c = x_c / (offset + alpha · Σ_{|d − c| ≤ radius} x_d²)^beta
 
-    PyTorch's layer of the same name divides alpha by the window's size, and its window is 2·radius + 1 here.
+    PyTorch's layer of the same name divides alpha by the window's size, and its window is 2·radius
+    + 1 here.
     """
     channels = x.shape[-1]
     squares = jnp.pad(jnp.square(x), ((0, 0),) * (x.ndim - 1) + ((radius, radius),))
@@ -25,9 +29,11 @@ def local_response_norm(
 
 
 def overlapping_max_pool(x: Array) -> Array:
-    """Maximum over 3×3 windows at stride two, ``VALID``: (B, H, W, C) -> (B, (H − 1) // 2, (W − 1) // 2, C).
+    """Maximum over 3×3 windows at stride two, ``VALID``: (B, H, W, C) -> (B, (H − 1) // 2, (W − 1)
+    // 2, C).
 
-    Written as maxima of strided slices, whose gradient is fast everywhere; where elements tie it is shared.
+    Written as maxima of strided slices, whose gradient is fast everywhere; where elements tie it is
+    shared.
     """
     height, width = (x.shape[1] - 1) // 2, (x.shape[2] - 1) // 2
     x = functools.reduce(jnp.maximum, [x[:, i : i + 2 * height - 1 : 2] for i in range(3)])
@@ -35,12 +41,13 @@ def overlapping_max_pool(x: Array) -> Array:
 
 
 class AlexNet(nn.Module):
-    """Five convolutions and three dense layers, each normalised *after* its activation, on 32×32 images.
+    """Five convolutions and three dense layers, each normalised *after* its activation, on 32×32
+    images.
 
-    1,659,178 parameters on three channels with the defaults. The two 5×5 layers go through ReLU, local
-    response normalisation, overlapping max-pooling and batch normalisation; dense layers through ReLU,
-    dropout and batch normalisation, in that order, as in the TensorFlow code of ZSKD. In training with
-    dropout the random stream ``dropout`` is needed.
+    1,659,178 parameters on three channels with the defaults. The two 5×5 layers go through ReLU,
+    local response normalisation, overlapping max-pooling and batch normalisation; dense layers
+    through ReLU, dropout and batch normalisation, in that order, as in the TensorFlow code of ZSKD.
+    In training with dropout the random stream ``dropout`` is needed.
 
     Attributes:
       num_classes: K.
@@ -59,7 +66,9 @@ class AlexNet(nn.Module):
         check_image_size(x, (32, 32), "AlexNet")
         for i, filters in enumerate(self.filters, 1):
             size = 5 if i <= 2 else 3
-            x = Conv(filters, (size, size), padding=((size // 2, size // 2),) * 2, name=f"conv{i}")(x)
+            x = Conv(filters, (size, size), padding=((size // 2, size // 2),) * 2, name=f"conv{i}")(
+                x
+            )
             x = nn.relu(record(self, f"conv{i}", x))
             if i <= 2:
                 x = local_response_norm(x)

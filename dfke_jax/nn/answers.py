@@ -14,7 +14,7 @@ from dfke_jax.core.guard import LARGEST_CLASS, LARGEST_SHARE
 from dfke_jax.core.types import Array, Metrics, PyTree
 
 MOST_SHARES = 32
-"""With more classes `class_metrics` leaves single classes out: a metric of every one of them would be kept for every step."""
+"""Up to so many classes `class_metrics` has a metric of each, which is kept for every step."""
 
 
 def heads(answers: PyTree) -> dict[str, Array]:
@@ -25,16 +25,20 @@ def heads(answers: PyTree) -> dict[str, Array]:
 
 def same_answers(first: PyTree, second: PyTree) -> bool:
     """Whether two networks answer the same questions: the same heads, of equal shapes."""
-    shapes = [[(name, leaf.shape) for name, leaf in heads(answers).items()] for answers in (first, second)]
+    shapes = [
+        [(name, leaf.shape) for name, leaf in heads(answers).items()] for answers in (first, second)
+    ]
     return shapes[0] == shapes[1] and jax.tree.structure(first) == jax.tree.structure(second)
 
 
 def check_one_label(answers: PyTree, what: str) -> None:
-    """Raises `InputError` unless answers are one array (B, K): `what` is made for one label an image."""
+    """Raises `InputError` unless answers are one array (B, K), which `what` is made for."""
     found = heads(answers)
     if list(found) != [""] or found[""].ndim != 2:
         shapes = ", ".join(f"{name or 'answers'} {leaf.shape}" for name, leaf in found.items())
-        raise InputError(f"{what} is made for one label an image, logits (B, K); this teacher answers {shapes}")
+        raise InputError(
+            f"{what} is made for one label an image, logits (B, K); this teacher answers {shapes}"
+        )
 
 
 def each_head(loss: Partial) -> Partial:
@@ -70,7 +74,9 @@ def class_metrics(answers: PyTree) -> Metrics:
     for name, logits in heads(answers).items():
         behind = f"/{name}" if name else ""
         if logits.ndim < 2 or logits.shape[-1] < 2:
-            raise InputError(f"answers must be (B, ..., K) with K >= 2, got shape {logits.shape}{behind}")
+            raise InputError(
+                f"answers must be (B, ..., K) with K >= 2, got shape {logits.shape}{behind}"
+            )
         classes = logits.shape[-1]
         rows = logits.reshape(-1, classes).astype(jnp.float32)
         counts = jnp.zeros(classes, jnp.float32).at[jnp.argmax(rows, -1)].add(1.0)

@@ -27,7 +27,8 @@ class Preprocessing:
 
     Attributes:
       size: (height, width) that the network takes; None leaves images as they are.
-      fit: ``pad`` centres the image on a canvas of the box's lower bound, ``bilinear`` and ``nearest`` resize it.
+      fit: ``pad`` centres the image on a canvas of the box's lower bound, ``bilinear`` and
+        ``nearest`` resize it.
       mean, std: one number for all channels, or one per channel.
       box: lowest and highest pixel value.
     """
@@ -57,13 +58,16 @@ class Preprocessing:
         channels = images.shape[-1]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
-                raise InputError(f"{name} has {len(values)} values for images of {channels} channels")
+                raise InputError(
+                    f"{name} has {len(values)} values for images of {channels} channels"
+                )
         if self.size is not None and images.shape[1:3] != self.size:
             images = self._fitted(images, self.size)
         if self.mean == (0.0,) and self.std == (1.0,):
             return images
         mean, std = (
-            jnp.asarray(np.broadcast_to(values, (1, 1, 1, channels)), images.dtype) for values in (self.mean, self.std)
+            jnp.asarray(np.broadcast_to(values, (1, 1, 1, channels)), images.dtype)
+            for values in (self.mean, self.std)
         )
         return (images - mean) / std
 
@@ -72,18 +76,26 @@ class Preprocessing:
         if self.fit != "pad":
             return jax.image.resize(images, (images.shape[0], *size, images.shape[3]), self.fit)
         if height > size[0] or width > size[1]:
-            raise InputError(f"cannot pad a {height}×{width} image to {size[0]}×{size[1]}; use fit='bilinear'")
+            raise InputError(
+                f"cannot pad a {height}×{width} image to {size[0]}×{size[1]}; use fit='bilinear'"
+            )
         rows, columns = size[0] - height, size[1] - width
-        pads = ((0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
+        pads = (
+            (0, 0),
+            (rows // 2, rows - rows // 2),
+            (columns // 2, columns - columns // 2),
+            (0, 0),
+        )
         return jnp.pad(images, pads, constant_values=self.box[0])
 
 
 @flax.struct.dataclass
 class Classifier:
-    """Images in pixel space in, logits out; a pytree, so that it travels into compiled programs as an argument.
+    """Images in pixel space in, logits out; a pytree, so that it travels into compiled programs as
+    an argument.
 
-    Calling it is `logits`. A stack of classifiers is the same value whose variables have a leading axis M; map over
-    it with `jax.vmap(lambda classifier: classifier(images))(stack)`.
+    Calling it is `logits`. A stack of classifiers is the same value whose variables have a leading
+    axis M; map over it with `jax.vmap(lambda classifier: classifier(images))(stack)`.
 
     Attributes:
       module: the Flax module, called as ``module.apply(variables, x, train=False)``.
@@ -108,8 +120,12 @@ class Classifier:
         """A classifier with freshly drawn parameters."""
         preprocessing = preprocessing or Preprocessing()
         images = jnp.zeros((1, *input_shape), jnp.float32)
-        variables = jax.jit(module.init, static_argnames="train")(key, preprocessing(images), train=False)
-        variables = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
+        variables = jax.jit(module.init, static_argnames="train")(
+            key, preprocessing(images), train=False
+        )
+        variables = {
+            name: tree for name, tree in variables.items() if name in ("params", "batch_stats")
+        }
         height, width, channels = input_shape
         return cls(module, variables, preprocessing, (height, width, channels))
 
@@ -123,12 +139,19 @@ class Classifier:
             models = {leaf.shape[:1] for leaf in jax.tree.leaves(self.variables)}
             if len(models) != 1 or models == {()}:
                 raise
-            return models.pop()[0], jax.eval_shape(jax.vmap(logits, (0, None)), self, images).shape[-1]
+            return models.pop()[0], jax.eval_shape(jax.vmap(logits, (0, None)), self, images).shape[
+                -1
+            ]
 
     def save(
-        self, path: str | os.PathLike, *, made_by: Mapping[str, Any] | None = None, overwrite: bool = False
+        self,
+        path: str | os.PathLike,
+        *,
+        made_by: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
     ) -> Path:
-        """Writes the whole function into a directory: network, arrays, preprocessing, shape and classes.
+        """Writes the whole function into a directory: network, arrays, preprocessing, shape and
+        classes.
 
         `dfke_jax.load` gives it back in another process, to the bit. A stack is written as one.
 
@@ -147,7 +170,9 @@ class Classifier:
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "models": models,
         }
-        return saved.write(path, self.module, self.variables, facts, made_by=made_by, overwrite=overwrite)
+        return saved.write(
+            path, self.module, self.variables, facts, made_by=made_by, overwrite=overwrite
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike, *, module: nn.Module | None = None) -> "Classifier":
@@ -171,14 +196,20 @@ class Classifier:
             preprocessing = Preprocessing(**values)  # type: ignore[arg-type]
             kinds, said = found["arrays"], (found["models"], found["num_classes"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path}: {saved.FILE} does not describe a classifier: {error!r}") from error
+            raise CheckpointError(
+                f"{path}: {saved.FILE} does not describe a classifier: {error!r}"
+            ) from error
         made = cls(network, saved.arrays(path, kinds), preprocessing, (height, width, channels))
         try:
             own = made.sizes()
         except Exception as error:  # Flax has errors of its own for arrays that are not there
-            raise CheckpointError(f"{path}: the arrays are not those of {network!r}: {error}") from error
+            raise CheckpointError(
+                f"{path}: the arrays are not those of {network!r}: {error}"
+            ) from error
         if own != said:
-            raise CheckpointError(f"{path}: {said[1]} classes of {said[0] or 1} models are named, and there are {own}")
+            raise CheckpointError(
+                f"{path}: {said[1]} classes of {said[0] or 1} models are named, and there are {own}"
+            )
         return made
 
     @property
@@ -196,7 +227,9 @@ class Classifier:
         try:
             return self.variables["params"]["head"]["kernel"]
         except KeyError:
-            raise InputError(f"{type(self.module).__name__} has no dense layer called 'head'") from None
+            raise InputError(
+                f"{type(self.module).__name__} has no dense layer called 'head'"
+            ) from None
 
     @property
     def has_normalisation(self) -> bool:
@@ -209,7 +242,9 @@ class Classifier:
         return type(self.module).__name__
 
     def lacks(self, need: str) -> str:
-        """Why the network does not show what a method needs (`dfke_jax.nn.whitebox.Need`); empty if it does."""
+        """Why the network does not show what a method needs (`dfke_jax.nn.whitebox.Need`); empty if
+        it does.
+        """
         if need == "head":
             found = "kernel" in self.variables["params"].get("head", {})
             return "" if found else "it has no dense layer called 'head'"
@@ -228,33 +263,46 @@ class Classifier:
 
     def logits(self, images: Array) -> Array:
         """(B, H, W, C) floats in the box, or uint8 -> (B, K), in float32, with running statistics."""
-        return in_float32(apply(self.module, self.variables, self.preprocessing(images), train=False))
+        return in_float32(
+            apply(self.module, self.variables, self.preprocessing(images), train=False)
+        )
 
     def features(self, images: Array) -> Array:
         """The input of the last layer, (B, D)."""
         return self.activations(images)["features"]
 
     def activations(self, images: Array) -> dict[str, Array]:
-        """What the network records on the way (`layers.record`): pre-activations by layer, and ``features``; and ``logits``."""
+        """What the network records on the way (`layers.record`): pre-activations by layer, and
+        ``features``; and ``logits``.
+        """
         seen = self.observe(images, activations=True)
         return {**seen.activations, "logits": seen.logits}
 
-    def observe(self, images: Array, *, activations: bool = False, moments: bool = False) -> Observed:
-        """Logits and what else is asked for, in one pass with running statistics; see `dfke_jax.nn.observation`.
+    def observe(
+        self, images: Array, *, activations: bool = False, moments: bool = False
+    ) -> Observed:
+        """Logits and what else is asked for, in one pass with running statistics; see
+        `dfke_jax.nn.observation`.
 
         Raises:
           InputError: for moments of a network without batch normalisation.
         """
         inputs = self.preprocessing(images)
-        return observe(self.module, self.variables, inputs, activations=activations, moments=moments)
+        return observe(
+            self.module, self.variables, inputs, activations=activations, moments=moments
+        )
 
     def check_layers(self, names: Sequence[str]) -> None:
-        """Raises `UnknownNameError` unless the network records all of these layers; nothing is computed."""
+        """Raises `UnknownNameError` unless the network records all of these layers; nothing is
+        computed.
+        """
         images = jax.ShapeDtypeStruct((2, *self.input_shape), jnp.float32)
         known = jax.eval_shape(self.activations, images)
         for name in names:
             if name not in known:
-                raise UnknownNameError(f"recorded layer of {type(self.module).__name__}", name, known)
+                raise UnknownNameError(
+                    f"recorded layer of {type(self.module).__name__}", name, known
+                )
 
     def predict(self, images: Any, batch_size: int = 500) -> np.ndarray:
         """`predicted`: logits (N, K) of any number of images, on the host."""
@@ -296,11 +344,14 @@ def as_float(images: Array) -> Array:
     return images.astype(jnp.float32)
 
 
-def check_images(images: Any, shape: tuple[int, ...], box: tuple[float, float], what: str = "images") -> None:
+def check_images(
+    images: Any, shape: tuple[int, ...], box: tuple[float, float], what: str = "images"
+) -> None:
     """Checks host arrays before long work.
 
     Args:
-      images: (N, H, W, C). shape: the expected (H, W, C). box: lowest and highest allowed value (uint8 always fits).
+      images: (N, H, W, C). shape: the expected (H, W, C). box: lowest and highest allowed value
+        (uint8 always fits).
       what: how the message calls them.
 
     Raises:
@@ -309,7 +360,9 @@ def check_images(images: Any, shape: tuple[int, ...], box: tuple[float, float], 
     images = np.asarray(images)
     expected = "×".join(map(str, shape))
     if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
-        raise InputError(f"{what} must be (N, H, W, C) with H×W×C = {expected}, got shape {images.shape}")
+        raise InputError(
+            f"{what} must be (N, H, W, C) with H×W×C = {expected}, got shape {images.shape}"
+        )
     if len(images) == 0:
         raise InputError(f"{what} are empty")
     if images.dtype == np.uint8:
@@ -321,14 +374,19 @@ def check_images(images: Any, shape: tuple[int, ...], box: tuple[float, float], 
         raise InputError(f"{what} contain NaN or infinity in {bad} of {len(images)} rows")
     low, high = float(images.min()), float(images.max())
     if low < box[0] - 1e-6 or high > box[1] + 1e-6:
-        raise InputError(f"{what} must lie in [{box[0]}, {box[1]}], got values from {low:.4g} to {high:.4g}")
+        raise InputError(
+            f"{what} must lie in [{box[0]}, {box[1]}], got values from {low:.4g} to {high:.4g}"
+        )
 
 
-def check_labels(labels: Any, count: int, num_classes: int, what: str = "labels", *, every_class: bool = True) -> None:
+def check_labels(
+    labels: Any, count: int, num_classes: int, what: str = "labels", *, every_class: bool = True
+) -> None:
     """Checks integer labels (N,) against the number of rows and classes.
 
     Raises:
-      InputError: for another length or type, a label outside [0, K), or (if `every_class`) a class without samples.
+      InputError: for another length or type, a label outside [0, K), or (if `every_class`) a class
+        without samples.
     """
     labels = np.asarray(labels)
     if labels.shape != (count,):
@@ -336,7 +394,9 @@ def check_labels(labels: Any, count: int, num_classes: int, what: str = "labels"
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"{what} must be integers, got {labels.dtype}")
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise InputError(f"{what} must lie in [0, {num_classes}), got {labels.min()} to {labels.max()}")
+        raise InputError(
+            f"{what} must lie in [0, {num_classes}), got {labels.min()} to {labels.max()}"
+        )
     if every_class:
         empty = np.setdiff1d(np.arange(num_classes), labels)
         if len(empty):

@@ -1,26 +1,32 @@
 """Two-dimensional convolution that stays fast inside `scan` and under `vmap`.
 
-XLA's CPU backend gives convolution *gradients* their fast kernel only at the top level of a program; inside a loop
-they fall to a naive one, and `vmap` over kernels becomes a grouped convolution, slow everywhere. `conv_general_dilated`
-is a drop-in for `jax.lax.conv_general_dilated` that avoids both on CPU and is the plain operation elsewhere. Networks
-get it through `dfke_jax.nn.layers.Conv`.
+XLA's CPU backend gives convolution *gradients* their fast kernel only at the top level of a
+program; inside a loop they fall to a naive one, and `vmap` over kernels becomes a grouped
+convolution, slow everywhere. `conv_general_dilated` is a drop-in for `jax.lax.conv_general_dilated`
+that avoids both on CPU and is the plain operation elsewhere. Networks get it through
+`dfke_jax.nn.layers.Conv`.
 
 Four implementations, equal up to rounding:
 
-- ``banded``: the input's rows are concatenated over the kernel's height, cut into overlapping pieces that see n output
-  columns each, and multiplied by the kernel laid out as a banded matrix (kh·(n + kw - 1)·C, n·F). Forward, input
-  gradient and weight gradient are one matrix product each; under `vmap` a batched one. It does (n + kw - 1)/kw times
-  the arithmetic, so it is for few channels.
-- ``taps``: one matrix product gives every tap of the kernel its share of every pixel, and the shares are shifted and added.
-  For many channels and few filters (a generator's last layer), where an ordinary convolution spends its time on memory.
-- ``loop_safe``: an ordinary convolution whose gradients are themselves written as forward convolutions in the one
-  layout that has a fast kernel; batched over kernels it runs them one after another.
-- ``lax``: the plain operation. ``loop_safe`` has first derivatives in reverse mode alone, and says so where others are
-  asked for: what differentiates twice or forwards stands under ``with convolution("lax"):``.
+- ``banded``: the input's rows are concatenated over the kernel's height, cut into overlapping
+  pieces that see n output columns each, and multiplied by the kernel laid out as a banded matrix
+  (kh·(n + kw - 1)·C, n·F). Forward, input gradient and weight gradient are one matrix product each;
+  under `vmap` a batched one. It does (n + kw - 1)/kw times the arithmetic, so it is for few
+  channels.
+- ``taps``: one matrix product gives every tap of the kernel its share of every pixel, and the
+  shares are shifted and added. For many channels and few filters (a generator's last layer), where
+  an ordinary convolution spends its time on memory.
+- ``loop_safe``: an ordinary convolution whose gradients are themselves written as forward
+  convolutions in the one layout that has a fast kernel; batched over kernels it runs them one after
+  another.
+- ``lax``: the plain operation. ``loop_safe`` has first derivatives in reverse mode alone, and says
+  so where others are asked for: what differentiates twice or forwards stands under
+  ``with convolution("lax"):``.
 
-``auto`` takes ``banded``, ``taps`` or ``loop_safe`` on CPU by size, ``lax`` on accelerators. There members of a population that
-run side by side would be a grouped convolution too: small kernels become ``banded`` products (and `dfke_jax.nn.tiles`), which for a
-hundred LeNets on an H200 is eleven times as fast.
+``auto`` takes ``banded``, ``taps`` or ``loop_safe`` on CPU by size, ``lax`` on accelerators. There
+members of a population that run side by side would be a grouped convolution too: small kernels
+become ``banded`` products (and `dfke_jax.nn.tiles`), which for a hundred LeNets on an H200 is
+eleven times as fast.
 """
 
 import functools
@@ -45,26 +51,34 @@ _NHWC = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", 
 
 
 def convolution(implementation: Implementation) -> AbstractContextManager:
-    """Context in which every convolution of the package uses one implementation; compiled programs know of it.
+    """Context in which every convolution of the package uses one implementation; compiled programs
+    know of it.
 
-    Use ``with convolution("lax"):`` around code that differentiates twice through a convolution, or forwards.
+    Use ``with convolution("lax"):`` around code that differentiates twice through a convolution, or
+    forwards.
 
     Raises:
       InputError: for another name.
     """
     if implementation not in _IMPLEMENTATIONS:
-        raise InputError(f"convolution must be one of {', '.join(_IMPLEMENTATIONS)}, not {implementation!r}")
+        raise InputError(
+            f"convolution must be one of {', '.join(_IMPLEMENTATIONS)}, not {implementation!r}"
+        )
     return _implementation(implementation)
 
 
 def uses_fast_forms() -> bool:
-    """Whether operations with a special form for the CPU take it: not on accelerators, and not under ``"lax"``."""
+    """Whether operations with a special form for the CPU take it: not on accelerators, and not
+    under ``"lax"``.
+    """
     chosen = _implementation.value
     return chosen != "lax" and (chosen != "auto" or jax.default_backend() == "cpu")
 
 
 def uses_products() -> bool:
-    """Whether small convolutions are written as matrix products: a fast form, and one for populations on accelerators."""
+    """Whether small convolutions are written as matrix products: a fast form, and one for
+    populations on accelerators.
+    """
     return uses_fast_forms() or (_implementation.value == "auto" and members_side_by_side())
 
 
@@ -83,8 +97,8 @@ def conv_general_dilated(
 ) -> Array:
     """`jax.lax.conv_general_dilated` with the implementation chosen as the module says.
 
-    The fast implementations cover 2-D, NHWC/HWIO, undilated, ungrouped convolution (every network here); anything
-    else, negative padding too, is passed on to `jax.lax`.
+    The fast implementations cover 2-D, NHWC/HWIO, undilated, ungrouped convolution (every network
+    here); anything else, negative padding too, is passed on to `jax.lax`.
 
     Args:
       lhs: (B, H, W, C). rhs: (kh, kw, C, F). The others as in `jax.lax`.
@@ -151,7 +165,9 @@ def _is_nhwc(lhs: Array, rhs: Array, dimension_numbers: Any) -> bool:
 
 
 def _banded_pays(lhs: tuple, rhs: tuple, strides: tuple, padding: tuple) -> bool:
-    """Stride one, and either the band is the whole matrix (one output column) or it wastes little in absolute terms."""
+    """Stride one, and either the band is the whole matrix (one output column) or it wastes little
+    in absolute terms.
+    """
     kh, kw, channels, filters = rhs
     width = lhs[2] + sum(padding[1])
     if strides != (1, 1):
@@ -170,8 +186,11 @@ def _banded(lhs: Array, rhs: Array, strides: tuple, padding: tuple, precision: A
     kh, kw, _, filters = rhs.shape
     out_height, out_width = height - kh + 1, width - kw + 1
     if out_height < 1 or out_width < 1:
-        raise InputError(f"a {kh}×{kw} convolution needs an image of at least that size, got {height}×{width}")
-    # Few output columns waste less arithmetic, and a product wants some columns for the vector units.
+        raise InputError(
+            f"a {kh}×{kw} convolution needs an image of at least that size, got {height}×{width}"
+        )
+    # Few output columns waste less arithmetic, and a product wants some columns for the vector
+    # units.
     columns = min((c for c in _divisors(out_width) if c * filters >= 24), default=out_width)
     blocks, span = out_width // columns, columns + kw - 1
     matrix = jnp.einsum("vok,ikcf->ivcof", _band(columns, kw, rhs.dtype), rhs)
@@ -204,10 +223,14 @@ def _taps(lhs: Array, rhs: Array, padding: tuple, precision: Any) -> Array:
     kh, kw, _, filters = rhs.shape
     out_height, out_width = height + sum(padding[0]) - kh + 1, width + sum(padding[1]) - kw + 1
     if out_height < 1 or out_width < 1:
-        raise InputError(f"a {kh}×{kw} convolution needs an image of at least that size, got {height}×{width}")
+        raise InputError(
+            f"a {kh}×{kw} convolution needs an image of at least that size, got {height}×{width}"
+        )
     matrix = rhs.transpose(2, 0, 1, 3).reshape(channels, kh * kw * filters)
     shares = jnp.matmul(lhs.reshape(-1, channels), matrix, precision=precision)
-    shares = jnp.pad(shares.reshape(batch, height, width, kh * kw * filters), ((0, 0), *padding, (0, 0)))
+    shares = jnp.pad(
+        shares.reshape(batch, height, width, kh * kw * filters), ((0, 0), *padding, (0, 0))
+    )
     total = jnp.zeros((batch, out_height, out_width, filters), shares.dtype)
     for i in range(kh):
         for j in range(kw):
@@ -226,7 +249,14 @@ def _canonical(
     precision: Any,
 ):
     return lax.conv_general_dilated(
-        lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers=_NHWC, precision=precision
+        lhs,
+        rhs,
+        strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers=_NHWC,
+        precision=precision,
     )
 
 
@@ -236,9 +266,11 @@ def _loop_safe(strides: tuple, padding: tuple, precision: Any, lhs: Array, rhs: 
 
 
 def _sequential(function, *static):
-    """`function(lhs, rhs, *static)` which, batched over kernels, becomes a loop over the members of the batch.
+    """`function(lhs, rhs, *static)` which, batched over kernels, becomes a loop over the members of
+    the batch.
 
-    Batched over `lhs` alone, its batch axis is folded into the images', where one kernel serves them all.
+    Batched over `lhs` alone, its batch axis is folded into the images', where one kernel serves
+    them all.
     """
 
     @jax.custom_batching.custom_vmap
@@ -262,7 +294,9 @@ def _loop_safe_forward(strides: tuple, padding: tuple, precision: Any, lhs: Arra
     return _loop_safe(strides, padding, precision, reverse_only(lhs), reverse_only(rhs)), (lhs, rhs)
 
 
-def _loop_safe_backward(strides: tuple, padding: tuple, precision: Any, residuals: tuple, cotangent: Array):
+def _loop_safe_backward(
+    strides: tuple, padding: tuple, precision: Any, residuals: tuple, cotangent: Array
+):
     lhs, rhs = residuals
     arguments = (strides, padding, precision)
     d_lhs = once(_sequential(_input_gradient, lhs.shape[-3:-1], *arguments))(cotangent, rhs)
@@ -273,7 +307,9 @@ def _loop_safe_backward(strides: tuple, padding: tuple, precision: Any, residual
 _loop_safe.defvjp(_loop_safe_forward, _loop_safe_backward)
 
 
-def _input_gradient(cotangent: Array, rhs: Array, size: tuple, strides: tuple, padding: tuple, precision: Any) -> Array:
+def _input_gradient(
+    cotangent: Array, rhs: Array, size: tuple, strides: tuple, padding: tuple, precision: Any
+) -> Array:
     """The transposed convolution, as a forward one: flipped kernel, input dilated by the stride."""
     # Without the barrier XLA folds the flip back into the slow layout.
     kernel = lax.optimization_barrier(jnp.flip(rhs, (0, 1)).swapaxes(2, 3))
@@ -289,7 +325,9 @@ def _input_gradient(cotangent: Array, rhs: Array, size: tuple, strides: tuple, p
 def _weight_gradient(
     lhs: Array, cotangent: Array, taps: tuple, strides: tuple, padding: tuple, precision: Any
 ) -> Array:
-    """Correlation of input and cotangent: channels become the batch, the batch becomes the channels."""
+    """Correlation of input and cotangent: channels become the batch, the batch becomes the
+    channels.
+    """
     images = lax.optimization_barrier(lhs.transpose(3, 1, 2, 0))
     kernel = lax.optimization_barrier(cotangent.transpose(1, 2, 0, 3))
     pads = []
@@ -319,4 +357,10 @@ def _weight_gradient_call(*static):
     return call
 
 
-__all__ = ["Implementation", "conv_general_dilated", "convolution", "uses_fast_forms", "uses_products"]
+__all__ = [
+    "Implementation",
+    "conv_general_dilated",
+    "convolution",
+    "uses_fast_forms",
+    "uses_products",
+]

@@ -18,7 +18,8 @@ def reverse_only(array: Array) -> Array:
     """The identity, in front of an operation that has gradients in reverse mode alone.
 
     Raises:
-      InputError: when a program that differentiates it forwards (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) is run or compiled.
+      InputError: when a program that differentiates it forwards (`jax.jvp`, `jax.jacfwd`,
+        `jax.hessian`) is run or compiled.
     """
     return _reverse_only(array)
 
@@ -35,11 +36,13 @@ def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 def _refuse(*_: Any, **__: Any) -> Any:
     raise InputError(
-        "the fast forms of convolution and pooling have no forward-mode derivatives (jvp, jacfwd, hessian); " + _REMEDY
+        "the fast forms of convolution and pooling have no forward-mode derivatives (jvp, jacfwd, "
+        "hessian); " + _REMEDY
     )
 
 
-# In reverse mode a tangent is transposed and never computed: whoever evaluates or compiles this goes forwards.
+# In reverse mode a tangent is transposed and never computed: whoever evaluates or compiles this
+# goes forwards.
 _tangent = Primitive("reverse_only")
 _tangent.def_impl(_refuse)
 _tangent.def_abstract_eval(lambda tangent: tangent)
@@ -49,7 +52,8 @@ mlir.register_lowering(_tangent, _refuse)
 
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function for the backward pass of an operation whose gradient cannot be differentiated again.
+    """A function for the backward pass of an operation whose gradient cannot be differentiated
+    again.
 
     It raises `InputError` where that is tried.
     """

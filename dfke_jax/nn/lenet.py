@@ -14,15 +14,15 @@ from dfke_jax.nn.layers import BatchNorm, PooledConv, check_image_size, flatten,
 class LeNet5(nn.Module):
     """LeNet-5 with ReLU and max-pooling: two 5×5 convolutions and three dense layers.
 
-    With the defaults 61,706 parameters on one channel. The third layer of the DAFL code is a 5×5 convolution
-    over a 5×5 map, which is the same function as the first dense layer here.
+    With the defaults 61,706 parameters on one channel. The third layer of the DAFL code is a 5×5
+    convolution over a 5×5 map, which is the same function as the first dense layer here.
 
     Attributes:
       num_classes: K.
       filters: of the two convolutions.
       units: of the two hidden dense layers.
-      batch_norm: normalise after each convolution and hidden dense layer, before the ReLU (for methods that
-        need normalisation statistics).
+      batch_norm: normalise after each convolution and hidden dense layer, before the ReLU (for
+        methods that need normalisation statistics).
     """
 
     num_classes: int = 10
@@ -39,7 +39,8 @@ class LeNet5(nn.Module):
             if self.batch_norm:
                 maps = maps.map(functools.partial(BatchNorm(name=f"conv{i}_norm"), train=train))
             record(self, f"conv{i}", maps.image())
-            x = nn.relu(maps.max_pool())  # the same as pooling after the ReLU, on a quarter of the elements
+            # the same as pooling after the ReLU, on a quarter of the elements
+            x = nn.relu(maps.max_pool())
         x = flatten(x)
         for i, units in enumerate(self.units, 1):
             x = nn.Dense(units, name=f"dense{i}")(x)

@@ -1,9 +1,9 @@
 """Losses of distillation: how far a student is from a teacher, in answers, features and relations.
 
-Losses over answers and features are returned per sample, (B,), so that callers weight, mask and average as a
-paper does; losses over relations are one number for the batch. Everything is computed in float32. The
-teacher's side is a constant: no gradient flows through it, unless `through_teacher` asks for it (a generator
-that searches for inputs on which student and teacher differ needs it).
+Losses over answers and features are returned per sample, (B,), so that callers weight, mask and
+average as a paper does; losses over relations are one number for the batch. Everything is computed
+in float32. The teacher's side is a constant: no gradient flows through it, unless `through_teacher`
+asks for it (a generator that searches for inputs on which student and teacher differ needs it).
 """
 
 import math
@@ -28,7 +28,8 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
       labels: integers (B,) in [0, K), or distributions (B, K), which are constants.
 
     Returns:
-      (B,), in nats. In a compiled program, which cannot raise errors, a label outside [0, K) has the loss NaN.
+      (B,), in nats. In a compiled program, which cannot raise errors, a label outside [0, K) has
+      the loss NaN.
 
     Raises:
       InputError: for shapes that do not fit, or a label outside [0, K).
@@ -72,11 +73,14 @@ def response_kl(
       (B,), in nats.
 
     Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, section 2.
-    Deviation: code that averages over classes too (PyTorch's ``kl_div`` with its default reduction) gets a
-    K-th of this.
+    Deviation: code that averages over classes too (PyTorch's ``kl_div`` with its default reduction)
+    gets a K-th of this.
     """
     student, teacher = _pair(student_logits, teacher_logits, through_teacher)
-    log_student, log_teacher = _log_softmax(student, temperature), _log_softmax(teacher, temperature)
+    log_student, log_teacher = (
+        _log_softmax(student, temperature),
+        _log_softmax(teacher, temperature),
+    )
     return temperature**2 * jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), -1)
 
 
@@ -100,11 +104,16 @@ def response_mix(
 
     Source: as `response_kl`.
     """
-    return weight * cross_entropy(student_logits, labels) + response_kl(student_logits, teacher_logits, temperature)
+    return weight * cross_entropy(student_logits, labels) + response_kl(
+        student_logits, teacher_logits, temperature
+    )
 
 
-def logit_l1(student_logits: Array, teacher_logits: Array, *, through_teacher: bool = False) -> Array:
-    """(1/K) Σ_k |s_k − t_k|, per sample; (B, K) and (B, K) -> (B,). Its gradient where s_k = t_k is 0.
+def logit_l1(
+    student_logits: Array, teacher_logits: Array, *, through_teacher: bool = False
+) -> Array:
+    """(1/K) Σ_k |s_k − t_k|, per sample; (B, K) and (B, K) -> (B,). Its gradient where s_k = t_k is
+    0.
 
     Source: Fang et al., Data-Free Adversarial Distillation, 2019, section 3.
     """
@@ -114,7 +123,9 @@ def logit_l1(student_logits: Array, teacher_logits: Array, *, through_teacher: b
     return jnp.mean(difference * jax.lax.stop_gradient(jnp.sign(difference)), -1)
 
 
-def logit_l2(student_logits: Array, teacher_logits: Array, *, through_teacher: bool = False) -> Array:
+def logit_l2(
+    student_logits: Array, teacher_logits: Array, *, through_teacher: bool = False
+) -> Array:
     """(1/K) Σ_k (s_k − t_k)², per sample; (B, K) and (B, K) -> (B,).
 
     Source: Ba and Caruana, Do Deep Nets Really Need to be Deep?, 2014, equation 1.
@@ -125,10 +136,11 @@ def logit_l2(student_logits: Array, teacher_logits: Array, *, through_teacher: b
 
 
 def jensen_shannon(p_logits: Array, q_logits: Array, temperature: float | Array = 1.0) -> Array:
-    """½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q)/2, p = σ(p_logits/τ), q = σ(q_logits/τ), per sample.
+    """½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q)/2, p = σ(p_logits/τ), q = σ(q_logits/τ), per
+    sample.
 
-    Symmetric, differentiable on both sides (stop the gradient of the one that is a teacher's), within
-    [0, ln 2], and without a factor τ².
+    Symmetric, differentiable on both sides (stop the gradient of the one that is a teacher's),
+    within [0, ln 2], and without a factor τ².
 
     Args:
       p_logits, q_logits: (B, K).
@@ -141,20 +153,22 @@ def jensen_shannon(p_logits: Array, q_logits: Array, temperature: float | Array 
     """
     _same(p_logits, q_logits, "p_logits", "q_logits")
     log_p, log_q = _log_softmax(p_logits, temperature), _log_softmax(q_logits, temperature)
-    # log m − log p = softplus(log q − log p) − ln 2 neither overflows nor cancels where p or q is tiny.
+    # log m − log p = softplus(log q − log p) − ln 2 neither overflows nor cancels where p or q is
+    # tiny.
     ratio, log_two = log_q - log_p, math.log(2)
     from_p = jnp.exp(log_p) * (log_two - jax.nn.softplus(ratio))
     from_q = jnp.exp(log_q) * (log_two - jax.nn.softplus(-ratio))
     divergence = jnp.sum(from_p + from_q, -1) / 2
-    # Rounding may leave the interval by an ulp: the value is put back, the gradient is the formula's.
+    # Rounding may leave the interval by an ulp: the value is put back, the gradient is the
+    # formula's.
     return divergence + jax.lax.stop_gradient(jnp.clip(divergence, 0, log_two) - divergence)
 
 
 class HintRegressor(nn.Module):
     """A linear map from a student's features to the width of a teacher's.
 
-    Maps (B, H, W, C) -> (B, H, W, features) by a 1×1 convolution, vectors (B, D) -> (B, features) by a dense
-    layer.
+    Maps (B, H, W, C) -> (B, H, W, features) by a 1×1 convolution, vectors (B, D) -> (B, features)
+    by a dense layer.
 
     Attributes:
       features: width of the teacher's features.
@@ -175,15 +189,17 @@ class HintRegressor(nn.Module):
 
 
 def hint_loss(
-    student_features: Array, teacher_features: Array, regressor: Callable[[Array], Array] | None = None
+    student_features: Array,
+    teacher_features: Array,
+    regressor: Callable[[Array], Array] | None = None,
 ) -> Array:
     """½ ‖u − r(v)‖², per sample, summed over all features.
 
     Args:
       student_features: v, (B, ...).
       teacher_features: u, (B, ...), constants.
-      regressor: r, from the student's features to the teacher's shape, usually a bound `HintRegressor`; None
-        for features of equal shapes.
+      regressor: r, from the student's features to the teacher's shape, usually a bound
+        `HintRegressor`; None for features of equal shapes.
 
     Returns:
       (B,).
@@ -199,22 +215,26 @@ def hint_loss(
 def attention_transfer(
     student_maps: Sequence[Array], teacher_maps: Sequence[Array], beta: float | Array = 1000.0
 ) -> Array:
-    """β/2 · Σ_j ‖Q_S^j − Q_T^j‖², per sample, where Q = F/‖F‖₂ and F = vec(mean_c A_c²) is an attention map.
+    """β/2 · Σ_j ‖Q_S^j − Q_T^j‖², per sample, where Q = F/‖F‖₂ and F = vec(mean_c A_c²) is an
+    attention map.
 
     Args:
-      student_maps, teacher_maps: for each place j, activations A (B, H_j, W_j, C); heights and widths of both
-        sides must agree, channels need not.
+      student_maps, teacher_maps: for each place j, activations A (B, H_j, W_j, C); heights and
+        widths of both sides must agree, channels need not.
       beta: β.
 
     Returns:
       (B,). An all-zero map has Q = 0.
 
-    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017, equation 2, the norm squared.
-    Deviation: code that takes the mean over pixels of the squared difference, and no ½, needs another β:
-    2β/(H·W) here, map by map.
+    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017, equation 2, the norm
+    squared.
+    Deviation: code that takes the mean over pixels of the squared difference, and no ½, needs
+    another β: 2β/(H·W) here, map by map.
     """
     if len(student_maps) != len(teacher_maps) or not len(student_maps):
-        raise InputError(f"got {len(student_maps)} student maps and {len(teacher_maps)} teacher maps")
+        raise InputError(
+            f"got {len(student_maps)} student maps and {len(teacher_maps)} teacher maps"
+        )
     total = jnp.zeros(student_maps[0].shape[:1])
     for place, (student, teacher) in enumerate(zip(student_maps, teacher_maps, strict=True)):
         if student.ndim != 4 or teacher.ndim != 4 or student.shape[:3] != teacher.shape[:3]:
@@ -230,8 +250,9 @@ def attention_transfer(
 def relational_distance(student_features: Array, teacher_features: Array) -> Array:
     """Mean over ordered pairs i ≠ j of Huber(ψ_S(i, j) − ψ_T(i, j)), ψ(i, j) = ‖x_i − x_j‖ / μ.
 
-    μ is the mean distance of the batch's pairs, on each side separately, and Huber(d) is d²/2 up to |d| = 1
-    and |d| − ½ beyond. Coinciding samples have distance 0 and no gradient; if all coincide, ψ is 0.
+    μ is the mean distance of the batch's pairs, on each side separately, and Huber(d) is d²/2 up
+    to |d| = 1 and |d| − ½ beyond. Coinciding samples have distance 0 and no gradient; if all
+    coincide, ψ is 0.
 
     Args:
       student_features, teacher_features: (B, ...), B ≥ 2, of any widths; flattened.
@@ -248,10 +269,11 @@ def relational_distance(student_features: Array, teacher_features: Array) -> Arr
 
 
 def relational_angle(student_features: Array, teacher_features: Array) -> Array:
-    """Mean over ordered triplets of distinct i, j, k of Huber(cos_S ∠ijk − cos_T ∠ijk), with vertex j.
+    """Mean over ordered triplets of distinct i, j, k of Huber(cos_S ∠ijk − cos_T ∠ijk), with vertex
+    j.
 
-    cos ∠ijk = ⟨e_ij, e_kj⟩ with e_ij = (x_i − x_j)/‖x_i − x_j‖, and e_ij = 0, without a gradient, where the
-    two coincide. Memory grows as B³ + B²·D.
+    cos ∠ijk = ⟨e_ij, e_kj⟩ with e_ij = (x_i − x_j)/‖x_i − x_j‖, and e_ij = 0, without a gradient,
+    where the two coincide. Memory grows as B³ + B²·D.
 
     Args:
       student_features, teacher_features: (B, ...), B ≥ 3, of any widths; flattened.
@@ -260,11 +282,13 @@ def relational_angle(student_features: Array, teacher_features: Array) -> Array:
       A scalar. The paper's weight for it is 50.
 
     Source: Park et al., Relational Knowledge Distillation, 2019, section 3.2.2.
-    Deviation: the mean over triplets, where the paper writes a sum; the authors' code divides by B³.
+    Deviation: the mean over triplets, where the paper writes a sum; the authors' code divides by
+    B³.
     """
     student, teacher = _rows(student_features, teacher_features, 3)
     batch = student.shape[0]
-    distinct = ~jnp.eye(batch, dtype=bool)[None]  # i = j and k = j are zero on both sides, i = k is masked
+    # i = j and k = j are zero on both sides, i = k is masked
+    distinct = ~jnp.eye(batch, dtype=bool)[None]
     difference = jnp.where(distinct, _cosines(student) - _cosines(teacher), 0.0)
     return jnp.sum(_huber(difference)) / (batch * (batch - 1) * (batch - 2))
 
@@ -279,7 +303,9 @@ def _targets(logits: Array, labels: Array) -> Array:
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         return labels
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise InputError(f"logits (B, K) need integer labels (B,), got {logits.shape} and {labels.shape}")
+        raise InputError(
+            f"logits (B, K) need integer labels (B,), got {logits.shape} and {labels.shape}"
+        )
     classes = logits.shape[-1]
     inside = (labels >= 0) & (labels < classes)
     if not isinstance(inside, Tracer) and not inside.all():
@@ -289,10 +315,14 @@ def _targets(logits: Array, labels: Array) -> Array:
 
 def _same(first: Array, second: Array, first_name: str, second_name: str) -> None:
     if first.shape != second.shape:
-        raise InputError(f"{first_name} and {second_name} differ in shape: {first.shape} and {second.shape}")
+        raise InputError(
+            f"{first_name} and {second_name} differ in shape: {first.shape} and {second.shape}"
+        )
 
 
-def _pair(student: Array, teacher: Array, through_teacher: bool, ndim: int | None = 2) -> tuple[Array, Array]:
+def _pair(
+    student: Array, teacher: Array, through_teacher: bool, ndim: int | None = 2
+) -> tuple[Array, Array]:
     _same(student, teacher, "student", "teacher")
     if ndim is not None and student.ndim != ndim:
         raise InputError(f"logits must be (B, K), got shape {student.shape}")
@@ -302,10 +332,13 @@ def _pair(student: Array, teacher: Array, through_teacher: bool, ndim: int | Non
 
 def _rows(student: Array, teacher: Array, least: int) -> tuple[Array, Array]:
     if student.ndim < 2 or teacher.ndim < 2 or student.shape[0] != teacher.shape[0]:
-        raise InputError(f"features must be (B, ...) with equal B, got {student.shape} and {teacher.shape}")
+        raise InputError(
+            f"features must be (B, ...) with equal B, got {student.shape} and {teacher.shape}"
+        )
     if student.shape[0] < least:
         raise InputError(
-            f"a batch of {student.shape[0]} has no relation to compare; at least {least} samples are needed"
+            f"a batch of {student.shape[0]} has no relation to compare; at least {least} samples "
+            "are needed"
         )
     student, teacher = (x.astype(jnp.float32).reshape(x.shape[0], -1) for x in (student, teacher))
     return student, jax.lax.stop_gradient(teacher)
@@ -313,7 +346,8 @@ def _rows(student: Array, teacher: Array, least: int) -> tuple[Array, Array]:
 
 def _attention(maps: Array) -> Array:
     energy = jnp.mean(jnp.square(maps.astype(jnp.float32)), -1).reshape(maps.shape[0], -1)
-    # The scale drops out of Q; taking it out first keeps fourth powers of small activations from vanishing.
+    # The scale drops out of Q; taking it out first keeps fourth powers of small activations from
+    # vanishing.
     scale = jax.lax.stop_gradient(jnp.max(energy, -1, keepdims=True))
     energy = energy / jnp.where(scale > 0, scale, 1.0)
     squared = jnp.sum(jnp.square(energy), -1, keepdims=True)

@@ -1,6 +1,8 @@
-"""Independent models: many trainings of one network in one program, each on its own share of the data.
+"""Independent models: many trainings of one network in one program, each on its own share of the
+data.
 
-They are what innocent suspects answer: null models of watermarks, references and independents of dataset inference.
+They are what innocent suspects answer: null models of watermarks, references and independents of
+dataset inference.
 """
 
 from typing import Literal
@@ -22,8 +24,8 @@ from dfke_jax.nn.training import trained, training
 
 Sharing = Literal["disjoint", "bootstrap"]
 SPARE = 2
-"""`separate_shares` need so many times the rows of one. With fewer, two models share more than half of theirs, and a
-suspect that shares none stands out among them though it is innocent."""
+"""`separate_shares` need so many times the rows of one. With fewer, two models share more than half
+of theirs, and a suspect that shares none stands out among them though it is innocent."""
 
 
 def shares(key: Key, rows: int, models: int, sharing: Sharing, size: int | None = None) -> Array:
@@ -32,8 +34,8 @@ def shares(key: Key, rows: int, models: int, sharing: Sharing, size: int | None 
     Args:
       key: of the draws.
       rows: N, of the data set. models: M.
-      sharing: ``disjoint``: no row belongs to two models, n = ⌊N/M⌋ by default. ``bootstrap``: n rows with
-        replacement for each, n = N by default.
+      sharing: ``disjoint``: no row belongs to two models, n = ⌊N/M⌋ by default. ``bootstrap``: n
+        rows with replacement for each, n = N by default.
       size: n.
 
     Raises:
@@ -46,10 +48,14 @@ def shares(key: Key, rows: int, models: int, sharing: Sharing, size: int | None 
         size = rows // models if size is None else size
         if not 1 <= size * models <= rows or size < 1:
             raise InputError(
-                f"{models} disjoint shares of {size} rows from {rows}; take fewer models, smaller shares or "
-                "sharing='bootstrap'"
+                f"{models} disjoint shares of {size} rows from {rows}; take fewer models, smaller "
+                "shares or sharing='bootstrap'"
             )
-        return jax.random.permutation(key, rows)[: models * size].reshape(models, size).astype(jnp.int32)
+        return (
+            jax.random.permutation(key, rows)[: models * size]
+            .reshape(models, size)
+            .astype(jnp.int32)
+        )
     if sharing == "bootstrap":
         size = rows if size is None else size
         if size < 1:
@@ -59,7 +65,8 @@ def shares(key: Key, rows: int, models: int, sharing: Sharing, size: int | None 
 
 
 def separate_shares(rows: int, models: int, size: int, seed: int) -> np.ndarray:
-    """(M, n) rows of a data set, no row twice in one share: disjoint where they suffice, else drawn anew for each model.
+    """(M, n) rows of a data set, no row twice in one share: disjoint where they suffice, else drawn
+    anew for each model.
 
     Two shares that are drawn anew have n / N of their rows in common on average, at most half.
 
@@ -71,9 +78,10 @@ def separate_shares(rows: int, models: int, size: int, seed: int) -> np.ndarray:
     """
     if SPARE * size > rows:
         raise InputError(
-            f"independent models are trained on {size} images each, as many as the victim, and {rows} "
-            f"are left for them: any two would share {min(1.0, size / rows):.0%} of their images; at "
-            f"least {SPARE * size} are needed, and {models * size} for models that share none"
+            f"independent models are trained on {size} images each, as many as the victim, and "
+            f"{rows} are left for them: any two would share {min(1.0, size / rows):.0%} of their "
+            f"images; at least {SPARE * size} are needed, and {models * size} for models that "
+            "share none"
         )
     rng = np.random.default_rng(seed)
     if models * size <= rows:
@@ -93,7 +101,8 @@ def independent_training(
     strategy: Strategy = "auto",
     mesh: Mesh | None = None,
 ) -> Method:
-    """Cross-entropy training of M models on their shares of one array, as one method over a stacked state.
+    """Cross-entropy training of M models on their shares of one array, as one method over a stacked
+    state.
 
     Args:
       classifier: the network; every model draws variables of its own.
@@ -103,8 +112,8 @@ def independent_training(
       strategy, mesh: see `core.population`.
 
     Returns:
-      A `Method` whose state is a stack of M `Training`; run it with M keys. `trained` makes a stacked `Classifier` of
-      it, `member` one model.
+      A `Method` whose state is a stack of M `Training`; run it with M keys. `trained` makes a
+      stacked `Classifier` of it, `member` one model.
 
     Raises:
       InputError: labels that do not fit, or a table that is none.
@@ -118,7 +127,12 @@ def independent_training(
 
 
 def _one(
-    fixed: Static, classifier: Classifier, images: Array, labels: Array, augment: Augmentation | None, rows: Array
+    fixed: Static,
+    classifier: Classifier,
+    images: Array,
+    labels: Array,
+    augment: Augmentation | None,
+    rows: Array,
 ) -> Method:
     optimizer, batch_size = fixed.value
     return training(
@@ -134,7 +148,9 @@ def _one(
 
 
 def member(classifier: Classifier, state: PyTree, index: int) -> Classifier:
-    """One model out of a stack of M `Training` (`independent_training`, or any population of trainings)."""
+    """One model out of a stack of M `Training` (`independent_training`, or any population of
+    trainings).
+    """
     return trained(classifier, jax.tree.map(lambda leaf: leaf[index], state))
 
 

@@ -33,7 +33,8 @@ class MLP(nn.Module):
 def hinton_mlp(num_classes: int = 10) -> MLP:
     """784-1200-1200-10, the teacher of Hinton et al. 2015; 2,395,210 parameters on 28×28×1.
 
-    Deviation: no dropout and no weight constraint, which the paper trains with; as in Lopes et al. 2017.
+    Deviation: no dropout and no weight constraint, which the paper trains with; as in Lopes et al.
+    2017.
     """
     return MLP(num_classes, (1200, 1200))
 

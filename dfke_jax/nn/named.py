@@ -9,10 +9,13 @@ from dfke_jax.nn.classifier import Classifier, Preprocessing
 
 
 @functools.lru_cache(maxsize=64)
-def network(name: str, num_classes: int, shape: tuple[int, int, int], fit: str = "pad") -> Classifier:
+def network(
+    name: str, num_classes: int, shape: tuple[int, int, int], fit: str = "pad"
+) -> Classifier:
     """A network by name for images of a shape, with the preprocessing that brings them to its size.
 
-    The variables are placeholders; training draws its own. The same arguments give the same value, made once.
+    The variables are placeholders; training draws its own. The same arguments give the same value,
+    made once.
 
     Raises:
       UnknownNameError: for a name that is not registered.
@@ -22,7 +25,9 @@ def network(name: str, num_classes: int, shape: tuple[int, int, int], fit: str =
     if size is not None and fit == "pad" and max(shape[0] / size[0], shape[1] / size[1]) > 1:
         fit = "bilinear"
     preprocessing = Preprocessing(size=size if size != shape[:2] else None, fit=fit)  # type: ignore[arg-type]
-    return Classifier.create(registry.build(name, num_classes), jax.random.key(0), shape, preprocessing)
+    return Classifier.create(
+        registry.build(name, num_classes), jax.random.key(0), shape, preprocessing
+    )
 
 
 __all__ = ["network"]

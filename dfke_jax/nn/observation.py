@@ -68,8 +68,9 @@ def observe(
     running = variables.get("batch_stats", {})
     if moments and not jax.tree.leaves(running):
         raise InputError(
-            f"{type(module).__name__} has no batch normalisation, so a statistics prior has nothing to "
-            "match; use a network with it (lenet5_bn, a ResNet, a WRN) or switch the prior off"
+            f"{type(module).__name__} has no batch normalisation, so a statistics prior has "
+            "nothing to match; use a network with it (lenet5_bn, a ResNet, a WRN) or switch the "
+            "prior off"
         )
     mutable = ["batch_stats"] * train + ["activations"] * activations + ["normalisation"] * moments
     rngs = None if key is None else {"dropout": key}

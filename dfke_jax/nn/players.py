@@ -1,7 +1,9 @@
-"""Networks that learn from one another: a classifier and a generator without their parameters, and one step of each.
+"""Networks that learn from one another: a classifier and a generator without their parameters, and
+one step of each.
 
-Both families of methods with generators stand on these: white-box methods, which see the teacher's gradient, and
-black-box attacks, which see answers. A player is static and hashable; what it learns lives in a `Training`.
+Both families of methods with generators stand on these: white-box methods, which see the teacher's
+gradient, and black-box attacks, which see answers. A player is static and hashable; what it learns
+lives in a `Training`.
 """
 
 import dataclasses
@@ -39,12 +41,13 @@ def scheduled(
     weight_decay: float = 0.0,
     clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam, or SGD with momentum (not Nesterov's) and decay in the gradient; the same arguments give the same object.
+    """Adam, or SGD with momentum (not Nesterov's) and decay in the gradient; the same arguments
+    give the same object.
 
     Args:
       name: ``adam`` or ``sgd``. rate: at the beginning. steps: of this optimiser.
-      schedule: ``multistep`` multiplies the rate by `factor` at the fractions `drops` of the steps, ``cosine`` falls to
-        zero, ``constant``.
+      schedule: ``multistep`` multiplies the rate by `factor` at the fractions `drops` of the steps,
+        ``cosine`` falls to zero, ``constant``.
       momentum, weight_decay: of SGD alone.
       clip: largest norm of the whole gradient; 0 for any.
 
@@ -57,8 +60,8 @@ def scheduled(
             raise UnknownNameError(what, given, known)
     if schedule != "constant" and steps < 1:
         raise InputError(
-            f"a {schedule} schedule needs the number of steps it spans; use settings.with_budget(rows) of an attack, set steps, or "
-            "choose schedule='constant'"
+            f"a {schedule} schedule needs the number of steps it spans; use "
+            "settings.with_budget(rows) of an attack, set steps, or choose schedule='constant'"
         )
     over: Any = rate
     if schedule == "cosine":
@@ -72,7 +75,9 @@ def scheduled(
     if name == "adam":
         rule = optax.adam(over)
     else:
-        rule = optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(over, momentum or None))
+        rule = optax.chain(
+            optax.add_decayed_weights(weight_decay), optax.sgd(over, momentum or None)
+        )
     return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
 
 
@@ -120,27 +125,32 @@ class Learner:
         """One update in training mode on the mean loss of a batch; and that loss.
 
         Args:
-          images: (B, H, W, C). targets: pytree with leading axis B. loss: (seen of the batch, targets) -> (B,).
+          images: (B, H, W, C). targets: pytree with leading axis B. loss: (seen of the batch,
+            targets) -> (B,).
           activations: whether the loss reads them.
         """
         inputs = constrain_samples(self.preprocessing(images))
         targets = jax.tree.map(constrain_samples, targets)
 
+        mean = lambda seen, _: (jnp.mean(loss(seen, targets)), None)
         training, value, _ = learn(
-            self.module, self.optimizer, training, inputs, lambda seen, _: (jnp.mean(loss(seen, targets)), None),
-            key=key, activations=activations,
-        )  # fmt: skip
+            self.module, self.optimizer, training, inputs, mean, key=key, activations=activations
+        )
         return training, value
 
     def learn_all(
-        self, key: Key, training: Training, images: Array, targets: PyTree, loss: Callable, *, unroll: bool = False,
-        activations: bool = False,
+        self, key: Key, training: Training, images: Array, targets: PyTree, loss: Callable, *,
+        unroll: bool = False, activations: bool = False,
     ) -> tuple[Training, Array]:  # fmt: skip
-        """`learn` on n batches one after another, images (n, B, H, W, C), targets (n, B, ...); and the mean loss."""
+        """`learn` on n batches one after another, images (n, B, H, W, C), targets (n, B, ...); and
+        the mean loss.
+        """
 
         def step(training: Training, batch: tuple) -> tuple[Training, Array]:
             i, images, targets = batch
-            return self.learn(jax.random.fold_in(key, i), training, images, targets, loss, activations=activations)
+            return self.learn(
+                jax.random.fold_in(key, i), training, images, targets, loss, activations=activations
+            )
 
         count = jnp.arange(images.shape[0])
         training, losses = jax.lax.scan(step, training, (count, images, targets), unroll=unroll)
@@ -152,10 +162,12 @@ class Maker:
     """A generator of images for networks with a preprocessing.
 
     Attributes:
-      generator: the module. preprocessing: of the networks that see the images. optimizer: see `scheduled`.
-      output: what of x̃, the generator's last layer before the tanh, is shown. ``box``: pictures, low + (high − low)·
-        (tanh x̃ + 1)/2. ``normalised_tanh``: mean + std·tanh x̃, so that the networks' input is tanh x̃.
-        ``normalised``: mean + std·x̃, so that it is x̃ itself; these leave the box.
+      generator: the module. preprocessing: of the networks that see the images. optimizer: see
+        `scheduled`.
+      output: what of x̃, the generator's last layer before the tanh, is shown. ``box``: pictures,
+        low + (high − low)· (tanh x̃ + 1)/2. ``normalised_tanh``: mean + std·tanh x̃, so that the
+        networks' input is tanh x̃. ``normalised``: mean + std·x̃, so that it is x̃ itself; these
+        leave the box.
     """
 
     generator: Generator
@@ -175,7 +187,14 @@ class Maker:
     def pre_activations(self, variables: PyTree, z: Array) -> tuple[Array, PyTree]:
         """(B, Z) -> x̃ (B, H, W, C) and the updated statistics; training mode."""
         z = constrain_samples(z)
-        return apply(self.generator, variables, z, train=True, mutable=["batch_stats"], method="pre_activation")
+        return apply(
+            self.generator,
+            variables,
+            z,
+            train=True,
+            mutable=["batch_stats"],
+            method="pre_activation",
+        )
 
     def shown(self, pre_activation: Array) -> Array:
         """x̃ -> images, in pixel space."""
@@ -186,7 +205,9 @@ class Maker:
             jnp.asarray(values, jnp.float32).reshape(per_channel)
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
-        return mean + std * (pre_activation if self.output == "normalised" else jnp.tanh(pre_activation))
+        return mean + std * (
+            pre_activation if self.output == "normalised" else jnp.tanh(pre_activation)
+        )
 
     def images(self, variables: PyTree, z: Array) -> tuple[Array, PyTree]:
         """(B, Z) -> images (B, H, W, C) and the updated statistics; training mode."""
@@ -205,4 +226,14 @@ class Maker:
 
 OUTPUTS: Sequence[str] = ("box", "normalised_tanh", "normalised")
 
-__all__ = ["OPTIMISERS", "OUTPUTS", "SCHEDULES", "Learner", "Maker", "Observed", "descend", "observe", "scheduled"]
+__all__ = [
+    "OPTIMISERS",
+    "OUTPUTS",
+    "SCHEDULES",
+    "Learner",
+    "Maker",
+    "Observed",
+    "descend",
+    "observe",
+    "scheduled",
+]

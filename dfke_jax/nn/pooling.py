@@ -16,12 +16,14 @@ def _windows(x: Array, size: int) -> Array:
 
 
 def max_pool(x: Array, size: int = 2) -> Array:
-    """Maximum over non-overlapping size × size windows; odd rows and columns at the end are dropped (``VALID``).
+    """Maximum over non-overlapping size × size windows; odd rows and columns at the end are dropped
+    (``VALID``).
 
-    (B, H, W, C) -> (B, H // size, W // size, C). A reshape, because the gradient of the general operation is slow;
-    where several elements tie for the maximum its gradient is shared among them. A ReLU that follows the pooling is the
-    same function as one before it, on a quarter of the elements. Forward-mode derivatives need
-    ``with convolution("lax")``, like those of `Conv`; without it they raise `InputError`.
+    (B, H, W, C) -> (B, H // size, W // size, C). A reshape, because the gradient of the general
+    operation is slow; where several elements tie for the maximum its gradient is shared among them.
+    A ReLU that follows the pooling is the same function as one before it, on a quarter of the
+    elements. Forward-mode derivatives need ``with convolution("lax")``, like those of `Conv`;
+    without it they raise `InputError`.
     """
     windows = _windows(x, size)
     return _window_max(reverse_only(windows)) if uses_products() else windows.max((2, 4))

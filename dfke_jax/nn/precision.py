@@ -1,7 +1,8 @@
 """In which floating-point format networks compute.
 
-Parameters, optimiser states, normalisation statistics, losses and probabilities are float32 whatever is chosen here; what
-changes is the format of activations and of the copies of the parameters that layers multiply with.
+Parameters, optimiser states, normalisation statistics, losses and probabilities are float32
+whatever is chosen here; what changes is the format of activations and of the copies of the
+parameters that layers multiply with.
 """
 
 from collections.abc import Mapping
@@ -21,11 +22,13 @@ _precision = jax.make_user_context("float32")
 
 
 def compute_precision(name: Precision) -> AbstractContextManager:
-    """Context in which every network of the package computes in one format; compiled programs know of it.
+    """Context in which every network of the package computes in one format; compiled programs know
+    of it.
 
-    ``bfloat16`` halves the memory traffic of activations and takes the matrix units of GPUs and TPUs; on CPUs it is slower than
-    ``float32``, the default. The last layer (``head``) stays in float32, so that logits keep their precision. Differences of
-    answers (`dfke_jax.synthesis.precise`) are evaluated in float32 inside this context too.
+    ``bfloat16`` halves the memory traffic of activations and takes the matrix units of GPUs and
+    TPUs; on CPUs it is slower than ``float32``, the default. The last layer (``head``) stays in
+    float32, so that logits keep their precision. Differences of answers
+    (`dfke_jax.synthesis.precise`) are evaluated in float32 inside this context too.
 
     Raises:
       InputError: for another name.

@@ -58,12 +58,16 @@ _NETWORKS: dict[str, NetworkInfo] = {
     "lenet5_half": NetworkInfo(lenet.lenet5_half, _ZSKD, _GREY, 35_820, _FIXED, False),
     "lenet5_half_dafl": NetworkInfo(lenet.lenet5_half_dafl, _DAFL, _GREY, 15_738, _FIXED, False),
     "lenet5_bn": NetworkInfo(lenet.lenet5_bn, f"{_LECUN}, normalised", _GREY, 62_158, _FIXED, True),
-    "lenet5_half_bn": NetworkInfo(lenet.lenet5_half_bn, f"{_ZSKD}, normalised", _GREY, 36_250, _FIXED, True),
+    "lenet5_half_bn": NetworkInfo(
+        lenet.lenet5_half_bn, f"{_ZSKD}, normalised", _GREY, 36_250, _FIXED, True
+    ),
     "hinton_mlp": NetworkInfo(mlp.hinton_mlp, _HINTON, _MNIST, 2_395_210, None, False),
     "hinton_mlp_half": NetworkInfo(mlp.hinton_mlp_half, _HINTON, _MNIST, 1_276_810, None, False),
     "mlp_small": NetworkInfo(mlp.mlp_small, "this project", _MNIST, 235_146, None, False),
     "two_conv": NetworkInfo(two_conv.TwoConv, _EWE, _MNIST, 422_154, None, False),
-    "two_conv_quarter": NetworkInfo(two_conv.two_conv_quarter, "this project", _MNIST, 103_146, None, False),
+    "two_conv_quarter": NetworkInfo(
+        two_conv.two_conv_quarter, "this project", _MNIST, 103_146, None, False
+    ),
     "lstm": NetworkInfo(recurrent.LSTM, _EWE, _SPECTROGRAM, 379_274, None, False),
     "alexnet": NetworkInfo(alexnet.alexnet, _ZSKD, _COLOUR, 1_659_178, _FIXED, True),
     "alexnet_half": NetworkInfo(alexnet.alexnet_half, _ZSKD, _COLOUR, 417_434, _FIXED, True),
@@ -72,7 +76,9 @@ _NETWORKS: dict[str, NetworkInfo] = {
     "vgg19": NetworkInfo(vgg.vgg19, _VGG, _COLOUR, 20_040_522, None, True),
     "resnet8": NetworkInfo(resnet.resnet8, f"{_HE}, section 4.2", _COLOUR, 78_042, None, True),
     "resnet18": NetworkInfo(resnet.resnet18, f"{_HE}; {_DAFL}", _COLOUR, 11_173_962, None, True),
-    "resnet18_half": NetworkInfo(resnet.resnet18_half, f"{_HE}, half the filters", _COLOUR, 2_797_610, None, True),
+    "resnet18_half": NetworkInfo(
+        resnet.resnet18_half, f"{_HE}, half the filters", _COLOUR, 2_797_610, None, True
+    ),
     "resnet34": NetworkInfo(resnet.resnet34, f"{_HE}; {_DAFL}", _COLOUR, 21_282_122, None, True),
     "wrn_16_1": _wrn(16, 1),
     "wrn_16_2": _wrn(16, 2),
@@ -82,7 +88,9 @@ _NETWORKS: dict[str, NetworkInfo] = {
 
 
 def names() -> tuple[str, ...]:
-    """The registered names, sorted. Besides them any ``wrn_D_K`` of a valid depth D and width K is known."""
+    """The registered names, sorted. Besides them any ``wrn_D_K`` of a valid depth D and width K is
+    known.
+    """
     return tuple(sorted(_NETWORKS))
 
 

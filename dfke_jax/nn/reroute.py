@@ -14,7 +14,8 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def with_fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of pytrees of arrays; on CPU its convolutions keep fast gradients inside loops.
+    """The same function of pytrees of arrays; on CPU its convolutions keep fast gradients inside
+    loops.
 
     The function is traced and its program evaluated once more, with
     `dfke_jax.nn.conv.conv_general_dilated` in the place of every 2-D convolution that this covers;

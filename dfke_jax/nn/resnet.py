@@ -10,7 +10,9 @@ _PAD = ((1, 1), (1, 1))  # explicit: at stride two ``SAME`` pads differently fro
 
 
 class BasicBlock(nn.Module):
-    """relu(x + norm(conv(relu(norm(conv(x)))))); where the shape changes, x goes through norm(1×1 conv)."""
+    """relu(x + norm(conv(relu(norm(conv(x)))))); where the shape changes, x goes through norm(1×1
+    conv).
+    """
 
     filters: int
     stride: int = 1
@@ -30,7 +32,8 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stages of basic blocks, global pooling, one dense layer. Stages after the first start at stride two.
+    """Stages of basic blocks, global pooling, one dense layer. Stages after the first start at
+    stride two.
 
     Recorded are the stem before its ReLU and the output of each stage.
 
@@ -46,7 +49,9 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        x = Conv(self.widths[0], (3, 3), padding=_PAD, use_bias=False, kernel_init=_INIT, name="conv")(x)
+        x = Conv(
+            self.widths[0], (3, 3), padding=_PAD, use_bias=False, kernel_init=_INIT, name="conv"
+        )(x)
         x = nn.relu(record(self, "stem", BatchNorm(name="conv_norm")(x, train=train)))
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), 1):
             for i in range(1, depth + 1):
@@ -57,15 +62,19 @@ class ResNet(nn.Module):
 
 
 def resnet8(num_classes: int = 10) -> ResNet:
-    """Three stages of one block, 16/32/64 filters, quick on a CPU; 78,042 parameters on three channels.
+    """Three stages of one block, 16/32/64 filters, quick on a CPU; 78,042 parameters on three
+    channels.
 
-    Deviation from He et al. (section 4.2): shortcuts are normalised 1×1 convolutions, as in RepDistiller.
+    Deviation from He et al. (section 4.2): shortcuts are normalised 1×1 convolutions, as in
+    RepDistiller.
     """
     return ResNet(num_classes, (1, 1, 1), (16, 32, 64))
 
 
 def resnet18(num_classes: int = 10) -> ResNet:
-    """The student of DAFL, DFAD and most later work on CIFAR; 11,173,962 parameters on three channels."""
+    """The student of DAFL, DFAD and most later work on CIFAR; 11,173,962 parameters on three
+    channels.
+    """
     return ResNet(num_classes)
 
 
@@ -75,7 +84,9 @@ def resnet18_half(num_classes: int = 10) -> ResNet:
 
 
 def resnet34(num_classes: int = 10) -> ResNet:
-    """The teacher of DAFL, DFAD and most later work on CIFAR; 21,282,122 parameters on three channels."""
+    """The teacher of DAFL, DFAD and most later work on CIFAR; 21,282,122 parameters on three
+    channels.
+    """
     return ResNet(num_classes, (3, 4, 6, 3))
 
 

@@ -79,7 +79,9 @@ def write(
             shutil.rmtree(path)
         partial.rename(path)
     except OSError as error:
-        raise CheckpointError(f"could not write the model {path}: {error.strerror or error}") from error
+        raise CheckpointError(
+            f"could not write the model {path}: {error.strerror or error}"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
@@ -106,7 +108,9 @@ def about(path: str | os.PathLike) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if found["format"] > FORMAT:
-        raise CheckpointError(f"{file} has format {found['format']} of a later version; this one reads {FORMAT}")
+        raise CheckpointError(
+            f"{file} has format {found['format']} of a later version; this one reads {FORMAT}"
+        )
     return found
 
 
@@ -136,7 +140,9 @@ def described(module: nn.Module) -> dict[str, Any]:
     if kind.__module__.startswith(_OWN):
         for name, value in fields.items():
             if not _simple(value):
-                raise InputError(f"field {name!r} of {kind.__name__} is {value!r}, which cannot be written")
+                raise InputError(
+                    f"field {name!r} of {kind.__name__} is {value!r}, which cannot be written"
+                )
         said |= {"fields": fields, "network": _registered(module)}
     return said
 
@@ -155,10 +161,15 @@ def module_of(said: Any, given: nn.Module | None = None) -> nn.Module:
         place, _, name = said["class"].partition(":")
         if not place.startswith(_OWN):
             if given is None:
-                raise InputError(f"the network is a {said['class']}, which is not of this package; give it as module=")
+                raise InputError(
+                    f"the network is a {said['class']}, which is not of this package; give it as "
+                    "module="
+                )
             found = f"{type(given).__module__}:{type(given).__qualname__}"
             if type(given).__qualname__ != name:
-                raise InputError(f"the network was saved as {said['class']}, and module= is a {found}")
+                raise InputError(
+                    f"the network was saved as {said['class']}, and module= is a {found}"
+                )
             return given
         if not re.fullmatch(r"[a-z_.]+", place) or not name.isidentifier():
             raise ValueError(f"{said['class']!r} names no class")
@@ -169,7 +180,9 @@ def module_of(said: Any, given: nn.Module | None = None) -> nn.Module:
     except InputError:
         raise
     except Exception as error:  # a damaged file can ask for anything
-        raise CheckpointError(f"the network that {FILE} describes cannot be made: {error!r}") from error
+        raise CheckpointError(
+            f"the network that {FILE} describes cannot be made: {error!r}"
+        ) from error
     if given is not None and given != made:
         raise InputError(f"the network was saved as {made!r}, and module= is {given!r}")
     return made

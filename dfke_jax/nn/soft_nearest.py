@@ -29,33 +29,38 @@ def soft_nearest_neighbour_loss(
 
     L = −(1/n) Σ_i log [ Σ_{j≠i, y_j=y_i} exp(−d_ij/τ) / Σ_{k≠i} exp(−d_ik/τ) ]
 
-    over the n rows that share their label with another row; of the others the formula is infinite, and they are left
-    out. A batch without any pair of equal labels has loss 0. Computed as differences of log-sum-exps, so that distances
-    of any size are sound; memory is that of the (B, B) matrix and the features. Differentiable in reverse mode only.
+    over the n rows that share their label with another row; of the others the formula is infinite,
+    and they are left out. A batch without any pair of equal labels has loss 0. Computed as
+    differences of log-sum-exps, so that distances of any size are sound; memory is that of the (B,
+    B) matrix and the features. Differentiable in reverse mode only.
 
     Args:
       features: (B, ...), B ≥ 2, flattened.
       labels: (B,) integers or booleans; in a watermark, whether a row is a trigger.
       temperature: τ > 0. In the released form τ̂, and τ = 100/τ̂.
-      distance: ``euclidean``, the squared ‖x_i − x_j‖²; ``cosine``, 1 − ⟨x_i, x_j⟩/(‖x_i‖·‖x_j‖), where a row of zeros
-        (all its units are dead) has distance 1 from every row, and no gradient.
-      form: ``paper``, or ``released``: −(1/B) Σ_i log(ε + Σ_{j: y_j=y_i} e_ij/(ε + Σ_k e_ik)) with ε = 10⁻⁵ and
-        e = clip(exp(−d/τ) − I, 0, 1); rows without a partner count −log ε there, and so do rows that are far from all
-        others, where this form has no gradient.
+      distance: ``euclidean``, the squared ‖x_i − x_j‖²; ``cosine``, 1 − ⟨x_i, x_j⟩/(‖x_i‖·‖x_j‖),
+        where a row of zeros (all its units are dead) has distance 1 from every row, and no
+        gradient.
+      form: ``paper``, or ``released``: −(1/B) Σ_i log(ε + Σ_{j: y_j=y_i} e_ij/(ε + Σ_k e_ik)) with
+        ε = 10⁻⁵ and e = clip(exp(−d/τ) − I, 0, 1); rows without a partner count −log ε there, and
+        so do rows that are far from all others, where this form has no gradient.
 
     Returns:
       A scalar, at least 0 (in the released form up to rounding and ε).
 
     Raises:
-      InputError: for shapes that do not fit, or a temperature (a Python number) that is not positive.
+      InputError: for shapes that do not fit, or a temperature (a Python number) that is not
+        positive.
 
-    Source: Frosst, Papernot and Hinton, Analyzing and Improving Representations with the Soft Nearest Neighbor Loss, 2019,
-    equation 1; Jia, Choquette-Choo, Chandrasekaran and Papernot, Entangled Watermarks, 2021, equation 1.
+    Source: Frosst, Papernot and Hinton, Analyzing and Improving Representations with the Soft
+    Nearest Neighbor Loss, 2019, equation 1; Jia, Choquette-Choo, Chandrasekaran and Papernot,
+    Entangled Watermarks, 2021, equation 1.
     Deviation: the mean is over rows with a partner.
     """
     if features.ndim < 2 or labels.shape != features.shape[:1] or features.shape[0] < 2:
         raise InputError(
-            f"features must be (B, ...) with B ≥ 2 and labels (B,), got {features.shape} and {labels.shape}"
+            f"features must be (B, ...) with B ≥ 2 and labels (B,), got {features.shape} and "
+            f"{labels.shape}"
         )
     if form not in FORMS:
         raise UnknownNameError("form of the soft nearest neighbour loss", form, FORMS)
@@ -67,7 +72,8 @@ def soft_nearest_neighbour_loss(
     if form == "released":
         return _released(distances, same, other, 100 / jnp.asarray(temperature, jnp.float32))
     closeness = jnp.where(other, -distances / temperature, -jnp.inf)
-    # The nearest row's share drops out; without it the difference of two large numbers would be left.
+    # The nearest row's share drops out; without it the difference of two large numbers would be
+    # left.
     closeness = closeness - jax.lax.stop_gradient(closeness.max(1, keepdims=True))
     paired = jnp.any(same & other, 1)
     # Rows without a partner would be −∞: they look at all others instead, and are then left out.
@@ -77,10 +83,12 @@ def soft_nearest_neighbour_loss(
 
 
 def neighbour_mixing(features: Array, labels: Array, neighbours: int = 10) -> Array:
-    """How entangled two classes are, without a temperature: the share of other labels among the nearest rows.
+    """How entangled two classes are, without a temperature: the share of other labels among the
+    nearest rows.
 
-    (1/(B·k)) Σ_i #{j among the k rows nearest to i, in squared Euclidean distance: y_j ≠ y_i}: 0 where the classes lie
-    apart; B/(2(B − 1)), about a half, where two of equal size are one cloud; more where rows seek the other class.
+    (1/(B·k)) Σ_i #{j among the k rows nearest to i, in squared Euclidean distance: y_j ≠ y_i}: 0
+    where the classes lie apart; B/(2(B − 1)), about a half, where two of equal size are one cloud;
+    more where rows seek the other class.
 
     Args:
       features: (B, ...), flattened. labels: (B,). neighbours: k, from 1 to B − 1.
@@ -97,7 +105,8 @@ def neighbour_mixing(features: Array, labels: Array, neighbours: int = 10) -> Ar
 
 
 def pairwise_distances(features: Array, distance: Distance = "euclidean") -> Array:
-    """(B, ...) -> (B, B), from one product of the features with themselves; see `soft_nearest_neighbour_loss`.
+    """(B, ...) -> (B, B), from one product of the features with themselves; see
+    `soft_nearest_neighbour_loss`.
 
     Raises:
       UnknownNameError: for another distance.
@@ -108,7 +117,8 @@ def pairwise_distances(features: Array, distance: Distance = "euclidean") -> Arr
         return jnp.clip(1 - _gram(unit), 0, 2)
     if distance != "euclidean":
         raise UnknownNameError("distance", distance, DISTANCES)
-    # The mean drops out of differences; without it less is lost where the two norms nearly cancel the product.
+    # The mean drops out of differences; without it less is lost where the two norms nearly cancel
+    # the product.
     rows = rows - rows.mean(0, keepdims=True)
     squared = jnp.sum(jnp.square(rows), 1)
     return jnp.maximum(squared[:, None] + squared[None] - 2 * _gram(rows), 0)

@@ -28,7 +28,13 @@ def cross_entropy_training(
     check_labels(labels, len(images), classifier.num_classes, every_class=False)
     rule = optimiser(optimizer, learning_rate, steps)
     return training(
-        classifier, images, labels, loss=Partial(cross_entropy), optimizer=rule, batch_size=batch_size, augment=augment
+        classifier,
+        images,
+        labels,
+        loss=Partial(cross_entropy),
+        optimizer=rule,
+        batch_size=batch_size,
+        augment=augment,
     )
 
 

@@ -1,12 +1,15 @@
 """Convolution laid out for the 2×2 max-pooling that follows it.
 
-For few channels neither XLA's convolution nor its pooling is fast on CPU. Here the image is cut into t×t tiles. The t×t
-outputs of a tile see (t + k − 1)² inputs, which lie in b×b neighbouring tiles, b = ⌈(t + k − 1) / t⌉, so a k×k
-convolution from C to F channels is a b×b convolution from t²C to t²F: one matrix product with a kernel that is mostly
-zeros, (B·tiles, b²t²C) × (b²t²C, t²F). Outputs are ordered by their place in their pooling window first, so that pooling
-is the maximum of four contiguous blocks. LeNet-5's layers do 2.6 and 1.4 times the arithmetic of the plain convolution.
+For few channels neither XLA's convolution nor its pooling is fast on CPU. Here the image is cut
+into t×t tiles. The t×t outputs of a tile see (t + k − 1)² inputs, which lie in b×b neighbouring
+tiles, b = ⌈(t + k − 1) / t⌉, so a k×k convolution from C to F channels is a b×b convolution from
+t²C to t²F: one matrix product with a kernel that is mostly zeros, (B·tiles, b²t²C) × (b²t²C, t²F).
+Outputs are ordered by their place in their pooling window first, so that pooling is the maximum of
+four contiguous blocks. LeNet-5's layers do 2.6 and 1.4 times the arithmetic of the plain
+convolution.
 
-`dfke_jax.nn.layers.PooledConv` is the layer. Forward-mode derivatives need ``with convolution("lax")``.
+`dfke_jax.nn.layers.PooledConv` is the layer. Forward-mode derivatives need
+``with convolution("lax")``.
 """
 
 import dataclasses
@@ -27,8 +30,8 @@ class FeatureMaps:
     """What a convolution puts out before a 2×2 max-pooling, as an image or in tiles.
 
     Attributes:
-      values: (B, H, W, F), or in tiles (B, H/t, W/t, 4, n²F): place in the pooling window; window of the tile, n = t/2
-        on a side; channel.
+      values: (B, H, W, F), or in tiles (B, H/t, W/t, 4, n²F): place in the pooling window; window
+        of the tile, n = t/2 on a side; channel.
       bias: (F,) that is still to be added, or None.
       tile: t, or 0 for an image.
     """
@@ -38,7 +41,9 @@ class FeatureMaps:
     tile: int = 0
 
     def map(self, function: Callable[[Array], Array]) -> "FeatureMaps":
-        """Applies a function that treats all positions alike (a normalisation) to (..., F); bias added first."""
+        """Applies a function that treats all positions alike (a normalisation) to (..., F); bias
+        added first.
+        """
         values = self._biased()
         return FeatureMaps(function(values).reshape(self.values.shape), None, self.tile)
 
@@ -49,11 +54,15 @@ class FeatureMaps:
             return values
         batch, rows, columns, _, _, features = values.shape
         t, n = self.tile, self.tile // 2
-        values = values.reshape(batch, rows, columns, 2, 2, n, n, features).transpose(0, 1, 5, 3, 2, 6, 4, 7)
+        values = values.reshape(batch, rows, columns, 2, 2, n, n, features).transpose(
+            0, 1, 5, 3, 2, 6, 4, 7
+        )
         return values.reshape(batch, rows * t, columns * t, features)
 
     def max_pool(self) -> Array:
-        """(B, H // 2, W // 2, F); the gradient at a tie is shared, as in `dfke_jax.nn.pooling.max_pool`."""
+        """(B, H // 2, W // 2, F); the gradient at a tie is shared, as in
+        `dfke_jax.nn.pooling.max_pool`.
+        """
         if not self.tile:
             return max_pool(self._biased())
         batch, rows, columns, _, width = self.values.shape
@@ -74,7 +83,8 @@ class FeatureMaps:
 
 
 def tile_size(images: tuple[int, ...], kernel: tuple[int, ...]) -> int:
-    """The t that suits a ``VALID`` convolution of stride one before a 2×2 pooling, or 0 where tiles do not pay.
+    """The t that suits a ``VALID`` convolution of stride one before a 2×2 pooling, or 0 where tiles
+    do not pay.
 
     Args:
       images: (B, H, W, C), padding included. kernel: (k, k, C, F).
@@ -83,7 +93,8 @@ def tile_size(images: tuple[int, ...], kernel: tuple[int, ...]) -> int:
     size = (images[1] - k + 1, images[2] - columns + 1)
     if not uses_products() or k != columns or channels > 16 or min(size) < 2:
         return 0
-    # larger tiles waste more arithmetic, which pays while there are few filters: with 32 of 5×5 on 28×28 four takes 1.45 times two
+    # larger tiles waste more arithmetic, which pays while there are few filters: with 32 of 5×5 on
+    # 28×28 four takes 1.45 times two
     for t in (4, 2) if channels <= 3 and features <= 16 else (2,):
         if not any(s % t for s in size):
             return t
@@ -109,17 +120,24 @@ def tiled_convolution(images: Array, kernel: Array, tile: int) -> Array:
         images = jnp.pad(images, ((0, 0), (0, high - height), (0, wide - width), (0, 0)))
     tiles = images.reshape(batch, high // t, t, wide // t, t, channels).transpose(0, 1, 3, 2, 4, 5)
     tiles = tiles.reshape(batch, high // t, wide // t, t * t * channels)
-    patches = jnp.concatenate([tiles[:, i : i + rows, j : j + columns] for i in range(b) for j in range(b)], -1)
+    patches = jnp.concatenate(
+        [tiles[:, i : i + rows, j : j + columns] for i in range(b) for j in range(b)], -1
+    )
     place = _places(t, k, b).astype(kernel.dtype)
     # input tile (I, J) and pixel (a, c), outputs at place (p, q) of window (u, v)
     matrix = jnp.einsum("Iapuk,Jcqvl,klxf->IJacxpquvf", place, place, kernel)
-    patches, matrix = patches.reshape(batch * rows * columns, -1), matrix.reshape(-1, t * t * features)
+    patches, matrix = (
+        patches.reshape(batch * rows * columns, -1),
+        matrix.reshape(-1, t * t * features),
+    )
     product = _product(reverse_only(patches), reverse_only(matrix))
     return product.reshape(batch, rows, columns, 4, n * n * features)
 
 
 def _places(t: int, k: int, b: int) -> np.ndarray:
-    """(b, t, 2, t/2, k): one where input pixel = output pixel + tap, all counted from the tile's first."""
+    """(b, t, 2, t/2, k): one where input pixel = output pixel + tap, all counted from the tile's
+    first.
+    """
     pixel = np.arange(b * t)[:, None, None]
     output = np.arange(t)[None, :, None]
     tap = np.arange(k)[None, None, :]
@@ -139,7 +157,9 @@ def _product_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple
     patches, matrix = residuals
     parts = next(n for n in (4, 2, 1) if patches.shape[0] % n == 0)
     split = lambda rows: rows.reshape(parts, -1, rows.shape[-1])
-    return cotangent @ matrix.T, jnp.sum(jnp.einsum("skm,skn->smn", split(patches), split(cotangent)), 0)
+    return cotangent @ matrix.T, jnp.sum(
+        jnp.einsum("skm,skn->smn", split(patches), split(cotangent)), 0
+    )
 
 
 _product.defvjp(_product_forward, _product_backward)

@@ -1,4 +1,6 @@
-"""Training a classifier from device-resident images: from labels, from soft targets, or from a teacher's answers."""
+"""Training a classifier from device-resident images: from labels, from soft targets, or from a
+teacher's answers.
+"""
 
 import dataclasses
 import functools
@@ -29,13 +31,17 @@ class Training(NamedTuple):
 
 
 Loss = Callable[[Array, Any], Array]
-"""(logits (B, K), targets of the batch) -> loss (B,). A `jax.tree_util.Partial`, its numbers as keyword arguments."""
+"""(logits (B, K), targets of the batch) -> loss (B,). A `jax.tree_util.Partial`, its numbers as
+keyword arguments.
+"""
 
 Penalty = Callable[[PyTree], Array]
 """The network's parameters -> (). A `jax.tree_util.Partial`, its arrays as arguments."""
 
 Adversary = Callable[[Key, Callable[[Array], Array], Array, Any], Array]
-"""(key, the network as it is now: images -> logits, batch, its targets) -> the batch to learn from instead. A `Partial`."""
+"""(key, the network as it is now: images -> logits, batch, its targets) -> the batch to learn from
+instead. A `Partial`.
+"""
 
 
 def optimiser(
@@ -45,7 +51,8 @@ def optimiser(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """The usual optimisers; the same arguments give the same object, so that programs are compiled once.
+    """The usual optimisers; the same arguments give the same object, so that programs are compiled
+    once.
 
     Args:
       name: ``adam``, ``adamw``, or ``sgd`` (Nesterov momentum).
@@ -57,7 +64,8 @@ def optimiser(
     The numbers may be traced (the hyper-parameters of a `population`); those are not remembered.
 
     Raises:
-      UnknownNameError: for another name. InputError: for numbers that are negative, infinite or NaN.
+      UnknownNameError: for another name. InputError: for numbers that are negative, infinite or
+        NaN.
     """
     arguments = (name, learning_rate, steps, momentum, weight_decay)
     if any(isinstance(value, jax.Array) for value in arguments):
@@ -79,7 +87,10 @@ def _optimiser(
     if name == "adamw":
         return optax.adamw(rate, weight_decay=weight_decay)
     if name == "sgd":
-        return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum, nesterov=momentum > 0))
+        return optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            optax.sgd(rate, momentum, nesterov=momentum > 0),
+        )
     raise UnknownNameError("optimiser", name, ("adam", "adamw", "sgd"))
 
 
@@ -105,40 +116,47 @@ def training(
 ) -> Method:
     """Stochastic training of a classifier, as a method.
 
-    Every step draws `batch_size` rows with replacement, augments them, and descends the mean of `loss`. The network is
-    in training mode, so batch normalisation uses the batch and updates its running statistics.
+    Every step draws `batch_size` rows with replacement, augments them, and descends the mean of
+    `loss`. The network is in training mode, so batch normalisation uses the batch and updates its
+    running statistics.
 
     Args:
-      classifier: gives module and preprocessing; its variables are used with `fine_tune` alone (`init` draws fresh ones
-        otherwise). Use `trained` to put the result back into it.
+      classifier: gives module and preprocessing; its variables are used with `fine_tune` alone
+        (`init` draws fresh ones otherwise). Use `trained` to put the result back into it.
       images: (N, H, W, C) on the device, uint8 or float in the box.
-      targets: pytree with leading axis N (labels, soft targets, a teacher's logits computed beforehand), or None with
-        a `teacher`.
+      targets: pytree with leading axis N (labels, soft targets, a teacher's logits computed
+        beforehand), or None with a `teacher`.
       loss: of the student's logits and the batch's targets.
       optimizer: see `optimiser`.
       batch_size: B.
       augment: applied to the batch, before the teacher too.
       teacher: answers the augmented batch; frozen. A pytree (`Classifier` or `Partial`).
-      rows: () int32, how many rows of `images` to draw from, or (n,) integers, which ones (repeats count); all by default.
-        With a table of them, many models train on shares of one array (`population`).
-      companions: (T, H, W, C) and targets with leading axis T: rows of a second table, `companions_per_batch` of which,
-        drawn without replacement, stand beside every batch as they are (not augmented); the loss is the mean over both.
-        This is how a watermark's triggers are learnt.
+      rows: () int32, how many rows of `images` to draw from, or (n,) integers, which ones (repeats
+        count); all by default. With a table of them, many models train on shares of one array
+        (`population`).
+      companions: (T, H, W, C) and targets with leading axis T: rows of a second table,
+        `companions_per_batch` of which, drawn without replacement, stand beside every batch as they
+        are (not augmented); the loss is the mean over both. This is how a watermark's triggers are
+        learnt.
       companions_per_batch: 1 to T.
       penalty: parameters -> (), added to the loss. A `Partial`, its arrays as arguments.
-      adversary: moves every batch, companions excepted, to where the network is worst before the network learns from it;
-        targets are those of the batch as it was. This is adversarial training (Madry et al., ICLR 2018, equation 2.1).
+      adversary: moves every batch, companions excepted, to where the network is worst before the
+        network learns from it; targets are those of the batch as it was. This is adversarial
+        training (Madry et al., ICLR 2018, equation 2.1).
       fine_tune: begin from the classifier's own variables, with a new optimiser.
 
     Returns:
       A `Method` over `Training` with metric ``loss`` (without the penalty, which is ``penalty``).
 
     Raises:
-      InputError: for neither or both of targets and teacher, a batch size below 1, companions of another shape, with a
-        teacher, or fewer than are to stand beside a batch, a bare function as augmentation.
+      InputError: for neither or both of targets and teacher, a batch size below 1, companions of
+        another shape, with a teacher, or fewer than are to stand beside a batch, a bare function as
+        augmentation.
     """
     if (targets is None) == (teacher is None):
-        raise InputError("give either targets or a teacher that answers every batch, not both and not neither")
+        raise InputError(
+            "give either targets or a teacher that answers every batch, not both and not neither"
+        )
     if companions is not None:
         _check_companions(images, companions, companions_per_batch, teacher)
     if batch_size < 1:
@@ -147,10 +165,17 @@ def training(
     if teacher is not None and jax.tree_util.treedef_is_leaf(jax.tree.structure(teacher)):
         teacher = Partial(teacher)  # a bare function
     fixed = _Fixed(
-        classifier.module, classifier.preprocessing, classifier.input_shape, optimizer, batch_size, companions_per_batch
+        classifier.module,
+        classifier.preprocessing,
+        classifier.input_shape,
+        optimizer,
+        batch_size,
+        companions_per_batch,
     )
     start = classifier.variables if fine_tune else None
-    task = _Task(images, targets, loss, augment, teacher, rows, companions, penalty, adversary, start)
+    task = _Task(
+        images, targets, loss, augment, teacher, rows, companions, penalty, adversary, start
+    )
     return method(_init, _step, Static(fixed), task)
 
 
@@ -178,12 +203,16 @@ class _Task(NamedTuple):
     start: PyTree
 
 
-def _check_companions(images: Array, companions: tuple[Array, Any], count: int, teacher: Any) -> None:
+def _check_companions(
+    images: Array, companions: tuple[Array, Any], count: int, teacher: Any
+) -> None:
     if teacher is not None:
         raise InputError("companions have targets of their own; give targets, not a teacher")
     shape = jnp.shape(companions[0])
     if shape[1:] != jnp.shape(images)[1:]:
-        raise InputError(f"companions of shape {shape[1:]} beside images of shape {jnp.shape(images)[1:]}")
+        raise InputError(
+            f"companions of shape {shape[1:]} beside images of shape {jnp.shape(images)[1:]}"
+        )
     if not 1 <= count <= shape[0]:
         raise InputError(f"{count} companions per batch of {shape[0]}; give 1 to {shape[0]}")
 
@@ -204,7 +233,9 @@ def _step(fixed: Static, task: _Task, key: Key, state: Training) -> tuple[Traini
     if rows is not None and jnp.ndim(rows) == 1:
         chosen = rows[jax.random.randint(row_key, (batch_size,), 0, rows.shape[0])]
     else:
-        chosen = jax.random.randint(row_key, (batch_size,), 0, images.shape[0] if rows is None else rows)
+        chosen = jax.random.randint(
+            row_key, (batch_size,), 0, images.shape[0] if rows is None else rows
+        )
     batch = constrain_samples(as_float(images[chosen]))
     if augment is not None:
         batch = augment(augment_key, batch)
@@ -215,10 +246,15 @@ def _step(fixed: Static, task: _Task, key: Key, state: Training) -> tuple[Traini
         batch = jax.lax.stop_gradient(adversary(jax.random.fold_in(key, 4), now, batch, wanted))
     if companions is not None:
         beside = jax.random.choice(
-            jax.random.fold_in(key, 3), companions[0].shape[0], (companions_per_batch,), replace=False
+            jax.random.fold_in(key, 3),
+            companions[0].shape[0],
+            (companions_per_batch,),
+            replace=False,
         )
         batch = jnp.concatenate([batch, as_float(companions[0][beside])])
-        wanted = jax.tree.map(lambda all_, own: jnp.concatenate([all_, own[beside]]), wanted, companions[1])
+        wanted = jax.tree.map(
+            lambda all_, own: jnp.concatenate([all_, own[beside]]), wanted, companions[1]
+        )
 
     def mean_loss(seen: Observed, params: PyTree) -> tuple[Array, Metrics]:
         value = jnp.mean(loss(seen.logits, wanted))
@@ -227,7 +263,9 @@ def _step(fixed: Static, task: _Task, key: Key, state: Training) -> tuple[Traini
         extra = penalty(params)
         return value + extra, {"loss": value, "penalty": extra}
 
-    state, _, metrics = learn(module, optimizer, state, preprocessing(batch), mean_loss, key=dropout_key)
+    state, _, metrics = learn(
+        module, optimizer, state, preprocessing(batch), mean_loss, key=dropout_key
+    )
     return state, metrics
 
 
@@ -238,8 +276,12 @@ Objective = Callable[[PyTree], tuple[Array, tuple[Any, PyTree]]]
 def descend(
     optimizer: optax.GradientTransformation, training: Training, objective: Objective
 ) -> tuple[Training, Array, Any]:
-    """One update down the gradient of an objective: the training after it, its value before, and what stood beside it."""
-    (value, (beside, changed)), gradient = jax.value_and_grad(objective, has_aux=True)(training.variables["params"])
+    """One update down the gradient of an objective: the training after it, its value before, and
+    what stood beside it.
+    """
+    (value, (beside, changed)), gradient = jax.value_and_grad(objective, has_aux=True)(
+        training.variables["params"]
+    )
     return updated_by(optimizer, training, gradient, changed), value, beside
 
 
@@ -253,7 +295,8 @@ def learn(
     key: Key,
     activations: bool = False,
 ) -> tuple[Training, Array, Any]:
-    """`descend` for a network in training mode, whose normalisation takes the batch and moves its running statistics.
+    """`descend` for a network in training mode, whose normalisation takes the batch and moves its
+    running statistics.
 
     Args:
       module: the network. inputs: what it takes, after preprocessing.
@@ -271,13 +314,17 @@ def learn(
 
 
 def updated_by(
-    optimizer: optax.GradientTransformation, training: Training, gradient: PyTree, statistics: PyTree
+    optimizer: optax.GradientTransformation,
+    training: Training,
+    gradient: PyTree,
+    statistics: PyTree,
 ) -> Training:
     """The training state after one update; `statistics` replace the network's."""
     params = training.variables["params"]
     updates, optimizer_state = optimizer.update(gradient, training.optimizer_state, params)
     return Training(
-        {**training.variables, **statistics, "params": optax.apply_updates(params, updates)}, optimizer_state
+        {**training.variables, **statistics, "params": optax.apply_updates(params, updates)},
+        optimizer_state,
     )
 
 
@@ -287,11 +334,14 @@ def _logits(static: Static, variables: PyTree, images: Array) -> Array:
 
 
 def on_images(method_: Method, images: Array, rows: Array) -> Method:
-    """The same training (one with a `teacher`), drawing from the first `rows` of other images: a pool that grows."""
+    """The same training (one with a `teacher`), drawing from the first `rows` of other images: a
+    pool that grows.
+    """
     fixed, task = method_.step.args  # type: ignore[attr-defined]
     if task.teacher is None:
         raise InputError(
-            "only a training with a teacher can move to other images: a table of targets belongs to its own"
+            "only a training with a teacher can move to other images: a table of targets belongs "
+            "to its own"
         )
     return method(_init, _step, fixed, task._replace(images=images, rows=rows))
 

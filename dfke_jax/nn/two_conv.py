@@ -8,10 +8,11 @@ from dfke_jax.nn.layers import PooledConv, flatten, head, record
 
 
 class TwoConv(nn.Module):
-    """A 5×5 and a 3×3 convolution that keep the image's size, each with ReLU and 2×2 max-pooling, and a dense layer.
+    """A 5×5 and a 3×3 convolution that keep the image's size, each with ReLU and 2×2 max-pooling,
+    and a dense layer.
 
-    For images of any size from 4×4; 422,154 parameters on 28×28×1. The dropout that the released code writes is never
-    active there, and absent here.
+    For images of any size from 4×4; 422,154 parameters on 28×28×1. The dropout that the released
+    code writes is never active there, and absent here.
 
     Attributes:
       num_classes: K.
@@ -29,7 +30,9 @@ class TwoConv(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         for i, (filters, size) in enumerate(zip(self.filters, (5, 3), strict=True), 1):
             edge = (size // 2, size // 2)
-            maps = PooledConv(filters, (size, size), name=f"conv{i}")(jnp.pad(x, ((0, 0), edge, edge, (0, 0))))
+            maps = PooledConv(filters, (size, size), name=f"conv{i}")(
+                jnp.pad(x, ((0, 0), edge, edge, (0, 0)))
+            )
             record(self, f"conv{i}", maps.image())
             x = nn.relu(maps.max_pool())
         x = nn.relu(record(self, "dense1", nn.Dense(self.units, name="dense1")(flatten(x))))
@@ -37,7 +40,9 @@ class TwoConv(nn.Module):
 
 
 def two_conv_quarter(num_classes: int = 10) -> TwoConv:
-    """A quarter of the filters; 103,146 parameters on 28×28×1. Of this project, where the published width takes too long."""
+    """A quarter of the filters; 103,146 parameters on 28×28×1. Of this project, where the published
+    width takes too long.
+    """
     return TwoConv(num_classes, (8, 16))
 
 

@@ -1,8 +1,9 @@
-"""Nearest upsampling and a 3×3 convolution as one operation on the small image, with gradients that are fast on CPU.
+"""Nearest upsampling and a 3×3 convolution as one operation on the small image, with gradients that
+are fast on CPU.
 
-Its output has four phases: pixels (2i + p, 2j + q) with p, q in {0, 1} are a small image each. On CPU they stay apart
-(`Phases`) through normalisation and activation, since to interleave them costs as much as to compute them, and a last
-convolution reads them as they are.
+Its output has four phases: pixels (2i + p, 2j + q) with p, q in {0, 1} are a small image each. On
+CPU they stay apart (`Phases`) through normalisation and activation, since to interleave them costs
+as much as to compute them, and a last convolution reads them as they are.
 """
 
 import dataclasses
@@ -23,12 +24,16 @@ from dfke_jax.nn.derivatives import reverse_only
 
 _NHWC = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 _GROUP = 8
-"""Images whose gradients are formed together: what is gathered for more does not stay in a core's cache."""
+"""Images whose gradients are formed together: what is gathered for more does not stay in a core's
+cache.
+"""
 
 _PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))
 # phase, tap of the small kernel, tap of the large one
 _TAPS = np.zeros((2, 2, 3), np.float32)
-_TAPS[0, 0, 0] = _TAPS[0, 1, 1] = _TAPS[0, 1, 2] = _TAPS[1, 0, 0] = _TAPS[1, 0, 1] = _TAPS[1, 1, 2] = 1
+_TAPS[0, 0, 0] = _TAPS[0, 1, 1] = _TAPS[0, 1, 2] = _TAPS[1, 0, 0] = _TAPS[1, 0, 1] = _TAPS[
+    1, 1, 2
+] = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Phases:
     """An image, in one piece or as its four phases.
 
     Attributes:
-      pieces: one array (B, 2H, 2W, F), or four (B, H, W, F): pixels (2i, 2j), (2i, 2j + 1), (2i + 1, 2j), (2i + 1, 2j + 1).
+      pieces: one array (B, 2H, 2W, F), or four (B, H, W, F): pixels (2i, 2j), (2i, 2j + 1), (2i +
+        1, 2j), (2i + 1, 2j + 1).
     """
 
     pieces: tuple[Array, ...]
@@ -51,12 +57,16 @@ class Phases:
             return self.pieces[0]
         batch, height, width, features = self.pieces[0].shape
         flat = [piece.reshape(-1, features) for piece in self.pieces]
-        rows = [jnp.concatenate(flat[2 * p : 2 * p + 2], 1).reshape(batch * height, -1) for p in range(2)]
+        rows = [
+            jnp.concatenate(flat[2 * p : 2 * p + 2], 1).reshape(batch * height, -1)
+            for p in range(2)
+        ]
         return jnp.concatenate(rows, 1).reshape(batch, 2 * height, 2 * width, features)
 
 
 def upsample_convolve(images: Array, kernel: Array, bias: Array | None = None) -> Array:
-    """Nearest-neighbour upsampling by two followed by a 3×3 ``SAME`` convolution, without building the large image.
+    """Nearest-neighbour upsampling by two followed by a 3×3 ``SAME`` convolution, without building
+    the large image.
 
     Args, Raises: as `upsample_phases`. bias: (F,) or None.
 
@@ -68,12 +78,14 @@ def upsample_convolve(images: Array, kernel: Array, bias: Array | None = None) -
 
 
 def upsample_phases(images: Array, kernel: Array) -> Phases:
-    """Nearest-neighbour upsampling by two followed by a 3×3 ``SAME`` convolution; on CPU its phases.
+    """Nearest-neighbour upsampling by two followed by a 3×3 ``SAME`` convolution; on CPU its
+    phases.
 
-    Each of the four output phases sees a 2×2 neighbourhood of the small image with summed weights (rows: phase 0 →
-    ``[w0, w1 + w2]``, phase 1 → ``[w0 + w1, w2]``; columns alike): 2.25 times less arithmetic, exactly. On CPU a phase is
-    a 2×2 convolution; the gradients, a few images at a time, are one convolution of the phases side by side for the
-    image and four matrix products over all places for the kernel.
+    Each of the four output phases sees a 2×2 neighbourhood of the small image with summed weights
+    (rows: phase 0 → ``[w0, w1 + w2]``, phase 1 → ``[w0 + w1, w2]``; columns alike): 2.25 times less
+    arithmetic, exactly. On CPU a phase is a 2×2 convolution; the gradients, a few images at a time,
+    are one convolution of the phases side by side for the image and four matrix products over all
+    places for the kernel.
 
     Args:
       images: (B, H, W, C). kernel: (3, 3, C, F).
@@ -82,24 +94,33 @@ def upsample_phases(images: Array, kernel: Array) -> Phases:
       InputError: for a kernel of another size.
     """
     if kernel.shape[:2] != (3, 3):
-        raise InputError(f"the phase decomposition is for 3×3 kernels, got {kernel.shape[0]}×{kernel.shape[1]}")
+        raise InputError(
+            f"the phase decomposition is for 3×3 kernels, got {kernel.shape[0]}×{kernel.shape[1]}"
+        )
     if not uses_fast_forms():
         return Phases((_at_once(images, kernel),))
     return Phases(_phases(reverse_only(images), reverse_only(kernel)))
 
 
 def convolve_phases(phases: Phases, kernel: Array) -> Phases:
-    """A 3×3 ``SAME`` convolution of an image in phases, whose output is in phases again where its input is.
+    """A 3×3 ``SAME`` convolution of an image in phases, whose output is in phases again where its
+    input is.
 
-    In phases it is for few filters: the kernel's taps are products over all pixels, which are shifted and added; 9F should
-    not exceed C.
+    In phases it is for few filters: the kernel's taps are products over all pixels, which are
+    shifted and added; 9F should not exceed C.
 
     Args:
       phases: of (B, 2H, 2W, C). kernel: (3, 3, C, F).
     """
     if len(phases.pieces) == 1:
         padding = ((1, 1), (1, 1))
-        return Phases((conv_general_dilated(phases.pieces[0], kernel, (1, 1), padding, dimension_numbers=_NHWC),))
+        return Phases(
+            (
+                conv_general_dilated(
+                    phases.pieces[0], kernel, (1, 1), padding, dimension_numbers=_NHWC
+                ),
+            )
+        )
     return Phases(_tapped(tuple(map(reverse_only, phases.pieces)), reverse_only(kernel)))
 
 
@@ -120,8 +141,13 @@ def _at_once(images: Array, kernel: Array) -> Array:
     batch, height, width, channels = images.shape
     filters = kernel.shape[-1]
     small = _small_kernels(kernel).transpose(2, 3, 4, 0, 1, 5).reshape(2, 2, channels, 4 * filters)
-    out = _convolve(images, small, ((1, 1), (1, 1))).reshape(batch, height + 1, width + 1, 2, 2, filters)
-    rows = [jnp.stack([out[:, p : p + height, q : q + width, p, q] for q in range(2)], axis=3) for p in range(2)]
+    out = _convolve(images, small, ((1, 1), (1, 1))).reshape(
+        batch, height + 1, width + 1, 2, 2, filters
+    )
+    rows = [
+        jnp.stack([out[:, p : p + height, q : q + width, p, q] for q in range(2)], axis=3)
+        for p in range(2)
+    ]
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, filters)
 
 
@@ -141,7 +167,9 @@ def _backward(kept: tuple[Array, Array], cotangents: tuple[Array, ...]) -> tuple
     flipped = _small_kernels(kernel)[:, :, ::-1, ::-1].transpose(2, 3, 0, 1, 5, 4)
     flipped = flipped.reshape(2, 2, 4 * filters, channels)
 
-    def gradients(total: Array, group: tuple[Array, tuple[Array, ...]], flipped: Array) -> tuple[Array, Array]:
+    def gradients(
+        total: Array, group: tuple[Array, tuple[Array, ...]], flipped: Array
+    ) -> tuple[Array, Array]:
         images, cotangents = group
         places = jnp.concatenate(
             [
@@ -149,7 +177,9 @@ def _backward(kept: tuple[Array, Array], cotangents: tuple[Array, ...]) -> tuple
                 for piece, (p, q) in zip(cotangents, _PLACES, strict=True)
             ],
             axis=-1,
-        )  # (B, H + 1, W + 1, 4F): what one convolution of the image padded by one would have put out
+            # (B, H + 1, W + 1, 4F): what one convolution of the image padded by one would have put
+            # out
+        )
         return total + _small_gradient(images, places), _convolve(places, flipped, ((0, 0), (0, 0)))
 
     zero = jnp.zeros((2, 2, channels, 4 * filters), jnp.float32)
@@ -160,7 +190,9 @@ def _backward(kept: tuple[Array, Array], cotangents: tuple[Array, ...]) -> tuple
 
 
 def _by_groups(function: Callable, zero: Array, arrays: tuple, kernel: Array) -> tuple[Array, Any]:
-    """Scans ``total, images = function(total, arrays, kernel)`` over groups of images; every device over its own."""
+    """Scans ``total, images = function(total, arrays, kernel)`` over groups of images; every device
+    over its own.
+    """
 
     def scan(kernel: Array, arrays: tuple) -> tuple[Array, Any]:
         batch = jax.tree.leaves(arrays)[0].shape[0]
@@ -197,7 +229,10 @@ def _tapped(pieces: tuple[Array, ...], kernel: Array) -> tuple[Array, ...]:
     taps = kernel.transpose(0, 1, 3, 2).reshape(9 * filters, channels)
     shares = [jnp.einsum("tc,nc->tn", taps, piece.reshape(-1, channels)) for piece in pieces]
     shares = [
-        jnp.pad(share.reshape(9, filters, batch, height, width), ((0, 0), (0, 0), (0, 0), (1, 1), (1, 1)))
+        jnp.pad(
+            share.reshape(9, filters, batch, height, width),
+            ((0, 0), (0, 0), (0, 0), (1, 1), (1, 1)),
+        )
         for share in shares
     ]
 
@@ -212,7 +247,9 @@ def _tapped(pieces: tuple[Array, ...], kernel: Array) -> tuple[Array, ...]:
 
 
 def _source(p: int, q: int, tap: int) -> tuple[int, int, int]:
-    """Where an output of phase (p, q) finds the input under a tap: which phase, and how many places down and right."""
+    """Where an output of phase (p, q) finds the input under a tap: which phase, and how many places
+    down and right.
+    """
     i, j = p + tap // 3 - 1, q + tap % 3 - 1
     return 2 * (i % 2) + j % 2, i // 2, j // 2
 
@@ -229,19 +266,25 @@ def _tapped_backward(kept: tuple, cotangents: tuple[Array, ...]) -> tuple[tuple[
         pieces, cotangents = group
         height, width = pieces[0].shape[1:3]
         padded = [jnp.pad(piece, ((0, 0), (1, 1), (1, 1), (0, 0))) for piece in cotangents]
-        seen: list[list] = [[None] * 9 for _ in pieces]  # by piece and tap: the outputs that a pixel had a share in
+        # by piece and tap: the outputs that a pixel had a share in
+        seen: list[list] = [[None] * 9 for _ in pieces]
         for output, (p, q) in zip(padded, _PLACES, strict=True):
             for tap in range(9):
                 piece, i, j = _source(p, q, tap)
                 seen[piece][tap] = output[:, 1 - i : 1 - i + height, 1 - j : 1 - j + width]
         images = []
         for piece, outputs in zip(pieces, seen, strict=True):
-            rows = jnp.stack([jnp.moveaxis(output, -1, 0).reshape(filters, -1) for output in outputs])
+            rows = jnp.stack(
+                [jnp.moveaxis(output, -1, 0).reshape(filters, -1) for output in outputs]
+            )
             total = total + rows.reshape(9 * filters, -1) @ piece.reshape(-1, channels)
             image = jnp.zeros((), piece.dtype)
             for tap, output in enumerate(outputs):
-                for f in range(filters):  # few, and a sum of scaled vectors: a product with so short rows is slower
-                    image = image + output[..., f, None] * kernel[tap // 3, tap % 3, :, f].reshape(1, 1, 1, -1)
+                # few, and a sum of scaled vectors: a product with so short rows is slower
+                for f in range(filters):
+                    image = image + output[..., f, None] * kernel[tap // 3, tap % 3, :, f].reshape(
+                        1, 1, 1, -1
+                    )
             images.append(image)
         return total, tuple(images)
 

@@ -1,7 +1,7 @@
 """VGG with batch normalisation and one dense layer, for small colour images.
 
-The form of RepDistiller (Tian et al. 2020) and of the code of CMI (Fang et al. 2021), after Simonyan and
-Zisserman 2015.
+The form of RepDistiller (Tian et al. 2020) and of the code of CMI (Fang et al. 2021), after
+Simonyan and Zisserman 2015.
 """
 
 import flax.linen as nn
@@ -14,17 +14,19 @@ _PAD = ((1, 1), (1, 1))
 
 
 class VGG(nn.Module):
-    """Five stages of 3×3 convolutions with bias, normalisation and ReLU; global pooling; one dense layer.
+    """Five stages of 3×3 convolutions with bias, normalisation and ReLU; global pooling; one dense
+    layer.
 
-    Stages 1 to 3 end in max-pooling; stage 4 does only for images of 64 pixels and more, so that a 32×32
-    image still has 4×4 positions in the last two stages.
+    Stages 1 to 3 end in max-pooling; stage 4 does only for images of 64 pixels and more, so that a
+    32×32 image still has 4×4 positions in the last two stages.
 
     Attributes:
       num_classes: K.
       depths: convolutions of each stage.
       widths: filters of each stage.
 
-    Deviation: the last layer has Flax's default initialisation instead of a standard deviation of 0.01.
+    Deviation: the last layer has Flax's default initialisation instead of a standard deviation of
+    0.01.
     """
 
     num_classes: int = 10

@@ -1,4 +1,6 @@
-"""What white-box methods ask of a model: a small protocol, so that a model need not be of this package."""
+"""What white-box methods ask of a model: a small protocol, so that a model need not be of this
+package.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol
@@ -23,7 +25,8 @@ WORDS: Mapping[Need, str] = {
 
 
 class WhiteBox(Protocol):
-    """A frozen model that methods differentiate through; a pytree, so that it travels as an argument.
+    """A frozen model that methods differentiate through; a pytree, so that it travels as an
+    argument.
 
     `Classifier` is one, and so is what `dfke_jax.nn.adapters` makes of other libraries' models.
     """
@@ -61,7 +64,9 @@ class WhiteBox(Protocol):
         """(B, H, W, C) in the box -> logits (B, K), float32."""
         ...
 
-    def observe(self, images: Array, *, activations: bool = False, moments: bool = False) -> Observed:
+    def observe(
+        self, images: Array, *, activations: bool = False, moments: bool = False
+    ) -> Observed:
         """Logits and what else is asked for, in one pass with running statistics."""
         ...
 
@@ -78,8 +83,11 @@ class WhiteBox(Protocol):
         ...
 
 
-def check_shows(model: WhiteBox, method: str, needs: Iterable[Need], known: Mapping[str, Iterable[Need]]) -> None:
-    """Raises `InputError` where a model lacks what a method needs; the message lists methods that do work.
+def check_shows(
+    model: WhiteBox, method: str, needs: Iterable[Need], known: Mapping[str, Iterable[Need]]
+) -> None:
+    """Raises `InputError` where a model lacks what a method needs; the message lists methods that
+    do work.
 
     Args:
       method: how the message calls it. needs: what it reads of the model.

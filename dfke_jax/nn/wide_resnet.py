@@ -11,7 +11,9 @@ _PAD = ((1, 1), (1, 1))  # explicit: at stride two ``SAME`` pads differently fro
 
 
 class WideBlock(nn.Module):
-    """x + conv(relu(norm(conv(relu(norm(x)))))); where the shape changes, 1×1 conv(relu(norm(x))) for x."""
+    """x + conv(relu(norm(conv(relu(norm(x)))))); where the shape changes, 1×1 conv(relu(norm(x)))
+    for x.
+    """
 
     filters: int
     stride: int = 1
@@ -22,17 +24,20 @@ class WideBlock(nn.Module):
         strides = (self.stride, self.stride)
         y = nn.relu(BatchNorm(name="norm1")(x, train=train))
         if self.stride != 1 or x.shape[-1] != self.filters:
-            x = Conv(self.filters, (1, 1), strides, padding=((0, 0), (0, 0)), name="shortcut", **options)(y)
+            x = Conv(
+                self.filters, (1, 1), strides, padding=((0, 0), (0, 0)), name="shortcut", **options
+            )(y)
         y = Conv(self.filters, (3, 3), strides, padding=_PAD, name="conv1", **options)(y)
         y = nn.relu(BatchNorm(name="norm2")(y, train=train))
         return x + Conv(self.filters, (3, 3), padding=_PAD, name="conv2", **options)(y)
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-width: a stem of 16 filters, three stages of blocks, global pooling, one dense layer.
+    """WRN-depth-width: a stem of 16 filters, three stages of blocks, global pooling, one dense
+    layer.
 
-    Each stage has (depth − 4) / 6 blocks, of 16, 32 and 64 times `width` filters. Recorded are the stem, the
-    output of each stage, and what enters the last ReLU as ``top``.
+    Each stage has (depth − 4) / 6 blocks, of 16, 32 and 64 times `width` filters. Recorded are the
+    stem, the output of each stage, and what enters the last ReLU as ``top``.
 
     Attributes:
       num_classes: K.
@@ -52,7 +57,11 @@ class WideResNet(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         blocks = (self.depth - 4) // 6
         digits = len(str(blocks))  # so that names sort in the order of the layers
-        x = record(self, "stem", Conv(16, (3, 3), padding=_PAD, use_bias=False, kernel_init=_INIT, name="conv")(x))
+        x = record(
+            self,
+            "stem",
+            Conv(16, (3, 3), padding=_PAD, use_bias=False, kernel_init=_INIT, name="conv")(x),
+        )
         for stage in range(1, 4):
             for i in range(1, blocks + 1):
                 stride = 2 if stage > 1 and i == 1 else 1
@@ -66,7 +75,9 @@ class WideResNet(nn.Module):
 def check(depth: int, width: int) -> None:
     """Raises `InputError` unless depth = 6n + 4 with n ≥ 1, and width ≥ 1."""
     if depth < 10 or (depth - 4) % 6:
-        raise InputError(f"a wide ResNet has depth 6n + 4 (10, 16, 22, 28, 34, 40, ...), got {depth}")
+        raise InputError(
+            f"a wide ResNet has depth 6n + 4 (10, 16, 22, 28, 34, 40, ...), got {depth}"
+        )
     if width < 1:
         raise InputError(f"a wide ResNet has width 1 or more, got {width}")
 

@@ -30,7 +30,13 @@ from dfke_jax.oracle.frameworks import from_art, from_sklearn, from_torch, trace
 from dfke_jax.oracle.journal import Journal
 from dfke_jax.oracle.ledger import Ledger, LedgerWarning
 from dfke_jax.oracle.metered import Metered
-from dfke_jax.oracle.oracle import HostOracle, Oracle, ZerothOrderWarning, check_zeroth_order, oracle_for
+from dfke_jax.oracle.oracle import (
+    HostOracle,
+    Oracle,
+    ZerothOrderWarning,
+    check_zeroth_order,
+    oracle_for,
+)
 from dfke_jax.oracle.poisoning import PredictionPoisoning
 from dfke_jax.oracle.registry import DEFENCES, defence, explanation
 from dfke_jax.oracle.remote import RemoteVictim

@@ -1,4 +1,6 @@
-"""A classifier's answers on the host, as an endpoint gives them: what `dfke_jax.oracle.serve.create_app` is handed."""
+"""A classifier's answers on the host, as an endpoint gives them: what
+`dfke_jax.oracle.serve.create_app` is handed.
+"""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -20,19 +22,24 @@ def answering(
     Batches are padded to powers of two, so that few programs are compiled.
 
     Args:
-      victim: a `Classifier`, or another callable pytree, rows -> (B, K). gives: logits or probabilities.
+      victim: a `Classifier`, or another callable pytree, rows -> (B, K). gives: logits or
+        probabilities.
 
     Raises:
       InputError: logits of a victim that gives probabilities.
     """
     if gives == "probabilities" and reveal.kind == "logits":
-        raise InputError("a victim that gives probabilities cannot reveal logits; reveal probabilities instead")
+        raise InputError(
+            "a victim that gives probabilities cannot reveal logits; reveal probabilities instead"
+        )
     of = reveal.of_logits if gives == "logits" else reveal.of_probabilities
     compiled = jax.jit(lambda victim, rows: of(victim(rows)))
     return _padded(lambda rows: compiled(victim, rows))
 
 
-def explaining(classifier: WhiteBox, reveal: Reveal, setting: Explanation) -> Callable[[np.ndarray], Any]:
+def explaining(
+    classifier: WhiteBox, reveal: Reveal, setting: Explanation
+) -> Callable[[np.ndarray], Any]:
     """Rows (B, H, W, C) on the host -> `Explained`; padded as `answering` pads."""
     oracle = explanation_oracle(classifier, setting, reveal)
     compiled = jax.jit(lambda oracle, rows: oracle(rows))

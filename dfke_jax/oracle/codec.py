@@ -1,4 +1,6 @@
-"""Rows and answers as bytes: keys of a ledger, what it stores, and what travels to an endpoint. Nothing is ever pickled."""
+"""Rows and answers as bytes: keys of a ledger, what it stores, and what travels to an endpoint.
+Nothing is ever pickled.
+"""
 
 import hashlib
 import io
@@ -18,7 +20,8 @@ _ROW_TYPES = ("float16", "float32", "float64", "uint8")
 def row_keys(rows: np.ndarray, endpoint: str, reveal: str) -> list[bytes]:
     """SHA-256(endpoint ‖ reveal ‖ type ‖ shape ‖ bytes) of every row of (B, ...).
 
-    Bytes are little-endian and otherwise as they are: rows that differ in one bit, in shape or in type have other keys.
+    Bytes are little-endian and otherwise as they are: rows that differ in one bit, in shape or in
+    type have other keys.
 
     Raises:
       InputError: for rows that are empty, not finite, or of a type that no endpoint takes.
@@ -58,10 +61,16 @@ def encode_answers(answers: Any, count: int) -> tuple[str, list[bytes]]:
     leaves = [np.asarray(leaf) for leaf in leaves]
     for leaf in leaves:
         if leaf.dtype.kind not in "biuf":
-            raise InputError(f"answers must be arrays of numbers, or a tuple or dictionary of them, got {leaf.dtype}")
+            raise InputError(
+                "answers must be arrays of numbers, or a tuple or dictionary of them, got "
+                f"{leaf.dtype}"
+            )
         if leaf.ndim == 0 or len(leaf) != count:
             raise InputError(f"{count} rows were asked and answers of shape {leaf.shape} came back")
-    leaves = [np.ascontiguousarray(leaf.astype(leaf.dtype.newbyteorder("<"), copy=False)) for leaf in leaves]
+    leaves = [
+        np.ascontiguousarray(leaf.astype(leaf.dtype.newbyteorder("<"), copy=False))
+        for leaf in leaves
+    ]
     layout = json.dumps([kind, [[leaf.dtype.str, leaf.shape[1:]] for leaf in leaves]])
     return layout, [b"".join(leaf[i].tobytes() for leaf in leaves) for i in range(count)]
 
@@ -97,7 +106,8 @@ def to_npy(array: Any) -> bytes:
 
 
 def from_npy(body: bytes | bytearray) -> np.ndarray:
-    """Reads `to_npy` from a stranger: the size that the header claims must be the size that is there.
+    """Reads `to_npy` from a stranger: the size that the header claims must be the size that is
+    there.
 
     Raises:
       InputError: for anything but a whole array of numbers.
@@ -116,7 +126,9 @@ def arrays_from_npy(body: bytes | bytearray, count: int) -> list[np.ndarray]:
         shape, fortran, dtype = _npy_header(buffer)
         wanted, there = dtype.itemsize * math.prod(shape), len(body) - buffer.tell()
         if wanted > there or (wanted < there and place == count - 1):
-            raise InputError(f"the body announces an array {shape} of {dtype}, {wanted} bytes, and holds {there}")
+            raise InputError(
+                f"the body announces an array {shape} of {dtype}, {wanted} bytes, and holds {there}"
+            )
         array = np.frombuffer(body, dtype, math.prod(shape), buffer.tell())
         buffer.seek(wanted, io.SEEK_CUR)
         try:

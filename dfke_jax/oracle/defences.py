@@ -1,8 +1,10 @@
-"""Defences of an endpoint: pure transforms of what it answers, in the order in which they are listed.
+"""Defences of an endpoint: pure transforms of what it answers, in the order in which they are
+listed.
 
-Every defence is a small pytree, ``defence(rows, probabilities) -> probabilities`` with rows (B, H, W, C) and probabilities
-(B, K); its numbers are leaves, so that a sweep over them runs one program. None draws fresh randomness: the same row gets
-the same answer, whether it is asked locally, remotely or replayed from a ledger.
+Every defence is a small pytree, ``defence(rows, probabilities) -> probabilities`` with rows (B, H,
+W, C) and probabilities (B, K); its numbers are leaves, so that a sweep over them runs one program.
+None draws fresh randomness: the same row gets the same answer, whether it is asked locally,
+remotely or replayed from a ledger.
 """
 
 import dataclasses
@@ -27,8 +29,8 @@ class Defence:
     Attributes:
       name: in the registry and in results.
       keeps_total: whether answers still sum to one.
-      resolution: the smallest difference between two answers that the defence lets through; 0 for any. Finite
-        differences below it are lost.
+      resolution: the smallest difference between two answers that the defence lets through; 0 for
+        any. Finite differences below it are lost.
     """
 
     name: ClassVar[str] = ""
@@ -59,7 +61,9 @@ def _plain(value: Any) -> Any:
 
 
 def _require(value: Any, holds: Callable[[Any], bool], message: str) -> None:
-    """Checks a number, and lets tracers and stacks of numbers pass: those have no one value to check."""
+    """Checks a number, and lets tracers and stacks of numbers pass: those have no one value to
+    check.
+    """
     if isinstance(value, int | float) and not holds(value):
         raise InputError(f"{message}, got {value}")
 
@@ -76,7 +80,8 @@ class Rounding(Defence):
 
     Attributes:
       decimals: at least 0.
-      renormalise: False leaves the rounded numbers as they are, as real endpoints do; they may miss one by K/2 units.
+      renormalise: False leaves the rounded numbers as they are, as real endpoints do; they may miss
+        one by K/2 units.
 
     Source: Tramèr et al., USENIX Security 2016, section 7.
     """
@@ -86,7 +91,11 @@ class Rounding(Defence):
     name: ClassVar[str] = "rounding"
 
     def __post_init__(self):
-        _require(self.decimals, lambda d: d >= 0 and d == int(d), "decimals of rounding must be a whole number >= 0")
+        _require(
+            self.decimals,
+            lambda d: d >= 0 and d == int(d),
+            "decimals of rounding must be a whole number >= 0",
+        )
 
     @property
     def resolution(self) -> float:
@@ -99,7 +108,8 @@ class Rounding(Defence):
 
 @flax.struct.dataclass
 class Temperature(Defence):
-    """p' = softmax(log p / τ): flatter answers for τ > 1, sharper ones below; the order of classes stays.
+    """p' = softmax(log p / τ): flatter answers for τ > 1, sharper ones below; the order of classes
+    stays.
 
     Attributes:
       temperature: τ > 0.
@@ -117,11 +127,12 @@ class Temperature(Defence):
 
 @flax.struct.dataclass
 class GaussianNoise(Defence):
-    """p' = max(p + N(0, scale²), 0), then divided by its sum; the noise is a function of the row and the seed.
+    """p' = max(p + N(0, scale²), 0), then divided by its sum; the noise is a function of the row
+    and the seed.
 
-    Asking the same row again brings the same noise. It does not stop averaging: rows that differ by less than the
-    victim notices (4e-4 in one pixel) draw noise of their own. An endpoint that quantises its rows (transport
-    ``uint8``) makes such a move at least a grey level.
+    Asking the same row again brings the same noise. It does not stop averaging: rows that differ by
+    less than the victim notices (4e-4 in one pixel) draw noise of their own. An endpoint that
+    quantises its rows (transport ``uint8``) makes such a move at least a grey level.
 
     Attributes:
       scale: standard deviation, at least 0.
@@ -147,13 +158,15 @@ class GaussianNoise(Defence):
 
 @flax.struct.dataclass
 class TopK(Defence):
-    """Keeps the k largest probabilities and zeroes the others; ties at the k-th place fall to the lower index.
+    """Keeps the k largest probabilities and zeroes the others; ties at the k-th place fall to the
+    lower index.
 
     Attributes:
       k: at least 1.
       renormalise: divide what is kept by its sum.
 
-    Source: Orekondy, Schiele and Fritz, CVPR 2019 (Knockoff Nets), section 5, where what is kept is left as it is.
+    Source: Orekondy, Schiele and Fritz, CVPR 2019 (Knockoff Nets), section 5, where what is kept is
+    left as it is.
     """
 
     k: int = flax.struct.field(pytree_node=False, default=3)
@@ -176,7 +189,8 @@ class ConfidenceMask(Defence):
       cutoff: in [0, 1].
       renormalise: divide what is kept by its sum.
 
-    Deviation: masks elsewhere return all zeros where nothing reaches the cutoff, which is not an answer.
+    Deviation: masks elsewhere return all zeros where nothing reaches the cutoff, which is not an
+    answer.
     """
 
     cutoff: Any = 0.25
@@ -188,13 +202,16 @@ class ConfidenceMask(Defence):
 
     def __call__(self, rows: Array, probabilities: Array) -> Array:
         largest = probabilities.max(-1, keepdims=True)
-        kept = jnp.where((probabilities >= self.cutoff) | (probabilities == largest), probabilities, 0)
+        kept = jnp.where(
+            (probabilities >= self.cutoff) | (probabilities == largest), probabilities, 0
+        )
         return normalised(kept) if self.renormalise else kept
 
 
 @flax.struct.dataclass
 class ReverseSigmoid(Defence):
-    """p' ∝ clip(p − β(σ(γ·logit p) − ½), 0, 1): many probabilities share one answer, so losses of it mislead.
+    """p' ∝ clip(p − β(σ(γ·logit p) − ½), 0, 1): many probabilities share one answer, so losses of
+    it mislead.
 
     Both p and 1 − p count as at least 1e-9 in the logit.
 
@@ -202,7 +219,8 @@ class ReverseSigmoid(Defence):
       beta: β, at least 0; 0 leaves the answers.
       gamma: γ > 0.
 
-    Source: Lee, Edwards, Molloy and Su, Defending Against Model Stealing Attacks Using Deceptive Perturbations, 2018.
+    Source: Lee, Edwards, Molloy and Su, Defending Against Model Stealing Attacks Using Deceptive
+    Perturbations, 2018.
     """
 
     beta: Any = 1.0
@@ -215,7 +233,9 @@ class ReverseSigmoid(Defence):
 
     def __call__(self, rows: Array, probabilities: Array) -> Array:
         # 1 − p as the sum of the others: it keeps its digits where p is nearly one
-        others = jnp.matmul(probabilities, 1 - jnp.eye(probabilities.shape[-1]), precision="highest")
+        others = jnp.matmul(
+            probabilities, 1 - jnp.eye(probabilities.shape[-1]), precision="highest"
+        )
         logit = jnp.log(jnp.maximum(probabilities, 1e-9)) - jnp.log(jnp.maximum(others, 1e-9))
         moved = probabilities - self.beta * (jax.nn.sigmoid(self.gamma * logit) - 0.5)
         return normalised(jnp.clip(moved, 0, 1))
@@ -223,10 +243,12 @@ class ReverseSigmoid(Defence):
 
 @flax.struct.dataclass
 class AdaptiveMisinformation(Defence):
-    """p' = (1 − a)·p + a·softmax f̂(x), a = σ(ν(τ − max p)): rows of low confidence get another model's answer.
+    """p' = (1 − a)·p + a·softmax f̂(x), a = σ(ν(τ − max p)): rows of low confidence get another
+    model's answer.
 
     Attributes:
-      misinformation: f̂, a callable pytree from rows to logits (B, K), trained to be wrong (`reverse_cross_entropy`).
+      misinformation: f̂, a callable pytree from rows to logits (B, K), trained to be wrong
+        (`reverse_cross_entropy`).
       tau: τ in [0, 1], the confidence below which answers are replaced.
       nu: ν > 0, the sharpness of the change; at 10,000 it is a gate.
 
@@ -239,11 +261,15 @@ class AdaptiveMisinformation(Defence):
     name: ClassVar[str] = "adaptive_misinformation"
 
     def __post_init__(self):
-        _require(self.tau, lambda t: 0 <= t <= 1, "tau of adaptive_misinformation must lie in [0, 1]")
+        _require(
+            self.tau, lambda t: 0 <= t <= 1, "tau of adaptive_misinformation must lie in [0, 1]"
+        )
         _require(self.nu, lambda n: n > 0, "nu of adaptive_misinformation must be positive")
 
     def share(self, probabilities: Array) -> Array:
-        """a, (B,): the part of the answer that is misinformation; its mean over rows is the rejection ratio."""
+        """a, (B,): the part of the answer that is misinformation; its mean over rows is the
+        rejection ratio.
+        """
         return jax.nn.sigmoid(self.nu * (self.tau - probabilities.max(-1)))
 
     def __call__(self, rows: Array, probabilities: Array) -> Array:
@@ -269,7 +295,9 @@ def reverse_cross_entropy(logits: Array, labels: Array) -> Array:
     Source: Kariyappa and Qureshi, CVPR 2020, section 4.2.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or logits.shape[1] < 2:
-        raise InputError(f"logits (B, K >= 2) need integer labels (B,), got {logits.shape} and {labels.shape}")
+        raise InputError(
+            f"logits (B, K >= 2) need integer labels (B,), got {logits.shape} and {labels.shape}"
+        )
     logits = logits.astype(jnp.float32)
     own = jnp.arange(logits.shape[1])[None] == labels[:, None]
     others = jnp.where(own, -jnp.inf, logits)

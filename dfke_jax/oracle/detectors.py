@@ -55,12 +55,14 @@ class _Class:
 
 
 class Prada:
-    """PRADA: distances between a client's queries, which are nearly normal for natural data and not for crafted ones.
+    """PRADA: distances between a client's queries, which are nearly normal for natural data and not
+    for crafted ones.
 
-    For a query of predicted class c, d is its least L2 distance to the set G_c; it enters G_c if d > T_c, and then
-    T_c <- max(T_c, mean − deviation of the distances with which G_c's members entered). The first query of a class enters
-    with distance 0 and is not itself a distance. Over the distances so far, those more than three deviations from the mean
-    set aside, an alarm is raised when more than `least` remain and Shapiro and Wilk's W < δ. An alarm stays raised.
+    For a query of predicted class c, d is its least L2 distance to the set G_c; it enters G_c if d
+    > T_c, and then T_c <- max(T_c, mean − deviation of the distances with which G_c's members
+    entered). The first query of a class enters with distance 0 and is not itself a distance. Over
+    the distances so far, those more than three deviations from the mean set aside, an alarm is
+    raised when more than `least` remain and Shapiro and Wilk's W < δ. An alarm stays raised.
 
     A batch costs one distance matrix per class, and gives what its queries one at a time would.
 
@@ -68,7 +70,8 @@ class Prada:
       delta: δ, between 0 and 1 (the paper: 0.95 for MNIST, 0.87 for GTSRB).
       every: queries between two tests.
       least: distances that a test needs; W is not defined under 3.
-      per_class: classes with fewer distances are left out of the test; the released code uses 10, the paper has no such rule.
+      per_class: classes with fewer distances are left out of the test; the released code uses 10,
+        the paper has no such rule.
 
     Attributes:
       queries: how many were seen. history: (queries, W) of every test.
@@ -76,11 +79,16 @@ class Prada:
     Source: Juuti, Szyller, Marchal and Asokan, PRADA, EuroS&P 2019, section 5, algorithm 3.
     """
 
-    def __init__(self, delta: float = 0.95, *, every: int = 10, least: int = 100, per_class: int = 0):
+    def __init__(
+        self, delta: float = 0.95, *, every: int = 10, least: int = 100, per_class: int = 0
+    ):
         if not 0 < delta < 1:
             raise InputError(f"delta must lie between 0 and 1, got {delta}")
         if every < 1 or least < 3 or per_class < 0:
-            raise InputError(f"every >= 1, least >= 3 and per_class >= 0 are needed, got {every}, {least}, {per_class}")
+            raise InputError(
+                f"every >= 1, least >= 3 and per_class >= 0 are needed, got {every}, {least}, "
+                f"{per_class}"
+            )
         self.delta, self.every, self.least, self.per_class = delta, every, least, per_class
         self.queries = 0
         self.history: list[tuple[int, float]] = []
@@ -92,7 +100,8 @@ class Prada:
         """Takes queries in their order.
 
         Args:
-          rows: (B, ...), flattened; of the same width in every call. labels: (B,) predicted classes.
+          rows: (B, ...), flattened; of the same width in every call. labels: (B,) predicted
+            classes.
 
         Raises:
           InputError: for rows of another width, NaN, or another number of labels.
@@ -104,15 +113,21 @@ class Prada:
             raise InputError(f"rows have {rows.shape[1]} numbers, those before had {self._width}")
         if labels.shape != (len(rows),) or not np.issubdtype(labels.dtype, np.integer):
             raise InputError(
-                f"{len(rows)} rows need as many integer labels, got {labels.dtype} of shape {labels.shape}"
+                f"{len(rows)} rows need as many integer labels, got {labels.dtype} of shape "
+                f"{labels.shape}"
             )
         if not np.isfinite(rows).all():
-            raise InputError(f"{int((~np.isfinite(rows)).any(1).sum())} of {len(rows)} rows contain NaN or infinity")
+            raise InputError(
+                f"{int((~np.isfinite(rows)).any(1).sum())} of {len(rows)} rows contain NaN or "
+                "infinity"
+            )
         self._width = rows.shape[1]
         found = np.full(len(rows), np.nan)
         for label in np.unique(labels):
             own = np.flatnonzero(labels == label)
-            found[own] = self._distances(self._classes.setdefault(int(label), _Class(rows.shape[1])), rows[own])
+            found[own] = self._distances(
+                self._classes.setdefault(int(label), _Class(rows.shape[1])), rows[own]
+            )
         for label, distance in zip(labels, found, strict=True):
             if not np.isnan(distance):
                 self._classes[int(label)].distances.append(distance)
@@ -128,7 +143,9 @@ class Prada:
 
     @staticmethod
     def _distances(group: _Class, rows: np.ndarray) -> np.ndarray:
-        """The least distances of a class's new rows, in their order, while the set grows; NaN for a first one."""
+        """The least distances of a class's new rows, in their order, while the set grows; NaN for a
+        first one.
+        """
         nearest, among = group.nearest(rows), _apart(rows, rows)
         found = np.full(len(rows), np.nan)
         for i, row in enumerate(rows):
@@ -141,7 +158,11 @@ class Prada:
         return found
 
     def _test(self) -> None:
-        pooled = [group.distances for group in self._classes.values() if len(group.distances) >= self.per_class]
+        pooled = [
+            group.distances
+            for group in self._classes.values()
+            if len(group.distances) >= self.per_class
+        ]
         distances = np.concatenate([np.empty(0), *pooled])
         if len(distances) <= self.least:
             return

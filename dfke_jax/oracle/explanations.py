@@ -71,8 +71,8 @@ class Explanation:
             raise InputError(f"classes must be 'all' or 'top', not {self.classes!r}")
         if self.samples < 1 or self.steps < 1 or self.deviation < 0:
             raise InputError(
-                f"samples and steps must be at least 1 and deviation at least 0, got {self.samples}, {self.steps} and "
-                f"{self.deviation}"
+                "samples and steps must be at least 1 and deviation at least 0, got "
+                f"{self.samples}, {self.steps} and {self.deviation}"
             )
         if self.decimals is not None and self.decimals < 0:
             raise InputError(f"decimals must be at least 0, got {self.decimals}")
@@ -98,7 +98,9 @@ def _smooth_grad(gradients: Gradients, rows: Array, setting: Explanation) -> Arr
     keys = row_keys(setting.seed, rows)
 
     def noisy(sample: Array) -> Array:
-        draw = lambda key: jax.random.normal(jax.random.fold_in(key, sample), rows.shape[1:], rows.dtype)
+        draw = lambda key: jax.random.normal(
+            jax.random.fold_in(key, sample), rows.shape[1:], rows.dtype
+        )
         return gradients(rows + setting.deviation * jax.vmap(draw)(keys))
 
     return _mean(noisy, setting.samples)
@@ -126,17 +128,19 @@ EXPLANATIONS: dict[str, Callable[[Gradients, Array, Explanation], Array]] = {
     "sign": _sign,
     "abs": _abs,
 }
-"""∂p/∂x; x·∂p/∂x; its mean over noise (Smilkov et al. 2017); (x − x₀)·its mean along the way from a baseline x₀ (midpoints;
-Sundararajan et al. 2017); its sign; its size."""
+"""∂p/∂x; x·∂p/∂x; its mean over noise (Smilkov et al. 2017); (x − x₀)·its mean along the way from a
+baseline x₀ (midpoints; Sundararajan et al. 2017); its sign; its size."""
 
 
 @flax.struct.dataclass
 class ExplanationOracle:
-    """Answers with `Explained`: probabilities as revealed, and input gradients of the victim's own probabilities.
+    """Answers with `Explained`: probabilities as revealed, and input gradients of the victim's own
+    probabilities.
 
-    Defences and rounding act on the probabilities alone: an endpoint that poisons its answers and explains honestly gives
-    the explanation away, which is what this is for measuring. The explanation has defences of its own: the top class only,
-    signs, rounded maps. With uint8 transport, gradients are those at the quantised row.
+    Defences and rounding act on the probabilities alone: an endpoint that poisons its answers and
+    explains honestly gives the explanation away, which is what this is for measuring. The
+    explanation has defences of its own: the top class only, signs, rounded maps. With uint8
+    transport, gradients are those at the quantised row.
 
     Attributes:
       oracle: a traced `Oracle` that reveals probabilities. setting: what is explained.
@@ -183,8 +187,11 @@ class ExplanationOracle:
         def gradients(at: Array) -> Array:
             if top is not None:
                 return class_gradients(self._probabilities, at, top)
-            chunk = cache_chunk(len(at))  # of rows that are evaluated; these are differentiated for all classes besides
-            return in_chunks(Partial(class_gradients, self._probabilities), at, chunk and chunk // 4)
+            # of rows that are evaluated; these are differentiated for all classes besides
+            chunk = cache_chunk(len(at))
+            return in_chunks(
+                Partial(class_gradients, self._probabilities), at, chunk and chunk // 4
+            )
 
         explained = EXPLANATIONS[setting.kind](gradients, rows, setting)
         if setting.decimals is not None:
@@ -201,7 +208,9 @@ class ExplanationOracle:
         return {**self.oracle.describe(), "explanation": dataclasses.asdict(self.setting)}
 
 
-def class_gradients(probabilities: Callable[[Array], Array], rows: Array, top: Array | None = None) -> Array:
+def class_gradients(
+    probabilities: Callable[[Array], Array], rows: Array, top: Array | None = None
+) -> Array:
     """∂p_k/∂x of every row: (B, K, H, W, C), or (B, 1, H, W, C) of the classes `top` (B,)."""
     answers, pull = jax.vjp(probabilities, rows)
     batch, classes = answers.shape
@@ -211,11 +220,17 @@ def class_gradients(probabilities: Callable[[Array], Array], rows: Array, top: A
     def of_class(one_hot: Array) -> Array:
         return pull(jnp.broadcast_to(one_hot[None], (batch, classes)))[0]
 
-    return jnp.moveaxis(jax.lax.map(of_class, jnp.eye(classes, dtype=answers.dtype), batch_size=TOGETHER), 0, 1)
+    return jnp.moveaxis(
+        jax.lax.map(of_class, jnp.eye(classes, dtype=answers.dtype), batch_size=TOGETHER), 0, 1
+    )
 
 
 def explanation_oracle(
-    victim: Any, setting: Explanation | None = None, reveal: Reveal | None = None, defences: Any = (), **options: Any
+    victim: Any,
+    setting: Explanation | None = None,
+    reveal: Reveal | None = None,
+    defences: Any = (),
+    **options: Any,
 ) -> ExplanationOracle:
     """The oracle that explains a victim's probabilities.
 
@@ -225,45 +240,60 @@ def explanation_oracle(
       reveal, defences, **options: as in `oracle_for`; they belong to a bare victim.
 
     Raises:
-      InputError: for labels or logits, and for a victim on the host, which cannot be differentiated.
+      InputError: for labels or logits, and for a victim on the host, which cannot be
+        differentiated.
     """
     if isinstance(victim, Oracle | HostOracle):
         if reveal is not None or defences or options:
-            raise InputError("reveal, defences and options belong to the oracle, which has its own already")
+            raise InputError(
+                "reveal, defences and options belong to the oracle, which has its own already"
+            )
         oracle = victim
     else:
         oracle = oracle_for(victim, reveal, defences, **options)
     if oracle.reveal.kind in ("label", "logits"):
         raise InputError(
-            f"an oracle that reveals {oracle.reveal.kind!r} has no probabilities to explain; explanations go with "
-            "'probabilities' or 'top_k'"
+            f"an oracle that reveals {oracle.reveal.kind!r} has no probabilities to explain; "
+            "explanations go with 'probabilities' or 'top_k'"
         )
     if not isinstance(oracle, Oracle):
         raise InputError(
-            "a victim on the host cannot be differentiated here; victims.traced_torch traces a PyTorch module"
+            "a victim on the host cannot be differentiated here; victims.traced_torch traces a "
+            "PyTorch module"
         )
     return ExplanationOracle(oracle, setting or Explanation())
 
 
 def check_explained(
-    answers: Any, rows: int, num_classes: int, shape: tuple[int, ...], reveal: Reveal, setting: Explanation
+    answers: Any,
+    rows: int,
+    num_classes: int,
+    shape: tuple[int, ...],
+    reveal: Reveal,
+    setting: Explanation,
 ) -> None:
-    """Checks explained answers that came back from a host or an endpoint, as `check_answers` does without explanation.
+    """Checks explained answers that came back from a host or an endpoint, as `check_answers` does
+    without explanation.
 
     Args:
-      answers: a pair of NumPy arrays, probabilities and maps. rows: B that were asked. shape: of a row.
+      answers: a pair of NumPy arrays, probabilities and maps. rows: B that were asked. shape: of a
+        row.
 
     Raises:
-      InputError: for what is no such pair, a map for another number of classes or of another shape, NaN.
+      InputError: for what is no such pair, a map for another number of classes or of another shape,
+        NaN.
     """
     if not isinstance(answers, tuple) or len(answers) != 2:
-        raise InputError(f"asked probabilities and their explanations, got {type(answers).__name__}")
+        raise InputError(
+            f"asked probabilities and their explanations, got {type(answers).__name__}"
+        )
     probabilities, maps = (np.asarray(part) for part in answers)
     check_answers(probabilities, rows, num_classes, reveal)
     wanted = (rows, num_classes, *shape) if setting.classes == "all" else (rows, *shape)
     if maps.shape != wanted or maps.dtype.kind != "f":
         raise InputError(
-            f"explanations of {setting.classes} classes must be numbers of shape {wanted}, got {maps.dtype} {maps.shape}"
+            f"explanations of {setting.classes} classes must be numbers of shape {wanted}, got "
+            f"{maps.dtype} {maps.shape}"
         )
     if not np.isfinite(maps).all():
         bad = int((~np.isfinite(maps)).reshape(rows, -1).any(1).sum())
@@ -271,17 +301,21 @@ def check_explained(
 
 
 def explained_gradients(answers: Explained, rows: Array, setting: Explanation) -> Array:
-    """What an attacker reads out of explanations: (an estimate of) ∂p/∂x, of the explanation's shape.
+    """What an attacker reads out of explanations: (an estimate of) ∂p/∂x, of the explanation's
+    shape.
 
-    Gradient and SmoothGrad as they are; gradient × input and integrated gradients divided by the pixel (less the baseline),
-    where it is not zero, and 0 elsewhere; a sign as it is, which knows nothing of the size.
+    Gradient and SmoothGrad as they are; gradient × input and integrated gradients divided by the
+    pixel (less the baseline), where it is not zero, and 0 elsewhere; a sign as it is, which knows
+    nothing of the size.
 
     Raises:
       InputError: for ``abs``, whose sign is lost.
     """
     found = answers.explanation
     if setting.kind == "abs":
-        raise InputError("the sign of an absolute gradient is lost; such explanations give no gradient")
+        raise InputError(
+            "the sign of an absolute gradient is lost; such explanations give no gradient"
+        )
     if setting.kind not in ("gradient_times_input", "integrated_gradients"):
         return found
     factor = rows if setting.kind == "gradient_times_input" else rows - setting.baseline
@@ -289,5 +323,5 @@ def explained_gradients(answers: Explained, rows: Array, setting: Explanation) -
     return jnp.where(factor == 0, 0, found / jnp.where(factor == 0, 1, factor))
 
 
-__all__ = ["EXPLANATIONS", "Explained", "Explanation", "ExplanationOracle", "check_explained", "class_gradients", "explained_gradients",
-           "explanation_oracle"]  # fmt: skip
+__all__ = ["EXPLANATIONS", "Explained", "Explanation", "ExplanationOracle", "check_explained",
+           "class_gradients", "explained_gradients", "explanation_oracle"]  # fmt: skip

@@ -11,7 +11,9 @@ def _dfme(*, batch: int, generator_steps: int, directions: int, clone_steps: int
     return batch * (generator_steps * (directions + 1) + clone_steps)
 
 
-def _maze(*, batch: int, generator_steps: int, directions: int, clone_steps: int, reuse: bool = False) -> int:
+def _maze(
+    *, batch: int, generator_steps: int, directions: int, clone_steps: int, reuse: bool = False
+) -> int:
     return batch * (generator_steps * (directions + 1) + clone_steps - reuse)
 
 
@@ -67,32 +69,37 @@ def rows_per_step(name: str, **sizes: int) -> int:
     | attack | rows | sizes |
     |---|---|---|
     | ``dfme`` | B (n_G (m + 1) + n_S) | batch, generator_steps, directions, clone_steps |
-    | ``maze`` | the same; B less with `reuse` of the generator's batch, whose answer is then not asked again | ..., reuse |
-    | ``megex`` | B (n_G + n_S), of which n_G B with explanations | batch, generator_steps, clone_steps |
+    | ``maze`` | the same; B less with `reuse` of the generator's batch | ..., reuse |
+    | ``megex`` | B (n_G + n_S), n_G B explained | batch, generator_steps, clone_steps |
     | ``dfms``, ``disguide``, ``dual_students`` | B n_S | batch, clone_steps |
-    | ``knockoff``, ``active_thief``, ``copycat``, ``dissector`` | q, one a row of the pool or made of one | batch |
+    | ``knockoff``, ``active_thief``, ``copycat``, ``dissector`` | q | batch |
     | ``jbda`` | N_0 2^ρ, in all | seeds, rounds |
-    | ``equation_solving`` | D + 1, and those beyond it that check or average, in all; linear, logistic and softmax models alike | features, extra |
+    | ``equation_solving`` | D + 1, and those that check or average, in all | features, extra |
     | ``retraining`` | α K (D + 1), in all | features, classes, factor |
-    | ``functional_equivalence`` | 5 a bracket + 2 (D + 1) a neuron + 4 (h + D + 1), in all | brackets, neurons, features |
+    | ``functional_equivalence`` | as below, in all | brackets, neurons, features |
+
+    Functional equivalence asks 5 a bracket + 2 (D + 1) a neuron + 4 (h + D + 1).
 
     Raises:
       UnknownNameError: for another attack.
       InputError: for sizes that are missing, unknown or negative.
 
-    Source: Truong et al., CVPR 2021, section 3 (DFME); Kariyappa et al., CVPR 2021 (MAZE); Miura et al., 2021 (MEGEX);
-    Papernot et al., 2017 (JBDA); Tramèr et al., 2016, section 4 (equations); Jagielski et al., 2020 (ReLU networks).
+    Source: Truong et al., CVPR 2021, section 3 (DFME); Kariyappa et al., CVPR 2021 (MAZE); Miura et
+    al., 2021 (MEGEX); Papernot et al., 2017 (JBDA); Tramèr et al., 2016, section 4 (equations);
+    Jagielski et al., 2020 (ReLU networks).
     """
     if name not in _FORMULAS:
         raise UnknownNameError("attack", name, _FORMULAS)
     formula = _FORMULAS[name]
     known = inspect.signature(formula).parameters
-    missing = [size for size, about in known.items() if about.default is about.empty and size not in sizes]
+    missing = [
+        size for size, about in known.items() if about.default is about.empty and size not in sizes
+    ]
     wrong = [size for size in sizes if size not in known]
     if missing or wrong:
         raise InputError(
-            f"{name} costs a function of {', '.join(known)}; missing: {', '.join(missing) or 'nothing'}, "
-            f"unknown: {', '.join(wrong) or 'nothing'}"
+            f"{name} costs a function of {', '.join(known)}; missing: "
+            f"{', '.join(missing) or 'nothing'}, unknown: {', '.join(wrong) or 'nothing'}"
         )
     if any(size < 0 for size in sizes.values()):
         raise InputError(f"sizes must be at least 0, got {sizes}")

@@ -27,8 +27,11 @@ from dfke_jax.oracle.victims import (
 )
 
 
-def from_sklearn(estimator: Any, input_shape: Shape | None = None, num_classes: int | None = None) -> HostVictim:
-    """A host victim from a fitted scikit-learn estimator or pipeline; rows are flattened in the order of their axes.
+def from_sklearn(
+    estimator: Any, input_shape: Shape | None = None, num_classes: int | None = None
+) -> HostVictim:
+    """A host victim from a fitted scikit-learn estimator or pipeline; rows are flattened in the
+    order of their axes.
 
     Of a classifier column k is the estimator's ``classes_[k]``. With `num_classes` = K and integer
     classes in [0, K), column k is class k, and classes that the estimator never saw have
@@ -58,8 +61,14 @@ def from_sklearn(estimator: Any, input_shape: Shape | None = None, num_classes: 
         if whole and classes.min() >= 0 and classes.max() < num_classes:
             columns, count = classes, num_classes
         elif num_classes != len(classes):
-            raise InputError(f"{name} knows the classes {classes.tolist()}, not {num_classes} of them")
-    meaning = tuple(range(count)) if num_classes is not None and count != len(classes) else tuple(classes.tolist())
+            raise InputError(
+                f"{name} knows the classes {classes.tolist()}, not {num_classes} of them"
+            )
+    meaning = (
+        tuple(range(count))
+        if num_classes is not None and count != len(classes)
+        else tuple(classes.tolist())
+    )
 
     def probabilities(rows: np.ndarray) -> np.ndarray:
         found = np.asarray(estimator.predict_proba(rows.reshape(len(rows), -1)))
@@ -73,7 +82,9 @@ def from_sklearn(estimator: Any, input_shape: Shape | None = None, num_classes: 
 
     soft = hasattr(estimator, "predict_proba")  # an SVC offers it only where it was fitted for it
     gives = "probabilities" if soft else "label"
-    return HostVictim(probabilities if soft else labels, count, input_shape, gives, name, meaning, repeatable=True)
+    return HostVictim(
+        probabilities if soft else labels, count, input_shape, gives, name, meaning, repeatable=True
+    )
 
 
 def _features(estimator: Any, input_shape: Shape | None) -> Shape:
@@ -84,7 +95,9 @@ def _features(estimator: Any, input_shape: Shape | None) -> Shape:
             raise InputError(f"{name} does not say how many features it takes; give input_shape")
         return 1, 1, int(features)
     if features is not None and math.prod(input_shape) != features:
-        raise InputError(f"{name} takes {features} features, rows of {input_shape} have {math.prod(input_shape)}")
+        raise InputError(
+            f"{name} takes {features} features, rows of {input_shape} have {math.prod(input_shape)}"
+        )
     return input_shape
 
 
@@ -113,9 +126,13 @@ def _from_regressor(estimator: Any, input_shape: Shape | None, outputs: int | No
 
 
 def from_art(
-    estimator: Any, input_shape: Shape | None = None, num_classes: int | None = None, gives: str | None = None
+    estimator: Any,
+    input_shape: Shape | None = None,
+    num_classes: int | None = None,
+    gives: str | None = None,
 ) -> HostVictim:
-    """A host victim from a classifier of the Adversarial Robustness Toolbox; rows are (H, W, C) or (D,).
+    """A host victim from a classifier of the Adversarial Robustness Toolbox; rows are (H, W, C) or
+    (D,).
 
     An estimator with its channels first gets them so. What it answers is found by asking two rows.
 
@@ -125,14 +142,21 @@ def from_art(
     name, own = type(estimator).__name__, as_shape(estimator.input_shape)
     first = len(own) == 3 and bool(getattr(estimator, "channels_first", False))
     shape = (own[1], own[2], own[0]) if first else own
-    for what, given, found in (("input_shape", input_shape, shape), ("num_classes", num_classes, estimator.nb_classes)):
+    for what, given, found in (
+        ("input_shape", input_shape, shape),
+        ("num_classes", num_classes, estimator.nb_classes),
+    ):
         if given is not None and given != found:
             raise InputError(f"{what} is {found} for {name}, not {given}")
 
     def predict(rows: np.ndarray) -> np.ndarray:
         return np.asarray(estimator.predict(np.transpose(rows, (0, 3, 1, 2)) if first else rows))
 
-    low, high = (0.0, 1.0) if estimator.clip_values is None else map(float, map(np.max, estimator.clip_values))
+    low, high = (
+        (0.0, 1.0)
+        if estimator.clip_values is None
+        else map(float, map(np.max, estimator.clip_values))
+    )
     rows = (low + (high - low) * np.asarray(probe_rows(shape, 2))).astype(np.float32)
     kind = answer_kind(as_numbers(predict(rows), name))
     found = kind if kind in ("label", "probabilities") else "logits"
@@ -153,7 +177,8 @@ def from_torch(
     device: str | None = None,
     batch_size: int = 256,
 ) -> HostVictim:
-    """A host victim from a PyTorch module. It is put in eval mode, stays there, and runs without gradients.
+    """A host victim from a PyTorch module. It is put in eval mode, stays there, and runs without
+    gradients.
 
     Rows become (x − mean)/std in the precision of the module's parameters; images (B, H, W, C) in
     its layout.
@@ -170,16 +195,23 @@ def from_torch(
     Raises:
       InputError: if it does not return one tensor (B, K).
     """
-    name, predict = type(module).__name__, torch_predict(module, input_shape, layout, mean, std, device)
+    name, predict = (
+        type(module).__name__,
+        torch_predict(module, input_shape, layout, mean, std, device),
+    )
     probe = as_numbers(predict(np.asarray(probe_rows(input_shape, 2))), name)
     if probe.ndim != 2 or len(probe) != 2 or (num_classes and probe.shape[1] != num_classes):
-        raise InputError(f"{name} must answer 2 rows with shape (2, {num_classes or 'K'}), got {probe.shape}")
+        raise InputError(
+            f"{name} must answer 2 rows with shape (2, {num_classes or 'K'}), got {probe.shape}"
+        )
     if gives == "logits":
         try:
             check_logits(probe)
         except InputError as error:
             raise InputError(f"{name} {error}") from error
-    return HostVictim(predict, probe.shape[1], input_shape, gives, name, None, batch_size, repeatable=True)
+    return HostVictim(
+        predict, probe.shape[1], input_shape, gives, name, None, batch_size, repeatable=True
+    )
 
 
 def torch_predict(
@@ -190,7 +222,9 @@ def torch_predict(
     std: tuple[float, ...] = (1.0,),
     device: str | None = None,
 ) -> Callable[[np.ndarray], Any]:
-    """Rows (B, ...) -> the tensor that a module answers, in eval mode and without gradients; as of `from_torch`."""
+    """Rows (B, ...) -> the tensor that a module answers, in eval mode and without gradients; as of
+    `from_torch`.
+    """
     torch = importlib.import_module("torch")
     first = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     place, precision = device or str(first.device), first.dtype
@@ -200,10 +234,13 @@ def torch_predict(
     def predict(rows: np.ndarray) -> Any:
         module.eval()
         with torch.no_grad():
-            answers = module(torch.from_numpy(np.array(ready(rows, np), order="C")).to(place, precision))
+            answers = module(
+                torch.from_numpy(np.array(ready(rows, np), order="C")).to(place, precision)
+            )
         if not isinstance(answers, torch.Tensor):
             raise InputError(
-                f"{type(module).__name__} returns {type(answers).__name__}; wrap it so that it returns one tensor (B, K)"
+                f"{type(module).__name__} returns {type(answers).__name__}; wrap it so that it "
+                "returns one tensor (B, K)"
             )
         return answers
 
@@ -219,10 +256,12 @@ def traced_torch(
     std: tuple[float, ...] = (1.0,),
     tolerance: float = 1e-3,
 ) -> Partial:
-    """A PyTorch module as a traceable victim, through the package torch2jax (``t2j``), if that agrees with the original.
+    """A PyTorch module as a traceable victim, through the package torch2jax (``t2j``), if that
+    agrees with the original.
 
     Args:
-      tolerance: the largest difference on 16 random rows, relative to the largest answer (at least 1).
+      tolerance: the largest difference on 16 random rows, relative to the largest answer (at least
+        1).
       The others are as in `from_torch`.
 
     Returns:
@@ -236,11 +275,13 @@ def traced_torch(
         t2j = importlib.import_module("torch2jax").t2j
     except (ImportError, AttributeError) as error:
         raise InputError(
-            "tracing a PyTorch module needs the package torch2jax with its function t2j (pip install torch2jax); "
-            "victims.from_torch runs the module on the host without it"
+            "tracing a PyTorch module needs the package torch2jax with its function t2j (pip "
+            "install torch2jax); victims.from_torch runs the module on the host without it"
         ) from error
     original = from_torch(module, input_shape, layout=layout, mean=mean, std=std)
-    state = {key: jnp.asarray(value.detach().cpu().numpy()) for key, value in module.state_dict().items()}
+    state = {
+        key: jnp.asarray(value.detach().cpu().numpy()) for key, value in module.state_dict().items()
+    }
     prepared = Static(Prepared(as_shape(input_shape), layout, tuple(mean), tuple(std)))
     rows = probe_rows(input_shape, 16)
     expected = victim_values(original, rows)
@@ -249,21 +290,25 @@ def traced_torch(
         found = np.asarray(jax.jit(victim)(rows))
     except Exception as error:
         raise InputError(
-            f"torch2jax cannot convert {name} ({type(error).__name__}: {error}); use victims.from_torch"
+            f"torch2jax cannot convert {name} ({type(error).__name__}: {error}); use "
+            "victims.from_torch"
         ) from error
     if found.shape != expected.shape:
-        raise InputError(f"torch2jax answers shape {found.shape} for {name}, PyTorch {expected.shape}")
+        raise InputError(
+            f"torch2jax answers shape {found.shape} for {name}, PyTorch {expected.shape}"
+        )
     apart = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
     if not apart <= tolerance:
         raise InputError(
-            f"torch2jax and PyTorch differ by {apart:.2g} for {name} on random rows, more than {tolerance:g}; "
-            "use victims.from_torch"
+            f"torch2jax and PyTorch differ by {apart:.2g} for {name} on random rows, more than "
+            f"{tolerance:g}; use victims.from_torch"
         )
     return victim
 
 
 def _traced(converted: Static, prepared: Static, state: dict[str, Array], rows: Array) -> Array:
-    with jax.numpy_rank_promotion("allow"):  # PyTorch's broadcasting, whatever is set for the rest of the program
+    # PyTorch's broadcasting, whatever is set for the rest of the program
+    with jax.numpy_rank_promotion("allow"):
         return converted.value(prepared.value(rows, jnp), state_dict=state)
 
 
@@ -278,19 +323,27 @@ class Prepared:
 
     def __call__(self, rows: Any, numpy: Any) -> Any:
         shape = (*(1,) * len(self.input_shape), self.input_shape[-1])
-        mean, std = (np.broadcast_to(np.asarray(v, np.float32), shape) for v in (self.mean, self.std))
+        mean, std = (
+            np.broadcast_to(np.asarray(v, np.float32), shape) for v in (self.mean, self.std)
+        )
         if self.mean != (0.0,) or self.std != (1.0,):
             rows = (rows - mean) / std
         images = len(self.input_shape) == 3
         return numpy.transpose(rows, (0, 3, 1, 2)) if images and self.layout == "NCHW" else rows
 
 
-def prepared_for(input_shape: Shape, layout: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Prepared:
+def prepared_for(
+    input_shape: Shape, layout: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Prepared:
     if layout not in ("NCHW", "NHWC"):
         raise InputError(f"layout must be 'NCHW' or 'NHWC', not {layout!r}")
     for what, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, input_shape[-1]):
-            of = f"images of {input_shape[2]} channels" if len(input_shape) == 3 else f"rows of shape {input_shape}"
+            of = (
+                f"images of {input_shape[2]} channels"
+                if len(input_shape) == 3
+                else f"rows of shape {input_shape}"
+            )
             raise InputError(f"{what} has {len(values)} values for {of}")
     if min(std) <= 0:
         raise InputError(f"std must be positive, got {std}")
@@ -298,9 +351,14 @@ def prepared_for(input_shape: Shape, layout: str, mean: tuple[float, ...], std: 
 
 
 def as_host_victim(
-    victim: Any, input_shape: Shape | None, num_classes: int | None, gives: str | None = None, **normalisation: Any
+    victim: Any,
+    input_shape: Shape | None,
+    num_classes: int | None,
+    gives: str | None = None,
+    **normalisation: Any,
 ) -> HostVictim | None:
-    """A host victim from a `HostVictim`, a PyTorch module, a scikit-learn or an ART estimator; None for anything else.
+    """A host victim from a `HostVictim`, a PyTorch module, a scikit-learn or an ART estimator; None
+    for anything else.
 
     Args:
       gives: of a PyTorch module, as of `from_torch`, or an ART estimator.
@@ -313,11 +371,16 @@ def as_host_victim(
     torch = sys.modules.get("torch")  # a module cannot exist before torch was imported
     if torch is not None and isinstance(victim, torch.nn.Module):
         if input_shape is None:
-            raise InputError("a PyTorch module needs input_shape=(H, W, C), or (D,) of feature vectors")
-        return from_torch(victim, input_shape, num_classes, gives=gives or "logits", **normalisation)  # type: ignore[arg-type]
+            raise InputError(
+                "a PyTorch module needs input_shape=(H, W, C), or (D,) of feature vectors"
+            )
+        return from_torch(
+            victim, input_shape, num_classes, gives=gives or "logits", **normalisation
+        )  # type: ignore[arg-type]
     if normalisation:
         raise InputError(
-            f"{' and '.join(normalisation)} belong to a PyTorch module; other victims normalise themselves"
+            f"{' and '.join(normalisation)} belong to a PyTorch module; other victims normalise "
+            "themselves"
         )
     toolbox = sys.modules.get("art.estimators.classification")
     if toolbox is not None and isinstance(victim, toolbox.ClassifierMixin):

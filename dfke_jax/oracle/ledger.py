@@ -1,8 +1,10 @@
-"""The query ledger: what was asked of a victim, what it answered, and how much of the budget that took.
+"""The query ledger: what was asked of a victim, what it answered, and how much of the budget that
+took.
 
-One row sent and answered is one query, whatever the batching. The budget is checked before anything is sent. A file
-holds every answer, so that a run that was killed goes through the same questions again without paying for one of them.
-What it holds carries checksums: a bit that flipped is an error and never an answer or a count.
+One row sent and answered is one query, whatever the batching. The budget is checked before anything
+is sent. A file holds every answer, so that a run that was killed goes through the same questions
+again without paying for one of them. What it holds carries checksums: a bit that flipped is an
+error and never an answer or a count.
 """
 
 import contextlib
@@ -41,23 +43,33 @@ _SCHEMA = (
     "CREATE INDEX open_requests ON requests (id) WHERE state = 'sent'",
     "CREATE TABLE blocks (name TEXT PRIMARY KEY, count INTEGER NOT NULL)",
 )
-_SAMPLES = "CREATE TABLE samples (key BLOB PRIMARY KEY, kind TEXT NOT NULL, layout TEXT NOT NULL, data BLOB NOT NULL)"
-_PHASES = "CREATE TABLE phases (name TEXT PRIMARY KEY, count INTEGER NOT NULL, hits INTEGER NOT NULL)"
+_SAMPLES = (
+    "CREATE TABLE samples (key BLOB PRIMARY KEY, kind TEXT NOT NULL, layout TEXT NOT NULL, data "
+    "BLOB NOT NULL)"
+)
+_PHASES = (
+    "CREATE TABLE phases (name TEXT PRIMARY KEY, count INTEGER NOT NULL, hits INTEGER NOT NULL)"
+)
 _GUARDS = (
-    "CREATE TRIGGER answers_stay BEFORE UPDATE ON answers BEGIN SELECT RAISE(ABORT, 'answers are only added'); END",
-    "CREATE TRIGGER answers_last BEFORE DELETE ON answers BEGIN SELECT RAISE(ABORT, 'answers are only added'); END",
+    "CREATE TRIGGER answers_stay BEFORE UPDATE ON answers BEGIN SELECT RAISE(ABORT, 'answers are "
+    "only added'); END",
+    "CREATE TRIGGER answers_last BEFORE DELETE ON answers BEGIN SELECT RAISE(ABORT, 'answers are "
+    "only added'); END",
 )
 _ADDED_IN_2 = (
     "DROP TRIGGER answers_stay",
     "ALTER TABLE answers ADD COLUMN checksum BLOB NOT NULL DEFAULT x''",
     "ALTER TABLE requests ADD COLUMN instance TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE requests ADD COLUMN checksum BLOB NOT NULL DEFAULT x''",
-    "UPDATE answers SET checksum = checksum_of(key, (SELECT layout FROM layouts WHERE id = answers.layout), data)",
-    "UPDATE requests SET checksum = checksum_of(count, explained, keys, instance) WHERE state = 'sent'",
+    "UPDATE answers SET checksum = checksum_of(key, (SELECT layout FROM layouts WHERE id = "
+    "answers.layout), data)",
+    "UPDATE requests SET checksum = checksum_of(count, explained, keys, instance) WHERE state = "
+    "'sent'",
     _SAMPLES,
     _GUARDS[0],
 )
-_BROKEN = (sqlite3.Error, UnicodeDecodeError)  # sqlite3 decodes what a damaged file says in its messages, too
+# sqlite3 decodes what a damaged file says in its messages, too
+_BROKEN = (sqlite3.Error, UnicodeDecodeError)
 _SEALED = (
     "SELECT name, value FROM meters ORDER BY name",
     "SELECT name, count FROM blocks ORDER BY name",
@@ -69,41 +81,47 @@ _LOOKUP = 500
 
 
 class LedgerWarning(UserWarning):
-    """Something about the endpoint behind a ledger could not be made sure of, or will be paid again."""
+    """Something about the endpoint behind a ledger could not be made sure of, or will be paid
+    again.
+    """
 
 
 class Ledger:
     """Counts, budget and answers of one run against one endpoint; in memory, or in an SQLite file.
 
-    Every request is entered before it is sent, as of unknown outcome, and counts against the budget from then on. Its
-    answers turn it into rows; a certain failure takes it out again. A process that is killed in between leaves it as it
-    is: the budget is never exceeded, at the price of rows that may not have been charged.
+    Every request is entered before it is sent, as of unknown outcome, and counts against the budget
+    from then on. Its answers turn it into rows; a certain failure takes it out again. A process
+    that is killed in between leaves it as it is: the budget is never exceeded, at the price of rows
+    that may not have been charged.
 
     Rows that are asked in a phase of an attack (see `Metered.phase`) are counted by its name as
     well, and stay part of all the other counts.
 
-    A victim that is fused into a compiled program cannot be looked up row by row. There the caller checks before and
-    records after::
+    A victim that is fused into a compiled program cannot be looked up row by row. There the caller
+    checks before and records after::
 
         rows = rows_per_step("dfme", batch=256, generator_steps=1, directions=1, clone_steps=5)
         ledger.reserve(steps * rows, block="dfme/seed0")  # BudgetError before anything runs
         state = run(...)
         ledger.charge(steps * rows, block="dfme/seed0")  # or after every chunk: steps so far * rows
 
-    A block's number is its total so far, so a run that is resumed from a checkpoint, and computes the same rows again,
-    says the same numbers again and is charged once. Without a block every call counts anew.
+    A block's number is its total so far, so a run that is resumed from a checkpoint, and computes
+    the same rows again, says the same numbers again and is charged once. Without a block every call
+    counts anew.
 
     Every stored answer, open request and count carries a checksum (BLAKE2b, keyed with the ledger's
     id). The counts are checked against a recount of the requests on opening, and the structure of
     the file by SQLite; an answer is checked whenever it is looked up. A file of an earlier version
     is brought to this one when it is opened; where it has no checksums yet, it gets them.
 
-    Threads may share it, and processes its file, under one budget; of two processes that ask the same row at the same
-    moment, both pay. `turn` is held by whoever asks, so that threads of one process do not.
+    Threads may share it, and processes its file, under one budget; of two processes that ask the
+    same row at the same moment, both pay. `turn` is held by whoever asks, so that threads of one
+    process do not.
 
     Args:
       path: of the file, on a local disk, created if absent; None keeps everything in memory.
-      budget: rows that may be spent; None for no limit. It is no part of the file, so that a run may go on with more.
+      budget: rows that may be spent; None for no limit. It is no part of the file, so that a run
+        may go on with more.
       config: fingerprint of the run; a file that was written under another one is refused.
 
     Raises:
@@ -112,7 +130,9 @@ class Ledger:
         another configuration.
     """
 
-    def __init__(self, path: str | os.PathLike | None = None, *, budget: int | None = None, config: str = ""):
+    def __init__(
+        self, path: str | os.PathLike | None = None, *, budget: int | None = None, config: str = ""
+    ):
         if budget is not None and budget < 0:
             raise InputError(f"budget must be at least 0 rows or None, got {budget}")
         self.path = None if path is None else os.fspath(path)
@@ -126,7 +146,8 @@ class Ledger:
             )
         except sqlite3.Error as error:
             raise LedgerError(f"cannot open the ledger {self.path}: {error}") from error
-        self._shut = weakref.finalize(self, self._database.close)  # for ledgers that nobody closes, too
+        # for ledgers that nobody closes, too
+        self._shut = weakref.finalize(self, self._database.close)
         try:
             self._prepare()
             self._fix("config", config, "this run's configuration")
@@ -143,7 +164,8 @@ class Ledger:
                 self._database.execute("PRAGMA journal_mode = WAL")
             elif known not in [(_APPLICATION, version) for version in range(1, _VERSION + 1)]:
                 raise LedgerError(
-                    f"{self.path} is an SQLite file but no ledger of this version; choose another path for the ledger"
+                    f"{self.path} is an SQLite file but no ledger of this version; choose another "
+                    "path for the ledger"
                 )
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.create_function("checksum_of", -1, self._checksum, deterministic=True)
@@ -152,8 +174,12 @@ class Ledger:
                 if version == 0:
                     for statement in (*_SCHEMA, _SAMPLES, _PHASES, *_GUARDS):
                         self._database.execute(statement)
-                    self._database.executemany("INSERT INTO meters VALUES (?, 0)", [(name,) for name in _METERS])
-                    self._database.execute("INSERT INTO facts VALUES ('id', ?)", (uuid.uuid4().hex,))
+                    self._database.executemany(
+                        "INSERT INTO meters VALUES (?, 0)", [(name,) for name in _METERS]
+                    )
+                    self._database.execute(
+                        "INSERT INTO facts VALUES ('id', ?)", (uuid.uuid4().hex,)
+                    )
                 self.id = self._fact("id") or ""
                 if version == 1:
                     for statement in _ADDED_IN_2:
@@ -168,10 +194,14 @@ class Ledger:
                     self._write_seal()
                 self._audit()
         except _BROKEN as error:
-            raise LedgerError(f"cannot use {self.path} as a ledger: {error}; choose another path") from error
+            raise LedgerError(
+                f"cannot use {self.path} as a ledger: {error}; choose another path"
+            ) from error
 
     def _audit(self) -> None:
-        """Whether the file is whole, its counts are those that were written, and agree with its requests."""
+        """Whether the file is whole, its counts are those that were written, and agree with its
+        requests.
+        """
         state = self._one("PRAGMA integrity_check(1)")
         if state != "ok":
             raise self._damaged(f"SQLite says {state!r}")
@@ -191,7 +221,9 @@ class Ledger:
             ("unique_rows", self._one("SELECT count(*) FROM answers")),
         ):
             if meters[name] != counted:
-                raise self._damaged(f"it counts {meters[name]} {name}, and its requests and answers make {counted}")
+                raise self._damaged(
+                    f"it counts {meters[name]} {name}, and its requests and answers make {counted}"
+                )
 
         for name, most in (("count", "rows"), ("hits", "cache_hits")):
             counted = self._one(f"SELECT coalesce(sum({name}), 0) FROM phases")
@@ -203,7 +235,9 @@ class Ledger:
             raise self._damaged("its counts do not match their checksum")
 
     def _damaged(self, how: str) -> LedgerError:
-        return LedgerError(f"the ledger {self.path or 'in memory'} is damaged: {how}; restore it from a copy")
+        return LedgerError(
+            f"the ledger {self.path or 'in memory'} is damaged: {how}; restore it from a copy"
+        )
 
     def _checksum(self, *parts: str | int | bytes) -> bytes:
         """16 bytes of BLAKE2b over the parts and their lengths; of this ledger alone."""
@@ -215,11 +249,14 @@ class Ledger:
 
     def _seal(self, tables: Sequence[str]) -> str:
         """The checksum of everything that is counted."""
-        return self._checksum(*(str(self._database.execute(table).fetchall()) for table in tables)).hex()
+        return self._checksum(
+            *(str(self._database.execute(table).fetchall()) for table in tables)
+        ).hex()
 
     def _write_seal(self) -> None:
         self._database.execute(
-            "INSERT INTO facts VALUES ('seal', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            "INSERT INTO facts VALUES ('seal', ?) ON CONFLICT (name) DO UPDATE SET value = "
+            "excluded.value",
             (self._seal(_SEALED),),
         )
 
@@ -228,14 +265,17 @@ class Ledger:
     def counts(self) -> dict[str, int | None]:
         """The meters, for ``result.json``.
 
-        ``budget``; ``rows`` sent and answered; ``unique_rows``, how many of them differ (None when a fused victim was
-        charged, whose rows nobody looked at); ``unknown_rows``, sent with unknown outcome; ``requests``;
-        ``explanation_rows``, those of `rows` that were answered with an explanation; ``cache_hits``, rows answered from
-        the ledger; ``evaluation_rows``, asked to measure and never to learn, outside the budget.
+        ``budget``; ``rows`` sent and answered; ``unique_rows``, how many of them differ (None when
+        a fused victim was charged, whose rows nobody looked at); ``unknown_rows``, sent with
+        unknown outcome; ``requests``; ``explanation_rows``, those of `rows` that were answered with
+        an explanation; ``cache_hits``, rows answered from the ledger; ``evaluation_rows``, asked to
+        measure and never to learn, outside the budget.
         """
         with self._locked():
             meters = self._meters()
-        counts: dict[str, int | None] = {name: meters[name] for name in _METERS if name != "fused_rows"}
+        counts: dict[str, int | None] = {
+            name: meters[name] for name in _METERS if name != "fused_rows"
+        }
         if meters["fused_rows"]:
             counts["unique_rows"] = None
         return {"budget": self.budget, **counts}
@@ -243,7 +283,9 @@ class Ledger:
     def phases(self) -> dict[str, dict[str, int]]:
         """Phase -> ``rows`` sent and answered in it, and ``cache_hits``; see `Metered.phase`."""
         with self._locked():
-            found = self._database.execute("SELECT name, count, hits FROM phases ORDER BY name").fetchall()
+            found = self._database.execute(
+                "SELECT name, count, hits FROM phases ORDER BY name"
+            ).fetchall()
         return {name: {"rows": rows, "cache_hits": hits} for name, rows, hits in found}
 
     @property
@@ -270,10 +312,15 @@ class Ledger:
                 meters = self._meters()
                 parts = [
                     f"{count} {what}"
-                    for count, what in ((meters["unknown_rows"], "of unknown outcome"), (self._held, "reserved"))
+                    for count, what in (
+                        (meters["unknown_rows"], "of unknown outcome"),
+                        (self._held, "reserved"),
+                    )
                     if count
                 ]
-                raise BudgetError(rows, spent, self.budget, f" ({', '.join(parts)})" if parts else "")
+                raise BudgetError(
+                    rows, spent, self.budget, f" ({', '.join(parts)})" if parts else ""
+                )
 
     def bind(self, endpoint: str, reveal: str) -> None:
         """Ties the ledger to one endpoint and what it reveals; the first call decides.
@@ -287,10 +334,12 @@ class Ledger:
     # ---- victims in a compiled program
 
     def reserve(self, rows: int, *, block: str | None = None) -> None:
-        """Checks that so many rows fit, and holds them for this process until they are charged or released.
+        """Checks that so many rows fit, and holds them for this process until they are charged or
+        released.
 
         Args:
-          rows: how many; with `block`, how many that block may come to, those already charged to it included.
+          rows: how many; with `block`, how many that block may come to, those already charged to it
+            included.
 
         Raises:
           BudgetError: when they do not fit.
@@ -305,18 +354,21 @@ class Ledger:
         """Records rows that a fused victim has answered, out of those reserved.
 
         Args:
-          rows: how many; with `block`, how many that block has come to: what was charged to it before is not again.
+          rows: how many; with `block`, how many that block has come to: what was charged to it
+            before is not again.
           explained: whether they were answered with an explanation.
 
         Raises:
-          BudgetError: when they were neither reserved nor fit; they are recorded nevertheless, since they were asked.
+          BudgetError: when they were neither reserved nor fit; they are recorded nevertheless,
+            since they were asked.
         """
         _count(rows)
         with self._transaction():
             rows = max(rows - self._charged(block), 0)
             if block is not None:
                 self._database.execute(
-                    "INSERT INTO blocks VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET count = count + excluded.count",
+                    "INSERT INTO blocks VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET count = "
+                    "count + excluded.count",
                     (block, rows),
                 )
             self._add(rows=rows, fused_rows=rows, explanation_rows=rows * explained)
@@ -325,7 +377,8 @@ class Ledger:
 
     @contextlib.contextmanager
     def paying(self, rows: int, *, explained: bool = False) -> Iterator[None]:
-        """Reserves rows before a block that has a fused victim answer them, and charges them when it is through.
+        """Reserves rows before a block that has a fused victim answer them, and charges them when
+        it is through.
 
         Where the block fails they stay reserved: nobody knows how many of them were answered.
 
@@ -340,7 +393,9 @@ class Ledger:
         self.charge(rows, explained=explained)
 
     def _charged(self, block: str | None) -> int:
-        found = self._database.execute("SELECT count FROM blocks WHERE name = ?", (block,)).fetchone()
+        found = self._database.execute(
+            "SELECT count FROM blocks WHERE name = ?", (block,)
+        ).fetchone()
         return found[0] if found else 0
 
     def release(self) -> None:
@@ -372,7 +427,9 @@ class Ledger:
                 )
                 for key, layout, data, checksum in self._database.execute(query, part):
                     if checksum != self._checksum(key, layout or "", data):
-                        raise self._damaged(f"the stored answer to row {key.hex()[:16]} does not match its checksum")
+                        raise self._damaged(
+                            f"the stored answer to row {key.hex()[:16]} does not match its checksum"
+                        )
                     found[key] = layout, data
         return found
 
@@ -384,7 +441,8 @@ class Ledger:
                 self._add_to(phase, hits=rows)
 
     def open_requests(self) -> list[tuple[int, tuple[bytes, ...]]]:
-        """(number, keys of the rows) of the requests whose outcome is unknown and that may be sent again.
+        """(number, keys of the rows) of the requests whose outcome is unknown and that may be sent
+        again.
 
         Raises:
           LedgerError: when one of them is not what was entered.
@@ -403,21 +461,31 @@ class Ledger:
         ]
 
     def instance_of(self, number: int) -> str:
-        """The instance of the endpoint that a request was sent to; empty where the endpoint names none."""
+        """The instance of the endpoint that a request was sent to; empty where the endpoint names
+        none.
+        """
         with self._locked():
-            found = self._database.execute("SELECT instance FROM requests WHERE id = ?", (number,)).fetchone()
+            found = self._database.execute(
+                "SELECT instance FROM requests WHERE id = ?", (number,)
+            ).fetchone()
         if found is None:
             raise LedgerError(f"the ledger {self.path or 'in memory'} has no request {number}")
         return found[0]
 
     def begin(
-        self, keys: Sequence[bytes], *, explained: bool = False, single: bool = False, instance: str | None = None
+        self,
+        keys: Sequence[bytes],
+        *,
+        explained: bool = False,
+        single: bool = False,
+        instance: str | None = None,
     ) -> int:
         """Enters a request that is about to be sent, as of unknown outcome.
 
         Args:
           keys: of its rows. explained: whether they are answered with an explanation.
-          single: whether it must not be sent again should its outcome stay unknown: `open_requests` leaves it out.
+          single: whether it must not be sent again should its outcome stay unknown: `open_requests`
+            leaves it out.
           instance: of the endpoint that it goes to. What one has answered another does not know.
 
         Returns:
@@ -461,10 +529,15 @@ class Ledger:
             if not rows:
                 return
             self._database.execute("INSERT OR IGNORE INTO layouts (layout) VALUES (?)", (layout,))
-            (place,) = self._database.execute("SELECT id FROM layouts WHERE layout = ?", (layout,)).fetchone()
+            (place,) = self._database.execute(
+                "SELECT id FROM layouts WHERE layout = ?", (layout,)
+            ).fetchone()
             added = self._database.executemany(
                 "INSERT OR IGNORE INTO answers (key, layout, data, checksum) VALUES (?, ?, ?, ?)",
-                [(key, place, row, self._checksum(key, layout, row)) for key, row in zip(keys, rows, strict=True)],
+                [
+                    (key, place, row, self._checksum(key, layout, row))
+                    for key, row in zip(keys, rows, strict=True)
+                ],
             )
             self._add(unique_rows=added.rowcount)
 
@@ -477,13 +550,17 @@ class Ledger:
     def give_up(self, number: int) -> None:
         """Leaves a request of unknown outcome for good: it goes on counting and is not sent again."""
         with self._transaction():
-            self._database.execute("UPDATE requests SET keys = x'' WHERE id = ? AND state = 'sent'", (number,))
+            self._database.execute(
+                "UPDATE requests SET keys = x'' WHERE id = ? AND state = 'sent'", (number,)
+            )
 
     # ---- whether the endpoint is still the same
 
     @property
     def instance(self) -> str | None:
-        """The instance of the endpoint that was last found to answer as before; None where it names none."""
+        """The instance of the endpoint that was last found to answer as before; None where it names
+        none.
+        """
         with self._locked():
             return self._fact("instance")
 
@@ -491,14 +568,19 @@ class Ledger:
         """Records the instance of the endpoint that answers from now on."""
         with self._transaction():
             self._database.execute(
-                "INSERT INTO facts VALUES ('instance', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                "INSERT INTO facts VALUES ('instance', ?) ON CONFLICT (name) DO UPDATE SET value = "
+                "excluded.value",
                 (instance,),
             )
 
     def samples(self, kind: str) -> dict[bytes, tuple[str, bytes]]:
-        """Key -> (layout, bytes) of rows that were kept with their answers to be asked again; of one kind of answer."""
+        """Key -> (layout, bytes) of rows that were kept with their answers to be asked again; of
+        one kind of answer.
+        """
         with self._locked():
-            found = self._database.execute("SELECT key, layout, data FROM samples WHERE kind = ?", (kind,)).fetchall()
+            found = self._database.execute(
+                "SELECT key, layout, data FROM samples WHERE kind = ?", (kind,)
+            ).fetchall()
         return {key: (layout, data) for key, layout, data in found}
 
     def keep_samples(self, kind: str, rows: dict[bytes, tuple[str, bytes]]) -> None:
@@ -512,7 +594,9 @@ class Ledger:
     # ---- plumbing
 
     def _close(self, number: int, state: str) -> tuple[int, int]:
-        """Marks a request; what another process closed before is not counted again, unless it now has its answers."""
+        """Marks a request; what another process closed before is not counted again, unless it now
+        has its answers.
+        """
         found = self._database.execute(
             "SELECT state, count, explained FROM requests WHERE id = ?", (number,)
         ).fetchone()
@@ -521,7 +605,9 @@ class Ledger:
         was, count, explained = found
         if was in ("answered", state):
             return 0, 0
-        self._database.execute("UPDATE requests SET state = ?, keys = x'' WHERE id = ?", (state, number))
+        self._database.execute(
+            "UPDATE requests SET state = ?, keys = x'' WHERE id = ?", (state, number)
+        )
         self._add(**({"unknown_rows": -count} if was == "sent" else {"requests": 1}))
         return count, explained
 
@@ -542,7 +628,9 @@ class Ledger:
             try:
                 yield
             except _BROKEN as error:
-                raise LedgerError(f"the ledger {self.path or 'in memory'} failed: {error}") from error
+                raise LedgerError(
+                    f"the ledger {self.path or 'in memory'} failed: {error}"
+                ) from error
 
     @contextlib.contextmanager
     def _transaction(self, *, seal: bool = True) -> Iterator[None]:
@@ -566,7 +654,8 @@ class Ledger:
 
     def _add(self, **amounts: int) -> None:
         self._database.executemany(
-            "UPDATE meters SET value = value + ? WHERE name = ?", [(n, name) for name, n in amounts.items() if n]
+            "UPDATE meters SET value = value + ? WHERE name = ?",
+            [(n, name) for name, n in amounts.items() if n],
         )
 
     def _add_to(self, phase: str | None, *, rows: int = 0, hits: int = 0) -> None:
@@ -588,8 +677,8 @@ class Ledger:
                 self._database.execute("INSERT INTO facts VALUES (?, ?)", (name, value))
             elif known != value:
                 raise LedgerError(
-                    f"the ledger {self.path or 'in memory'} was written for the {name} {known!r} and {what} is "
-                    f"{value!r}; use another ledger, or the old settings"
+                    f"the ledger {self.path or 'in memory'} was written for the {name} {known!r} "
+                    f"and {what} is {value!r}; use another ledger, or the old settings"
                 )
 
 

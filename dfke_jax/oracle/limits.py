@@ -30,9 +30,10 @@ class Endpoint:
       input_shape: of a row: (H, W, C) of images, (D,) of feature vectors. num_classes: K. reveal:
         what it answers.
       box: lowest and highest value of a row; None for any finite numbers.
-      dtype: ``float32`` or ``float64``, what rows are sent in. uint8 rows are taken as 0 to 255 across the box.
-      quota: rows of a key, ever. rate: rows a second of a key, on average. burst: rows that it may have at once after
-        a rest; `rate` by default.
+      dtype: ``float32`` or ``float64``, what rows are sent in. uint8 rows are taken as 0 to 255
+        across the box.
+      quota: rows of a key, ever. rate: rows a second of a key, on average. burst: rows that it may
+        have at once after a rest; `rate` by default.
       max_rows: in a request. max_bytes: of a body; less is taken where fewer bytes hold the rows
         of any request.
       max_pending: bytes of all bodies that are received or answered at a time; four times
@@ -60,26 +61,45 @@ class Endpoint:
     explanation_quota: int | None = None
 
     def __post_init__(self):
-        if not self.input_shape or any(size < 1 for size in self.input_shape) or self.num_classes < 1:
+        if (
+            not self.input_shape
+            or any(size < 1 for size in self.input_shape)
+            or self.num_classes < 1
+        ):
             raise InputError(
-                f"input_shape and num_classes must be positive, got {self.input_shape}, {self.num_classes}"
+                f"input_shape and num_classes must be positive, got {self.input_shape}, "
+                f"{self.num_classes}"
             )
         if self.reveal.k is not None and self.reveal.k > self.num_classes:
-            raise InputError(f"the top {self.reveal.k} of {self.num_classes} classes cannot be revealed")
+            raise InputError(
+                f"the top {self.reveal.k} of {self.num_classes} classes cannot be revealed"
+            )
         if self.dtype not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, got {self.dtype!r}")
         if self.box is not None and not -math.inf < self.box[0] < self.box[1] < math.inf:
             raise InputError(f"box must be (low, high) with low < high, got {self.box}")
         if min(self.max_rows, self.max_bytes) < 1 or self.max_recorded < 0 or (self.quota or 0) < 0:
-            raise InputError("max_rows and max_bytes must be at least 1, quota and max_recorded at least 0")
+            raise InputError(
+                "max_rows and max_bytes must be at least 1, quota and max_recorded at least 0"
+            )
         if self.pending_at_once < self.max_bytes or not 0 < self.body_seconds < math.inf:
             raise InputError("max_pending must be at least max_bytes, and body_seconds positive")
-        if (self.rate is not None and not 0 < self.rate < math.inf) or (self.burst is not None and self.burst < 1):
-            raise InputError(f"rate must be positive and burst at least 1, got {self.rate} and {self.burst}")
-        if self.explanation_quota is not None and (self.explanation is None or self.explanation_quota < 0):
-            raise InputError("explanation_quota must be at least 0 and belongs to an endpoint that explains")
+        if (self.rate is not None and not 0 < self.rate < math.inf) or (
+            self.burst is not None and self.burst < 1
+        ):
+            raise InputError(
+                f"rate must be positive and burst at least 1, got {self.rate} and {self.burst}"
+            )
+        if self.explanation_quota is not None and (
+            self.explanation is None or self.explanation_quota < 0
+        ):
+            raise InputError(
+                "explanation_quota must be at least 0 and belongs to an endpoint that explains"
+            )
         if self.explanation is not None and self.reveal.kind not in ("probabilities", "top_k"):
-            raise InputError(f"an endpoint that reveals {self.reveal.kind!r} has no probabilities to explain")
+            raise InputError(
+                f"an endpoint that reveals {self.reveal.kind!r} has no probabilities to explain"
+            )
 
     @property
     def bucket(self) -> int | None:
@@ -95,7 +115,9 @@ class Endpoint:
 
     @property
     def explained_at_once(self) -> int:
-        """The largest request for explanations: what answers it must fit `max_bytes`, as what asks must."""
+        """The largest request for explanations: what answers it must fit `max_bytes`, as what asks
+        must.
+        """
         size = np.dtype(self.dtype).itemsize * self._explained_values
         return max(1, min(self.rows_at_once, self.max_bytes // size))
 
@@ -107,7 +129,9 @@ class Endpoint:
     @property
     def _explained_values(self) -> int:
         """Numbers that answer and explain a row."""
-        classes = self.num_classes if self.explanation is None or self.explanation.classes == "all" else 1
+        classes = (
+            self.num_classes if self.explanation is None or self.explanation.classes == "all" else 1
+        )
         return self.num_classes + classes * math.prod(self.input_shape)
 
     def most_rows(self, content_type: str, *, explained: bool = False) -> int:
@@ -119,16 +143,23 @@ class Endpoint:
         return max(1, min(most, self.max_bytes // (_JSON_NUMBER * values)))
 
     def most_bytes(self, content_type: str) -> int:
-        """The longest body that is read: twice the largest request, so that one too large is told so."""
+        """The longest body that is read: twice the largest request, so that one too large is told
+        so.
+        """
         size = _JSON_NUMBER if content_type == JSON else np.dtype(self.dtype).itemsize
-        return min(self.max_bytes, _SLACK + 2 * self.rows_at_once * math.prod(self.input_shape) * size)
+        return min(
+            self.max_bytes, _SLACK + 2 * self.rows_at_once * math.prod(self.input_shape) * size
+        )
 
     def describe(self) -> dict[str, Any]:
         """The body of ``/v1/describe``."""
         explained = (
             {}
             if self.explanation is None
-            else {"max_explained": self.explained_at_once, "explanation_quota": self.explanation_quota}
+            else {
+                "max_explained": self.explained_at_once,
+                "explanation_quota": self.explanation_quota,
+            }
         )
         return {
             "input_shape": list(self.input_shape),
@@ -143,7 +174,9 @@ class Endpoint:
                 "rate": self.rate,
                 **explained,
             },
-            "explanation": None if self.explanation is None else dataclasses.asdict(self.explanation),
+            "explanation": None
+            if self.explanation is None
+            else dataclasses.asdict(self.explanation),
             "idempotency": True,
         }
 
@@ -162,7 +195,11 @@ class Endpoint:
         most = self.rows_at_once if most is None else most
         json = content_type == JSON
         array = _from_json(body, self.input_shape, most, self.dtype) if json else from_npy(body)
-        if array.ndim != 1 + len(self.input_shape) or array.shape[1:] != tuple(self.input_shape) or not len(array):
+        if (
+            array.ndim != 1 + len(self.input_shape)
+            or array.shape[1:] != tuple(self.input_shape)
+            or not len(array)
+        ):
             wanted = ", ".join(["B", *map(str, self.input_shape)])
             raise InputError(f"rows must have shape ({wanted}) with B >= 1, got {array.shape}")
         if len(array) > most:
@@ -180,7 +217,8 @@ class Endpoint:
             raise InputError("rows contain NaN or infinity")
         if self.box is not None and (array.min() < low - 1e-6 or array.max() > high + 1e-6):
             raise InputError(
-                f"rows must lie in [{low}, {high}], got values from {array.min():.4g} to {array.max():.4g}"
+                f"rows must lie in [{low}, {high}], got values from {array.min():.4g} to "
+                f"{array.max():.4g}"
             )
         return array
 
@@ -250,14 +288,19 @@ class Accounts:
     """Who may ask, and how much each has asked: keys, quotas and token buckets.
 
     Args:
-      endpoint: the limits. keys: those that may ask; None lets anybody. clock: seconds, never going back.
+      endpoint: the limits. keys: those that may ask; None lets anybody. clock: seconds, never going
+        back.
     """
 
     def __init__(self, endpoint: Endpoint, keys: Sequence[str] | None, clock: Callable[[], float]):
         if keys is not None and (isinstance(keys, str) or not keys or not all(keys)):
-            raise InputError("keys must be a sequence of texts that are not empty, or None for no keys")
+            raise InputError(
+                "keys must be a sequence of texts that are not empty, or None for no keys"
+            )
         self.endpoint, self.clock = endpoint, clock
-        self._keys = None if keys is None else {_digest(key): f"key {i}" for i, key in enumerate(keys)}
+        self._keys = (
+            None if keys is None else {_digest(key): f"key {i}" for i, key in enumerate(keys)}
+        )
         self.charged: dict[str, int] = {}
         self.requests: dict[str, int] = {}
         self.explained: dict[str, int] = {}
@@ -277,7 +320,9 @@ class Accounts:
             if hmac.compare_digest(known, digest):
                 found = name
         if found is None:
-            raise Refusal(401, "unauthorized", "a valid API key is required", WWW_Authenticate="Bearer")
+            raise Refusal(
+                401, "unauthorized", "a valid API key is required", WWW_Authenticate="Bearer"
+            )
         return found
 
     def admit(self, account: str, rows: int, *, explained: bool = False) -> None:
@@ -292,7 +337,9 @@ class Accounts:
             )
         if limits.quota is not None and charged + rows > limits.quota:
             raise Refusal(
-                403, "quota_exceeded", f"{rows} rows asked, {charged} of {limits.quota} used; nothing was charged"
+                403,
+                "quota_exceeded",
+                f"{rows} rows asked, {charged} of {limits.quota} used; nothing was charged",
             )
         if limits.rate is not None and limits.bucket is not None:
             now = self.clock()
@@ -301,7 +348,12 @@ class Accounts:
             self._buckets[account] = (tokens, now)
             if tokens < rows:
                 seconds = max(1, math.ceil((rows - tokens) / limits.rate))
-                raise Refusal(429, "rate_limited", f"at most {limits.rate:g} rows a second", Retry_After=str(seconds))
+                raise Refusal(
+                    429,
+                    "rate_limited",
+                    f"at most {limits.rate:g} rows a second",
+                    Retry_After=str(seconds),
+                )
             self._buckets[account] = (tokens - rows, now)
         self.charged[account] = charged + rows
         self.requests[account] = self.requests.get(account, 0) + 1

@@ -1,4 +1,6 @@
-"""A victim behind a ledger: every row is paid once, and what was answered before is not asked again."""
+"""A victim behind a ledger: every row is paid once, and what was answered before is not asked
+again.
+"""
 
 import contextlib
 import dataclasses
@@ -13,7 +15,13 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from dfke_jax.core.errors import EndpointError, InputError, LedgerError, RestartedError, UnknownOutcomeError
+from dfke_jax.core.errors import (
+    EndpointError,
+    InputError,
+    LedgerError,
+    RestartedError,
+    UnknownOutcomeError,
+)
 from dfke_jax.oracle.codec import decode_answers, encode_answers, row_keys
 from dfke_jax.oracle.explanations import Explained, ExplanationOracle, check_explained
 from dfke_jax.oracle.ledger import Ledger, LedgerWarning
@@ -62,15 +70,17 @@ def concurrently(function: Callable[[Item], Any], items: Iterable[Item], workers
 class Metered:
     """A host oracle, rows (B, ...) -> answers, that asks a victim through a ledger.
 
-    Rows with an answer in the ledger are not sent; of several equal rows one is. The missing ones go out in requests,
-    each entered in the ledger before it is sent and again, with its answers, as soon as they are there. The whole call
-    is held against the budget before its first request leaves.
+    Rows with an answer in the ledger are not sent; of several equal rows one is. The missing ones
+    go out in requests, each entered in the ledger before it is sent and again, with its answers, as
+    soon as they are there. The whole call is held against the budget before its first request
+    leaves.
 
-    A victim is any callable, rows -> answers (an array, a tuple or dictionary of arrays, or `Explained`, with leading axis
-    B). An `Oracle` or `ExplanationOracle` is compiled. One with a method ``request(rows, key)`` (`RemoteVictim`) is asked
-    through it, in requests of its `batch`, `concurrency` at a time; one with a method ``check(rows)`` may object to rows
-    before they are entered. An exception leaves the rows of its request as of unknown outcome, which counts against the
-    budget, unless it is an `EndpointError` that says that they were certainly not answered.
+    A victim is any callable, rows -> answers (an array, a tuple or dictionary of arrays, or
+    `Explained`, with leading axis B). An `Oracle` or `ExplanationOracle` is compiled. One with a
+    method ``request(rows, key)`` (`RemoteVictim`) is asked through it, in requests of its `batch`,
+    `concurrency` at a time; one with a method ``check(rows)`` may object to rows before they are
+    entered. An exception leaves the rows of its request as of unknown outcome, which counts against
+    the budget, unless it is an `EndpointError` that says that they were certainly not answered.
 
     An endpoint that is started anew may have forgotten what it answered, and may have another
     model. One that names its `instance` is told with every request which one that is meant for, and
@@ -80,22 +90,26 @@ class Metered:
     Before new rows are sent to an endpoint that answered others earlier (another instance; or,
     where none is named, a ledger that was opened with answers in it), a few of the stored rows are
     asked again. They count against the budget, so that a run with a budget to the row needs
-    `samples` more for every such time; where a call leaves no room for them they are left out, with a
-    `LedgerWarning`. An oracle in this process that is repeatable is asked again uncounted.
+    `samples` more for every such time; where a call leaves no room for them they are left out, with
+    a `LedgerWarning`. An oracle in this process that is repeatable is asked again uncounted.
 
     Args:
       oracle: the victim.
       ledger: counts and remembers. It is bound to this endpoint and kind of answer.
-      endpoint: name of the victim, part of every key; by default the oracle's `endpoint`, or ``local``.
-      reveal: what it answers; by default the oracle's `reveal`. A `Reveal`, or any text for other kinds of answer.
-      num_classes: K; with it and a `Reveal` every answer is checked before it is stored. By default the oracle's.
+      endpoint: name of the victim, part of every key; by default the oracle's `endpoint`, or
+        ``local``.
+      reveal: what it answers; by default the oracle's `reveal`. A `Reveal`, or any text for other
+        kinds of answer.
+      num_classes: K; with it and a `Reveal` every answer is checked before it is stored. By default
+        the oracle's.
       batch: rows in a request; by default the oracle's `batch`, or all.
-      repeatable: whether a request of unknown outcome may be sent again as the same, at no cost: true of an endpoint
-        with idempotency keys, and of a victim in this process, whose answer cannot have got lost elsewhere. By default
-        the oracle's `repeatable`: oracles of this package know it of their victims. Of a bare function nothing is known:
-        False, and such rows are paid a second time.
-      explanations: whether the rows of this oracle are answered with an explanation (a column of its own); by default,
-        whether it has an `explanation`.
+      repeatable: whether a request of unknown outcome may be sent again as the same, at no cost:
+        true of an endpoint with idempotency keys, and of a victim in this process, whose answer
+        cannot have got lost elsewhere. By default the oracle's `repeatable`: oracles of this
+        package know it of their victims. Of a bare function nothing is known: False, and such rows
+        are paid a second time.
+      explanations: whether the rows of this oracle are answered with an explanation (a column of
+        its own); by default, whether it has an `explanation`.
       samples: rows that are kept and asked again, as above: by default 4, and 0 of a bare function,
         of which nobody knows whether asking costs anything. 0 also for endpoints that answer the
         same row differently from time to time.
@@ -123,7 +137,9 @@ class Metered:
         self.endpoint = str(_first(endpoint, getattr(oracle, "endpoint", None), "local"))
         found = _first(reveal, getattr(oracle, "reveal", None))
         if found is None:
-            raise InputError("say what the victim reveals: reveal=Reveal(...) or a text that names its answers")
+            raise InputError(
+                "say what the victim reveals: reveal=Reveal(...) or a text that names its answers"
+            )
         self.reveal = found
         self.num_classes = _first(num_classes, getattr(oracle, "num_classes", None))
         self.batch = _first(batch, getattr(oracle, "batch", None))
@@ -141,11 +157,19 @@ class Metered:
         self._comparing = threading.RLock()
         self.concurrency = getattr(oracle, "concurrency", 1)
         self.repeatable = bool(_first(repeatable, getattr(oracle, "repeatable", None), False))
-        self.samples = _first(samples, _SAMPLES if self.repeatable or hasattr(oracle, "request") else 0)
+        self.samples = _first(
+            samples, _SAMPLES if self.repeatable or hasattr(oracle, "request") else 0
+        )
         self.explanation = getattr(oracle, "explanation", None)
         self.explanations = bool(_first(explanations, self.explanation is not None))
-        kind = json.dumps(dataclasses.asdict(self.explanation), sort_keys=True) if self.explanation else ""
-        self._described = describe_reveal(found) + (f" with explanations {kind}".rstrip() if self.explanations else "")
+        kind = (
+            json.dumps(dataclasses.asdict(self.explanation), sort_keys=True)
+            if self.explanation
+            else ""
+        )
+        self._described = describe_reveal(found) + (
+            f" with explanations {kind}".rstrip() if self.explanations else ""
+        )
         ledger.bind(self.endpoint, describe_reveal(found))
 
     def __call__(self, rows: Any) -> Any:
@@ -179,14 +203,17 @@ class Metered:
                 self.ledger.check(len(left))
             size = self.batch or max(len(left), 1)
             concurrently(
-                send, [(None, left[start : start + size]) for start in range(0, len(left), size)], self.concurrency
+                send,
+                [(None, left[start : start + size]) for start in range(0, len(left), size)],
+                self.concurrency,
             )
             self._keep(rows, place, known)
             self.ledger.hit(len(keys) - len(missing), phase=self._phase)
         return self._read([known[key] for key in keys])
 
     def again(self, rows: Any) -> Any:
-        """Asks rows a second time, counted and not remembered: whether the victim answers the same twice.
+        """Asks rows a second time, counted and not remembered: whether the victim answers the same
+        twice.
 
         Raises: as for a call.
         """
@@ -201,22 +228,29 @@ class Metered:
         return self._read(answered)
 
     def evaluate(self, rows: Any) -> Any:
-        """Asks rows in order to measure a clone: on the other meter, outside the budget, neither from nor into the cache."""
+        """Asks rows in order to measure a clone: on the other meter, outside the budget, neither
+        from nor into the cache.
+        """
         rows, keys = self._keyed(rows)
         size = self.batch or len(rows)
         parts = [slice(start, start + size) for start in range(0, len(rows), size)]
 
         def send(part: slice) -> list[tuple[str, bytes]]:
-            answers = self._checked(self._asked(rows[part], self._name("evaluation", keys[part])), len(keys[part]))
+            answers = self._checked(
+                self._asked(rows[part], self._name("evaluation", keys[part])), len(keys[part])
+            )
             self.ledger.evaluated(len(keys[part]))
             layout, data = answers
             return [(layout, row) for row in data]
 
-        return self._read([row for part in concurrently(send, parts, self.concurrency) for row in part])
+        return self._read(
+            [row for part in concurrently(send, parts, self.concurrency) for row in part]
+        )
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts what is asked in a ``with`` block under a name as well: what each part of an attack costs.
+        """Counts what is asked in a ``with`` block under a name as well: what each part of an
+        attack costs.
 
         ::
 
@@ -243,7 +277,9 @@ class Metered:
         return self.ledger.counts()
 
     def _opened(self, missing: list[bytes]) -> list[tuple[int | None, Sequence[bytes]]]:
-        """(number in the ledger, keys) of those requests of a killed run that ask nothing but missing rows."""
+        """(number in the ledger, keys) of those requests of a killed run that ask nothing but
+        missing rows.
+        """
         requests: list[tuple[int | None, Sequence[bytes]]] = []
         left = set(missing)
         if self.repeatable and left:
@@ -257,18 +293,22 @@ class Metered:
     def _send(
         self, rows: np.ndarray, number: int | None, keys: Sequence[bytes], *, keep: bool = True
     ) -> list[tuple[str, bytes]]:
-        """One request and its entries in the ledger; (layout, bytes) of every row, or nothing for an open request
-        that is now closed without an answer."""
+        """One request and its entries in the ledger; (layout, bytes) of every row, or nothing for
+        an open request that is now closed without an answer."""
         if number is not None:
             return self._send_again(rows, number, keys)
         for restarts in range(_RESTARTS + 1):
             if keep:  # another thread may just have met another instance
                 self._compare(max(self._waiting, len(keys)))
             instance = self._instance()
-            entry = self.ledger.begin(keys, explained=self.explanations, single=not keep, instance=instance)
+            entry = self.ledger.begin(
+                keys, explained=self.explanations, single=not keep, instance=instance
+            )
             self._entered(len(keys) * keep)
             try:
-                answers = self._asked(rows, self._name("attack" if keep else f"again {entry}", keys), instance)
+                answers = self._asked(
+                    rows, self._name("attack" if keep else f"again {entry}", keys), instance
+                )
             except UnknownOutcomeError:
                 raise
             except EndpointError as error:
@@ -280,7 +320,9 @@ class Metered:
                 return self._settled(entry, keys, answers, keep)
         raise AssertionError
 
-    def _send_again(self, rows: np.ndarray, number: int, keys: Sequence[bytes]) -> list[tuple[str, bytes]]:
+    def _send_again(
+        self, rows: np.ndarray, number: int, keys: Sequence[bytes]
+    ) -> list[tuple[str, bytes]]:
         """As `_send`, of a request that is open in the ledger and may have been answered then."""
         instance = self.ledger.instance_of(number) or None
         try:
@@ -289,8 +331,9 @@ class Metered:
             if error.forgotten:
                 self.ledger.give_up(number)
                 warnings.warn(
-                    f"{self.endpoint} was started anew and does not know what was asked before: {len(keys)} rows that were "
-                    "under way count as asked for good, and are asked as new ones",
+                    f"{self.endpoint} was started anew and does not know what was asked before: "
+                    f"{len(keys)} rows that were under way count as asked for good, and are asked "
+                    "as new ones",
                     LedgerWarning,
                     stacklevel=4,
                 )
@@ -299,7 +342,9 @@ class Metered:
             return []
         return self._settled(number, keys, answers, True)
 
-    def _settled(self, number: int, keys: Sequence[bytes], answers: Any, keep: bool) -> list[tuple[str, bytes]]:
+    def _settled(
+        self, number: int, keys: Sequence[bytes], answers: Any, keep: bool
+    ) -> list[tuple[str, bytes]]:
         layout, data = self._checked(answers, len(keys))
         self.ledger.settle(number, keys, layout, data if keep else (), phase=self._phase)
         return [(layout, row) for row in data]
@@ -313,18 +358,24 @@ class Metered:
         with self._comparing:
             self._waiting -= rows
 
-    def _keep(self, rows: np.ndarray, place: dict[bytes, int], known: dict[bytes, tuple[str, bytes]]) -> None:
+    def _keep(
+        self, rows: np.ndarray, place: dict[bytes, int], known: dict[bytes, tuple[str, bytes]]
+    ) -> None:
         """Keeps the first rows that have answers, so that they can be asked again."""
         if self._kept is None:
             self._kept = len(self.ledger.samples(self._described)) if self.samples else 0
         chosen = [key for key in known if key in place][: max(self.samples - self._kept, 0)]
         if chosen:
             layout, data = encode_answers(rows[[place[key] for key in chosen]], len(chosen))
-            self.ledger.keep_samples(self._described, {k: (layout, row) for k, row in zip(chosen, data, strict=True)})
+            self.ledger.keep_samples(
+                self._described, {k: (layout, row) for k, row in zip(chosen, data, strict=True)}
+            )
             self._kept += len(chosen)
 
     def _compare(self, rows: int) -> None:
-        """Asks the samples again where the endpoint may have changed; `rows` are those that the call needs besides."""
+        """Asks the samples again where the endpoint may have changed; `rows` are those that the
+        call needs besides.
+        """
         with self._comparing:
             current = self._instance()
             if not rows or self._compared == (current,):
@@ -346,15 +397,17 @@ class Metered:
         stored = self.ledger.lookup(keys)
         if row_keys(asked, self.endpoint, self._described) != keys or len(stored) != len(keys):
             raise LedgerError(
-                f"the ledger {self.ledger.path or 'in memory'} is damaged: rows kept for comparison differ"
+                f"the ledger {self.ledger.path or 'in memory'} is damaged: rows kept for "
+                "comparison differ"
             )
         if self.repeatable and not hasattr(self.oracle, "request"):
             layout, data = self._checked(self._asked(asked, ""), len(keys))
             found = [(layout, row) for row in data]
         elif self.ledger.remaining is not None and self.ledger.remaining < rows + len(keys):
             warnings.warn(
-                f"{self.ledger.remaining} rows of the budget are left and {rows} are asked: {len(keys)} more, to see whether "
-                f"{self.endpoint} still answers as it did, do not fit and were left out",
+                f"{self.ledger.remaining} rows of the budget are left and {rows} are asked: "
+                f"{len(keys)} more, to see whether {self.endpoint} still answers as it did, do not "
+                "fit and were left out",
                 LedgerWarning,
                 stacklevel=4,
             )
@@ -365,16 +418,19 @@ class Metered:
             found = [
                 row
                 for start in parts
-                for row in self._send(asked[start : start + size], None, keys[start : start + size], keep=False)
+                for row in self._send(
+                    asked[start : start + size], None, keys[start : start + size], keep=False
+                )
             ]
         before, now = self._read([stored[key] for key in keys]), self._read(found)
         decimals = self.reveal.decimals if isinstance(self.reveal, Reveal) else None
         differing = _differing(before, now, 0.0 if decimals is None else 10.0**-decimals)
         if differing:
             text = (
-                f"{self.endpoint} answers {differing} of {len(keys)} rows otherwise than it did when they were stored: another "
-                "model answers there now, and its answers must not be mixed with those. Use another ledger; or "
-                "samples=0 for an endpoint that never answers a row twice in the same way"
+                f"{self.endpoint} answers {differing} of {len(keys)} rows otherwise than it did "
+                "when they were stored: another model answers there now, and its answers must not "
+                "be mixed with those. Use another ledger; or samples=0 for an endpoint that never "
+                "answers a row twice in the same way"
             )
             self._changed = self._instance(), text
             raise LedgerError(text)
@@ -407,15 +463,25 @@ class Metered:
             answers = tuple(as_numbers(leaf, self.endpoint) for leaf in answers)
         else:
             answers = as_numbers(answers, self.endpoint)
-        if self.explanation is not None and isinstance(self.reveal, Reveal) and self.num_classes is not None:
+        if (
+            self.explanation is not None
+            and isinstance(self.reveal, Reveal)
+            and self.num_classes is not None
+        ):
             shape = tuple(self.oracle.input_shape)  # type: ignore[attr-defined]
             check_explained(answers, count, self.num_classes, shape, self.reveal, self.explanation)
-        elif isinstance(self.reveal, Reveal) and self.num_classes is not None and not isinstance(answers, tuple | dict):
+        elif (
+            isinstance(self.reveal, Reveal)
+            and self.num_classes is not None
+            and not isinstance(answers, tuple | dict)
+        ):
             check_answers(answers, count, self.num_classes, self.reveal)
         return encode_answers(answers, count)
 
     def _name(self, purpose: str, keys: Sequence[bytes]) -> str:
-        """The same for the same rows asked for the same purpose on behalf of the same ledger, and for nothing else."""
+        """The same for the same rows asked for the same purpose on behalf of the same ledger, and
+        for nothing else.
+        """
         return hashlib.sha256(f"{self.ledger.id} {purpose} ".encode() + b"".join(keys)).hexdigest()
 
 
@@ -435,7 +501,9 @@ def _differing(before: Any, now: Any, unit: float) -> int:
             apart = old != new
         else:
             old, new = np.asarray(old, np.float64), np.asarray(new, np.float64)
-            apart = np.abs(old - new) > 1e-4 * max(1.0, float(np.abs(old).max(initial=0))) + 1.01 * unit
+            apart = (
+                np.abs(old - new) > 1e-4 * max(1.0, float(np.abs(old).max(initial=0))) + 1.01 * unit
+            )
         rows = rows | apart.reshape(len(old), -1).any(1)
     return int(np.sum(rows))
 
@@ -447,7 +515,11 @@ def _traced(oracle: Oracle | ExplanationOracle, rows: Any) -> Any:
 
 def describe_reveal(reveal: Reveal | str) -> str:
     """One text for one kind of answer, as it stands in a ledger."""
-    return json.dumps(dataclasses.asdict(reveal), sort_keys=True) if isinstance(reveal, Reveal) else reveal
+    return (
+        json.dumps(dataclasses.asdict(reveal), sort_keys=True)
+        if isinstance(reveal, Reveal)
+        else reveal
+    )
 
 
 def _first(*values: Any) -> Any:

@@ -1,7 +1,7 @@
 """The oracle: a victim behind its defences, seen through what the endpoint reveals.
 
-victim -> logits -> softmax -> defences -> reveal. Two forms with one meaning: `Oracle` is traced into the attack's program,
-`HostOracle` answers on the host between two compiled halves.
+victim -> logits -> softmax -> defences -> reveal. Two forms with one meaning: `Oracle` is traced
+into the attack's program, `HostOracle` answers on the host between two compiled halves.
 """
 
 import math
@@ -36,14 +36,19 @@ class ZerothOrderWarning(UserWarning):
 def transported(rows: Array, transport: Transport, box: Box) -> Array:
     """What arrives of the rows: floats as they are, or the 256 levels of the box.
 
-    ``float64`` needs 64-bit JAX (`jax.enable_x64`) and is for attacks that solve equations. ``uint8`` is round(255·(x − low)/(high − low)) and back; what lies outside the box is clipped, as an image file would.
+    ``float64`` needs 64-bit JAX (`jax.enable_x64`) and is for attacks that solve equations.
+    ``uint8`` is round(255·(x − low)/(high − low)) and back; what lies outside the box is clipped,
+    as an image file would.
 
     Args:
       rows: (B, ...). box: (low, high).
     """
     if transport == "float64":
         if not jax.config.read("jax_enable_x64"):
-            raise InputError("transport 'float64' needs 64-bit JAX: with jax.enable_x64(True), around the whole attack")
+            raise InputError(
+                "transport 'float64' needs 64-bit JAX: with jax.enable_x64(True), around the whole "
+                "attack"
+            )
         return rows.astype(jnp.float64)
     rows = rows.astype(jnp.float32)
     if transport == "float32":
@@ -53,12 +58,15 @@ def transported(rows: Array, transport: Transport, box: Box) -> Array:
     return low + level * ((high - low) / 255)
 
 
-def answered(values: Array, rows: Array, gives: Gives, defences: Sequence[Defence], reveal: Reveal) -> Array:
+def answered(
+    values: Array, rows: Array, gives: Gives, defences: Sequence[Defence], reveal: Reveal
+) -> Array:
     """From what a victim computes to what leaves the endpoint.
 
-    Defences act on probabilities. Without any, logits go out untouched; with some, revealed logits are log p' of the
-    defended probabilities (at least 1e-30), which are the victim's logits up to a number per row where p' = p. Where
-    defended probabilities tie for the largest (rounding), the label revealed is the one of them that the victim prefers.
+    Defences act on probabilities. Without any, logits go out untouched; with some, revealed logits
+    are log p' of the defended probabilities (at least 1e-30), which are the victim's logits up to a
+    number per row where p' = p. Where defended probabilities tie for the largest (rounding), the
+    label revealed is the one of them that the victim prefers.
 
     Args:
       values: (B, K) logits or probabilities, or (B,) labels, as `gives` says. rows: (B, ...).
@@ -85,16 +93,21 @@ def answered(values: Array, rows: Array, gives: Gives, defences: Sequence[Defenc
 def _check(gives: Gives, defences: Sequence[Any], reveal: Reveal, transport: str, box: Box) -> None:
     for defence in defences:
         if not isinstance(defence, Defence):
-            raise InputError(f"defences must be Defence values, got {type(defence).__name__}; see oracle.defence(text)")
+            raise InputError(
+                f"defences must be Defence values, got {type(defence).__name__}; see "
+                "oracle.defence(text)"
+            )
     if gives not in ("logits", "probabilities", "label"):
         raise InputError(f"a victim gives logits, probabilities or label, not {gives!r}")
     if gives == "label" and (defences or reveal.kind != "label"):
         raise InputError(
-            f"a victim that gives labels alone can reveal nothing else and has no probabilities to defend; got "
-            f"reveal {reveal.kind!r} and {len(defences)} defences"
+            "a victim that gives labels alone can reveal nothing else and has no probabilities to "
+            f"defend; got reveal {reveal.kind!r} and {len(defences)} defences"
         )
     if gives == "probabilities" and reveal.kind == "logits":
-        raise InputError("a victim that gives probabilities cannot reveal logits; reveal probabilities instead")
+        raise InputError(
+            "a victim that gives probabilities cannot reveal logits; reveal probabilities instead"
+        )
     if transport not in ("float32", "float64", "uint8"):
         raise InputError(f"transport must be 'float32', 'float64' or 'uint8', not {transport!r}")
     if not box[0] < box[1]:
@@ -120,8 +133,8 @@ def _description(oracle: "Oracle | HostOracle", victim: str) -> dict[str, Any]:
 class Oracle:
     """A victim that JAX can trace, behind its defences: rows (B, ...) -> answers, as a pytree.
 
-    It stands in ``against(attack, oracle)``; the victim's parameters and the defences' numbers are arguments of the compiled
-    program. Build it with `oracle_for`, which checks what this does not.
+    It stands in ``against(attack, oracle)``; the victim's parameters and the defences' numbers are
+    arguments of the compiled program. Build it with `oracle_for`, which checks what this does not.
 
     Attributes:
       victim: callable pytree, rows -> (B, K): a `Classifier` or a `jax.tree_util.Partial`.
@@ -129,10 +142,10 @@ class Oracle:
       reveal: what leaves the endpoint.
       num_classes: K. input_shape: of a row: (H, W, C) of images, (D,) of feature vectors.
       gives: whether the victim returns logits or probabilities.
-      transport: as in `transported`: ``uint8`` quantises the rows before anybody sees them. box: lowest and highest pixel
-        value.
-      precision: of the victim's products, as in `jax.default_matmul_precision`; finite differences need ``highest`` where
-        the default is less than float32 (GPU, TPU). None leaves the default.
+      transport: as in `transported`: ``uint8`` quantises the rows before anybody sees them. box:
+        lowest and highest pixel value.
+      precision: of the victim's products, as in `jax.default_matmul_precision`; finite differences
+        need ``highest`` where the default is less than float32 (GPU, TPU). None leaves the default.
     """
 
     victim: Any
@@ -161,8 +174,12 @@ class Oracle:
 
     def received(self, rows: Array) -> Array:
         """The rows as they arrive."""
-        if rows.ndim != 1 + len(self.input_shape) or tuple(rows.shape[1:]) != tuple(self.input_shape):
-            raise InputError(f"rows must be (B, {', '.join(map(str, self.input_shape))}), got shape {rows.shape}")
+        if rows.ndim != 1 + len(self.input_shape) or tuple(rows.shape[1:]) != tuple(
+            self.input_shape
+        ):
+            raise InputError(
+                f"rows must be (B, {', '.join(map(str, self.input_shape))}), got shape {rows.shape}"
+            )
         return transported(rows, self.transport, self.box)
 
     def values(self, rows: Array) -> Array:
@@ -198,8 +215,9 @@ def _received(oracle: Oracle, rows: Array) -> Array:
 class HostOracle:
     """The same for a victim on the host: NumPy rows -> NumPy answers.
 
-    Transport, defences and reveal are the compiled code of `Oracle`, so equal victims give equal answers. With transport
-    ``float64`` rows and answers are float64 throughout, whatever the precision of the rest of the program.
+    Transport, defences and reveal are the compiled code of `Oracle`, so equal victims give equal
+    answers. With transport ``float64`` rows and answers are float64 throughout, whatever the
+    precision of the rest of the program.
 
     Attributes:
       victim: a `HostVictim`. repeatable: the victim's. The others are as in `Oracle`.
@@ -220,15 +238,27 @@ class HostOracle:
         _check(victim.gives, defences, reveal, transport, box)
         if victim.num_classes < 2 and (defences or reveal.kind != "logits"):
             raise InputError(
-                f"{victim.name} gives one number a row, which reveal 'logits' shows and no defence acts on"
+                f"{victim.name} gives one number a row, which reveal 'logits' shows and no defence "
+                "acts on"
             )
         self.victim, self.defences, self.reveal, self.transport, self.box = (
             victim, tuple(defences), reveal, transport, box,
         )  # fmt: skip
-        self.num_classes, self.input_shape, self.gives = victim.num_classes, victim.input_shape, victim.gives
+        self.num_classes, self.input_shape, self.gives = (
+            victim.num_classes,
+            victim.input_shape,
+            victim.gives,
+        )
         self.repeatable = victim.repeatable
         self._shell = Oracle(
-            Partial(_absent), self.defences, reveal, self.num_classes, self.input_shape, self.gives, transport, box
+            Partial(_absent),
+            self.defences,
+            reveal,
+            self.num_classes,
+            self.input_shape,
+            self.gives,
+            transport,
+            box,
         )
         self._expected = _expected(reveal, self.defences, self.num_classes)
 
@@ -236,8 +266,8 @@ class HostOracle:
         """Rows (B, ...) -> answers as of `Reveal`.
 
         Raises:
-          InputError: rows of another shape or with NaN; a victim that answers another number of rows or classes, NaN,
-            or what are no probabilities.
+          InputError: rows of another shape or with NaN; a victim that answers another number of
+            rows or classes, NaN, or what are no probabilities.
         """
         double = self.transport == "float64"
         rows = np.asarray(rows, np.float64 if double else np.float32)
@@ -262,9 +292,15 @@ def _absent(rows: Array) -> Array:
 
 def _expected(reveal: Reveal, defences: Sequence[Defence], num_classes: int) -> Reveal:
     """What answers must look like where a defence does not keep their sum at one."""
-    if reveal.kind not in ("probabilities", "top_k") or all(defence.keeps_total for defence in defences):
+    if reveal.kind not in ("probabilities", "top_k") or all(
+        defence.keeps_total for defence in defences
+    ):
         return reveal
-    coarse = [d for d in (reveal.decimals, *(getattr(x, "decimals", None) for x in defences)) if d is not None]
+    coarse = [
+        d
+        for d in (reveal.decimals, *(getattr(x, "decimals", None) for x in defences))
+        if d is not None
+    ]
     return Reveal("top_k", k=reveal.k or num_classes, decimals=min(coarse, default=None))
 
 
@@ -284,9 +320,9 @@ def oracle_for(
 ) -> Oracle | HostOracle:
     """The oracle that suits a victim.
 
-    A `Classifier`, a `Partial` or another callable pytree is traced; a `HostVictim`, a PyTorch module or a fitted
-    scikit-learn estimator answers on the host. A bare function does not say where it runs: wrap it with
-    ``victims.from_jax`` or ``victims.from_function``.
+    A `Classifier`, a `Partial` or another callable pytree is traced; a `HostVictim`, a PyTorch
+    module or a fitted scikit-learn estimator answers on the host. A bare function does not say
+    where it runs: wrap it with ``victims.from_jax`` or ``victims.from_function``.
 
     Args:
       victim: see above.
@@ -309,7 +345,9 @@ def oracle_for(
     if isinstance(victim, Classifier):
         input_shape, box = input_shape or victim.input_shape, box or victim.preprocessing.box
     box = box or (0.0, 1.0)
-    normalisation = {name: given for name, given in (("mean", mean), ("std", std)) if given is not None}
+    normalisation = {
+        name: given for name, given in (("mean", mean), ("std", std)) if given is not None
+    }
     host = as_host_victim(victim, input_shape, num_classes, gives, **normalisation)
     if host is not None:
         if gives not in (None, host.gives):
@@ -318,30 +356,47 @@ def oracle_for(
         return HostOracle(host, defences, reveal, transport=transport, box=box)
     if not callable(victim) or jax.tree_util.all_leaves([victim]):
         raise InputError(
-            f"cannot tell whether {type(victim).__name__} runs inside JAX or on the host; wrap it with "
-            "victims.from_jax(function, *parameters) or victims.from_function(predict, ...)"
+            f"cannot tell whether {type(victim).__name__} runs inside JAX or on the host; wrap it "
+            "with victims.from_jax(function, *parameters) or victims.from_function(predict, ...)"
         )
     reveal, gives = reveal or Reveal(), gives or "logits"
     _check(gives, defences, reveal, transport, box)
     if gives == "label":
         raise InputError("a traced victim gives logits or probabilities")
     if input_shape is None:
-        raise InputError("input_shape, (H, W, C), (D,) or such, is needed: this victim does not say what it takes")
+        raise InputError(
+            "input_shape, (H, W, C), (D,) or such, is needed: this victim does not say what it "
+            "takes"
+        )
     shape = jax.eval_shape(victim, jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)).shape
     if len(shape) != 2 or shape[0] != 2 or (num_classes is not None and shape[1] != num_classes):
-        raise InputError(f"asked 2 rows of {num_classes or 'any number of'} classes, the victim answers shape {shape}")
-    return Oracle(victim, tuple(defences), reveal, shape[1], as_shape(input_shape), gives, transport, box, precision)
+        raise InputError(
+            f"asked 2 rows of {num_classes or 'any number of'} classes, the victim answers shape "
+            f"{shape}"
+        )
+    return Oracle(
+        victim,
+        tuple(defences),
+        reveal,
+        shape[1],
+        as_shape(input_shape),
+        gives,
+        transport,
+        box,
+        precision,
+    )
 
 
 def check_zeroth_order(oracle: Any, epsilon: float, dimension: int, box: Box | None = None) -> None:
     """Says whether finite differences with step ε can see anything through an oracle.
 
-    A step of length ε in a random direction moves a pixel by about ε/√D, and an answer by about ‖∇‖ times that. Both are
-    compared with the smallest difference that survives: a grey level (high − low)/255 on the way in, a unit of the last
-    decimal (or the noise's deviation) on the way out.
+    A step of length ε in a random direction moves a pixel by about ε/√D, and an answer by about ‖∇‖
+    times that. Both are compared with the smallest difference that survives: a grey level (high −
+    low)/255 on the way in, a unit of the last decimal (or the noise's deviation) on the way out.
 
     Args:
-      oracle: an oracle of any form (what has a `reveal`, and perhaps defences and a transport), or a reveal alone.
+      oracle: an oracle of any form (what has a `reveal`, and perhaps defences and a transport), or
+        a reveal alone.
       epsilon: ε > 0, in the units of the box. dimension: D = H·W·C.
       box: lowest and highest pixel value; the oracle's own, or (0, 1).
 
@@ -349,13 +404,16 @@ def check_zeroth_order(oracle: Any, epsilon: float, dimension: int, box: Box | N
       InputError: for labels, whose differences are zero.
 
     Warns:
-      ZerothOrderWarning: with the numbers, when a step is smaller than what survives; and on an accelerator when the
-        victim's products are not taken in full precision.
+      ZerothOrderWarning: with the numbers, when a step is smaller than what survives; and on an
+        accelerator when the victim's products are not taken in full precision.
 
-    Source: Truong et al., CVPR 2021, section 3.3, for ε and the directions; the thresholds are arithmetic.
+    Source: Truong et al., CVPR 2021, section 3.3, for ε and the directions; the thresholds are
+    arithmetic.
     """
     if epsilon <= 0 or dimension < 1:
-        raise InputError(f"epsilon must be positive and dimension at least 1, got {epsilon} and {dimension}")
+        raise InputError(
+            f"epsilon must be positive and dimension at least 1, got {epsilon} and {dimension}"
+        )
     oracle = getattr(oracle, "oracle", oracle)  # behind an explanation
     reveal = oracle if isinstance(oracle, Reveal) else oracle.reveal
     if reveal.kind == "label":
@@ -366,26 +424,42 @@ def check_zeroth_order(oracle: Any, epsilon: float, dimension: int, box: Box | N
     level = (high - low) / 255
     if getattr(oracle, "transport", None) == "uint8" and step < level:
         warnings.warn(
-            f"{moved}, which uint8 rows lose: a grey level is {level:.2g}, {level / step:.3g} times as much",
+            f"{moved}, which uint8 rows lose: a grey level is {level:.2g}, {level / step:.3g} "
+            "times as much",
             ZerothOrderWarning,
             stacklevel=2,
         )
     units = [("answers rounded to", 0.0 if reveal.decimals is None else 10.0**-reveal.decimals)]
-    units += [(f"{defence.name} of", defence.resolution) for defence in getattr(oracle, "defences", ())]
+    units += [
+        (f"{defence.name} of", defence.resolution) for defence in getattr(oracle, "defences", ())
+    ]
     for what, unit in units:
         if step < unit:
             warnings.warn(
-                f"{moved}; {what} {unit:g} show a difference only where the answer's gradient is longer than "
-                f"{unit / step:.3g}",
+                f"{moved}; {what} {unit:g} show a difference only where the answer's gradient is "
+                f"longer than {unit / step:.3g}",
                 ZerothOrderWarning,
                 stacklevel=2,
             )
-    if isinstance(oracle, Oracle) and oracle.precision != "highest" and jax.default_backend() != "cpu":
+    if (
+        isinstance(oracle, Oracle)
+        and oracle.precision != "highest"
+        and jax.default_backend() != "cpu"
+    ):
         warnings.warn(
-            f"{moved}, less than the rounding of TF32 or bfloat16 products; build the oracle with precision='highest'",
+            f"{moved}, less than the rounding of TF32 or bfloat16 products; build the oracle with "
+            "precision='highest'",
             ZerothOrderWarning,
             stacklevel=2,
         )
 
 
-__all__ = ["HostOracle", "Oracle", "ZerothOrderWarning", "answered", "check_zeroth_order", "oracle_for", "transported"]
+__all__ = [
+    "HostOracle",
+    "Oracle",
+    "ZerothOrderWarning",
+    "answered",
+    "check_zeroth_order",
+    "oracle_for",
+    "transported",
+]

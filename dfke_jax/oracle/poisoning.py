@@ -1,4 +1,6 @@
-"""Prediction poisoning: answers within a small distance of the truth that turn a clone's gradient the most."""
+"""Prediction poisoning: answers within a small distance of the truth that turn a clone's gradient
+the most.
+"""
 
 from typing import Any, ClassVar, Literal
 
@@ -16,27 +18,32 @@ _SHORT = 1 - 1e-3  # an answer stops this far from a vertex, where several class
 
 @flax.struct.dataclass
 class PredictionPoisoning(Defence):
-    """MAD: maximises the angle between the gradients that a clone would compute from the true and from the given answer.
+    """MAD: maximises the angle between the gradients that a clone would compute from the true and
+    from the given answer.
 
-    For the gradient of the cross-entropy by the last layer's weights alone, row k of G is (q − e_k) ⊗ h with q the proxy's
-    probabilities and h its features, so Gᵀy = (q − y) ⊗ h for any y that sums to one and h drops out of the angle:
+    For the gradient of the cross-entropy by the last layer's weights alone, row k of G is (q − e_k)
+    ⊗ h with q the proxy's probabilities and h its features, so Gᵀy = (q − y) ⊗ h for any y that
+    sums to one and h drops out of the angle:
 
     ŷ = argmax ‖(ŷ − q)/‖ŷ − q‖ − (y − q)/‖y − q‖‖²  over  ‖ŷ − y‖₁ ≤ ε on the simplex.
 
-    The candidates are the points where the way from y to a vertex leaves the ball. Vertices are the K one-hot answers, or,
-    with `keep_argmax`, uniform answers over sets of classes that contain the largest: all 2^(K−1) of them up to K = 10, and
-    beyond that the sets met by adding the best class greedily.
+    The candidates are the points where the way from y to a vertex leaves the ball. Vertices are the
+    K one-hot answers, or, with `keep_argmax`, uniform answers over sets of classes that contain the
+    largest: all 2^(K−1) of them up to K = 10, and beyond that the sets met by adding the best class
+    greedily.
 
     Attributes:
-      proxy: the defender's guess at a clone, a callable pytree from rows to logits (B, K); only its answers are used.
+      proxy: the defender's guess at a clone, a callable pytree from rows to logits (B, K); only its
+        answers are used.
       epsilon: ε in [0, 2], the radius in L1; 2 is no bound.
-      keep_argmax: keep the largest class the largest (a row whose two largest agree to float precision stays as it is).
-      objective: ``angle``, above, at the candidates; ``surrogate``: ‖Gᵀ(v − y)‖² ∝ ‖v − y‖² at the vertices v, which the
-        released code uses by default and which asks for no proxy.
+      keep_argmax: keep the largest class the largest (a row whose two largest agree to float
+        precision stays as it is).
+      objective: ``angle``, above, at the candidates; ``surrogate``: ‖Gᵀ(v − y)‖² ∝ ‖v − y‖² at the
+        vertices v, which the released code uses by default and which asks for no proxy.
 
     Source: Orekondy, Schiele and Fritz, Prediction Poisoning, ICLR 2020, sections 4.1 and 4.2.
-    Deviation: the angle is compared where the ball ends and not at the vertex; the greedy search is not cut off after
-    1,024 evaluations; only the L1 distance.
+    Deviation: the angle is compared where the ball ends and not at the vertex; the greedy search is
+    not cut off after 1,024 evaluations; only the L1 distance.
     """
 
     proxy: Predict
@@ -47,7 +54,10 @@ class PredictionPoisoning(Defence):
 
     def __post_init__(self):
         if isinstance(self.epsilon, int | float) and not 0 <= self.epsilon <= 2:
-            raise InputError(f"epsilon of prediction_poisoning must lie in [0, 2], an L1 distance, got {self.epsilon}")
+            raise InputError(
+                "epsilon of prediction_poisoning must lie in [0, 2], an L1 distance, got "
+                f"{self.epsilon}"
+            )
         if self.objective not in ("angle", "surrogate"):
             raise InputError(f"objective must be 'angle' or 'surrogate', not {self.objective!r}")
 
@@ -74,7 +84,9 @@ class PredictionPoisoning(Defence):
         """Vertices (S, K) -> the answers (S, K) on the way to them, and what they are worth (S,)."""
         step = vertices - truth[None]
         length = jnp.abs(step).sum(-1, keepdims=True)
-        share = jnp.minimum(self.epsilon / jnp.maximum(length, 1e-12), _SHORT if self.keep_argmax else 1.0)
+        share = jnp.minimum(
+            self.epsilon / jnp.maximum(length, 1e-12), _SHORT if self.keep_argmax else 1.0
+        )
         answers = truth[None] + share * step
         if self.objective == "surrogate":
             return answers, jnp.square(step).sum(-1)
@@ -91,19 +103,27 @@ class PredictionPoisoning(Defence):
     def _grow(self, truth: Array, guess: Array, largest: Array) -> Array:
         one_hot = jnp.eye(truth.shape[0])
 
-        def add(carry: tuple[Array, Array, Array], size: Array) -> tuple[tuple[Array, Array, Array], None]:
+        def add(
+            carry: tuple[Array, Array, Array], size: Array
+        ) -> tuple[tuple[Array, Array, Array], None]:
             chosen, best, value = carry
             vertices = (chosen[None] + one_hot) / (size + 1.0)
             answers, scores = self._answers(vertices, truth, guess)
             scores = jnp.where(chosen > 0, -jnp.inf, scores)
             added = jnp.argmax(scores)
             better = scores[added] > value
-            carry = chosen + one_hot[added], jnp.where(better, answers[added], best), jnp.maximum(scores[added], value)
+            carry = (
+                chosen + one_hot[added],
+                jnp.where(better, answers[added], best),
+                jnp.maximum(scores[added], value),
+            )
             return carry, None
 
         chosen = one_hot[largest]
         answers, scores = self._answers(chosen[None], truth, guess)
-        (_, best, _), _ = jax.lax.scan(add, (chosen, answers[0], scores[0]), jnp.arange(1, truth.shape[0]))
+        (_, best, _), _ = jax.lax.scan(
+            add, (chosen, answers[0], scores[0]), jnp.arange(1, truth.shape[0])
+        )
         return best
 
 

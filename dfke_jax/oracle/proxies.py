@@ -1,4 +1,6 @@
-"""The proxy that the environment names for an address: checked, named in messages, and never one for this machine itself."""
+"""The proxy that the environment names for an address: checked, named in messages, and never one
+for this machine itself.
+"""
 
 import ipaddress
 import os
@@ -28,14 +30,15 @@ class Proxy(NamedTuple):
 
 
 def proxy_for(url: str) -> Proxy | None:
-    """The proxy for an address: that of ``HTTP_PROXY`` or ``HTTPS_PROXY``, else of ``ALL_PROXY``, in either case of letters.
+    """The proxy for an address: that of ``HTTP_PROXY`` or ``HTTPS_PROXY``, else of ``ALL_PROXY``,
+    in either case of letters.
 
     Args:
       url: ``http(s)://host...``.
 
     Returns:
-      The proxy; None without any, for what ``NO_PROXY`` excepts, and for this machine: ``localhost`` and loopback
-      addresses, which a proxy would look for on a machine of its own.
+      The proxy; None without any, for what ``NO_PROXY`` excepts, and for this machine:
+      ``localhost`` and loopback addresses, which a proxy would look for on a machine of its own.
 
     Raises:
       InputError: for a variable that holds no address of a proxy; it names the variable.
@@ -56,7 +59,9 @@ def proxy_for(url: str) -> Proxy | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine: ``localhost``, a name below it, or an address of the loopback."""
+    """Whether a host is this machine: ``localhost``, a name below it, or an address of the
+    loopback.
+    """
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -69,13 +74,18 @@ def _checked(value: str, variable: str) -> Proxy:
     address = value if "://" in value else f"http://{value}"
     try:
         parts = urllib.parse.urlsplit(address)
-        sound = parts.scheme in SCHEMES and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        sound = (
+            parts.scheme in SCHEMES
+            and bool(parts.hostname)
+            and (parts.port is None or parts.port > 0)
+        )
     except ValueError:  # a port that is no number, brackets that do not close
         sound = False
     if not sound or not address.isprintable() or " " in address:
         raise InputError(
-            f"the variable {variable} of the environment names no proxy (SCHEME://HOST:PORT, of the schemes "
-            f"{', '.join(SCHEMES)}); mend or unset it, or except the endpoint in NO_PROXY"
+            f"the variable {variable} of the environment names no proxy (SCHEME://HOST:PORT, of "
+            f"the schemes {', '.join(SCHEMES)}); mend or unset it, or except the endpoint in "
+            "NO_PROXY"
         )
     return Proxy(address, variable)
 

@@ -55,8 +55,12 @@ def defence(text: str, models: Mapping[str, Any] | None = None) -> Defence:
     needed = MODELS.get(name)
     given = {} if needed is None else {needed: (models or {}).get(needed)}
     if None in given.values():
-        raise InputError(f"defence {name!r} needs a model: models={{{needed!r}: ...}}, rows -> logits")
-    fields = {field.name: field for field in dataclasses.fields(DEFENCES[name]) if field.name not in given}  # type: ignore[arg-type]
+        raise InputError(
+            f"defence {name!r} needs a model: models={{{needed!r}: ...}}, rows -> logits"
+        )
+    fields = {
+        field.name: field for field in dataclasses.fields(DEFENCES[name]) if field.name not in given
+    }  # type: ignore[arg-type]
     return DEFENCES[name](**given, **_read(f"defence {name!r}", fields, values))
 
 
@@ -73,15 +77,21 @@ def explanation(text: str) -> Explanation:
     kind, values = parse(text)
     if kind not in EXPLANATIONS:
         raise UnknownNameError("explanation", kind, EXPLANATIONS)
-    fields = {field.name: field for field in dataclasses.fields(Explanation) if field.name != "kind"}
+    fields = {
+        field.name: field for field in dataclasses.fields(Explanation) if field.name != "kind"
+    }
     return Explanation(kind, **_read(f"explanation {kind!r}", fields, values))
 
 
-def _read(what: str, fields: Mapping[str, dataclasses.Field], values: Mapping[str, str]) -> dict[str, Any]:
+def _read(
+    what: str, fields: Mapping[str, dataclasses.Field], values: Mapping[str, str]
+) -> dict[str, Any]:
     for key in values:
         if key not in fields:
             raise UnknownNameError(f"argument of {what}", key, fields)
-    return {key: _like(fields[key].default, value, f"{what}: {key}") for key, value in values.items()}
+    return {
+        key: _like(fields[key].default, value, f"{what}: {key}") for key, value in values.items()
+    }
 
 
 def parse(text: str) -> tuple[str, dict[str, str]]:
@@ -95,7 +105,9 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
     for part in filter(None, (piece.strip() for piece in rest.split(","))):
         key, equals, value = part.partition("=")
         if not equals or not key.strip() or not value.strip() or key.strip() in values:
-            raise InputError(f"cannot read {part!r} in {text!r}; write name:key=value,key=value, every key once")
+            raise InputError(
+                f"cannot read {part!r} in {text!r}; write name:key=value,key=value, every key once"
+            )
         values[key.strip()] = value.strip()
     return name.strip(), values
 

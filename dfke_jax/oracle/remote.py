@@ -1,4 +1,6 @@
-"""A victim behind HTTP: batches, retries that are not paid twice, and answers that are checked before anybody learns from them."""
+"""A victim behind HTTP: batches, retries that are not paid twice, and answers that are checked
+before anybody learns from them.
+"""
 
 import asyncio
 import atexit
@@ -39,22 +41,23 @@ _SHOWN = 300
 class RemoteVictim:
     """Rows (B, ...) -> answers, from an endpoint like the one of `create_app`.
 
-    ``/v1/describe`` is read first: shape, classes, what is revealed, limits. Rows are checked, split into batches, sent
-    concurrently, and come back in order. Connections that fail, 429 and 5xx are repeated after
-    U(0, min(`max_backoff`, `backoff`·2^n)) seconds after n failures, or what Retry-After asks for
-    if that is longer. Where the endpoint names a rate, requests are spaced so as to keep it, if that
-    takes no longer than `max_wait`. Every request carries an idempotency key made from its content, so that an endpoint that knows them (``"idempotency": true``) charges a
+    ``/v1/describe`` is read first: shape, classes, what is revealed, limits. Rows are checked,
+    split into batches, sent concurrently, and come back in order. Connections that fail, 429 and
+    5xx are repeated after U(0, min(`max_backoff`, `backoff`·2^n)) seconds after n failures, or what
+    Retry-After asks for if that is longer. Where the endpoint names a rate, requests are spaced so
+    as to keep it, if that takes no longer than `max_wait`. Every request carries an idempotency key
+    made from its content, so that an endpoint that knows them (``"idempotency": true``) charges a
     repeated one once; with one that does not, only requests that were certainly not answered are
     repeated. An endpoint that names its instance is asked for that one: started anew, it refuses
     what it cannot know, and nothing is paid twice.
 
-    The endpoint is taken for a stranger: answers are read as they are (none is unpacked), no further
-    than an answer can be long, within one deadline from the connection to the last byte; cookies are
-    not kept, and what it says in words is shown without control characters. Requests run in an event
-    loop that all victims of a process share.
+    The endpoint is taken for a stranger: answers are read as they are (none is unpacked), no
+    further than an answer can be long, within one deadline from the connection to the last byte;
+    cookies are not kept, and what it says in words is shown without control characters. Requests
+    run in an event loop that all victims of a process share.
 
-    In a `Metered` it is asked through `request`, and whatever happened is in the ledger. The key of the session differs
-    from run to run, as every run pays for its own questions.
+    In a `Metered` it is asked through `request`, and whatever happened is in the ledger. The key of
+    the session differs from run to run, as every run pays for its own questions.
 
     Args:
       url: of the endpoint, ``http(s)://host[:port][/path]``.
@@ -62,18 +65,19 @@ class RemoteVictim:
       batch: rows in a request; no more than the endpoint takes, which is also the default.
       concurrency: requests under way at a time.
       timeout: seconds for one attempt as a whole.
-      retries: attempts after the first; those that were told by Retry-After when to come back are not counted.
+      retries: attempts after the first; those that were told by Retry-After when to come back are
+        not counted.
       backoff, max_backoff: seconds.
       max_wait: seconds that one request may wait on the endpoint's word, for Retry-After in all and
         for the place that its rate leaves; beyond them it is given up.
       max_answer: bytes of an answer that are taken; requests are kept as small as that demands.
-      explain: whether explanations are asked as well: answers are then `Explained`, in the endpoint's kind of explanation
-        (`explanation`), and requests as small as it demands of such.
+      explain: whether explanations are asked as well: answers are then `Explained`, in the
+        endpoint's kind of explanation (`explanation`), and requests as small as it demands of such.
       input_shape, num_classes: what the caller expects, checked against the endpoint.
 
     Raises:
-      InputError: for settings that mean nothing, or an endpoint of another shape or number of classes, or one that explains
-        nothing with `explain`.
+      InputError: for settings that mean nothing, or an endpoint of another shape or number of
+        classes, or one that explains nothing with `explain`.
       EndpointError: when it cannot be reached or does not describe itself, or one row's answer is
         longer than `max_answer`.
     """
@@ -101,11 +105,23 @@ class RemoteVictim:
             import httpx
             import tenacity  # noqa: F401
         except ImportError:
-            raise InputError('a remote victim needs `pip install -e ".[serve]"` in a clone of the repository') from None
+            raise InputError(
+                'a remote victim needs `pip install -e ".[serve]"` in a clone of the repository'
+            ) from None
         if not re.match(r"https?://[^/?#]", url):
-            raise InputError(f"url must begin with http:// or https:// and name a host, got {url!r}")
-        if concurrency < 1 or retries < 0 or timeout <= 0 or min(backoff, max_backoff, max_wait) < 0:
-            raise InputError("concurrency must be at least 1, timeout positive, retries and waiting times at least 0")
+            raise InputError(
+                f"url must begin with http:// or https:// and name a host, got {url!r}"
+            )
+        if (
+            concurrency < 1
+            or retries < 0
+            or timeout <= 0
+            or min(backoff, max_backoff, max_wait) < 0
+        ):
+            raise InputError(
+                "concurrency must be at least 1, timeout positive, retries and waiting times at "
+                "least 0"
+            )
         if max_answer <= _SLACK:
             raise InputError(f"max_answer must be more than {_SLACK} bytes, got {max_answer}")
         if batch is not None and batch < 1:
@@ -124,13 +140,16 @@ class RemoteVictim:
         try:
             self._client = httpx.AsyncClient(
                 base_url=self.endpoint,
-                trust_env=False,  # of the environment: the proxy that was just found, and certificates
+                # of the environment: the proxy that was just found, and certificates
+                trust_env=False,
                 verify=httpx.create_ssl_context(),
                 proxy=self._proxy and self._proxy.address,
                 timeout=None,  # one deadline stands over every attempt, see `_ask`
                 headers={"Accept-Encoding": "identity", **authorized},
                 cookies=_NoCookies(),
-                limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+                limits=httpx.Limits(
+                    max_connections=concurrency, max_keepalive_connections=concurrency
+                ),
             )
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
             raise InputError(f"cannot use the url {url!r} with this key: {error}") from error
@@ -186,8 +205,8 @@ class RemoteVictim:
         body = to_npy(rows)
         if len(rows) > self.max_rows or len(body) > self.max_bytes:
             raise EndpointError(
-                f"{len(rows)} rows in {len(body)} bytes asked at once, and {self.endpoint} takes {self.max_rows} rows and "
-                f"{self.max_bytes} bytes; set a smaller batch"
+                f"{len(rows)} rows in {len(body)} bytes asked at once, and {self.endpoint} takes "
+                f"{self.max_rows} rows and {self.max_bytes} bytes; set a smaller batch"
             )
         headers = {"Content-Type": _NPY, "Idempotency-Key": key}
         if instance is not None:
@@ -195,7 +214,9 @@ class RemoteVictim:
         explanation = self.explanation
         limit = _SLACK + len(rows) * self._answer_bytes
         self._pace(len(rows))
-        said = self._exchange("POST", "/v1/explain" if explanation else "/v1/predict", limit, headers, body)
+        said = self._exchange(
+            "POST", "/v1/explain" if explanation else "/v1/predict", limit, headers, body
+        )
         try:
             with np.errstate(all="ignore"):  # sums of huge numbers; what comes of them is refused
                 if explanation is None:
@@ -219,17 +240,28 @@ class RemoteVictim:
         """
         rows = np.asarray(rows)
         if rows.dtype != np.uint8 and rows.dtype.name != self.dtype:
-            raise InputError(f"{self.endpoint} takes rows in {self.dtype} or uint8, got {rows.dtype}")
+            raise InputError(
+                f"{self.endpoint} takes rows in {self.dtype} or uint8, got {rows.dtype}"
+            )
         if len(self.input_shape) == 3:
             check_images(rows, self.input_shape, self.box or (-math.inf, math.inf), "rows")
             return rows
-        if rows.ndim != 1 + len(self.input_shape) or rows.shape[1:] != self.input_shape or not len(rows):
-            raise InputError(f"rows must be (B, {', '.join(map(str, self.input_shape))}), got shape {rows.shape}")
+        if (
+            rows.ndim != 1 + len(self.input_shape)
+            or rows.shape[1:] != self.input_shape
+            or not len(rows)
+        ):
+            raise InputError(
+                f"rows must be (B, {', '.join(map(str, self.input_shape))}), got shape {rows.shape}"
+            )
         if rows.dtype != np.uint8 and not np.isfinite(rows).all():
             raise InputError("rows contain NaN or infinity")
         low, high = self.box or (-math.inf, math.inf)
         if rows.dtype != np.uint8 and (rows.min() < low - 1e-6 or rows.max() > high + 1e-6):
-            raise InputError(f"rows must lie in [{low}, {high}], got values from {rows.min():.4g} to {rows.max():.4g}")
+            raise InputError(
+                f"rows must lie in [{low}, {high}], got values from {rows.min():.4g} to "
+                f"{rows.max():.4g}"
+            )
         return rows
 
     def usage(self) -> dict[str, Any]:
@@ -261,12 +293,16 @@ class RemoteVictim:
             kind = said.get("explanation")
             self.explanation = _setting(Explanation, kind) if explain and kind is not None else None
             if self.explanation is not None:
-                self.max_rows = min(self.max_rows, _whole(_given(limits.get("max_explained"), self.max_rows)))
+                self.max_rows = min(
+                    self.max_rows, _whole(_given(limits.get("max_explained"), self.max_rows))
+                )
             self.max_bytes = _whole(_given(limits.get("max_bytes"), 2**62), most=2**62)
             self.rate = None if limits.get("rate") is None else _number(limits["rate"])
             self.repeatable = said.get("idempotency") is True
             self.instance = None if said.get("instance") is None else str(said["instance"])
-            if self.instance is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", self.instance):
+            if self.instance is not None and not re.fullmatch(
+                r"[A-Za-z0-9._-]{1,64}", self.instance
+            ):
                 raise ValueError("an instance has up to 64 letters, digits, dots and dashes")
             if self.rate is not None and not self.rate > 0:
                 raise ValueError("a rate must be positive")
@@ -274,7 +310,8 @@ class RemoteVictim:
                 raise ValueError("a row has at least one axis, and the type is float32 or float64")
         except (KeyError, TypeError, ValueError) as error:  # the package's own are ValueErrors too
             raise EndpointError(
-                f"{self.endpoint}/v1/describe is not the description of a victim: {_plain(repr(error))}"
+                f"{self.endpoint}/v1/describe is not the description of a victim: "
+                f"{_plain(repr(error))}"
             ) from None
         fit = (self.max_answer - _SLACK) // self._answer_bytes
         if fit < 1:
@@ -295,11 +332,27 @@ class RemoteVictim:
     def _renew(self) -> None:
         """Reads again what the endpoint is, which must be what it was but for its instance."""
         with self._renewing:
-            before = (self.input_shape, self.num_classes, self.reveal, self.box, self.dtype, self.explanation)
+            before = (
+                self.input_shape,
+                self.num_classes,
+                self.reveal,
+                self.box,
+                self.dtype,
+                self.explanation,
+            )
             self._describe(None, None, self.explanation is not None)
-            after = (self.input_shape, self.num_classes, self.reveal, self.box, self.dtype, self.explanation)
+            after = (
+                self.input_shape,
+                self.num_classes,
+                self.reveal,
+                self.box,
+                self.dtype,
+                self.explanation,
+            )
         if before != after:
-            raise EndpointError(f"{self.endpoint} was started anew and is another one: {after}, after {before}")
+            raise EndpointError(
+                f"{self.endpoint} was started anew and is another one: {after}, after {before}"
+            )
 
     @property
     def _answer_bytes(self) -> int:
@@ -315,7 +368,9 @@ class RemoteVictim:
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise EndpointError(f"{self.endpoint}{path} answered with something other than a JSON object")
+            raise EndpointError(
+                f"{self.endpoint}{path} answered with something other than a JSON object"
+            )
         return value
 
     # ---- one exchange, with its repetitions
@@ -330,8 +385,8 @@ class RemoteVictim:
             if leaves - now > self.max_wait:
                 raise EndpointError(
                     f"nothing was sent and nothing counts: at {self.rate:g} rows a second, which "
-                    f"{self.endpoint} names as its rate, this request must wait {leaves - now:.0f} s, "
-                    f"more than max_wait={self.max_wait:.0f}"
+                    f"{self.endpoint} names as its rate, this request must wait {leaves - now:.0f} "
+                    f"s, more than max_wait={self.max_wait:.0f}"
                 )
             self._free = leaves + rows / self.rate
         if leaves > now:
@@ -361,7 +416,12 @@ class RemoteVictim:
                 return said
             if status == 412 and "Endpoint-Instance" in headers:
                 raise self._restarted(path, sent, said)
-            sent = sent or status < 300 or status == 408 or (status >= 500 and status not in _NEVER_ANSWERED)
+            sent = (
+                sent
+                or status < 300
+                or status == 408
+                or (status >= 500 and status not in _NEVER_ANSWERED)
+            )
             raise _Failed(
                 f"status {status}: {_message(said)}",
                 again=status in _RETRIED and (not sent or repeatable),
@@ -383,7 +443,9 @@ class RemoteVictim:
 
         try:
             return tenacity.Retrying(
-                retry=tenacity.retry_if_exception(lambda error: isinstance(error, _Failed) and error.again),
+                retry=tenacity.retry_if_exception(
+                    lambda error: isinstance(error, _Failed) and error.again
+                ),
                 wait=wait,  # tenacity asks how long, and then whether to stop
                 stop=lambda state: failures > self.retries or obeyed > self.max_wait,
                 sleep=lambda seconds: time.sleep(seconds),
@@ -391,26 +453,39 @@ class RemoteVictim:
             )(attempt)
         except _Failed as error:
             last = error
-        tried = f"{attempts} attempt{'s' if attempts > 1 else ''} at {self.endpoint}{path}; the last: {last}"
+        tried = (
+            f"{attempts} attempt{'s' if attempts > 1 else ''} at {self.endpoint}{path}; the last: "
+            f"{last}"
+        )
         if obeyed > self.max_wait:
-            tried += f" (it asks to wait {obeyed:.0f} s in all, more than max_wait={self.max_wait:.0f})"
+            tried += (
+                f" (it asks to wait {obeyed:.0f} s in all, more than max_wait={self.max_wait:.0f})"
+            )
         if sent and method == "POST":
-            raise UnknownOutcomeError(f"rows were sent and it is not known whether they count: {tried}") from last
+            raise UnknownOutcomeError(
+                f"rows were sent and it is not known whether they count: {tried}"
+            ) from last
         raise EndpointError(f"nothing was answered and nothing counts: {tried}") from last
 
     def _restarted(self, path: str, sent: bool, said: bytes | bytearray) -> EndpointError:
-        """Of an endpoint that says it is another instance: whether an earlier attempt may have been answered."""
+        """Of an endpoint that says it is another instance: whether an earlier attempt may have been
+        answered.
+        """
         forgotten = _code(said) != "not_answered"
         reason = f"{self.endpoint}{path} was started anew: {_message(said)}"
         if sent and forgotten:
-            return UnknownOutcomeError(f"rows were sent and it is not known whether they count: {reason}")
+            return UnknownOutcomeError(
+                f"rows were sent and it is not known whether they count: {reason}"
+            )
         return RestartedError(f"nothing was answered: {reason}", forgotten)
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """The result of what is to be done in the event loop."""
         if os.getpid() != self._process:
             work.close()
-            raise InputError("a remote victim cannot be used in a fork of its process; make one there")
+            raise InputError(
+                "a remote victim cannot be used in a fork of its process; make one there"
+            )
         future = asyncio.run_coroutine_threadsafe(work, _loop())
         try:
             return future.result()
@@ -426,7 +501,9 @@ class RemoteVictim:
     async def _ask(
         self, method: str, path: str, limit: int, headers: dict[str, str], body: bytes | None
     ) -> tuple[int, Any, bytearray]:
-        """(status, headers, body) of one attempt; what went wrong on the way, as an `EndpointError`."""
+        """(status, headers, body) of one attempt; what went wrong on the way, as an
+        `EndpointError`.
+        """
         import httpx
 
         sent, said = False, bytearray()
@@ -454,12 +531,19 @@ class RemoteVictim:
                 return response.status_code, response.headers, said
         except EndpointError:
             raise
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
+        except (
+            httpx.ConnectError,
+            httpx.ConnectTimeout,
+            httpx.PoolTimeout,
+            httpx.ProxyError,
+        ) as error:
             raise EndpointError(f"no connection{self._through} ({_named(error)})") from error
         except TimeoutError as error:
             if sent:
                 raise UnknownOutcomeError(f"no whole answer within {self.timeout:g} s") from error
-            raise EndpointError(f"no connection{self._through} within {self.timeout:g} s") from error
+            raise EndpointError(
+                f"no connection{self._through} within {self.timeout:g} s"
+            ) from error
         except Exception as error:
             # a stranger's bytes go through the parsers of four packages: whatever one of them
             # raises, the connection is of no more use, and nothing is known of the rows
@@ -500,7 +584,9 @@ def _loop() -> asyncio.AbstractEventLoop:
         loop = _loops.get(os.getpid())
         if loop is None:
             loop = _loops[os.getpid()] = asyncio.new_event_loop()
-            thread = threading.Thread(target=loop.run_forever, name="dfke remote victims", daemon=True)
+            thread = threading.Thread(
+                target=loop.run_forever, name="dfke remote victims", daemon=True
+            )
             thread.start()
             atexit.register(_end, loop, thread)
         return loop

@@ -1,15 +1,16 @@
-"""An endpoint that stands in for a prediction API: what a defender sets up to be attacked by `RemoteVictim`.
+"""An endpoint that stands in for a prediction API: what a defender sets up to be attacked by
+`RemoteVictim`.
 
     GET  /v1/describe   what goes in, what comes out, and the limits
     POST /v1/predict    rows in, answers out: npy bodies, or JSON for humans
     POST /v1/explain    rows in, answers and their explanations out, where the endpoint explains
     GET  /v1/usage      what this key has been charged
 
-Keys are sent as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. A request with an ``Idempotency-Key`` that was answered
-before gets the same bytes again and is not charged. Charges and recorded answers live in this
-process, and where it has a journal in a file as well. Every start is another instance, which
-`describe` names: a request that says by ``Endpoint-Instance`` which one it is meant for is answered
-by no other, unless it was answered before.
+Keys are sent as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. A request with an
+``Idempotency-Key`` that was answered before gets the same bytes again and is not charged. Charges
+and recorded answers live in this process, and where it has a journal in a file as well. Every start
+is another instance, which `describe` names: a request that says by ``Endpoint-Instance`` which one
+it is meant for is answered by no other, unless it was answered before.
 """
 
 import asyncio
@@ -81,7 +82,12 @@ class Service:
             for account, (rows, requests, explained) in journal.charges().items():
                 accounts.charged[account], accounts.requests[account] = rows, requests
                 accounts.explained[account] = explained
-        self.predict, self.explain, self.endpoint, self.accounts = predict, explain, endpoint, accounts
+        self.predict, self.explain, self.endpoint, self.accounts = (
+            predict,
+            explain,
+            endpoint,
+            accounts,
+        )
         self._recorded: dict[tuple[str, str], _Recorded] = {}
         self._answered: deque[tuple[str, str]] = deque()  # records in the order of their answers
         self._bytes = 0
@@ -107,7 +113,9 @@ class Service:
         place, mark = (account, name), hashlib.sha256(bytes([explained]) + body).digest()
         while (found := self._recorded.get(place)) is not None:
             if found.body != mark:
-                raise Refusal(422, "idempotency_mismatch", "this Idempotency-Key was used with another body")
+                raise Refusal(
+                    422, "idempotency_mismatch", "this Idempotency-Key was used with another body"
+                )
             if found.done is not None:
                 await found.done.wait()
             if found.answers is not None:
@@ -115,7 +123,9 @@ class Service:
         kept = self.journal.find(account, name) if self.journal is not None else None
         if kept is not None:
             if kept[0] != mark:
-                raise Refusal(422, "idempotency_mismatch", "this Idempotency-Key was used with another body")
+                raise Refusal(
+                    422, "idempotency_mismatch", "this Idempotency-Key was used with another body"
+                )
             return kept[1], True
         self._check_instance(instance)
         done = asyncio.Event()
@@ -137,26 +147,41 @@ class Service:
         return answers, False
 
     def _check_instance(self, instance: str | None) -> None:
-        """Refuses what is meant for another instance, and says whether that one can have answered it."""
+        """Refuses what is meant for another instance, and says whether that one can have answered
+        it.
+        """
         if instance in (None, self.instance):
             return
         if self.journal is not None and self.journal.knows(instance):
             raise Refusal(
-                412, "not_answered", "this request was not answered before; send it to the instance that runs now"
+                412,
+                "not_answered",
+                "this request was not answered before; send it to the instance that runs now",
             )
-        raise Refusal(412, "other_instance", "this endpoint was started anew, and does not know what was asked before")
+        raise Refusal(
+            412,
+            "other_instance",
+            "this endpoint was started anew, and does not know what was asked before",
+        )
 
     @contextlib.asynccontextmanager
     async def received(self, request: Any, content_type: str) -> AsyncIterator[bytes]:
-        """A request's whole body, or a refusal once it is known to be too large, too slow or too many.
+        """A request's whole body, or a refusal once it is known to be too large, too slow or too
+        many.
 
         Its bytes count as pending to the end of the block, in which they are answered.
         """
         known, body = self.endpoint, bytearray()
         limit = known.most_bytes(content_type)
-        too_large = Refusal(413, "too_large", f"a body of rows, as {content_type}, may have {limit} bytes")
+        too_large = Refusal(
+            413, "too_large", f"a body of rows, as {content_type}, may have {limit} bytes"
+        )
         announced = request.headers.get("content-length", "")
-        if announced.isascii() and announced.isdecimal() and (len(announced) > 18 or int(announced) > limit):
+        if (
+            announced.isascii()
+            and announced.isdecimal()
+            and (len(announced) > 18 or int(announced) > limit)
+        ):
             raise too_large
         try:
             try:
@@ -167,21 +192,35 @@ class Service:
                         if len(body) > limit:
                             raise too_large
                         if self._pending > known.pending_at_once:
-                            raise Refusal(503, "busy", "too much is being asked at a time", Retry_After="1")
+                            raise Refusal(
+                                503, "busy", "too much is being asked at a time", Retry_After="1"
+                            )
             except TimeoutError:
-                raise Refusal(408, "too_slow", f"a body must arrive within {known.body_seconds:g} s") from None
+                raise Refusal(
+                    408, "too_slow", f"a body must arrive within {known.body_seconds:g} s"
+                ) from None
             yield bytes(body)
         finally:
             self._pending -= len(body)
 
     async def _fresh(
-        self, account: str, rows: np.ndarray, explained: bool, name: str | None = None, mark: bytes = b""
+        self,
+        account: str,
+        rows: np.ndarray,
+        explained: bool,
+        name: str | None = None,
+        mark: bytes = b"",
     ) -> Answers:
         self.accounts.admit(account, len(rows), explained=explained)
         try:
-            answers = await asyncio.to_thread(self._explained if explained else self._predicted, rows)
-            if self.journal is not None:  # before the answer leaves: what is not in it was not answered
-                await asyncio.to_thread(self.journal.enter, account, len(rows), explained, name, mark, answers)
+            answers = await asyncio.to_thread(
+                self._explained if explained else self._predicted, rows
+            )
+            # before the answer leaves: what is not in it was not answered
+            if self.journal is not None:
+                await asyncio.to_thread(
+                    self.journal.enter, account, len(rows), explained, name, mark, answers
+                )
         except BaseException as error:
             self.accounts.refund(account, len(rows), explained=explained)
             if not isinstance(error, Exception):
@@ -189,7 +228,9 @@ class Service:
             if isinstance(error, MemoryError):
                 raise Refusal(503, *_NO_ROOM, Retry_After="1") from None
             _log.exception("the model failed on %d rows", len(rows))
-            raise Refusal(500, "failed", "the model failed to answer; nothing was charged") from None
+            raise Refusal(
+                500, "failed", "the model failed to answer; nothing was charged"
+            ) from None
         return answers
 
     def _predicted(self, rows: np.ndarray) -> Answers:
@@ -204,7 +245,14 @@ class Service:
         assert known.explanation is not None
         with self._turn:
             answers = tuple(np.asarray(part) for part in self.explain(rows))
-        check_explained(answers, len(rows), known.num_classes, known.input_shape, known.reveal, known.explanation)
+        check_explained(
+            answers,
+            len(rows),
+            known.num_classes,
+            known.input_shape,
+            known.reveal,
+            known.explanation,
+        )
         return answers
 
 
@@ -228,13 +276,14 @@ def create_app(
     journal: Journal | None = None,
     **limits: Any,
 ):
-    """A Starlette application that answers rows over HTTP; run it with `serve`, `background` or any ASGI server.
+    """A Starlette application that answers rows over HTTP; run it with `serve`, `background` or any
+    ASGI server.
 
-    Bodies are npy arrays (``numpy.save``; never pickled) or, as ``application/json``, ``{"rows": [...]}``; the answer has
-    the form of the question; explanations follow the answers, as a second npy array or as
-    ``"explanations"``. Refusals are ``{"error": {"code", "message"}}`` with status 401 (key), 403
-    (quota), 404 (no explanations), 408 (the body came too slowly), 412 (meant for another
-    instance), 413 (too many rows or bytes), 415
+    Bodies are npy arrays (``numpy.save``; never pickled) or, as ``application/json``,
+    ``{"rows": [...]}``; the answer has the form of the question; explanations follow the answers,
+    as a second npy array or as ``"explanations"``. Refusals are ``{"error": {"code", "message"}}``
+    with status 401 (key), 403 (quota), 404 (no explanations), 408 (the body came too slowly), 412
+    (meant for another instance), 413 (too many rows or bytes), 415
     (another type or encoding), 422 (rows that cannot be right), 429 (rate, with Retry-After), 503
     (too much at a time, with Retry-After) or 500 (the victim failed; not charged).
 
@@ -243,15 +292,17 @@ def create_app(
       input_shape, reveal, num_classes, quota, rate: see `Endpoint`.
       keys: API keys; None for an open endpoint.
       clock: seconds, for the rate.
-      explain: rows -> like `Explained`, of the kind that `explanation` names: probabilities as revealed, and maps; both or
-        neither. A row that is explained is charged as one row, and counted apart as well.
+      explain: rows -> like `Explained`, of the kind that `explanation` names: probabilities as
+        revealed, and maps; both or neither. A row that is explained is charged as one row, and
+        counted apart as well.
       journal: remembers charges and answers for the next start; accounts go by their places in
         `keys`.
       **limits: `box`, `dtype`, `burst`, `max_rows`, `max_bytes`, `max_pending`, `body_seconds`,
         `max_recorded`, `explanation_quota` of `Endpoint`.
 
     Returns:
-      The application; ``app.state.service`` is its `Service`, and ``app.state.service.accounts`` knows the charges.
+      The application; ``app.state.service`` is its `Service`, and ``app.state.service.accounts``
+      knows the charges.
 
     Raises:
       InputError: for settings that mean nothing.
@@ -264,18 +315,30 @@ def create_app(
         from starlette.responses import JSONResponse, Response
         from starlette.routing import Route
     except ImportError:
-        raise InputError('an endpoint needs `pip install -e ".[serve]"` in a clone of the repository') from None
+        raise InputError(
+            'an endpoint needs `pip install -e ".[serve]"` in a clone of the repository'
+        ) from None
 
     if (explain is None) != (explanation is None):
         raise InputError("explain and explanation, which says of what kind it is, belong together")
     endpoint = Endpoint(
-        tuple(input_shape), num_classes, reveal, quota=quota, rate=rate, explanation=explanation, **limits
+        tuple(input_shape),
+        num_classes,
+        reveal,
+        quota=quota,
+        rate=rate,
+        explanation=explanation,
+        **limits,
     )
     service = Service(predict, endpoint, Accounts(endpoint, keys, clock), explain, journal)
 
     def account(request: Request) -> str:
         bearer = request.headers.get("authorization", "")
-        offered = bearer[7:].strip() if bearer[:7].lower() == "bearer " else request.headers.get("x-api-key")
+        offered = (
+            bearer[7:].strip()
+            if bearer[:7].lower() == "bearer "
+            else request.headers.get("x-api-key")
+        )
         return service.accounts.who(offered)
 
     async def describe(request: Request) -> Response:
@@ -299,7 +362,11 @@ def create_app(
         if kind not in (JSON, NPY, "application/octet-stream"):
             raise Refusal(415, "unsupported_type", f"send {NPY} or {JSON}, not {kind or 'nothing'}")
         if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise Refusal(415, "unsupported_encoding", "send the body as it is: no Content-Encoding is undone here")
+            raise Refusal(
+                415,
+                "unsupported_encoding",
+                "send the body as it is: no Content-Encoding is undone here",
+            )
         name = request.headers.get("idempotency-key")
         if name is not None and not 0 < len(name) <= 256:
             raise Refusal(422, "bad_input", "an Idempotency-Key has 1 to 256 characters")
@@ -370,7 +437,8 @@ def serve(
     """Serves an application until it is interrupted.
 
     Args:
-      app: of `create_app`. host: the address to listen on; by default this machine alone can reach it. port: 0 for any.
+      app: of `create_app`. host: the address to listen on; by default this machine alone can reach
+        it. port: 0 for any.
       ready: called with the URL as soon as connections are taken.
       max_connections: from which on a request is answered with 503; beyond twice as many a
         connection is closed unanswered.
@@ -429,14 +497,20 @@ def _listening(
 
         from dfke_jax.oracle.connections import connection
     except ImportError:
-        raise InputError('serving needs `pip install -e ".[serve]"` in a clone of the repository') from None
+        raise InputError(
+            'serving needs `pip install -e ".[serve]"` in a clone of the repository'
+        ) from None
     if max_connections < 1 or header_seconds <= 0:
         raise InputError("max_connections must be at least 1 and header_seconds positive")
     version6 = ":" in host
     try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if version6 else socket.AF_INET)
+        listener = socket.create_server(
+            (host, port), family=socket.AF_INET6 if version6 else socket.AF_INET
+        )
     except (OSError, OverflowError) as error:
-        raise InputError(f"cannot listen on {host}:{port}: {error}; choose another host or port") from error
+        raise InputError(
+            f"cannot listen on {host}:{port}: {error}; choose another host or port"
+        ) from error
     with listener:
         address, number = listener.getsockname()[:2]
         if _open(app) and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
@@ -445,8 +519,14 @@ def _listening(
                 host,
                 number,
             )
-        quiet = {"log_level": "critical", "server_header": False, "lifespan": "off", "timeout_graceful_shutdown": 1}
-        quiet["log_config"] = None  # the default one shuts down every handler of the process, whoever it belongs to
+        quiet = {
+            "log_level": "critical",
+            "server_header": False,
+            "lifespan": "off",
+            "timeout_graceful_shutdown": 1,
+        }
+        # the default one shuts down every handler of the process, whoever it belongs to
+        quiet["log_config"] = None
         guarded = {
             "http": connection(header_seconds=header_seconds, most=2 * max_connections),
             "ws": "none",

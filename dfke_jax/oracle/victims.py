@@ -37,8 +37,8 @@ class HostVictim:
       name: for messages and results.
       classes: what the K columns mean, where the victim says so.
       batch_size: rows per call; None for all at once.
-      repeatable: whether `predict` computes in this process, so that asking again costs nobody anything; not so of one that
-        calls somebody who charges. See `Metered`.
+      repeatable: whether `predict` computes in this process, so that asking again costs nobody
+        anything; not so of one that calls somebody who charges. See `Metered`.
     """
 
     predict: Callable[[np.ndarray], Any]
@@ -54,9 +54,13 @@ class HostVictim:
         if self.gives not in ("logits", "probabilities", "label"):
             raise InputError(f"a victim gives logits, probabilities or label, not {self.gives!r}")
         if self.num_classes < (1 if self.gives == "logits" else 2):
-            raise InputError(f"{self.name}: a classifier has at least 2 classes, got {self.num_classes}")
+            raise InputError(
+                f"{self.name}: a classifier has at least 2 classes, got {self.num_classes}"
+            )
         if not self.input_shape or any(size < 1 for size in self.input_shape):
-            raise InputError(f"{self.name}: input_shape must be (H, W, C), (D,) or such, got {self.input_shape}")
+            raise InputError(
+                f"{self.name}: input_shape must be (H, W, C), (D,) or such, got {self.input_shape}"
+            )
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"{self.name}: batch_size must be at least 1, got {self.batch_size}")
 
@@ -91,7 +95,9 @@ def victim_values(victim: HostVictim, rows: Any) -> np.ndarray:
     rows = np.asarray(rows)
     rows = rows.astype(np.float64 if rows.dtype == np.float64 else np.float32, copy=False)
     if rows.ndim != 1 + len(victim.input_shape) or rows.shape[1:] != tuple(victim.input_shape):
-        raise InputError(f"rows must be (B, {', '.join(map(str, victim.input_shape))}), got shape {rows.shape}")
+        raise InputError(
+            f"rows must be (B, {', '.join(map(str, victim.input_shape))}), got shape {rows.shape}"
+        )
     size = victim.batch_size or max(len(rows), 1)
     answered = [victim.predict(rows[start : start + size]) for start in range(0, len(rows), size)]
     try:
@@ -127,30 +133,35 @@ def as_numbers(answers: Any, name: str) -> np.ndarray:
     answers = np.asarray(answers)
     if answers.dtype.kind not in "biuf" and answers.dtype.name != "bfloat16":
         raise InputError(
-            f"answered shape {answers.shape} of type {answers.dtype}, which is none of numbers; return float32, float64 "
-            "or integers"
+            f"answered shape {answers.shape} of type {answers.dtype}, which is none of numbers; "
+            "return float32, float64 or integers"
         )
     if answers.dtype.itemsize == 2 and answers.dtype.kind not in "iu":
         precision = answers.dtype
     if precision is not None:
         warnings.warn(
-            f"victim {name!r} answers in {precision}: differences that it rounds away cannot be seen, and logits recovered "
-            "from small probabilities are wrong; return float32 of a model that computes in it",
+            f"victim {name!r} answers in {precision}: differences that it rounds away cannot be "
+            "seen, and logits recovered from small probabilities are wrong; return float32 of a "
+            "model that computes in it",
             PrecisionWarning,
             stacklevel=3,
         )
     return answers
 
 
-def answer_kind(values: np.ndarray) -> Literal["label", "probabilities", "log_probabilities", "unit", "logits"]:
+def answer_kind(
+    values: np.ndarray,
+) -> Literal["label", "probabilities", "log_probabilities", "unit", "logits"]:
     """What answers are by their looks.
 
     Args:
       values: (B, K) of two or more rows, or (B,).
 
     Returns:
-      ``label``: whole numbers (B,). ``probabilities``: none is negative and every row sums to one, which in two
-      rows is no coincidence. ``log_probabilities``: the same of their exponentials. ``unit``: all lie in [0, 1] and do
+      ``label``: whole numbers (B,). ``probabilities``: none is negative and every row sums to one,
+        which in two
+      rows is no coincidence. ``log_probabilities``: the same of their exponentials. ``unit``: all
+        lie in [0, 1] and do
       not sum to one, as sigmoids do and logits hardly. Else ``logits``.
     """
     if values.ndim == 1 and values.dtype.kind in "iub":
@@ -170,13 +181,19 @@ def answer_kind(values: np.ndarray) -> Literal["label", "probabilities", "log_pr
 def check_logits(values: np.ndarray) -> None:
     """Raises `InputError` where logits were declared and `answer_kind` sees probabilities."""
     if answer_kind(values) == "probabilities":
-        raise InputError("answers probabilities where logits were declared; say gives='probabilities'")
+        raise InputError(
+            "answers probabilities where logits were declared; say gives='probabilities'"
+        )
 
 
 def from_jax(
-    function: Callable[..., Array], *parameters: Any, input_shape: Shape, num_classes: int | None = None
+    function: Callable[..., Array],
+    *parameters: Any,
+    input_shape: Shape,
+    num_classes: int | None = None,
 ) -> Partial:
-    """A traceable victim from ``function(*parameters, rows) -> (B, K)``; its parameters travel as arguments.
+    """A traceable victim from ``function(*parameters, rows) -> (B, K)``; its parameters travel as
+    arguments.
 
     Args:
       function: module-level, so that its identity keeps compiled programs.
@@ -184,7 +201,8 @@ def from_jax(
       input_shape: of a row. num_classes: K, checked when given.
 
     Raises:
-      InputError: if JAX cannot trace it, or it answers something else than (B, K) floats, or NaN for random rows.
+      InputError: if JAX cannot trace it, or it answers something else than (B, K) floats, or NaN
+        for random rows.
     """
     victim = Partial(function, *parameters)
     name = getattr(function, "__name__", type(function).__name__)
@@ -195,9 +213,14 @@ def from_jax(
             f"{name} is not traceable by JAX; use victims.from_function, which runs it on the host"
         ) from error
     wanted = num_classes or "K"
-    if getattr(made, "ndim", 0) != 2 or made.shape[0] != 2 or (num_classes and made.shape[1] != num_classes):
+    if (
+        getattr(made, "ndim", 0) != 2
+        or made.shape[0] != 2
+        or (num_classes and made.shape[1] != num_classes)
+    ):
         raise InputError(
-            f"{name} must answer 2 rows with shape (2, {wanted}), got {getattr(made, 'shape', type(made))}"
+            f"{name} must answer 2 rows with shape (2, {wanted}), got "
+            f"{getattr(made, 'shape', type(made))}"
         )
     if not jnp.issubdtype(made.dtype, jnp.floating):
         raise InputError(f"{name} must answer floats, got {made.dtype}")
@@ -216,10 +239,11 @@ def from_function(
     batch_size: int | None = None,
     repeatable: bool = False,
 ) -> HostVictim:
-    """A host victim from any ``predict(rows (B, ...)) -> array``. It is not called before an attack asks.
+    """A host victim from any ``predict(rows (B, ...)) -> array``. It is not called before an attack
+    asks.
 
-    Say ``repeatable=True`` of a function that computes here and asks nobody who charges: rows that were under way when a run
-    was killed are then not paid again.
+    Say ``repeatable=True`` of a function that computes here and asks nobody who charges: rows that
+    were under way when a run was killed are then not paid again.
     """
     if not callable(predict):
         raise InputError(f"predict must be a function of rows, got {type(predict).__name__}")

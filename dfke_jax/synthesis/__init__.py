@@ -12,9 +12,20 @@ from dfke_jax.synthesis.priors import (
     total_variation_l2,
 )
 from dfke_jax.synthesis.shapes import synthetic_shapes
-from dfke_jax.synthesis.starts import SynthesisSettings, gaussian_noise, smooth_noise, start_images, uniform_noise
+from dfke_jax.synthesis.starts import (
+    SynthesisSettings,
+    gaussian_noise,
+    smooth_noise,
+    start_images,
+    uniform_noise,
+)
 from dfke_jax.synthesis.synthesiser import Synthesis
-from dfke_jax.synthesis.targets import balanced_labels, class_similarity, concentrations, dirichlet_targets
+from dfke_jax.synthesis.targets import (
+    balanced_labels,
+    class_similarity,
+    concentrations,
+    dirichlet_targets,
+)
 from dfke_jax.synthesis.zeroth_order import (
     Differences,
     Estimate,

@@ -8,7 +8,8 @@ from dfke_jax.nn.classifier import check_images
 
 
 def fitted(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Brings images of another data set to (H, W, C): bilinear resizing, grey from colour by the mean, colour by repetition.
+    """Brings images of another data set to (H, W, C): bilinear resizing, grey from colour by the
+    mean, colour by repetition.
 
     Args:
       images: (N, h, w, c), uint8 or float in [0, 1].
@@ -19,7 +20,9 @@ def fitted(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """
     images = np.asarray(images)
     check_images(images, images.shape[1:], (0.0, 1.0))
-    images = images.astype(np.float32) / 255 if images.dtype == np.uint8 else images.astype(np.float32)
+    images = (
+        images.astype(np.float32) / 255 if images.dtype == np.uint8 else images.astype(np.float32)
+    )
     height, width, channels = shape
     if images.shape[3] != channels:
         if channels == 1:
@@ -29,7 +32,9 @@ def fitted(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         else:
             raise InputError(f"cannot turn images of {images.shape[3]} channels into {channels}")
     if images.shape[1:3] != (height, width):
-        images = np.asarray(jax.image.resize(images, (len(images), height, width, channels), "bilinear"))
+        images = np.asarray(
+            jax.image.resize(images, (len(images), height, width, channels), "bilinear")
+        )
     return np.clip(images, 0, 1)
 
 

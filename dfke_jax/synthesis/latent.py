@@ -69,7 +69,9 @@ def invert(
       InputError: steps below one, or names of `start` and `optimizers` that differ.
     """
     if steps < 1:
-        raise InputError(f"steps must be at least 1, got {steps}; for a control without synthesis decode the start")
+        raise InputError(
+            f"steps must be at least 1, got {steps}; for a control without synthesis decode the start"
+        )
     if set(start) != set(optimizers):
         raise InputError(f"optimisers for {sorted(optimizers)}, but {sorted(start)} are optimised")
     given = optimizer_states or {}

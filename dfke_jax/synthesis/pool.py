@@ -30,7 +30,8 @@ class Pool(NamedTuple):
     """N samples, filled from the front.
 
     Attributes:
-      images: (N, H, W, C). labels: (N,) int32. filled: () int32, how many rows hold a sample. carry: of the synthesiser.
+      images: (N, H, W, C). labels: (N,) int32. filled: () int32, how many rows hold a sample.
+        carry: of the synthesiser.
     """
 
     images: Array
@@ -40,13 +41,19 @@ class Pool(NamedTuple):
 
 
 Synthesiser = Callable[[Key, Array, PyTree], Batch]
-"""(key, rows (B,) = numbers of the samples to make, carry) -> `Batch`; a `jax.tree_util.Partial`."""
+"""(key, rows (B,) = numbers of the samples to make, carry) -> `Batch`; a `jax.tree_util.Partial`.
+"""
 
 
 def fill_pool(
-    synthesiser: Synthesiser, count: int, batch_size: int, shape: tuple[int, int, int], carry: PyTree = ()
+    synthesiser: Synthesiser,
+    count: int,
+    batch_size: int,
+    shape: tuple[int, int, int],
+    carry: PyTree = (),
 ) -> Method:
-    """A method whose every step synthesises one batch into a pool; run it for ``count // batch_size`` steps.
+    """A method whose every step synthesises one batch into a pool; run it for
+    ``count // batch_size`` steps.
 
     A step more makes a batch in vain: a full pool stays as it is.
 
@@ -62,7 +69,8 @@ def fill_pool(
     """
     if count < 1 or batch_size < 1 or count % batch_size:
         raise InputError(
-            f"the number of samples must be a positive multiple of the batch size, got {count} and {batch_size}"
+            f"the number of samples must be a positive multiple of the batch size, got {count} and "
+            f"{batch_size}"
         )
     return method(_init, _step, synthesiser, carry, Static((count, batch_size, tuple(shape))))
 
@@ -70,10 +78,14 @@ def fill_pool(
 def _init(synthesiser: Synthesiser, carry: PyTree, static: Static, key: Key) -> Pool:
     count, _, shape = static.value
     carry = jax.tree.map(jnp.array, carry)
-    return Pool(jnp.zeros((count, *shape)), jnp.zeros(count, jnp.int32), jnp.zeros((), jnp.int32), carry)
+    return Pool(
+        jnp.zeros((count, *shape)), jnp.zeros(count, jnp.int32), jnp.zeros((), jnp.int32), carry
+    )
 
 
-def _step(synthesiser: Synthesiser, carry: PyTree, static: Static, key: Key, pool: Pool) -> tuple[Pool, Metrics]:
+def _step(
+    synthesiser: Synthesiser, carry: PyTree, static: Static, key: Key, pool: Pool
+) -> tuple[Pool, Metrics]:
     batch_size = static.value[1]
     rows = pool.filled + jnp.arange(batch_size, dtype=jnp.int32)
     batch = synthesiser(key, rows, pool.carry)
@@ -81,7 +93,9 @@ def _step(synthesiser: Synthesiser, carry: PyTree, static: Static, key: Key, poo
 
 
 def added(pool: Pool, batch: Batch) -> Pool:
-    """The pool with a batch behind its samples; a pool without room for the whole batch stays as it is."""
+    """The pool with a batch behind its samples; a pool without room for the whole batch stays as it
+    is.
+    """
     count = batch.labels.shape[0]
     full = pool.filled + count > pool.labels.shape[0]
 

@@ -22,10 +22,11 @@ def total_variation(images: Array) -> Array:
 
 
 def total_variation_l2(images: Array) -> Array:
-    """DeepInversion's form: Σ over the directions ↓, →, ↘, ↙ of ‖shifted difference‖₂, over the *whole batch*.
+    """DeepInversion's form: Σ over the directions ↓, →, ↘, ↙ of ‖shifted difference‖₂, over the
+    *whole batch*.
 
-    (B, H, W, C) -> scalar. Source: released DeepInversion code. The norm is smoothed by 1e-12 under the root, so that
-    a flat batch has a gradient.
+    (B, H, W, C) -> scalar. Source: released DeepInversion code. The norm is smoothed by 1e-12 under
+    the root, so that a flat batch has a gradient.
     """
     differences = (
         images[:, 1:] - images[:, :-1],
@@ -49,7 +50,8 @@ def l2_norm(images: Array) -> Array:
 def gaussian_smoothness(images: Array, sigma: float | Array = 1.0) -> Array:
     """Σ (x − g * x)² per image, (B, H, W, C) -> (B,): 0 where blurring changes nothing.
 
-    g is a Gaussian of width `sigma` pixels; at the border the weights inside the image are scaled to sum to one.
+    g is a Gaussian of width `sigma` pixels; at the border the weights inside the image are scaled
+    to sum to one.
 
     Source: the smoothness term of Haroush et al., The Knowledge Within, CVPR 2020.
     """
@@ -66,18 +68,22 @@ def gaussian_smoothness(images: Array, sigma: float | Array = 1.0) -> Array:
 StatisticsForm = Literal["squared", "norm", "kl"]
 
 
-def normalisation_statistics(moments: Sequence[Moments], form: StatisticsForm = "norm", first: float = 1.0) -> Array:
-    """Distance of the batch's normalisation-layer input statistics from the stored ones, summed over layers.
+def normalisation_statistics(
+    moments: Sequence[Moments], form: StatisticsForm = "norm", first: float = 1.0
+) -> Array:
+    """Distance of the batch's normalisation-layer input statistics from the stored ones, summed
+    over layers.
 
     With batch mean μ̂ and biased variance σ̂², stored mean μ and variance σ²:
 
     - ``squared``: ‖μ̂ − μ‖² + ‖σ̂² − σ²‖² (DeepInversion's formula as it is usually taught)
     - ``norm``: ‖μ̂ − μ‖₂ + ‖σ̂² − σ²‖₂ (the released DeepInversion code)
-    - ``kl``: Σ_channels log(σ/σ̂) + (σ̂² + (μ̂ − μ)²) / 2σ² − ½ = KL(N(μ̂, σ̂²) ‖ N(μ, σ²)) (Haroush et al. 2020)
+    - ``kl``: Σ_channels log(σ/σ̂) + (σ̂² + (μ̂ − μ)²) / 2σ² − ½ = KL(N(μ̂, σ̂²) ‖ N(μ, σ²))
+      (Haroush et al. 2020)
 
     Args:
-      moments: from `Classifier.observe`; the first is the layer that comes first by path, which in every
-        registered network is the first that images pass.
+      moments: from `Classifier.observe`; the first is the layer that comes first by path, which in
+        every registered network is the first that images pass.
       form: which of the three.
       first: weight of the first layer (the ImageNet recipe of DeepInversion uses 10).
 
@@ -98,7 +104,9 @@ def normalisation_statistics(moments: Sequence[Moments], form: StatisticsForm = 
         return 0.5 * (ratio - 1 - jnp.log(ratio) + jnp.square(mean) / (m.running_var + eps)).sum()
 
     weights = [first] + [1.0] * (len(moments) - 1)
-    return sum((weight * layer(m) for weight, m in zip(weights, moments, strict=True)), jnp.zeros(()))
+    return sum(
+        (weight * layer(m) for weight, m in zip(weights, moments, strict=True)), jnp.zeros(())
+    )
 
 
 def _absolute(x: Array) -> Array:

@@ -21,12 +21,18 @@ def _made(key: Key, count: int, shape: tuple[int, int, int], shapes: int, batch_
 
 
 def synthetic_shapes(
-    key: Key, count: int, shape: tuple[int, int, int] = (32, 32, 3), *, shapes: int = 50, batch_size: int = 64
+    key: Key,
+    count: int,
+    shape: tuple[int, int, int] = (32, 32, 3),
+    *,
+    shapes: int = 50,
+    batch_size: int = 64,
 ) -> Array:
     """Images of random ellipses, rectangles, triangles and lines, as proxy data for a generator.
 
-    On a canvas of 100×100 pixels and of a random colour, one shape after another is painted in a random colour at a random
-    place; then the canvas is blurred by a mean over 4×4 pixels and sampled at the nearest pixels.
+    On a canvas of 100×100 pixels and of a random colour, one shape after another is painted in a
+    random colour at a random place; then the canvas is blurred by a mean over 4×4 pixels and
+    sampled at the nearest pixels.
 
     Args:
       key: image i depends on the i-th split alone.
@@ -39,12 +45,13 @@ def synthetic_shapes(
     Raises:
       InputError: for another number of channels, or counts below one.
 
-    Source: Sanyal, Addepalli and Babu, CVPR 2022, supplement (which shapes there are and how large is chosen here).
+    Source: Sanyal, Addepalli and Babu, CVPR 2022, supplement (which shapes there are and how large
+    is chosen here).
     """
     if shape[-1] not in (1, 3) or count < 1 or shapes < 1 or batch_size < 1:
         raise InputError(
-            f"images have one or three channels, and there is at least one image and one shape on it; got shape {shape}, "
-            f"count {count}, shapes {shapes}, batch_size {batch_size}"
+            "images have one or three channels, and there is at least one image and one shape on "
+            f"it; got shape {shape}, count {count}, shapes {shapes}, batch_size {batch_size}"
         )
     return _made(key, count, shape, shapes, batch_size)
 

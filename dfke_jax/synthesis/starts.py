@@ -23,15 +23,19 @@ def gaussian_noise(key: Key, shape: tuple[int, ...], mean: float = 0.0, sd: floa
 
 
 def smooth_noise(
-    key: Key, shape: tuple[int, ...], mean: Range = (0.0, 1.0), sd: Range = (0.0, 1.0), blur: Range = (1.0, 4.0)
+    key: Key,
+    shape: tuple[int, ...],
+    mean: Range = (0.0, 1.0),
+    sd: Range = (0.0, 1.0),
+    blur: Range = (1.0, 4.0),
 ) -> Array:
     """Blurred Gaussian noise with a level and a contrast of its own for every image.
 
-    x = clip(m + s·g, 0, 1), where g is white noise blurred by a Gaussian of width σ (pixels) and divided by its
-    standard deviation; m ~ U(mean), s ~ U(sd), σ ~ U(blur), drawn per image.
+    x = clip(m + s·g, 0, 1), where g is white noise blurred by a Gaussian of width σ (pixels) and
+    divided by its standard deviation; m ~ U(mean), s ~ U(sd), σ ~ U(blur), drawn per image.
 
-    The defaults of `mean` and `sd` are blind: they presume nothing about the data but the box. Give equal ends to fix
-    a value.
+    The defaults of `mean` and `sd` are blind: they presume nothing about the data but the box. Give
+    equal ends to fix a value.
 
     Args:
       key: PRNG key.
@@ -40,11 +44,15 @@ def smooth_noise(
     """
     batch, height, width, _channels = shape
     keys = jax.random.split(key, 4)
-    draw = lambda key, ends: jax.random.uniform(key, (batch, 1, 1, 1), minval=ends[0], maxval=ends[1])
+    draw = lambda key, ends: jax.random.uniform(
+        key, (batch, 1, 1, 1), minval=ends[0], maxval=ends[1]
+    )
     level, contrast, sigma = draw(keys[0], mean), draw(keys[1], sd), draw(keys[2], blur)[:, 0, 0, 0]
 
     def kernel(size: int) -> Array:  # (B, size, size), rows sum to one
-        distance = jnp.square(jnp.arange(size)[:, None] - jnp.arange(size)[None, :]).astype(jnp.float32)
+        distance = jnp.square(jnp.arange(size)[:, None] - jnp.arange(size)[None, :]).astype(
+            jnp.float32
+        )
         weights = jnp.exp(-distance[None] / (2 * jnp.square(sigma)[:, None, None]))
         return weights / weights.sum(-1, keepdims=True)
 
@@ -79,7 +87,8 @@ def start_images(
 
 @dataclasses.dataclass(frozen=True)
 class SynthesisSettings:
-    """What the settings of every method that optimises noise have in common; each has defaults of its own.
+    """What the settings of every method that optimises noise have in common; each has defaults of
+    its own.
 
     Attributes:
       steps: updates per sample, >= 1.
@@ -98,12 +107,22 @@ class SynthesisSettings:
     def __post_init__(self):
         if self.steps < 1:
             raise InputError(
-                f"synthesis needs at least one step, got {self.steps}; the control arm shows what none gives"
+                f"synthesis needs at least one step, got {self.steps}; the control arm shows what "
+                "none gives"
             )
 
     def draw(self, key: Key, shape: tuple[int, ...]) -> Array:
         """Start images (B, H, W, C)."""
-        return start_images(self.start, key, shape, mean=self.start_mean, sd=self.start_sd, blur=self.start_blur)
+        return start_images(
+            self.start, key, shape, mean=self.start_mean, sd=self.start_sd, blur=self.start_blur
+        )
 
 
-__all__ = ["Range", "SynthesisSettings", "gaussian_noise", "smooth_noise", "start_images", "uniform_noise"]
+__all__ = [
+    "Range",
+    "SynthesisSettings",
+    "gaussian_noise",
+    "smooth_noise",
+    "start_images",
+    "uniform_noise",
+]

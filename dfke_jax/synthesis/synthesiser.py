@@ -1,4 +1,6 @@
-"""What methods that optimise noise have in common: labels, a start, its optimisation, a batch of a pool."""
+"""What methods that optimise noise have in common: labels, a start, its optimisation, a batch of a
+pool.
+"""
 
 from typing import ClassVar, Generic, TypedDict, TypeVar
 
@@ -31,9 +33,9 @@ class Options(TypedDict, total=False):
 class Synthesis(Generic[S]):
     """A method that makes images by optimising them, one batch a step; itself a `Synthesiser`.
 
-    A method is what a sample should be (`wanted`) and how far an image is from it (`loss`); whatever
-    else it does differently, it overrides. The start is drawn before anything else and from a key of
-    its own, so that the control has the very images that the method begins with.
+    A method is what a sample should be (`wanted`) and how far an image is from it (`loss`);
+    whatever else it does differently, it overrides. The start is drawn before anything else and
+    from a key of its own, so that the control has the very images that the method begins with.
 
     Attributes:
       teacher: frozen. settings: of the method. count: N. batch_size: B, which divides N.
@@ -47,10 +49,12 @@ class Synthesis(Generic[S]):
     control: bool = static_field(default=False)
 
     independent: ClassVar[bool] = True
-    """Whether samples leave one another alone: then they are optimised in groups that fit a cache."""
+    """Whether samples leave one another alone: then they are optimised in groups that fit a cache.
+    """
 
     optimisation_key: ClassVar[int] = 2
-    """Which split of a batch's key the optimisation gets: 0 is the start's and 1 that of `wanted`."""
+    """Which split of a batch's key the optimisation gets: 0 is the start's and 1 that of `wanted`.
+    """
 
     def method(self) -> Method:
         """A `Method` over `Pool`.
@@ -58,7 +62,9 @@ class Synthesis(Generic[S]):
         Raises:
           InputError: when the batches do not fill the pool.
         """
-        return fill_pool(self, self.count, self.batch_size, self.teacher.input_shape, self.first_carry())
+        return fill_pool(
+            self, self.count, self.batch_size, self.teacher.input_shape, self.first_carry()
+        )
 
     def __call__(self, key: Key, rows: Array, carry: PyTree) -> Batch:
         """The samples of these numbers."""
@@ -73,7 +79,9 @@ class Synthesis(Generic[S]):
         return Batch(made.images, labels, self.carried(made), self.metrics(made, wanted))
 
     def labels(self, rows: Array) -> Array:
-        """(B,) int32, the class that each sample is meant for; sample r is of class r mod K by default."""
+        """(B,) int32, the class that each sample is meant for; sample r is of class r mod K by
+        default.
+        """
         return balanced_labels(rows, self.teacher.num_classes)
 
     def start(self, key: Key) -> Array:
@@ -101,7 +109,9 @@ class Synthesis(Generic[S]):
         """What else `optimise_noise` is told."""
         return {}
 
-    def optimise(self, key: Key, start: Array, wanted: PyTree, optimizer_state: PyTree) -> Synthesised:
+    def optimise(
+        self, key: Key, start: Array, wanted: PyTree, optimizer_state: PyTree
+    ) -> Synthesised:
         """The images that the loss is small for."""
         # only what is given as a context can be taken apart into groups
         together = lambda key, images: self.objective(key, images, wanted)
@@ -122,7 +132,9 @@ class Synthesis(Generic[S]):
         return ()
 
     def resumed(self, start: Array, rows: Array, carry: PyTree) -> tuple[Array, PyTree]:
-        """Where a batch begins, and its optimiser's state (None: a new one), given what the last one left."""
+        """Where a batch begins, and its optimiser's state (None: a new one), given what the last
+        one left.
+        """
         return start, None
 
     def carried(self, made: Synthesised) -> PyTree:

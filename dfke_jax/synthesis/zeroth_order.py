@@ -1,4 +1,6 @@
-"""Gradients from differences: what can be learned of a function's slope by evaluating it and nothing else."""
+"""Gradients from differences: what can be learned of a function's slope by evaluating it and
+nothing else.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,14 +21,16 @@ class Differences:
     """How a gradient is estimated from differences; hashable, so it can stand in a `Static`.
 
     Attributes:
-      epsilon: length of the step, in the norm of a whole sample: a coordinate moves by about epsilon/√D.
+      epsilon: length of the step, in the norm of a whole sample: a coordinate moves by about
+        epsilon/√D.
       directions: m, per sample.
-      orthogonal: directions of one sample are orthonormal (needs m <= D) instead of independent: the same expectation, a
-        smaller variance, and for m = D the whole gradient. It holds all m of them in memory.
-      central: differences (f(x + εu) − f(x − εu)) / 2ε, exact for quadratic functions, from 2m evaluations; otherwise
-        (f(x + εu) − f(x)) / ε from m + 1.
-      scale: factor in front of the mean over directions; None is D, which makes the estimate unbiased for a linear
-        function.
+      orthogonal: directions of one sample are orthonormal (needs m <= D) instead of independent:
+        the same expectation, a smaller variance, and for m = D the whole gradient. It holds all m
+        of them in memory.
+      central: differences (f(x + εu) − f(x − εu)) / 2ε, exact for quadratic functions, from 2m
+        evaluations; otherwise (f(x + εu) − f(x)) / ε from m + 1.
+      scale: factor in front of the mean over directions; None is D, which makes the estimate
+        unbiased for a linear function.
 
     Raises:
       InputError: for an epsilon that is not positive or no direction.
@@ -55,7 +59,8 @@ class Estimate(NamedTuple):
 
     Attributes:
       gradient: (B, ...).
-      losses: (R, B), as evaluated, with R = `Differences.rows_per_sample`; without ``central`` the first row is f(x).
+      losses: (R, B), as evaluated, with R = `Differences.rows_per_sample`; without ``central`` the
+        first row is f(x).
     """
 
     gradient: Array
@@ -66,8 +71,8 @@ def unit_directions(key: Key, shape: tuple[int, ...], differences: Differences) 
     """(m, B, ...): per sample m vectors of length one, each uniform on the sphere of R^D.
 
     Args:
-      key: direction i is drawn from ``fold_in(key, i)``, whatever m is; orthogonal ones are the Gram-Schmidt basis of
-        these.
+      key: direction i is drawn from ``fold_in(key, i)``, whatever m is; orthogonal ones are the
+        Gram-Schmidt basis of these.
       shape: (B, ...) of the samples.
 
     Raises:
@@ -87,8 +92,8 @@ def perturbed_rows(key: Key, x: Array, differences: Differences) -> Array:
       differences: see `Differences`.
 
     Returns:
-      (R·B, ...) with R = `Differences.rows_per_sample`, block by block: x, x + εu_1, ..., x + εu_m; for central
-      differences x + εu_1, ..., x + εu_m, x − εu_1, ..., x − εu_m.
+      (R·B, ...) with R = `Differences.rows_per_sample`, block by block: x, x + εu_1, ..., x + εu_m;
+      for central differences x + εu_1, ..., x + εu_m, x − εu_1, ..., x − εu_m.
     """
     steps = differences.epsilon * unit_directions(key, x.shape, differences)
     forward = x[None] + steps
@@ -97,10 +102,12 @@ def perturbed_rows(key: Key, x: Array, differences: Differences) -> Array:
 
 
 def estimate(key: Key, x: Array, losses: Array, differences: Differences) -> Array:
-    """The gradient estimate from the losses at `perturbed_rows`, whose directions are drawn again from the key.
+    """The gradient estimate from the losses at `perturbed_rows`, whose directions are drawn again
+    from the key.
 
-    g = (s/m) Σ_i [f(x + εu_i) − f(x)] / ε · u_i with s = D unless `Differences.scale` says otherwise. Independent
-    directions are drawn one after another, so that memory does not grow with m.
+    g = (s/m) Σ_i [f(x + εu_i) − f(x)] / ε · u_i with s = D unless `Differences.scale` says
+    otherwise. Independent directions are drawn one after another, so that memory does not grow with
+    m.
 
     Args:
       key, x, differences: as given to `perturbed_rows`. Of `x` only the shape matters.
@@ -112,14 +119,15 @@ def estimate(key: Key, x: Array, losses: Array, differences: Differences) -> Arr
     Raises:
       InputError: for another number of losses.
 
-    Source: Truong et al., Data-Free Model Extraction, CVPR 2021, section 3; Kariyappa et al., MAZE, CVPR 2021,
-      section 3.3.
+    Source: Truong et al., Data-Free Model Extraction, CVPR 2021, section 3; Kariyappa et al., MAZE,
+      CVPR 2021, section 3.3.
     """
     _check(x.shape, differences)
     batch, count = x.shape[0], differences.directions
     if losses.shape != (differences.rows_per_sample * batch,):
         raise InputError(
-            f"{batch} samples have {differences.rows_per_sample * batch} perturbed rows, got losses {losses.shape}"
+            f"{batch} samples have {differences.rows_per_sample * batch} perturbed rows, got "
+            f"losses {losses.shape}"
         )
     losses = losses.astype(jnp.float32).reshape(-1, batch)
     if differences.central:
@@ -155,16 +163,17 @@ def forward_difference(
 ) -> Estimate:
     """Estimates ∇f at every sample from evaluations alone, all of them in one call of the function.
 
-    g = (D/m) Σ_i [f(x + εu_i) − f(x)] / ε · u_i with u_i uniform on the unit sphere of R^D. For a linear f its
-    expectation is ∇f, and its cosine with ∇f about √(m/D).
+    g = (D/m) Σ_i [f(x + εu_i) − f(x)] / ε · u_i with u_i uniform on the unit sphere of R^D. For a
+    linear f its expectation is ∇f, and its cosine with ∇f about √(m/D).
 
-    The function is evaluated at full float32 precision (`precise`): an accelerator's default products keep ten bits,
-    and their errors exceed differences of the size ε‖∇f‖/√D. An epsilon below about 1e-4 meets float32's own rounding.
+    The function is evaluated at full float32 precision (`precise`): an accelerator's default
+    products keep ten bits, and their errors exceed differences of the size ε‖∇f‖/√D. An epsilon
+    below about 1e-4 meets float32's own rounding.
 
     Args:
       key: of the directions.
-      function: (N, ...) -> (N,), one loss per row, rows independent of one another (no batch normalisation in training
-        mode).
+      function: (N, ...) -> (N,), one loss per row, rows independent of one another (no batch
+        normalisation in training mode).
       x: (B, ...).
       epsilon, directions, orthogonal, central, scale: see `Differences`.
       chunk: rows evaluated together, to bound memory; all by default.
@@ -181,12 +190,16 @@ def forward_difference(
     rows = perturbed_rows(key, x, differences)
     losses = in_chunks(precise(function), rows, chunk)
     if losses.shape != rows.shape[:1]:
-        raise InputError(f"the function must map {rows.shape} to {rows.shape[:1]}, one loss a row, got {losses.shape}")
+        raise InputError(
+            f"the function must map {rows.shape} to {rows.shape[:1]}, one loss a row, got "
+            f"{losses.shape}"
+        )
     return Estimate(estimate(key, x, losses, differences), losses.reshape(-1, x.shape[0]))
 
 
 def in_chunks(function: Callable[[Array], PyTree], rows: Array, chunk: int | None) -> PyTree:
-    """``function(rows)`` for a function that treats rows alone, `chunk` of them at a time; what is left over last.
+    """``function(rows)`` for a function that treats rows alone, `chunk` of them at a time; what is
+    left over last.
 
     Under a mesh every device does so with its own rows.
 
@@ -201,20 +214,26 @@ def in_chunks(function: Callable[[Array], PyTree], rows: Array, chunk: int | Non
     if sample_devices(count) > 1:
         if jax.tree_util.all_leaves([function]):
             function = Partial(function)
-        return on_own_samples(lambda function, rows: in_chunks(function, rows, chunk), function, rows)
+        return on_own_samples(
+            lambda function, rows: in_chunks(function, rows, chunk), function, rows
+        )
     whole = count // chunk * chunk
     parts = jax.lax.map(function, rows[:whole].reshape(-1, chunk, *rows.shape[1:]))
     done = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), parts)
     if whole == count:
         return done
-    return jax.tree.map(lambda first, rest: jnp.concatenate([first, rest]), done, function(rows[whole:]))
+    return jax.tree.map(
+        lambda first, rest: jnp.concatenate([first, rest]), done, function(rows[whole:])
+    )
 
 
 def cache_chunk(count: int) -> int | None:
-    """How many of `count` independent rows to evaluate together so that a small network's feature maps stay in the cache.
+    """How many of `count` independent rows to evaluate together so that a small network's feature
+    maps stay in the cache.
 
-    On CPU between 32 and 64 where that divides `count` (a device's share of it), 64 otherwise; None (all at once) for 128
-    rows or fewer and on accelerators. A LeNet answers 1,792 rows in a third of the time so.
+    On CPU between 32 and 64 where that divides `count` (a device's share of it), 64 otherwise; None
+    (all at once) for 128 rows or fewer and on accelerators. A LeNet answers 1,792 rows in a third
+    of the time so.
     """
     if jax.default_backend() != "cpu" or count <= 128:
         return None
@@ -223,10 +242,12 @@ def cache_chunk(count: int) -> int | None:
 
 
 def precise(function: Callable[..., PyTree]) -> Partial:
-    """The function with all its matrix products and convolutions in full float32, on accelerators too.
+    """The function with all its matrix products and convolutions in full float32, on accelerators
+    too.
 
-    Give it the oracle of an attack that takes differences of answers: ``against(attack, precise(victim))``. What is a
-    pytree (a `Classifier`, a `Partial`) remains one.
+    Give it the oracle of an attack that takes differences of answers:
+    ``against(attack, precise(victim))``. What is a pytree (a `Classifier`, a `Partial`) remains
+    one.
     """
     if jax.tree_util.all_leaves([function]):
         function = Partial(function)
@@ -245,7 +266,9 @@ def _check(shape: tuple[int, ...], differences: Differences) -> None:
     for length in shape[1:]:
         size *= length
     if differences.orthogonal and differences.directions > size:
-        raise InputError(f"{differences.directions} directions cannot be orthogonal in {size} dimensions")
+        raise InputError(
+            f"{differences.directions} directions cannot be orthogonal in {size} dimensions"
+        )
 
 
 def _direction(key: Key, index: Array, shape: tuple[int, ...]) -> Array:
@@ -255,12 +278,15 @@ def _direction(key: Key, index: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _orthonormal(drawn: Array) -> Array:
-    """(m, B, ...) -> the same, orthonormal over m for every sample; the sign is that of the first draw."""
+    """(m, B, ...) -> the same, orthonormal over m for every sample; the sign is that of the first
+    draw.
+    """
     count, batch = drawn.shape[:2]
     columns = drawn.reshape(count, batch, -1).transpose(1, 2, 0)
     basis, triangle = jnp.linalg.qr(columns)
     signs = jnp.sign(jnp.diagonal(triangle, axis1=1, axis2=2))
-    basis = basis * signs[:, None]  # QR fixes no signs; without this the vectors would not be uniform on the sphere
+    # QR fixes no signs; without this the vectors would not be uniform on the sphere
+    basis = basis * signs[:, None]
     return basis.transpose(2, 0, 1).reshape(drawn.shape)
 
 

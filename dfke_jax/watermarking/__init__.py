@@ -1,7 +1,13 @@
 """Watermarks: marking a network, verifying a claim, and what removes a mark."""
 
 from dfke_jax.watermarking.audit import Audit, audit, challenge, escape_probability
-from dfke_jax.watermarking.backdoor import SMALL_MARKING, MarkingSettings, abstract_images, keygen, mark
+from dfke_jax.watermarking.backdoor import (
+    SMALL_MARKING,
+    MarkingSettings,
+    abstract_images,
+    keygen,
+    mark,
+)
 from dfke_jax.watermarking.commitments import (
     MarkCommitment,
     Opening,
@@ -27,7 +33,11 @@ from dfke_jax.watermarking.entangled import (
     marked_steps,
 )
 from dfke_jax.watermarking.entangled_measures import Entanglement, entanglement
-from dfke_jax.watermarking.entangled_settings import ENTANGLED_PRESETS, ENTANGLED_RELEASED, EntangledSettings
+from dfke_jax.watermarking.entangled_settings import (
+    ENTANGLED_PRESETS,
+    ENTANGLED_RELEASED,
+    EntangledSettings,
+)
 from dfke_jax.watermarking.entangled_verification import (
     OwnershipTest,
     claim_power,
@@ -52,7 +62,13 @@ from dfke_jax.watermarking.frontier_stitching import (
     mismatch_threshold,
     verify_frontier,
 )
-from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, labels_by_beacon, make_keys, rejected_pairs
+from dfke_jax.watermarking.keys import (
+    MarkingKey,
+    VerificationKey,
+    labels_by_beacon,
+    make_keys,
+    rejected_pairs,
+)
 from dfke_jax.watermarking.margin_based import (
     MarginMark,
     MarginSettings,

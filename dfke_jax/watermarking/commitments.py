@@ -1,8 +1,9 @@
 """Commitments to trigger images and their labels, over bytes that depend on nothing but the values.
 
-A commitment is SHA-256 of a framed message that ends in 32 random bytes. Hiding and binding rest on SHA-256: nobody can
-find a second opening, and without the random bytes nothing can be tested against a commitment. A commitment proves what
-was fixed when it was published. It is not zero-knowledge: to show anything about a committed pair, the pair is opened.
+A commitment is SHA-256 of a framed message that ends in 32 random bytes. Hiding and binding rest on
+SHA-256: nobody can find a second opening, and without the random bytes nothing can be tested
+against a commitment. A commitment proves what was fixed when it was published. It is not
+zero-knowledge: to show anything about a committed pair, the pair is opened.
 """
 
 import dataclasses
@@ -28,8 +29,8 @@ HASH_BYTES = 32
 def canonical_bytes(array: Any) -> bytes:
     """The bytes of an array: framed type, shape and values, the same on every machine.
 
-    Little-endian, row-major whatever the memory layout, zeros of either sign as one number. Arrays that differ in type,
-    shape, order or one value have other bytes.
+    Little-endian, row-major whatever the memory layout, zeros of either sign as one number. Arrays
+    that differ in type, shape, order or one value have other bytes.
 
     Args:
       array: booleans, integers or floats of at most 64 bits.
@@ -40,18 +41,23 @@ def canonical_bytes(array: Any) -> bytes:
     array = np.asarray(array)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise InputError(
-            f"only booleans, integers and floats of at most 64 bits have canonical bytes, not {array.dtype}"
+            "only booleans, integers and floats of at most 64 bits have canonical bytes, not "
+            f"{array.dtype}"
         )
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
             raise InputError("an array with NaN or infinity has no canonical bytes")
         array = array + np.zeros((), array.dtype)  # -0 + 0 = 0
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
-    return framed(array.dtype.str.encode(), np.asarray(array.shape, "<u8").tobytes(), array.tobytes())
+    return framed(
+        array.dtype.str.encode(), np.asarray(array.shape, "<u8").tobytes(), array.tobytes()
+    )
 
 
 def framed(*fields: bytes) -> bytes:
-    """Each field after its length in eight bytes: two different lists of fields never give the same message."""
+    """Each field after its length in eight bytes: two different lists of fields never give the same
+    message.
+    """
     return b"".join(len(field).to_bytes(8, "little") + field for field in fields)
 
 
@@ -86,9 +92,9 @@ class PairCommitment(NamedTuple):
 def commit_pair(opening: Opening, count: int, num_classes: int) -> PairCommitment:
     """The commitments to a pair.
 
-    SHA-256(frame(domain and version, kind, index, count, value, nonce)), where the value is the image's `canonical_bytes`,
-    or label and number of classes as eight bytes each. The kind keeps an image's commitment from passing for a label's,
-    index and count keep pairs in their place.
+    SHA-256(frame(domain and version, kind, index, count, value, nonce)), where the value is the
+    image's `canonical_bytes`, or label and number of classes as eight bytes each. The kind keeps an
+    image's commitment from passing for a label's, index and count keep pairs in their place.
 
     Args:
       opening: the pair.
@@ -99,7 +105,9 @@ def commit_pair(opening: Opening, count: int, num_classes: int) -> PairCommitmen
     """
     index, label = operator.index(opening.index), operator.index(opening.label)
     if not 0 <= index < count:
-        raise InputError(f"pair {index} of a key of {count} pairs; indices run from 0 to {count - 1}")
+        raise InputError(
+            f"pair {index} of a key of {count} pairs; indices run from 0 to {count - 1}"
+        )
     if not 0 <= label < num_classes:
         raise InputError(f"label {label} of pair {index}; classes are 0 to {num_classes - 1}")
     for nonce in (opening.image_nonce, opening.label_nonce):
@@ -107,7 +115,9 @@ def commit_pair(opening: Opening, count: int, num_classes: int) -> PairCommitmen
             raise InputError(f"pair {index}: a nonce is {NONCE_BYTES} bytes")
 
     def commitment(kind: bytes, value: bytes, nonce: bytes) -> bytes:
-        return hashlib.sha256(framed(DOMAIN, kind, _number(index), _number(count), value, nonce)).digest()
+        return hashlib.sha256(
+            framed(DOMAIN, kind, _number(index), _number(count), value, nonce)
+        ).digest()
 
     return PairCommitment(
         commitment(b"image", canonical_bytes(opening.image), opening.image_nonce),
@@ -116,7 +126,9 @@ def commit_pair(opening: Opening, count: int, num_classes: int) -> PairCommitmen
 
 
 def opens(commitment: PairCommitment, opening: Opening, count: int, num_classes: int) -> bool:
-    """Whether an opening belongs to both commitments of a pair; False too for one that can belong to none."""
+    """Whether an opening belongs to both commitments of a pair; False too for one that can belong
+    to none.
+    """
     try:
         found = commit_pair(opening, count, num_classes)
     except (InputError, TypeError, ValueError, OverflowError):
@@ -129,7 +141,8 @@ def beacon_label(root: bytes, beacon: bytes, index: int, num_classes: int) -> in
     """SHA-256(frame(domain, root, beacon, index)) mod K: uniform but for K/2²⁵⁶.
 
     Args:
-      root: of the committed images. beacon: public random bytes. index: of the pair. num_classes: K.
+      root: of the committed images. beacon: public random bytes. index: of the pair. num_classes:
+        K.
     """
     digest = hashlib.sha256(framed(_BEACON, root, beacon, _number(index))).digest()
     return int.from_bytes(digest, "big") % num_classes
@@ -139,18 +152,22 @@ def beacon_label(root: bytes, beacon: bytes, index: int, num_classes: int) -> in
 
 
 class MarkCommitment(NamedTuple):
-    """A commitment to a whole mark: 32 bytes to publish, and 32 random bytes that open it, to keep with the mark."""
+    """A commitment to a whole mark: 32 bytes to publish, and 32 random bytes that open it, to keep
+    with the mark.
+    """
 
     digest: bytes
     nonce: bytes
 
 
 def commit_mark(mark: Any, nonce: bytes | None = None) -> MarkCommitment:
-    """Commits to everything that a mark consists of: SHA-256(frame(domain, kind, places and leaves, texts, nonce)).
+    """Commits to everything that a mark consists of: SHA-256(frame(domain, kind, places and leaves,
+    texts, nonce)).
 
     Args:
-      mark: a `UchidaMark`, `MarginMark`, `FrontierKeys`, `TriggerSet`, `RegisteredMarks`, directions of radioactive data, or any
-        pytree of arrays and numbers; names that are part of it, as of a layer, are bound too.
+      mark: a `UchidaMark`, `MarginMark`, `FrontierKeys`, `TriggerSet`, `RegisteredMarks`,
+        directions of radioactive data, or any pytree of arrays and numbers; names that are part of
+        it, as of a layer, are bound too.
       nonce: 32 bytes; from the operating system by default.
 
     Raises:
@@ -159,7 +176,8 @@ def commit_mark(mark: Any, nonce: bytes | None = None) -> MarkCommitment:
     nonce = new_nonce() if nonce is None else nonce
     if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES:
         raise InputError(f"a nonce is {NONCE_BYTES} bytes")
-    # leaves with their paths; a structure's own text may hold addresses, which change from run to run
+    # leaves with their paths; a structure's own text may hold addresses, which change from run to
+    # run
     parts = [type(mark).__name__.encode()]
     for path, leaf in jax.tree_util.tree_leaves_with_path(mark):
         parts += [jax.tree_util.keystr(path).encode(), canonical_bytes(leaf)]
@@ -169,7 +187,9 @@ def commit_mark(mark: Any, nonce: bytes | None = None) -> MarkCommitment:
     return MarkCommitment(hashlib.sha256(framed(_MARK, *parts, nonce)).digest(), nonce)
 
 
-NOT_COMMITTED = "the mark was fixed before the suspect was; nothing shows that here, no commitment was opened"
+NOT_COMMITTED = (
+    "the mark was fixed before the suspect was; nothing shows that here, no commitment was opened"
+)
 DRAWN = "labels were drawn at random and chosen by nobody"
 COMMITTED = "the commitment that the mark opens was published before the suspect was"
 
@@ -183,7 +203,9 @@ def mark_assumptions(mark: Any, commitment: MarkCommitment | None) -> tuple[str,
     if commitment is None:
         return (NOT_COMMITTED,)
     if not hmac.compare_digest(commit_mark(mark, commitment.nonce).digest, commitment.digest):
-        raise InputError("the mark does not open the commitment; it is not the one that was committed to")
+        raise InputError(
+            "the mark does not open the commitment; it is not the one that was committed to"
+        )
     return (COMMITTED,)
 
 
@@ -202,8 +224,8 @@ def pair_leaf(commitment: PairCommitment) -> bytes:
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
     """The root of the Merkle tree over leaves in their order.
 
-    SHA-256(0 ‖ leaf) for leaves, SHA-256(1 ‖ left ‖ right) for nodes, and the left part holds the largest power of two of
-    leaves that is smaller than their number.
+    SHA-256(0 ‖ leaf) for leaves, SHA-256(1 ‖ left ‖ right) for nodes, and the left part holds the
+    largest power of two of leaves that is smaller than their number.
 
     Raises:
       InputError: for no leaves.
@@ -244,7 +266,8 @@ def included(root: bytes, leaf: bytes, index: int, count: int, proof: Sequence[b
             return False
         if place % 2 or place == last:
             found = _node(beside, found)
-            while place and not place % 2:  # the way goes up along the right edge, where levels may be missing
+            # the way goes up along the right edge, where levels may be missing
+            while place and not place % 2:
                 place, last = place // 2, last // 2
         else:
             found = _node(found, beside)

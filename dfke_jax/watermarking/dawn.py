@@ -1,8 +1,9 @@
-"""DAWN: a few queries, chosen by a secret key, get a wrong answer; who trains on the answers marks his own model.
+"""DAWN: a few queries, chosen by a secret key, get a wrong answer; who trains on the answers marks
+his own model.
 
-A keyed hash cannot be traced by JAX, so this defence is a host oracle around another one and the last thing before the
-wire: `DawnOracle` goes wherever a `HostOracle` goes (``against(attack, dawn)``, `Metered`, ``create_app(dawn,
-reveal=dawn.reveal, ...)``).
+A keyed hash cannot be traced by JAX, so this defence is a host oracle around another one and the
+last thing before the wire: `DawnOracle` goes wherever a `HostOracle` goes
+(``against(attack, dawn)``, `Metered`, ``create_app(dawn, reveal=dawn.reveal, ...)``).
 """
 
 import base64
@@ -24,7 +25,12 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.oracle.oracle import Oracle
 from dfke_jax.oracle.reveal import Reveal
 from dfke_jax.watermarking.commitments import MarkCommitment, mark_assumptions
-from dfke_jax.watermarking.evidence import Evidence, answered, binomial_evidence, random_label_evidence
+from dfke_jax.watermarking.evidence import (
+    Evidence,
+    answered,
+    binomial_evidence,
+    random_label_evidence,
+)
 
 _DOMAIN = b"dfke_jax/dawn/1\x00"
 _FORMAT = {"format": "dfke_jax marked queries", "version": 1}
@@ -37,10 +43,12 @@ def dawn_key() -> bytes:
 
 
 def quantised(rows: Any, levels: int = 256, box: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
-    """round((x − low)/(high − low)·(levels − 1)) as uint8, outside values clipped: what an image file with so many levels keeps.
+    """round((x − low)/(high − low)·(levels − 1)) as uint8, outside values clipped: what an image
+    file with so many levels keeps.
 
     Args:
-      rows: (B, ...) floats in the box, or uint8 pixels 0–255 of it. levels: 2 to 256. box: (low, high).
+      rows: (B, ...) floats in the box, or uint8 pixels 0–255 of it. levels: 2 to 256. box: (low,
+        high).
 
     Raises:
       InputError: for NaN, or levels that do not fit a byte.
@@ -48,10 +56,15 @@ def quantised(rows: Any, levels: int = 256, box: tuple[float, float] = (0.0, 1.0
     rows = np.asarray(rows)
     if not 2 <= levels <= 256:
         raise InputError(f"levels must lie in [2, 256], got {levels}")
-    shares = rows / 255.0 if rows.dtype == np.uint8 else (rows.astype(np.float64) - box[0]) / (box[1] - box[0])
+    shares = (
+        rows / 255.0
+        if rows.dtype == np.uint8
+        else (rows.astype(np.float64) - box[0]) / (box[1] - box[0])
+    )
     if not np.isfinite(shares).all():
         raise InputError("rows contain NaN or infinity")
-    # no n/255 lies half-way between two levels, however many there are: float32 pixels fall where their bytes fall
+    # no n/255 lies half-way between two levels, however many there are: float32 pixels fall where
+    # their bytes fall
     return np.clip(np.rint(shares * (levels - 1)), 0, levels - 1).astype(np.uint8)
 
 
@@ -71,8 +84,8 @@ class RegisteredMarks(NamedTuple):
 class MarkedQueries:
     """Every marked query once, in memory or in a file that is only appended to.
 
-    The file has one JSON object a line and is synchronised before the answer leaves; a line that was cut off by a crash is
-    skipped. One process writes to it.
+    The file has one JSON object a line and is synchronised before the answer leaves; a line that
+    was cut off by a crash is skipped. One process writes to it.
 
     Args:
       path: of the file, created if absent; None for memory.
@@ -97,7 +110,9 @@ class MarkedQueries:
                 self._append(path, [_FORMAT])
                 return
         except OSError as error:
-            raise InputError(f"cannot use {path} as a registry of marked queries: {error}") from error
+            raise InputError(
+                f"cannot use {path} as a registry of marked queries: {error}"
+            ) from error
         header, *lines, last = content.split(b"\n") if b"\n" in content else (b"", content)
         if header != json.dumps(_FORMAT).encode():
             raise InputError(f"{path} is no registry of marked queries; choose another path")
@@ -105,15 +120,22 @@ class MarkedQueries:
         for number, line in enumerate(lines, 2):
             try:
                 entry = json.loads(line)
-                self._entries[entry["name"]] = {name: entry[name] for name in ("pixels", "shape", "label", "truth")}
+                self._entries[entry["name"]] = {
+                    name: entry[name] for name in ("pixels", "shape", "label", "truth")
+                }
             except (ValueError, KeyError, TypeError) as error:
                 if not line.endswith(b"}"):  # cut off by a crash, and gone on from
                     continue
-                raise InputError(f"line {number} of the registry {path} is damaged ({error})") from error
+                raise InputError(
+                    f"line {number} of the registry {path} is damaged ({error})"
+                ) from error
 
     def _append(self, path: Path, entries: list[dict[str, Any]]) -> None:
         with path.open("ab") as file:
-            file.write(b"\n" * self._torn + b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
+            file.write(
+                b"\n" * self._torn
+                + b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
+            )
             file.flush()
             os.fsync(file.fileno())
         self._torn = False
@@ -121,18 +143,26 @@ class MarkedQueries:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, names: list[str], pixels: np.ndarray, labels: np.ndarray, truth: np.ndarray) -> int:
+    def add(
+        self, names: list[str], pixels: np.ndarray, labels: np.ndarray, truth: np.ndarray
+    ) -> int:
         """Enters queries that are not there yet; returns how many were new.
 
         Args:
-          names: (T,) what identifies them. pixels: (T, H, W, C) uint8. labels, truth: (T,) as in `RegisteredMarks`.
+          names: (T,) what identifies them. pixels: (T, H, W, C) uint8. labels, truth: (T,) as in
+            `RegisteredMarks`.
         """
         with self._lock:
             new: dict[str, dict[str, Any]] = {}
             for name, image, label, true in zip(names, pixels, labels, truth, strict=True):
                 if name not in self._entries and name not in new:
                     data = base64.b64encode(np.ascontiguousarray(image).tobytes()).decode()
-                    new[name] = {"pixels": data, "shape": list(image.shape), "label": int(label), "truth": int(true)}
+                    new[name] = {
+                        "pixels": data,
+                        "shape": list(image.shape),
+                        "label": int(label),
+                        "truth": int(true),
+                    }
             if new and self.path is not None:
                 self._append(self.path, [{"name": name, **entry} for name, entry in new.items()])
             self._entries.update(new)
@@ -147,25 +177,33 @@ class MarkedQueries:
         entries = list(self._entries.values())
         if not entries:
             raise InputError("no query was marked yet; there is nothing to verify with")
-        pixels = [np.frombuffer(base64.b64decode(e["pixels"]), np.uint8).reshape(e["shape"]) for e in entries]
+        pixels = [
+            np.frombuffer(base64.b64decode(e["pixels"]), np.uint8).reshape(e["shape"])
+            for e in entries
+        ]
         images = (box[0] + np.stack(pixels) * ((box[1] - box[0]) / 255)).astype(np.float32)
-        return RegisteredMarks(images, *(np.array([e[name] for e in entries]) for name in ("label", "truth")))
+        return RegisteredMarks(
+            images, *(np.array([e[name] for e in entries]) for name in ("label", "truth"))
+        )
 
 
 class DawnOracle:
     """An oracle whose answers to a keyed share of all inputs are wrong, always in the same way.
 
-    d = HMAC-SHA256(key, canonical x), over every pixel. The first 64 bits of d decide: below ⌊r·2⁶⁴⌋ the input is marked.
-    The next 64 bits choose the label, uniformly among the K − 1 that the victim does not answer; in an answer of numbers
-    the victim's class and that label change places. A marked query is registered before its answer leaves.
+    d = HMAC-SHA256(key, canonical x), over every pixel. The first 64 bits of d decide: below
+    ⌊r·2⁶⁴⌋ the input is marked. The next 64 bits choose the label, uniformly among the K − 1 that
+    the victim does not answer; in an answer of numbers the victim's class and that label change
+    places. A marked query is registered before its answer leaves.
 
-    Canonical is x quantised to `levels`: at 256, float noise of less than half a grey level around stored pixels changes
-    nothing. A client who moves one pixel by a grey level asks, to the key, another input, and may try until two answers
-    differ. Fewer levels, or a `mapping` into a space where neighbours fall together (the paper's answer), make that
-    costlier; whatever lies at the edge of a level crosses it all the same.
+    Canonical is x quantised to `levels`: at 256, float noise of less than half a grey level around
+    stored pixels changes nothing. A client who moves one pixel by a grey level asks, to the key,
+    another input, and may try until two answers differ. Fewer levels, or a `mapping` into a space
+    where neighbours fall together (the paper's answer), make that costlier; whatever lies at the
+    edge of a level crosses it all the same.
 
     Args:
-      oracle: answers rows (B, H, W, C): an `Oracle` or `HostOracle`, a `RemoteVictim`, or any function with what follows.
+      oracle: answers rows (B, H, W, C): an `Oracle` or `HostOracle`, a `RemoteVictim`, or any
+        function with what follows.
       key: at least 16 secret bytes; see `dawn_key`.
       rate: r, the share of marked inputs, in (0, 1).
       registry: where marked queries go; a new one in memory by default.
@@ -174,11 +212,13 @@ class DawnOracle:
       reveal, num_classes, input_shape, box: of the oracle where it does not say them itself.
 
     Raises:
-      InputError: for a short key, a rate outside (0, 1), or an oracle that does not say what it answers.
+      InputError: for a short key, a rate outside (0, 1), or an oracle that does not say what it
+        answers.
 
-    Source: Szyller, Atli, Marchal and Asokan, DAWN, ACM Multimedia 2021, section 4. Deviations: the paper's released filter
-    compares 16 bits, and hashes 25 bytes of the input; here 64, and all of them. The paper shuffles all numbers of a
-    marked answer; here two change places, which leaves the rest plausible.
+    Source: Szyller, Atli, Marchal and Asokan, DAWN, ACM Multimedia 2021, section 4. Deviations: the
+    paper's released filter compares 16 bits, and hashes 25 bytes of the input; here 64, and all of
+    them. The paper shuffles all numbers of a marked answer; here two change places, which leaves
+    the rest plausible.
     """
 
     on_host = True
@@ -209,7 +249,9 @@ class DawnOracle:
         }
         missing = [name for name, value in found.items() if value is None]
         if missing:
-            raise InputError(f"this oracle does not say its {', '.join(missing)}; give {'=, '.join(missing)}=")
+            raise InputError(
+                f"this oracle does not say its {', '.join(missing)}; give {'=, '.join(missing)}="
+            )
         if found["num_classes"] < 2:
             raise InputError(f"a wrong label needs at least 2 classes, got {found['num_classes']}")
         self.oracle, self.rate, self.levels, self.mapping = oracle, rate, levels, mapping
@@ -227,7 +269,9 @@ class DawnOracle:
         if self.mapping is not None:
             rows = np.asarray(self.mapping(rows))
         canonical = quantised(rows, self.levels, self.box)
-        head = _DOMAIN + struct.pack(f"<{canonical.ndim}Q", canonical.ndim - 1, *canonical.shape[1:])
+        head = _DOMAIN + struct.pack(
+            f"<{canonical.ndim}Q", canonical.ndim - 1, *canonical.shape[1:]
+        )
         return [hmac.digest(self._key, head + row.tobytes(), "sha256") for row in canonical]
 
     def marked(self, rows: Any) -> np.ndarray:
@@ -240,7 +284,9 @@ class DawnOracle:
     def _checked(self, rows: Any) -> np.ndarray:
         rows = np.asarray(rows)
         if rows.ndim != 4 or rows.shape[1:] != self.input_shape:
-            raise InputError(f"rows must be (B, {', '.join(map(str, self.input_shape))}), got shape {rows.shape}")
+            raise InputError(
+                f"rows must be (B, {', '.join(map(str, self.input_shape))}), got shape {rows.shape}"
+            )
         return rows
 
     def __call__(self, rows: Any) -> np.ndarray:
@@ -251,7 +297,9 @@ class DawnOracle:
         """
         rows = self._checked(rows)
         digests = self.digests(rows)
-        asked = _compiled(self.oracle, rows) if isinstance(self.oracle, Oracle) else self.oracle(rows)
+        asked = (
+            _compiled(self.oracle, rows) if isinstance(self.oracle, Oracle) else self.oracle(rows)
+        )
         answers = np.array(asked)
         places = np.array([i for i, digest in enumerate(digests) if self._decides(digest)], int)
         if not len(places):
@@ -263,7 +311,10 @@ class DawnOracle:
         if answers.ndim == 1:
             answers[places] = labels
         else:
-            answers[places, truth], answers[places, labels] = answers[places, labels], answers[places, truth]
+            answers[places, truth], answers[places, labels] = (
+                answers[places, labels],
+                answers[places, truth],
+            )
         return answers
 
     def _wrong(self, digests: list[bytes], truth: np.ndarray) -> np.ndarray:
@@ -271,11 +322,13 @@ class DawnOracle:
         return (truth + 1 + np.array(turns, int)) % self.num_classes
 
     def follows(self, marks: "RegisteredMarks") -> np.ndarray:
-        """(T,) bool: which entries the key and the victim give, asked anew: marked, with this truth and this label.
+        """(T,) bool: which entries the key and the victim give, asked anew: marked, with this truth
+        and this label.
 
-        An entry can be written into a registry afterwards, with a truth that makes its label what a suspect answers; it does
-        not follow. Nor does, now and then, an honest one of an image with finer levels than 256 under fewer `levels`, or of
-        a victim that does not repeat itself. Nothing is registered; the victim is asked T rows.
+        An entry can be written into a registry afterwards, with a truth that makes its label what a
+        suspect answers; it does not follow. Nor does, now and then, an honest one of an image with
+        finer levels than 256 under fewer `levels`, or of a victim that does not repeat itself.
+        Nothing is registered; the victim is asked T rows.
 
         Args:
           marks: of `MarkedQueries.marks`.
@@ -284,7 +337,9 @@ class DawnOracle:
           InputError: rows of another shape.
         """
         rows = self._checked(marks.images)
-        answers = np.array(_compiled(self.oracle, rows) if isinstance(self.oracle, Oracle) else self.oracle(rows))
+        answers = np.array(
+            _compiled(self.oracle, rows) if isinstance(self.oracle, Oracle) else self.oracle(rows)
+        )
         truth = answers if answers.ndim == 1 else answers.argmax(1)
         digests = self.digests(rows)
         marked = np.array([self._decides(digest) for digest in digests], bool)
@@ -293,7 +348,12 @@ class DawnOracle:
     def describe(self) -> dict[str, Any]:
         """As the oracle's, with this defence at the end of the list; without the key."""
         inner = getattr(self.oracle, "describe", dict)()
-        mine = {"name": "dawn", "rate": self.rate, "levels": self.levels, "mapping": self.mapping is not None}
+        mine = {
+            "name": "dawn",
+            "rate": self.rate,
+            "levels": self.levels,
+            "mapping": self.mapping is not None,
+        }
         return {**inner, "defences": [*inner.get("defences", []), mine]}
 
 
@@ -303,7 +363,8 @@ def _compiled(oracle: Oracle, rows: Any) -> Any:
 
 
 def false_claim_probability(size: int, num_classes: int, threshold: float = 0.5) -> float:
-    """P(an innocent model mismatches at most e·|T| times) = Σ_{i ≤ e|T|} C(|T|, i) ((K−1)/K)^i (1/K)^{|T|−i}.
+    """P(an innocent model mismatches at most e·|T| times) = Σ_{i ≤ e|T|} C(|T|, i) ((K−1)/K)^i
+    (1/K)^{|T|−i}.
 
     Args:
       size: |T| ≥ 1. num_classes: K. threshold: e in (0, 1).
@@ -311,12 +372,13 @@ def false_claim_probability(size: int, num_classes: int, threshold: float = 0.5)
     Raises:
       InputError: for numbers outside their range.
 
-    Source: Szyller et al. 2021, section 5.2; innocent answers are taken as uniform over the K labels. In fact they are
-    mostly right, and a keyed wrong label is matched more rarely.
+    Source: Szyller et al. 2021, section 5.2; innocent answers are taken as uniform over the K
+    labels. In fact they are mostly right, and a keyed wrong label is matched more rarely.
     """
     if size < 1 or num_classes < 2 or not 0 < threshold < 1:
         raise InputError(
-            f"size >= 1, num_classes >= 2 and threshold in (0, 1) are needed, got {size}, {num_classes}, {threshold}"
+            f"size >= 1, num_classes >= 2 and threshold in (0, 1) are needed, got {size}, "
+            f"{num_classes}, {threshold}"
         )
     allowed = math.floor(threshold * size + 1e-9)
     return binomial_evidence(size - allowed, size, 1 / num_classes).p_value
@@ -329,9 +391,11 @@ class DawnVerdict(NamedTuple):
       stolen: whether it mismatches less often than the threshold.
       mismatch_rate: share of registered queries that it does not answer with the wrong label.
       false_claim_probability: of this rule, for so many queries.
-      evidence: the exact test of the keyed labels, given where the suspect departs from the victim (`random_label_evidence`);
-        with two classes against the same binomial as the rule, because nothing is drawn. It sees marks that the rule misses.
-      refused: entries that the key and the victim do not give, which count for nothing; None where neither was asked.
+      evidence: the exact test of the keyed labels, given where the suspect departs from the victim
+        (`random_label_evidence`); with two classes against the same binomial as the rule, because
+        nothing is drawn. It sees marks that the rule misses.
+      refused: entries that the key and the victim do not give, which count for nothing; None where
+        neither was asked.
       assumes: what has to be true for the p-values to mean what they say.
     """
 
@@ -354,22 +418,28 @@ def verify_dawn(
 ) -> DawnVerdict:
     """Asks a suspect the registered queries.
 
-    Queries of innocent clients are registered too: judge a suspect by those of the client who is accused.
+    Queries of innocent clients are registered too: judge a suspect by those of the client who is
+    accused.
 
     Args:
       suspect: a `Classifier`, an oracle, or a function images -> scores or labels.
       marks: of `MarkedQueries.marks`, or a part of them. num_classes: K. threshold: e.
-      dawn: the defence with its key and victim; what they do not give is left out (`DawnOracle.follows`). Without it labels
-        and truths are the owner's word, and he could have written them after the suspect: the verdict says so.
-      commitment: of `commit_mark(marks)`, published before the suspect was. Without it an owner can choose, among the queries
-        that key and victim do give, those that a suspect happens to answer as marked: the verdict says so.
+      dawn: the defence with its key and victim; what they do not give is left out
+        (`DawnOracle.follows`). Without it labels and truths are the owner's word, and he could have
+        written them after the suspect: the verdict says so.
+      commitment: of `commit_mark(marks)`, published before the suspect was. Without it an owner can
+        choose, among the queries that key and victim do give, those that a suspect happens to
+        answer as marked: the verdict says so.
 
     Raises:
       InputError: where no entry is left, or the marks do not open the commitment.
     """
     assumes = list(mark_assumptions(marks, commitment))
     if commitment is None:
-        assumes.append("the registered queries are all that were marked; none was picked for what the suspect answers")
+        assumes.append(
+            "the registered queries are all that were marked; none was picked for what the suspect "
+            "answers"
+        )
     refused = None
     if dawn is None:
         assumes.append("labels and truths are what key and victim gave; they were not recomputed")
@@ -377,7 +447,9 @@ def verify_dawn(
         kept = dawn.follows(marks)
         refused = int((~kept).sum())
         if not kept.any():
-            raise InputError(f"none of the {len(kept)} registered queries is what this key and this victim give")
+            raise InputError(
+                f"none of the {len(kept)} registered queries is what this key and this victim give"
+            )
         marks = RegisteredMarks(*(np.asarray(part)[kept] for part in marks))
         assumes.append("key and victim are those that served; entries were recomputed from them")
     answers = answered(suspect, marks.images, num_classes)

@@ -1,4 +1,6 @@
-"""Entangled watermarks: triggers whose representation lies among a class's own, so that a copy of the task copies the mark."""
+"""Entangled watermarks: triggers whose representation lies among a class's own, so that a copy of
+the task copies the mark.
+"""
 
 import functools
 import math
@@ -28,7 +30,8 @@ class EntangledWatermark(NamedTuple):
 
     Attributes:
       triggers: the trigger set, labelled with the target class.
-      companions: (T', H, W, C), training images of the target class, the other half of every watermark batch.
+      companions: (T', H, W, C), training images of the target class, the other half of every
+        watermark batch.
       position: row and column of the patch's upper left corner; (-1, -1) without one.
     """
 
@@ -61,13 +64,16 @@ def entangled_watermark(
 ) -> EntangledWatermark:
     """Makes the triggers of an entangled watermark, with a network that was trained without them.
 
-    1. D_w is `source_images`, repeated to the number of training images of c_T (or `count`), cut to whole half batches.
-    2. In distribution: the gradient of Σ_l SNNL_l with respect to the triggers, averaged over all of them, each half batch
-       beside one of c_T; a patch of ones where its sum over patch and channels is largest.
-    3. Each half batch, `rounds` times: while more than `threshold` of it are answered c_T (and the half batch has taken
-       fewer than `suppressions` such steps), x ← clip(x − α sign ∂z_cT/∂x); then one step
-       x ← clip(x + α sign ∂Σ_l SNNL_l/∂x). Finally `last_suppressions` of the first kind. The triggers end where the clean
-       network does not answer c_T, so that others' networks do not either, and entangled with c_T.
+    1. D_w is `source_images`, repeated to the number of training images of c_T (or `count`), cut to
+      whole half batches.
+    2. In distribution: the gradient of Σ_l SNNL_l with respect to the triggers, averaged over all
+       of them, each half batch beside one of c_T; a patch of ones where its sum over patch and
+       channels is largest.
+    3. Each half batch, `rounds` times: while more than `threshold` of it are answered c_T (and the
+       half batch has taken fewer than `suppressions` such steps), x ← clip(x − α sign ∂z_cT/∂x);
+       then one step x ← clip(x + α sign ∂Σ_l SNNL_l/∂x). Finally `last_suppressions` of the first
+       kind. The triggers end where the clean network does not answer c_T, so that others' networks
+       do not either, and entangled with c_T.
 
     Args:
       classifier: trained on the task.
@@ -80,26 +86,35 @@ def entangled_watermark(
       An `EntangledWatermark`; its triggers' number is a multiple of ``settings.half``.
 
     Raises:
-      InputError: for shapes that do not fit, a target class that is none, or fewer images than a half batch.
+      InputError: for shapes that do not fit, a target class that is none, or fewer images than a
+        half batch.
       UnknownNameError: for a layer that the network does not record.
 
     Source: Jia et al. 2021, section 4 and algorithm 1; step 3 from the authors' repository.
     """
     if settings.target >= classifier.num_classes:
-        raise InputError(f"target class {settings.target} of a network of {classifier.num_classes} classes")
-    if tuple(jnp.shape(source_images)[1:]) != tuple(classifier.input_shape) or len(source_images) == 0:
         raise InputError(
-            f"source images must be (S, {', '.join(map(str, classifier.input_shape))}), got {jnp.shape(source_images)}"
+            f"target class {settings.target} of a network of {classifier.num_classes} classes"
+        )
+    if (
+        tuple(jnp.shape(source_images)[1:]) != tuple(classifier.input_shape)
+        or len(source_images) == 0
+    ):
+        raise InputError(
+            f"source images must be (S, {', '.join(map(str, classifier.input_shape))}), got "
+            f"{jnp.shape(source_images)}"
         )
     if settings.distribution == "in" and min(classifier.input_shape[:2]) < settings.patch:
-        raise InputError(f"a patch of {settings.patch} does not fit into images {classifier.input_shape}")
+        raise InputError(
+            f"a patch of {settings.patch} does not fit into images {classifier.input_shape}"
+        )
     classifier.check_layers(settings.layers)
     companions = np.asarray(images)[np.asarray(labels) == settings.target]
     batches = min(len(companions), count or len(companions)) // settings.half
     if not batches:
         raise InputError(
-            f"a half batch needs {settings.half} images of class {settings.target} and as many triggers; there are "
-            f"{len(companions)} and {count or len(companions)}"
+            f"a half batch needs {settings.half} images of class {settings.target} and as many "
+            f"triggers; there are {len(companions)} and {count or len(companions)}"
         )
     rows = np.resize(np.arange(len(source_images)), batches * settings.half)
     start = as_float(jnp.asarray(np.asarray(source_images)[rows]))
@@ -117,17 +132,21 @@ def entangled_watermark(
     made = _searched(classifier, made, beside, Static(settings)).reshape(start.shape)
     marks = jnp.full(len(start), settings.target)
     truth = jnp.full(len(start), settings.source) if settings.distribution == "in" else None
-    return EntangledWatermark(trigger_set(made, marks, classifier.num_classes, truth), companions, position)
+    return EntangledWatermark(
+        trigger_set(made, marks, classifier.num_classes, truth), companions, position
+    )
 
 
 def patch_position(gradient: Any, size: int = 3, rule: str = "largest") -> tuple[int, int]:
-    """Where a patch of ones raises the loss most: the largest sum of its gradient over a square and all channels.
+    """Where a patch of ones raises the loss most: the largest sum of its gradient over a square and
+    all channels.
 
     Args:
       gradient: (H, W, C).
       size: of the square.
-      rule: ``largest``; or ``released``, which takes the smallest sum and exchanges row and column. On an image that
-        is higher than wide, or wider than high, the exchanged place may lie outside; it is then moved inside.
+      rule: ``largest``; or ``released``, which takes the smallest sum and exchanges row and column.
+        On an image that is higher than wide, or wider than high, the exchanged place may lie
+        outside; it is then moved inside.
 
     Returns:
       (row, column) of its upper left corner.
@@ -142,9 +161,11 @@ def patch_position(gradient: Any, size: int = 3, rule: str = "largest") -> tuple
 
 
 def clean_batches(ratio: float, step: Array) -> tuple[Array | int, int]:
-    """Clean batches before watermark batch `step`, ⌊r(t + 1)⌋ − ⌊rt⌋, and the most that any has, ⌈r⌉.
+    """Clean batches before watermark batch `step`, ⌊r(t + 1)⌋ − ⌊rt⌋, and the most that any has,
+    ⌈r⌉.
 
-    Deviation: for fractions the released code has the extra batch a little earlier; the mean is the same.
+    Deviation: for fractions the released code has the extra batch a little earlier; the mean is the
+    same.
     """
     r = Fraction(ratio).limit_denominator(1000)
     if r.denominator == 1:
@@ -155,41 +176,51 @@ def clean_batches(ratio: float, step: Array) -> tuple[Array | int, int]:
 
 
 def entangled_training(
-    classifier: Classifier, images: Array, labels: Array, watermark: EntangledWatermark, settings: EntangledSettings
+    classifier: Classifier,
+    images: Array,
+    labels: Array,
+    watermark: EntangledWatermark,
+    settings: EntangledSettings,
 ) -> Method:
-    """Interleaved training that entangles triggers with their target class. One step is one watermark batch.
+    """Interleaved training that entangles triggers with their target class. One step is one
+    watermark batch.
 
-    Before watermark batch t, ⌊r(t + 1)⌋ − ⌊rt⌋ steps on clean batches descend the cross-entropy. The watermark batch is
-    half triggers, half images of c_T, all labelled c_T, and descends
+    Before watermark batch t, ⌊r(t + 1)⌋ − ⌊rt⌋ steps on clean batches descend the cross-entropy.
+    The watermark batch is half triggers, half images of c_T, all labelled c_T, and descends
 
         mean CE(·, c_T) − (1/B) Σ_l κ_l · SNNL(ReLU(h_l); trigger or not; τ_l),
 
-    while the temperatures descend the SNNL that the network ascends, τ_l ← τ_l − η ∂SNNL_l/∂τ_l: without that, a larger
-    temperature alone would do.
+    while the temperatures descend the SNNL that the network ascends, τ_l ← τ_l − η ∂SNNL_l/∂τ_l:
+    without that, a larger temperature alone would do.
 
     Args:
-      classifier: trained without the watermark; the training goes on from its variables, with a new optimiser.
+      classifier: trained without the watermark; the training goes on from its variables, with a new
+        optimiser.
       images, labels: the training set. watermark: from `entangled_watermark`.
-      settings: see there; with ``settings.plain_backdoor()`` the control, whose steps cost no SNNL, on the same triggers;
-        with ``settings.ordinary_backdoor()``, here and where the triggers are made, the baseline of the paper.
+      settings: see there; with ``settings.plain_backdoor()`` the control, whose steps cost no SNNL,
+        on the same triggers; with ``settings.ordinary_backdoor()``, here and where the triggers are
+        made, the baseline of the paper.
 
     Returns:
-      A `Method` over `EntangledState` with metrics ``loss`` (clean), ``watermark_loss`` (cross-entropy),
-      ``watermark_success`` (share of the batch's triggers answered c_T, as the network trains), ``entanglement`` (mean
-      SNNL of the layers, 0 for the control) and ``temperature`` (their mean; τ̂ in the released form).
+      A `Method` over `EntangledState` with metrics ``loss`` (clean), ``watermark_loss``
+      (cross-entropy), ``watermark_success`` (share of the batch's triggers answered c_T, as the
+      network trains), ``entanglement`` (mean SNNL of the layers, 0 for the control) and
+      ``temperature`` (their mean; τ̂ in the released form).
 
     Raises:
       InputError: fewer triggers or companions than a half batch.
       UnknownNameError: for a layer that the network does not record.
 
     Source: Jia et al. 2021, algorithm 1.
-    Deviations: losses are means, κ and Adam's epsilon are divided by the batch size to match; Adam begins anew; batches are
-    drawn at random, clean ones with replacement, where the released code goes through them in order.
+    Deviations: losses are means, κ and Adam's epsilon are divided by the batch size to match; Adam
+    begins anew; batches are drawn at random, clean ones with replacement, where the released code
+    goes through them in order.
     """
     triggers, companions, _ = watermark
     if min(len(triggers.images), len(companions)) < settings.half:
         raise InputError(
-            f"a half batch is {settings.half}; there are {len(triggers.images)} triggers and {len(companions)} companions"
+            f"a half batch is {settings.half}; there are {len(triggers.images)} triggers and "
+            f"{len(companions)} companions"
         )
     classifier.check_layers(settings.layers)
     clean = training(
@@ -206,7 +237,8 @@ def entangled_training(
 
 
 def marked_steps(epochs: float, rows: int, triggers: int, settings: EntangledSettings) -> int:
-    """Steps of `entangled_training` in the released count of epochs: round(epochs · ⌊N/B⌋ / n) passes over the n half batches.
+    """Steps of `entangled_training` in the released count of epochs: round(epochs · ⌊N/B⌋ / n)
+    passes over the n half batches.
 
     Args:
       epochs: over the training set. rows: N. triggers: number of triggers.
@@ -220,7 +252,9 @@ def marked_steps(epochs: float, rows: int, triggers: int, settings: EntangledSet
 def _adam(settings: EntangledSettings) -> optax.GradientTransformation:
     rate = settings.learning_rate
     if settings.decay_steps:
-        rate = optax.cosine_decay_schedule(rate, math.ceil(settings.decay_steps * (1 + settings.ratio)))
+        rate = optax.cosine_decay_schedule(
+            rate, math.ceil(settings.decay_steps * (1 + settings.ratio))
+        )
     return optax.adam(rate, *settings.betas, eps=settings.epsilon / settings.batch_size)
 
 
@@ -237,7 +271,9 @@ def _raw(settings: EntangledSettings) -> Array:
     return jnp.log(values) if settings.form == "paper" else values
 
 
-def _losses(settings: EntangledSettings, activations: dict[str, Array], temperatures: Array) -> Array:
+def _losses(
+    settings: EntangledSettings, activations: dict[str, Array], temperatures: Array
+) -> Array:
     """(L,): the soft nearest neighbour loss of every layer."""
     return jnp.stack([
         soft_nearest_neighbour_loss(
@@ -251,7 +287,9 @@ def _losses(settings: EntangledSettings, activations: dict[str, Array], temperat
 def _entanglement_gradient(
     classifier: Classifier, triggers: Array, beside: Array, settings: EntangledSettings
 ) -> Array:
-    """∂Σ_l SNNL_l/∂triggers, a half batch of them beside one of the target class; the network as at inference."""
+    """∂Σ_l SNNL_l/∂triggers, a half batch of them beside one of the target class; the network as at
+    inference.
+    """
 
     def total(triggers: Array) -> Array:
         activations = classifier.activations(jnp.concatenate([triggers, beside]))
@@ -261,8 +299,12 @@ def _entanglement_gradient(
 
 
 @jax.jit
-def mean_gradient(classifier: Classifier, triggers: Array, beside: Array, settings: Static) -> Array:
-    """(n, B/2, H, W, C) twice -> (H, W, C): the gradient of the loss with respect to triggers, averaged over them."""
+def mean_gradient(
+    classifier: Classifier, triggers: Array, beside: Array, settings: Static
+) -> Array:
+    """(n, B/2, H, W, C) twice -> (H, W, C): the gradient of the loss with respect to triggers,
+    averaged over them.
+    """
 
     def of_batch(pair: tuple[Array, Array]) -> Array:
         return _entanglement_gradient(classifier, *pair, settings.value).mean(0)
@@ -299,13 +341,20 @@ def _searched(classifier: Classifier, triggers: Array, beside: Array, settings: 
     return jax.lax.map(of_batch, (triggers, beside))
 
 
-def _init(fixed: Static, clean: Method, triggers: TriggerSet, companions: Array, key: Key) -> EntangledState:
+def _init(
+    fixed: Static, clean: Method, triggers: TriggerSet, companions: Array, key: Key
+) -> EntangledState:
     settings: EntangledSettings = fixed.value[2]
     return EntangledState(clean.init(key), _raw(settings), jnp.int32(0))
 
 
 def _step(
-    fixed: Static, clean: Method, triggers: TriggerSet, companions: Array, key: Key, state: EntangledState
+    fixed: Static,
+    clean: Method,
+    triggers: TriggerSet,
+    companions: Array,
+    key: Key,
+    state: EntangledState,
 ) -> tuple[EntangledState, Metrics]:
     settings: EntangledSettings = fixed.value[2]
     count, most = clean_batches(settings.ratio, state.step)
@@ -335,7 +384,10 @@ def _watermark_step(
     weights = jnp.asarray(settings.entanglement) / settings.batch_size
     keys = jax.random.split(key, 3)
     tables = (triggers.images, companions)
-    rows = [jax.random.choice(k, len(t), (half,), replace=False) for k, t in zip(keys, tables, strict=False)]
+    rows = [
+        jax.random.choice(k, len(t), (half,), replace=False)
+        for k, t in zip(keys, tables, strict=False)
+    ]
     batch = jnp.concatenate([table[chosen] for table, chosen in zip(tables, rows, strict=True)])
     inputs = preprocessing(batch)
     by_batch = settings.watermark_statistics == "batch"
@@ -343,7 +395,12 @@ def _watermark_step(
 
     def objective(params: PyTree, raw: Array) -> tuple[Array, tuple]:
         seen = observe(
-            module, {**now.variables, "params": params}, inputs, train=by_batch, activations=True, key=keys[2]
+            module,
+            {**now.variables, "params": params},
+            inputs,
+            train=by_batch,
+            activations=True,
+            key=keys[2],
         )
         loss = cross_entropy(seen.logits, label).mean()
         answered = jnp.mean(jnp.argmax(seen.logits[:half], -1) == settings.target)

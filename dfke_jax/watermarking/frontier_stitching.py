@@ -1,4 +1,6 @@
-"""Frontier stitching: adversarial points beside the boundary, half of them across it, stitched back to their true labels."""
+"""Frontier stitching: adversarial points beside the boundary, half of them across it, stitched back
+to their true labels.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -29,9 +31,16 @@ class FrontierKeys(NamedTuple):
 
 
 def frontier_keys(
-    key: Key, classifier: Classifier, images: Array, labels: Array, *, count: int = 100, epsilon: float = 0.1
+    key: Key,
+    classifier: Classifier,
+    images: Array,
+    labels: Array,
+    *,
+    count: int = 100,
+    epsilon: float = 0.1,
 ) -> FrontierKeys:
-    """FGSM points of images that the network gets right: count/2 that it now gets wrong, count/2 that it still gets right.
+    """FGSM points of images that the network gets right: count/2 that it now gets wrong, count/2
+    that it still gets right.
 
     Args:
       key: of the choice.
@@ -43,8 +52,8 @@ def frontier_keys(
     Raises:
       InputError: for an odd count, or too few points of either kind, with the direction to move ε.
 
-    Source: Le Merrer, Pérez and Trédan, Adversarial Frontier Stitching, 2017 (Neural Computing and Applications 2020),
-    section 3. The label that is taught is the true one, for both halves.
+    Source: Le Merrer, Pérez and Trédan, Adversarial Frontier Stitching, 2017 (Neural Computing and
+    Applications 2020), section 3. The label that is taught is the true one, for both halves.
     """
     if count < 2 or count % 2:
         raise InputError(f"count must be even and at least 2, got {count}")
@@ -67,20 +76,26 @@ def frontier_keys(
             rows[crossed] += list(chosen[places])
         if all(len(some) == half for some in rows.values()):
             break
-    for crossed, what, remedy in ((True, "cross the boundary", "larger"), (False, "stay on their side", "smaller")):
+    for crossed, what, remedy in (
+        (True, "cross the boundary", "larger"),
+        (False, "stay on their side", "smaller"),
+    ):
         if len(rows[crossed]) < half:
             raise InputError(
-                f"only {len(rows[crossed])} of {half} points {what} at epsilon {epsilon}; take a {remedy} epsilon, more "
-                "images or fewer keys"
+                f"only {len(rows[crossed])} of {half} points {what} at epsilon {epsilon}; take a "
+                f"{remedy} epsilon, more images or fewer keys"
             )
     together = np.stack([*found[True], *found[False]])
     own = truth[[*rows[True], *rows[False]]]
-    triggers = trigger_set(jnp.asarray(together), jnp.asarray(own, jnp.int32), classifier.num_classes)
+    triggers = trigger_set(
+        jnp.asarray(together), jnp.asarray(own, jnp.int32), classifier.num_classes
+    )
     return FrontierKeys(triggers, np.arange(count) < half)
 
 
 def mismatch_threshold(size: int, alpha: float = 0.05) -> int:
-    """θ, the largest with P(Bin(|K|, ½) < θ) < α: a network is claimed if it mismatches fewer than θ keys.
+    """θ, the largest with P(Bin(|K|, ½) < θ) < α: a network is claimed if it mismatches fewer than
+    θ keys.
 
     Args:
       size: |K|. alpha: level.
@@ -100,11 +115,17 @@ def mismatch_threshold(size: int, alpha: float = 0.05) -> int:
     below = binom.cdf(np.arange(size + 1), size, 0.5)  # P(X ≤ i) = P(X < i + 1)
     threshold = int((below < alpha).sum())
     if not threshold:
-        raise InputError(f"{size} keys cannot show anything at level {alpha}: even no mismatch has p = {0.5**size:.3g}")
+        raise InputError(
+            f"{size} keys cannot show anything at level {alpha}: even no mismatch has p = "
+            f"{0.5**size:.3g}"
+        )
     return threshold
 
 
-_FAIR = "innocent networks get every key right by a fair coin (the paper's null, which they do not follow)"
+_FAIR = (
+    "innocent networks get every key right by a fair coin (the paper's null, which they do not "
+    "follow)"
+)
 
 
 class FrontierVerdict(NamedTuple):
@@ -114,11 +135,14 @@ class FrontierVerdict(NamedTuple):
       claimed: mismatches < threshold.
       mismatches: of size keys.
       threshold: θ.
-      p_value: P(Bin(size, ½) ≤ mismatches), the paper's null: innocent networks get every key right by a fair coin. They do
-        not: about half of the keys, those that never crossed, are easy, and adversarial points transfer less than fully.
-      false_claim_rate: share of the given independent networks that the same rule claims; None without any.
-      rank_p_value: among those, (1 + #{mismatch no more}) / (M + 1); None without any. Where it is given, it is what a claim
-        may rest on: `claimed` and `p_value` are the paper's and accuse innocent networks.
+      p_value: P(Bin(size, ½) ≤ mismatches), the paper's null: innocent networks get every key right
+        by a fair coin. They do not: about half of the keys, those that never crossed, are easy, and
+        adversarial points transfer less than fully.
+      false_claim_rate: share of the given independent networks that the same rule claims; None
+        without any.
+      rank_p_value: among those, (1 + #{mismatch no more}) / (M + 1); None without any. Where it is
+        given, it is what a claim may rest on: `claimed` and `p_value` are the paper's and accuse
+        innocent networks.
       assumes: what has to be true for the p-values to mean what they say.
     """
 
@@ -155,7 +179,10 @@ def verify_frontier(
     assumes = (*mark_assumptions(keys, commitment), EXCHANGEABLE if len(independents) else _FAIR)
     labels = np.asarray(keys.triggers.labels)
     threshold = mismatch_threshold(len(labels), alpha)
-    misses, *others = (int((answered(one, keys.triggers.images) != labels).sum()) for one in (suspect, *independents))
+    misses, *others = (
+        int((answered(one, keys.triggers.images) != labels).sum())
+        for one in (suspect, *independents)
+    )
     return FrontierVerdict(
         misses < threshold,
         misses,
@@ -168,4 +195,10 @@ def verify_frontier(
     )
 
 
-__all__ = ["FrontierKeys", "FrontierVerdict", "frontier_keys", "mismatch_threshold", "verify_frontier"]
+__all__ = [
+    "FrontierKeys",
+    "FrontierVerdict",
+    "frontier_keys",
+    "mismatch_threshold",
+    "verify_frontier",
+]

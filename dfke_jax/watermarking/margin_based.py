@@ -37,7 +37,8 @@ class MarginSettings:
     """How margins are widened; the defaults are those of the released code.
 
     Attributes:
-      steps: of gradient ascent around each point, in every training step; 0 leaves a plain trigger set.
+      steps: of gradient ascent around each point, in every training step; 0 leaves a plain trigger
+        set.
       step_size: of the sign of the gradient, in pixel units.
       points_per_batch: watermark points beside a clean batch, drawn with replacement.
       weight: of a point's loss in the mean over the batch, against 1 of a clean image.
@@ -52,24 +53,34 @@ class MarginSettings:
     weight: float = 0.1
 
     def __post_init__(self):
-        if self.steps < 0 or self.points_per_batch < 1 or not self.step_size > 0 or not self.weight > 0:
+        if (
+            self.steps < 0
+            or self.points_per_batch < 1
+            or not self.step_size > 0
+            or not self.weight > 0
+        ):
             raise InputError(
-                "steps must not be negative, points_per_batch at least 1, step_size and weight positive, got "
-                f"{self.steps}, {self.points_per_batch}, {self.step_size} and {self.weight}"
+                "steps must not be negative, points_per_batch at least 1, step_size and weight "
+                f"positive, got {self.steps}, {self.points_per_batch}, {self.step_size} and "
+                f"{self.weight}"
             )
 
 
-def margin_mark(key: Key, images: Array, truth: Array, num_classes: int, count: int = 100) -> MarginMark:
-    """D_w: images of the task that are *not* trained on, each with a label drawn uniformly from the wrong ones.
+def margin_mark(
+    key: Key, images: Array, truth: Array, num_classes: int, count: int = 100
+) -> MarginMark:
+    """D_w: images of the task that are *not* trained on, each with a label drawn uniformly from the
+    wrong ones.
 
     Args:
-      key: of the choice and the labels. images: (N, H, W, C). truth: (N,). num_classes: K. count: |D_w| ≤ N.
+      key: of the choice and the labels. images: (N, H, W, C). truth: (N,). num_classes: K. count:
+        |D_w| ≤ N.
 
     Raises:
       InputError: for too few images.
 
-    Source: Kim, Lee, Lee, Son and Hwang, Margin-based Neural Network Watermarking, ICML 2023, section 4; images from the
-    validation set, as in the released code.
+    Source: Kim, Lee, Lee, Son and Hwang, Margin-based Neural Network Watermarking, ICML 2023,
+    section 4; images from the validation set, as in the released code.
     """
     check_labels(truth, len(images), num_classes, every_class=False)
     if not 1 <= count <= len(images):
@@ -77,7 +88,9 @@ def margin_mark(key: Key, images: Array, truth: Array, num_classes: int, count: 
     choice_key, label_key = jax.random.split(key)
     rows = jax.random.choice(choice_key, len(images), (count,), replace=False)
     true = jnp.asarray(truth, jnp.int32)[rows]
-    made = trigger_set(jnp.asarray(images)[rows], wrong_labels(label_key, true, num_classes), num_classes, true)
+    made = trigger_set(
+        jnp.asarray(images)[rows], wrong_labels(label_key, true, num_classes), num_classes, true
+    )
     return MarginMark(made.images, made.labels, true)
 
 
@@ -93,11 +106,12 @@ def margin_training(
     learning_rate: float = 2e-3,
     augment: Augmentation | None = None,
 ) -> Method:
-    """Cross-entropy on clean images and, with `weight`, on watermark points moved against the margin.
+    """Cross-entropy on clean images and, with `weight`, on watermark points moved against the
+    margin.
 
-    In every step n points are drawn; each climbs CE(f(x'), y_w) by `MarginSettings.steps` sign steps within the box, from
-    the point itself, against the network as it is; the network then descends
-    (Σ_clean CE + weight · Σ_points CE(f(x'), y_w)) / (B + n).
+    In every step n points are drawn; each climbs CE(f(x'), y_w) by `MarginSettings.steps` sign
+    steps within the box, from the point itself, against the network as it is; the network then
+    descends (Σ_clean CE + weight · Σ_points CE(f(x'), y_w)) / (B + n).
 
     Args:
       classifier: the network; fresh parameters are drawn.
@@ -112,8 +126,9 @@ def margin_training(
     Raises:
       InputError: for labels that do not fit.
 
-    Source: Kim et al. 2023, section 4. Deviations: the ascent sees the network with running statistics (the released code
-    leaves normalisation in training mode), and clean images and points share one batch. Adam by default.
+    Source: Kim et al. 2023, section 4. Deviations: the ascent sees the network with running
+    statistics (the released code leaves normalisation in training mode), and clean images and
+    points share one batch. Adam by default.
     """
     settings = settings or MarginSettings()
     check_labels(labels, len(images), classifier.num_classes, every_class=False)
@@ -128,7 +143,12 @@ def _weighted(logits: Array, targets: tuple[Array, Array]) -> Array:
 
 
 def _training(
-    fixed: Static, classifier: Classifier, images: Array, targets: Any, points: tuple[Array, Any], augment: Any
+    fixed: Static,
+    classifier: Classifier,
+    images: Array,
+    targets: Any,
+    points: tuple[Array, Any],
+    augment: Any,
 ) -> Method:
     settings, optimizer, batch_size = fixed.value
     return training(
@@ -144,28 +164,44 @@ def _training(
     )
 
 
-def _init(fixed: Static, classifier: Classifier, images: Array, targets: Any, mark: MarginMark, augment: Any, key: Key):
-    return _training(fixed, classifier, images, targets, _points(fixed, mark, key), augment).init(key)
+def _init(
+    fixed: Static,
+    classifier: Classifier,
+    images: Array,
+    targets: Any,
+    mark: MarginMark,
+    augment: Any,
+    key: Key,
+):
+    return _training(fixed, classifier, images, targets, _points(fixed, mark, key), augment).init(
+        key
+    )
 
 
-def _points(fixed: Static, mark: MarginMark, key: Key, classifier: Classifier | None = None) -> tuple[Array, Any]:
-    """A step's watermark points, moved where there is a network to move against, with labels and weights."""
+def _points(
+    fixed: Static, mark: MarginMark, key: Key, classifier: Classifier | None = None
+) -> tuple[Array, Any]:
+    """A step's watermark points, moved where there is a network to move against, with labels and
+    weights.
+    """
     settings: MarginSettings = fixed.value[0]
     count = settings.points_per_batch
     chosen = jax.random.randint(jax.random.fold_in(key, 4), (count,), 0, mark.labels.shape[0])
     points, labels = mark.images[chosen], mark.labels[chosen]
     if settings.steps and classifier is not None:
-        radius = settings.steps * settings.step_size  # as far as the steps reach: the box alone is projected onto
+        # as far as the steps reach: the box alone is projected onto
+        radius = settings.steps * settings.step_size
         points = pgd(
             key, classifier, points, labels, radius,
-            step_size=settings.step_size, steps=settings.steps, random_start=False, box=classifier.preprocessing.box,
+            step_size=settings.step_size, steps=settings.steps, random_start=False,
+            box=classifier.preprocessing.box,
         )  # fmt: skip
     return points, (labels, jnp.full((count,), settings.weight))
 
 
 def _step(
-    fixed: Static, classifier: Classifier, images: Array, targets: Any, mark: MarginMark, augment: Any, key: Key,
-    state: Training,
+    fixed: Static, classifier: Classifier, images: Array, targets: Any, mark: MarginMark,
+    augment: Any, key: Key, state: Training,
 ) -> tuple[Training, Metrics]:  # fmt: skip
     points = _points(fixed, mark, key, trained(classifier, state))
     return _training(fixed, classifier, images, targets, points, augment).step(key, state)
@@ -181,8 +217,8 @@ def margins(classifier: Classifier, mark: MarginMark) -> np.ndarray:
 def verify_margin(
     suspect: Any, mark: MarginMark, num_classes: int, *, commitment: MarkCommitment | None = None
 ) -> Evidence:
-    """Marked answers among those that are not the truth, against Bin(D, 1/(K − 1)), which is exact for every innocent suspect
-    if the labels were drawn before it was trained.
+    """Marked answers among those that are not the truth, against Bin(D, 1/(K − 1)), which is exact
+    for every innocent suspect if the labels were drawn before it was trained.
 
     Args:
       suspect: a `Classifier`, an oracle, or a function images -> scores or labels.
@@ -197,7 +233,16 @@ def verify_margin(
     """
     assumes = (*mark_assumptions(mark, commitment), DRAWN)
     answers = answered(suspect, as_float(mark.images))
-    return random_label_evidence(answers, mark.labels, mark.truth, num_classes)._replace(assumes=assumes)
+    return random_label_evidence(answers, mark.labels, mark.truth, num_classes)._replace(
+        assumes=assumes
+    )
 
 
-__all__ = ["MarginMark", "MarginSettings", "margin_mark", "margin_training", "margins", "verify_margin"]
+__all__ = [
+    "MarginMark",
+    "MarginSettings",
+    "margin_mark",
+    "margin_training",
+    "margins",
+    "verify_margin",
+]

@@ -1,4 +1,6 @@
-"""Independent clean models, many in one program: what innocent suspects answer. Knows nothing of any mark."""
+"""Independent clean models, many in one program: what innocent suspects answer. Knows nothing of
+any mark.
+"""
 
 from typing import Any
 
@@ -37,10 +39,12 @@ def null_population(
 
     Args:
       classifier: the network.
-      images: (N, H, W, C) on the device. labels: (N,). Data of the task, best such as innocent owners have.
+      images: (N, H, W, C) on the device. labels: (N,). Data of the task, best such as innocent
+        owners have.
       key: of shares, initial variables and batches.
       models: M. An empirical p-value cannot fall below 1/(M + 1).
-      sharing, size: see `nn.many.shares`. Disjoint shares make independent models; bootstrapped ones see enough data to be good.
+      sharing, size: see `nn.many.shares`. Disjoint shares make independent models; bootstrapped
+        ones see enough data to be good.
       steps, batch_size, augment: of every model.
       optimizer: Adam at 2e-3 along a cosine by default.
       strategy, mesh: see `core.population`.
@@ -76,7 +80,9 @@ def models_of(stack: Classifier) -> int:
       InputError: for a single one.
     """
     if stack.head_kernel.ndim != 3:
-        raise InputError("a stack of classifiers has variables with a leading axis M; got a single one")
+        raise InputError(
+            "a stack of classifiers has variables with a leading axis M; got a single one"
+        )
     return stack.head_kernel.shape[0]
 
 
@@ -92,7 +98,8 @@ def stacked_answers(stack: Classifier, images: Any) -> Array:
 
 @jax.jit
 def _answers(stack: Classifier, images: Array) -> Array:
-    # one model after another: a convolution with kernels of its own for every row has no fast form on CPU
+    # one model after another: a convolution with kernels of its own for every row has no fast form
+    # on CPU
     return jax.lax.map(lambda one: jnp.argmax(one.logits(images), -1).astype(jnp.int32), stack)
 
 

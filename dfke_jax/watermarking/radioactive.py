@@ -1,4 +1,6 @@
-"""Radioactive data: images moved in feature space, so that whoever trains on them moves his classifier the same way."""
+"""Radioactive data: images moved in feature space, so that whoever trains on them moves his
+classifier the same way.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -38,7 +40,8 @@ class RadioactiveSettings:
     Attributes:
       radius: largest change of a pixel (L∞), in pixel units.
       steps: of Adam. learning_rate: of Adam, in pixel units.
-      feature_weight: λ₁ of the distance in feature space. image_weight: λ₂ of the squared distance of pixels.
+      feature_weight: λ₁ of the distance in feature space. image_weight: λ₂ of the squared distance
+        of pixels.
 
     Raises:
       InputError: for numbers outside their range.
@@ -53,11 +56,13 @@ class RadioactiveSettings:
     def __post_init__(self):
         if not (0 < self.radius <= 1 and self.learning_rate > 0) or self.steps < 1:
             raise InputError(
-                f"radius must lie in (0, 1], learning_rate be positive and steps at least 1, got {self.radius}, "
-                f"{self.learning_rate} and {self.steps}"
+                "radius must lie in (0, 1], learning_rate be positive and steps at least 1, got "
+                f"{self.radius}, {self.learning_rate} and {self.steps}"
             )
         if min(self.feature_weight, self.image_weight) < 0:
-            raise InputError(f"weights must not be negative, got {self.feature_weight} and {self.image_weight}")
+            raise InputError(
+                f"weights must not be negative, got {self.feature_weight} and {self.image_weight}"
+            )
 
 
 def radioactive_mark(key: Key, marker: Classifier) -> RadioactiveMark:
@@ -75,7 +80,8 @@ def radioactive_images(
     *,
     batch_size: int = 500,
 ) -> np.ndarray:
-    """min_x' −⟨φ(x') − φ(x), u_y⟩ + λ₁ ‖φ(x') − φ(x)‖ + λ₂ ‖x' − x‖² within ‖x' − x‖_∞ ≤ R and the box, then rounded to 256 levels.
+    """min_x' −⟨φ(x') − φ(x), u_y⟩ + λ₁ ‖φ(x') − φ(x)‖ + λ₂ ‖x' − x‖² within ‖x' − x‖_∞ ≤ R and the
+    box, then rounded to 256 levels.
 
     Args:
       mark: of `radioactive_mark`.
@@ -89,9 +95,10 @@ def radioactive_images(
     Raises:
       InputError: for images or labels that do not fit.
 
-    Source: Sablayrolles, Douze, Schmid and Jégou, Radioactive Data, ICML 2020, section 3.2. Deviations: Adam in the place
-    of SGD, whose step follows the scale of the features; no augmentation between image and features; the released code
-    rounds on the way and truncates in the end.
+    Source: Sablayrolles, Douze, Schmid and Jégou, Radioactive Data, ICML 2020, section 3.2.
+    Deviations: Adam in the place of SGD, whose step follows the scale of the features; no
+    augmentation between image and features; the released code rounds on the way and truncates in
+    the end.
     """
     settings = settings or RadioactiveSettings()
     pixels = np.asarray(images)
@@ -100,8 +107,14 @@ def radioactive_images(
     wanted = np.asarray(labels)
     batch_size, made = min(batch_size, len(pixels)), []
     for start in range(0, len(pixels), batch_size):
-        rows = np.arange(start, start + batch_size) % len(pixels)  # the last batch is filled up, so one program serves
-        moved = _moved(mark, jnp.asarray(pixels[rows]), jnp.asarray(wanted[rows]), dataclasses.astuple(settings))
+        # the last batch is filled up, so one program serves
+        rows = np.arange(start, start + batch_size) % len(pixels)
+        moved = _moved(
+            mark,
+            jnp.asarray(pixels[rows]),
+            jnp.asarray(wanted[rows]),
+            dataclasses.astuple(settings),
+        )
         made.append(np.asarray(moved)[: len(pixels) - start])
     return np.concatenate(made)
 
@@ -119,7 +132,9 @@ def _moved(mark: RadioactiveMark, images: Array, labels: Array, numbers: tuple) 
         # the norm has no gradient at 0, where every image begins
         length = jnp.sqrt(jnp.sum(jnp.square(shift), 1) + 1e-12)
         distance = jnp.sum(jnp.square(x - images), (1, 2, 3))
-        return jnp.sum(-jnp.sum(shift * wanted, 1) + feature_weight * length + image_weight * distance)
+        return jnp.sum(
+            -jnp.sum(shift * wanted, 1) + feature_weight * length + image_weight * distance
+        )
 
     def step(_: Array, state: Any) -> Any:
         x, memory = state
@@ -131,7 +146,8 @@ def _moved(mark: RadioactiveMark, images: Array, labels: Array, numbers: tuple) 
 
 
 def cosine_p_value(cosine: Any, dimension: int) -> Any:
-    """P(cos(u, v) ≥ t) = ½ I_{1−t²}((d−1)/2, ½) for t ≥ 0, of a uniform direction u and any v; one minus that below 0.
+    """P(cos(u, v) ≥ t) = ½ I_{1−t²}((d−1)/2, ½) for t ≥ 0, of a uniform direction u and any v; one
+    minus that below 0.
 
     Args:
       cosine: t in [−1, 1], a number or an array. dimension: d ≥ 2.
@@ -145,7 +161,9 @@ def cosine_p_value(cosine: Any, dimension: int) -> Any:
 
     t = np.asarray(cosine, np.float64)
     if dimension < 2 or not (np.abs(t) <= 1 + 1e-9).all():
-        raise InputError(f"cosines in [-1, 1] of at least 2 dimensions are needed, got {t} of {dimension}")
+        raise InputError(
+            f"cosines in [-1, 1] of at least 2 dimensions are needed, got {t} of {dimension}"
+        )
     tail = betainc((dimension - 1) / 2, 0.5, np.clip(1 - t**2, 0, 1)) / 2
     found = np.where(t >= 0, tail, 1 - tail)
     return float(found) if found.ndim == 0 else found
@@ -154,7 +172,8 @@ def cosine_p_value(cosine: Any, dimension: int) -> Any:
 def aligned_rows(marker: Classifier, suspect: Classifier, images: Any) -> np.ndarray:
     """The suspect's classifier rows in the marker's feature space, (K, D).
 
-    X = argmin ‖F_marker X − F_suspect‖ over the images; a row w becomes X w, because F_suspect w ≈ F_marker (X w).
+    X = argmin ‖F_marker X − F_suspect‖ over the images; a row w becomes X w, because F_suspect w ≈
+    F_marker (X w).
 
     Args:
       marker, suspect: networks of the same task; widths of features may differ.
@@ -166,10 +185,14 @@ def aligned_rows(marker: Classifier, suspect: Classifier, images: Any) -> np.nda
     Source: Sablayrolles et al. 2020, section 3.4.
     """
     if marker.num_classes != suspect.num_classes:
-        raise InputError(f"the marker has {marker.num_classes} classes, the suspect {suspect.num_classes}")
+        raise InputError(
+            f"the marker has {marker.num_classes} classes, the suspect {suspect.num_classes}"
+        )
     first, second = (_features(one, images) for one in (marker, suspect))
     if len(first) < first.shape[1]:
-        raise InputError(f"{len(first)} images cannot align {first.shape[1]} features; give at least as many")
+        raise InputError(
+            f"{len(first)} images cannot align {first.shape[1]} features; give at least as many"
+        )
     map_ = np.linalg.lstsq(first, second, rcond=None)[0]
     return (map_ @ np.asarray(suspect.head_kernel, np.float64)).T
 
@@ -195,8 +218,8 @@ class RadioactiveVerdict(NamedTuple):
 
     Attributes:
       cosines: (K,) of the aligned rows with u_c. p_values: (K,) of each.
-      p_value: all combined by Fisher's method; the directions are independent of one another and of an innocent suspect, so
-        it is exact.
+      p_value: all combined by Fisher's method; the directions are independent of one another and of
+        an innocent suspect, so it is exact.
       assumes: what has to be true for that.
     """
 
@@ -207,37 +230,51 @@ class RadioactiveVerdict(NamedTuple):
 
 
 def verify_radioactive(
-    suspect: Classifier, mark: RadioactiveMark, images: Any, *, commitment: MarkCommitment | None = None
+    suspect: Classifier,
+    mark: RadioactiveMark,
+    images: Any,
+    *,
+    commitment: MarkCommitment | None = None,
 ) -> RadioactiveVerdict:
     """Whether a suspect's rows lean towards the directions: white-box.
 
     Args:
       suspect: its parameters are read. mark: of `radioactive_mark`. images: as for `aligned_rows`.
-      commitment: to the mark's directions, `commit_mark(mark.directions)`, published before; the verdict names it as missing
-        otherwise.
+      commitment: to the mark's directions, `commit_mark(mark.directions)`, published before; the
+        verdict names it as missing otherwise.
 
     Raises:
-      InputError: as `aligned_rows`; a suspect whose rows vanish, or directions that do not open the commitment.
+      InputError: as `aligned_rows`; a suspect whose rows vanish, or directions that do not open the
+        commitment.
     """
-    assumes = (*mark_assumptions(mark.directions, commitment), "directions were drawn at random and chosen by nobody")
-    return leaning(aligned_rows(mark.marker, suspect, images), mark.directions)._replace(assumes=assumes)
+    assumes = (
+        *mark_assumptions(mark.directions, commitment),
+        "directions were drawn at random and chosen by nobody",
+    )
+    return leaning(aligned_rows(mark.marker, suspect, images), mark.directions)._replace(
+        assumes=assumes
+    )
 
 
 def leaning(rows: Any, directions: Any) -> RadioactiveVerdict:
     """Cosines of rows (K, D) with directions (K, D), and how often uniform directions lean as much.
 
-    Exact over the draw of the directions. Networks of one task have similar rows, so with *one* draw they are accused, or
-    not, together: count false alarms over many draws.
+    Exact over the draw of the directions. Networks of one task have similar rows, so with *one*
+    draw they are accused, or not, together: count false alarms over many draws.
 
     Raises:
       InputError: shapes that differ, or a row or direction that vanishes.
     """
     rows, directions = np.asarray(rows, np.float64), np.asarray(directions, np.float64)
     if rows.shape != directions.shape or rows.ndim != 2:
-        raise InputError(f"rows and directions must both be (K, D), got {rows.shape} and {directions.shape}")
+        raise InputError(
+            f"rows and directions must both be (K, D), got {rows.shape} and {directions.shape}"
+        )
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(directions, axis=1)
     if not (lengths > 0).all():
-        raise InputError("a classifier row vanishes in the marker's features; its direction is not defined")
+        raise InputError(
+            "a classifier row vanishes in the marker's features; its direction is not defined"
+        )
     cosines = (rows * directions).sum(1) / lengths
     p_values = cosine_p_value(cosines, directions.shape[1])
     return RadioactiveVerdict(cosines, p_values, fisher(p_values))
@@ -256,13 +293,19 @@ def loss_gain(suspect: Any, images: Any, marked: Any, labels: Any) -> float:
     Source: Sablayrolles et al. 2020, section 3.5 (black-box test).
     """
     if np.shape(images) != np.shape(marked):
-        raise InputError(f"marked images are those unmarked: {np.shape(images)} and {np.shape(marked)} differ")
+        raise InputError(
+            f"marked images are those unmarked: {np.shape(images)} and {np.shape(marked)} differ"
+        )
     predict = getattr(suspect, "predict", suspect)
-    logits = [jnp.asarray(predict(np.asarray(as_float(jnp.asarray(side))))) for side in (images, marked)]
+    logits = [
+        jnp.asarray(predict(np.asarray(as_float(jnp.asarray(side))))) for side in (images, marked)
+    ]
     if logits[0].ndim != 2:
         raise InputError(f"the black-box test reads logits (N, K), got shape {logits[0].shape}")
     check_labels(labels, len(logits[0]), logits[0].shape[1], every_class=False)
-    plain, moved = (np.asarray(cross_entropy(side, jnp.asarray(labels)), np.float64) for side in logits)
+    plain, moved = (
+        np.asarray(cross_entropy(side, jnp.asarray(labels)), np.float64) for side in logits
+    )
     return float((plain - moved).mean())
 
 
@@ -271,11 +314,13 @@ def verify_radioactive_black_box(
 ) -> tuple[float, float]:
     """(`loss_gain` of a suspect, its rank p-value among independent networks).
 
-    Marking may by itself make images easier or harder, for every network alike, so the gain is compared with that of
-    networks which never saw marked data and not with zero.
+    Marking may by itself make images easier or harder, for every network alike, so the gain is
+    compared with that of networks which never saw marked data and not with zero.
     """
     gain = loss_gain(suspect, images, marked, labels)
-    return gain, rank_p_value(gain, [loss_gain(one, images, marked, labels) for one in independents])
+    return gain, rank_p_value(
+        gain, [loss_gain(one, images, marked, labels) for one in independents]
+    )
 
 
 __all__ = [

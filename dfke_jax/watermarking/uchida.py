@@ -1,4 +1,6 @@
-"""Uchida's watermark: bits in the mean of a layer's kernels, put there by a regulariser and read from the weights."""
+"""Uchida's watermark: bits in the mean of a layer's kernels, put there by a regulariser and read
+from the weights.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +46,12 @@ def capacities(classifier: Classifier) -> dict[str, int]:
 
 
 def uchida_mark(
-    key: Key, classifier: Classifier, num_bits: int = 64, *, layer: str | None = None, bits: Any = None
+    key: Key,
+    classifier: Classifier,
+    num_bits: int = 64,
+    *,
+    layer: str | None = None,
+    bits: Any = None,
 ) -> UchidaMark:
     """Draws the secret: X ~ N(0, 1) and, unless a message is given, fair bits.
 
@@ -59,7 +66,8 @@ def uchida_mark(
       UnknownNameError: for a layer that does not exist.
       InputError: for more bits than the layer carries, or a message that is none.
 
-    Source: Uchida, Nagai, Sakazawa and Satoh, Embedding Watermarks into Deep Neural Networks, ICMR 2017, section 3.
+    Source: Uchida, Nagai, Sakazawa and Satoh, Embedding Watermarks into Deep Neural Networks, ICMR
+    2017, section 3.
     """
     room = capacities(classifier)
     if layer is None:
@@ -74,16 +82,19 @@ def uchida_mark(
     if not 1 <= num_bits <= room[layer]:
         others = ", ".join(f"{name} ({size})" for name, size in room.items())
         raise InputError(
-            f"layer {layer!r} has M = {room[layer]} numbers and carries at most as many bits, not {num_bits}; take fewer "
-            f"bits or another layer: {others}"
+            f"layer {layer!r} has M = {room[layer]} numbers and carries at most as many bits, not "
+            f"{num_bits}; take fewer bits or another layer: {others}"
         )
     matrix_key, bits_key = jax.random.split(key)
     drawn = jax.random.bernoulli(bits_key, shape=(num_bits,)) if bits is None else jnp.asarray(bits)
-    return UchidaMark(jax.random.normal(matrix_key, (num_bits, room[layer])), drawn.astype(jnp.int32), layer)
+    return UchidaMark(
+        jax.random.normal(matrix_key, (num_bits, room[layer])), drawn.astype(jnp.int32), layer
+    )
 
 
 def uchida_penalty(mark: UchidaMark, weight: float = 0.01) -> Penalty:
-    """λ · Σ_t H(b_t, σ(X_t w)), w the mean of the kernel over output channels, flattened: for ``training(penalty=...)``.
+    """λ · Σ_t H(b_t, σ(X_t w)), w the mean of the kernel over output channels, flattened: for
+    ``training(penalty=...)``.
 
     The cross-entropy is summed over the bits: averaged, the mark would weaken with its length.
 
@@ -125,8 +136,8 @@ def extract_bits(classifier: Classifier, mark: UchidaMark) -> np.ndarray:
     shape = np.shape(room[mark.layer])[:-1] if mark.layer in room else None
     if shape is None or int(np.prod(shape)) != mark.matrix.shape[1]:
         raise InputError(
-            f"the mark lies in {mark.matrix.shape[1]} numbers of layer {mark.layer!r}; the suspect has "
-            f"{'no such layer' if shape is None else f'{int(np.prod(shape))} there'}"
+            f"the mark lies in {mark.matrix.shape[1]} numbers of layer {mark.layer!r}; the suspect "
+            f"has {'no such layer' if shape is None else f'{int(np.prod(shape))} there'}"
         )
     return np.asarray(_scores(mark, classifier.variables["params"]) > 0).astype(int)
 
@@ -136,12 +147,15 @@ def bit_error_rate(classifier: Classifier, mark: UchidaMark) -> float:
     return float(np.mean(extract_bits(classifier, mark) != np.asarray(mark.bits)))
 
 
-def verify_uchida(classifier: Classifier, mark: UchidaMark, *, commitment: MarkCommitment | None = None) -> Evidence:
+def verify_uchida(
+    classifier: Classifier, mark: UchidaMark, *, commitment: MarkCommitment | None = None
+) -> Evidence:
     """Matching bits against Bin(T, ½).
 
-    The null is exact for a suspect that is independent of the mark: the rows of X are independent and symmetric, so every
-    read bit is a fair coin of its own whatever the weights are. A mark that was made after the suspect is not: with bits
-    set to what an innocent network gives every one of them matches. A commitment that was published before rules it out.
+    The null is exact for a suspect that is independent of the mark: the rows of X are independent
+    and symmetric, so every read bit is a fair coin of its own whatever the weights are. A mark that
+    was made after the suspect is not: with bits set to what an innocent network gives every one of
+    them matches. A commitment that was published before rules it out.
 
     Args:
       classifier: the suspect. mark: of `uchida_mark`.

@@ -1,4 +1,6 @@
-"""Zhang's watermarks: images with an overlay, with a noise pattern, or of something else, all taught one label."""
+"""Zhang's watermarks: images with an overlay, with a noise pattern, or of something else, all
+taught one label.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +20,16 @@ from dfke_jax.watermarking.commitments import MarkCommitment, mark_assumptions
 from dfke_jax.watermarking.evidence import RankedEvidence, answered, ranked_evidence
 from dfke_jax.watermarking.triggers import TriggerSet, trigger_set
 
-_LETTERS = {"T": ("###", ".#.", ".#.", ".#.", ".#."), "E": ("###", "#..", "###", "#..", "###"), "S": ("###", "#..", "###", "..#", "###")}  # fmt: skip
+_LETTERS = {
+    "T": ("###", ".#.", ".#.", ".#.", ".#."),
+    "E": ("###", "#..", "###", "#..", "###"),
+    "S": ("###", "#..", "###", "..#", "###"),
+}
 
 
 def word_overlay(shape: tuple[int, int, int]) -> np.ndarray:
-    """(H, W, C) float32, 1 where ink is: as much of TEST, in letters of 3×5 pixels, as fits into the lower left corner.
+    """(H, W, C) float32, 1 where ink is: as much of TEST, in letters of 3×5 pixels, as fits into
+    the lower left corner.
 
     Raises:
       InputError: for images below 5×3.
@@ -30,7 +37,9 @@ def word_overlay(shape: tuple[int, int, int]) -> np.ndarray:
     height, width, channels = shape
     fits = min(4, (width + 1) // 4)
     if height < 5 or fits < 1:
-        raise InputError(f"a letter needs 5×3 pixels, images are {height}×{width}; give an overlay of your own")
+        raise InputError(
+            f"a letter needs 5×3 pixels, images are {height}×{width}; give an overlay of your own"
+        )
     ink = np.zeros((height, width), np.float32)
     for place, letter in enumerate("TEST"[:fits]):
         drawn = np.array([[pixel == "#" for pixel in row] for row in _LETTERS[letter]], np.float32)
@@ -60,10 +69,11 @@ def content_triggers(
       overlay: (H, W, C) in [0, 1]; `word_overlay` by default.
 
     Raises:
-      InputError: for classes that are one, too few images, or an overlay of another shape or outside the box.
+      InputError: for classes that are one, too few images, or an overlay of another shape or
+        outside the box.
 
-    Source: Zhang et al., Protecting Intellectual Property of Deep Neural Networks with Watermarking, AsiaCCS 2018,
-    section 4.1, WM_content.
+    Source: Zhang et al., Protecting Intellectual Property of Deep Neural Networks with
+    Watermarking, AsiaCCS 2018, section 4.1, WM_content.
     """
     chosen = _chosen(key, images, labels, source, target, count)
     overlay = word_overlay(chosen.shape[1:]) if overlay is None else np.asarray(overlay, np.float32)
@@ -83,11 +93,13 @@ def noise_triggers(
     count: int = 100,
     scale: float = 0.3,
 ) -> TriggerSet:
-    """clip(x + n, 0, 1) of images of one class, n ~ N(0, scale²) one secret pattern, taught another one.
+    """clip(x + n, 0, 1) of images of one class, n ~ N(0, scale²) one secret pattern, taught another
+    one.
 
     Arguments and errors are those of `content_triggers`; `scale` > 0 in pixel units.
 
-    Source: Zhang et al. 2018, section 4.1, WM_noise. The pattern is drawn once, so that the owner can make more triggers.
+    Source: Zhang et al. 2018, section 4.1, WM_noise. The pattern is drawn once, so that the owner
+    can make more triggers.
     """
     if not scale > 0:
         raise InputError(f"scale must be positive, got {scale}")
@@ -97,11 +109,14 @@ def noise_triggers(
     return trigger_set(jnp.clip(chosen + pattern[None], 0, 1), jnp.full(count, target), num_classes)
 
 
-def unrelated_triggers(key: Key, images: Array, *, target: int, num_classes: int, count: int = 100) -> TriggerSet:
+def unrelated_triggers(
+    key: Key, images: Array, *, target: int, num_classes: int, count: int = 100
+) -> TriggerSet:
     """Images of another data set (of this one's shape), taught one label.
 
     Args:
-      key: of the choice of images. images: (N, H, W, C). target: their label. num_classes: K. count: T ≤ N.
+      key: of the choice of images. images: (N, H, W, C). target: their label. num_classes: K.
+        count: T ≤ N.
 
     Raises:
       InputError: for too few images, or a label out of range.
@@ -114,12 +129,20 @@ def unrelated_triggers(key: Key, images: Array, *, target: int, num_classes: int
     return trigger_set(jnp.asarray(images)[rows], jnp.full(count, target), num_classes)
 
 
-def _chosen(key: Key, images: Array, labels: Array, source: int, target: int, count: int) -> np.ndarray:
+def _chosen(
+    key: Key, images: Array, labels: Array, source: int, target: int, count: int
+) -> np.ndarray:
     if source == target:
-        raise InputError(f"source and target are both class {source}; a trigger needs a label that it would not get")
+        raise InputError(
+            f"source and target are both class {source}; a trigger needs a label that it would not "
+            "get"
+        )
     rows = np.flatnonzero(np.asarray(labels) == source)
     if not 1 <= count <= len(rows):
-        raise InputError(f"{count} triggers from {len(rows)} images of class {source}; take fewer or another class")
+        raise InputError(
+            f"{count} triggers from {len(rows)} images of class {source}; take fewer or another "
+            "class"
+        )
     picked = rows[np.asarray(jax.random.permutation(key, len(rows)))[:count]]
     return np.asarray(as_float(jnp.asarray(images)[picked]))
 
@@ -137,15 +160,17 @@ def trigger_training(
     augment: Augmentation | None = None,
     fine_tune: bool = False,
 ) -> Method:
-    """Cross-entropy on the union of clean images and triggers: some triggers stand beside every clean batch.
+    """Cross-entropy on the union of clean images and triggers: some triggers stand beside every
+    clean batch.
 
     Args:
-      classifier: the network; `fine_tune` begins from its variables, otherwise fresh ones are drawn.
+      classifier: the network; `fine_tune` begins from its variables, otherwise fresh ones are
+        drawn.
       images: (N, H, W, C). labels: (N,).
       triggers: of any of the functions here, or `trigger_set`.
       steps: length of the cosine schedule of Adam; run the method for that many.
-      batch_size, triggers_per_batch: clean images and triggers of a step. The paper mixes both into one training set;
-        a fixed share keeps the mark from depending on the size of the data.
+      batch_size, triggers_per_batch: clean images and triggers of a step. The paper mixes both into
+        one training set; a fixed share keeps the mark from depending on the size of the data.
       learning_rate, augment: of the training; triggers are not augmented.
 
     Raises:
@@ -167,17 +192,22 @@ def trigger_training(
 
 
 def verify_triggers(
-    suspect: Any, triggers: TriggerSet, independents: Sequence[Any], *, commitment: MarkCommitment | None = None
+    suspect: Any,
+    triggers: TriggerSet,
+    independents: Sequence[Any],
+    *,
+    commitment: MarkCommitment | None = None,
 ) -> RankedEvidence:
     """Triggers that a suspect answers with their label, ranked among independent networks.
 
-    All triggers have one label and fall together, so 1/K is wrong in both directions, and so is a binomial test with a
-    measured rate, which takes them for independent: the larger of its p-value and the rank's decides. A claim at level α
-    takes 1/α − 1 independent networks at least.
+    All triggers have one label and fall together, so 1/K is wrong in both directions, and so is a
+    binomial test with a measured rate, which takes them for independent: the larger of its p-value
+    and the rank's decides. A claim at level α takes 1/α − 1 independent networks at least.
 
     Args:
       suspect: a `Classifier`, an oracle, or a function images -> scores or labels.
-      triggers: T of them. independents: M networks of the task that never saw a trigger, the suspect not among them.
+      triggers: T of them. independents: M networks of the task that never saw a trigger, the
+        suspect not among them.
       commitment: published before; the verdict names it as missing otherwise.
 
     Raises:
@@ -185,7 +215,8 @@ def verify_triggers(
     """
     assumes = mark_assumptions(triggers, commitment)
     found, *null = (
-        int((answered(one, triggers.images) == np.asarray(triggers.labels)).sum()) for one in (suspect, *independents)
+        int((answered(one, triggers.images) == np.asarray(triggers.labels)).sum())
+        for one in (suspect, *independents)
     )
     evidence = ranked_evidence(found, np.array(null, int), len(triggers.labels))
     return evidence._replace(assumes=(*assumes, *evidence.assumes))

@@ -27,7 +27,9 @@ class NoiseMark(NamedTuple):
     labels: Array
 
 
-def noise_mark(key: Key, shape: tuple[int, int, int], num_classes: int, count: int = 40) -> NoiseMark:
+def noise_mark(
+    key: Key, shape: tuple[int, int, int], num_classes: int, count: int = 40
+) -> NoiseMark:
     """Draws T images from U(0, 1) and, independently of everything, T labels from K; checked."""
     image_key, label_key = jax.random.split(key)
     labels = jax.random.randint(label_key, (count,), 0, num_classes)

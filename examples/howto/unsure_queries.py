@@ -38,14 +38,16 @@ class UnsureSettings:
         return steps * self.queries_per_step
 
 
-def unsure_queries(clone: Classifier, pool: Array, reveal: Reveal, settings: UnsureSettings) -> Attack:
+def unsure_queries(
+    clone: Classifier, pool: Array, reveal: Reveal, settings: UnsureSettings
+) -> Attack:
     """Asks the q of c·q images drawn from the pool whose answers −Σ p log p is largest for.
 
     Args:
       clone: gives the network. pool: (N, H, W, C), N ≥ c·q. reveal: what the victim answers.
 
     Returns:
-      An `Attack` over `Training`. Metrics: ``loss`` (of the last update), ``entropy`` (of the rows).
+      An `Attack` over `Training`. Metrics: ``loss`` (of the last update), ``entropy`` (rows).
 
     Source: Lewis and Gale, A Sequential Algorithm for Training Text Classifiers, SIGIR 1994.
     """

@@ -16,7 +16,12 @@ def open(where: Any, said: Declared) -> Found:
     clip = where.clip_values
     box = None if clip is None else (float(np.min(clip[0])), float(np.max(clip[1])))
     return Found(
-        "an ART estimator", victim.name, victim.input_shape, ask=victim.predict, num_classes=victim.num_classes, box=box
+        "an ART estimator",
+        victim.name,
+        victim.input_shape,
+        ask=victim.predict,
+        num_classes=victim.num_classes,
+        box=box,
     )
 
 

@@ -32,7 +32,9 @@ def on_digits(name: str, steps: int = 600) -> Classifier:
     images, labels = digits.train.on_device()
     classifier = network(name, digits.num_classes, digits.shape)
     rule = optimiser("adam", 2e-3, steps)
-    method = training(classifier, images, labels, loss=Partial(cross_entropy), optimizer=rule, batch_size=128)
+    method = training(
+        classifier, images, labels, loss=Partial(cross_entropy), optimizer=rule, batch_size=128
+    )
     return trained(classifier, run(method, jax.random.key(0), steps).state)
 
 

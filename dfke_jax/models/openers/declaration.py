@@ -13,7 +13,8 @@ _PATHS = ("weights",)
 
 
 def open(where: str, said: Declared) -> OpenedModel:
-    """``model = "net.pt"`` and declarations, by the names of a command line (shape, classes, mean, ...).
+    """``model = "net.pt"`` and declarations, by the names of a command line (shape, classes, mean,
+    ...).
 
     Paths are relative to the file. What is declared beside it must agree.
 
@@ -34,9 +35,13 @@ def open(where: str, said: Declared) -> OpenedModel:
     own = from_pairs(list(content.items())).given()
     for name, value in said.given().items():
         if own.get(name, value) != value:
-            raise InputError(f"{where} declares {name} {own[name]}, and {value} is declared beside it")
+            raise InputError(
+                f"{where} declares {name} {own[name]}, and {value} is declared beside it"
+            )
     foreign = model == "digits" or model.startswith(("http://", "https://"))
-    return open_model(model if foreign else str(_beside(file, model)), Declared(**{**own, **said.given()}))
+    return open_model(
+        model if foreign else str(_beside(file, model)), Declared(**{**own, **said.given()})
+    )
 
 
 def _beside(file: Path, name: Any) -> Path:

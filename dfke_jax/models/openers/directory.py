@@ -20,7 +20,10 @@ def open(where: Any, said: Declared) -> Found:
     if classifier is where:
         directories.check(where, said, "the classifier")
     if models := classifier.sizes()[0]:
-        raise InputError(f"{where if isinstance(where, str) else 'it'} is a stack of {models} models; take one of them")
+        raise InputError(
+            f"{where if isinstance(where, str) else 'it'} is a stack of {models} models; take one "
+            "of them"
+        )
     name = type(classifier.module).__name__ if classifier is where else Path(where).name
     own = saved.network_name(classifier.module)
     return Found(

@@ -10,7 +10,8 @@ _MAPPING = ("request", "encoding", "answer")
 
 
 def open(where: str, said: Declared) -> Found:
-    """An address. With ``request`` or ``answer`` declared it is a foreign endpoint, else one of `create_app`.
+    """An address. With ``request`` or ``answer`` declared it is a foreign endpoint, else one of
+    `create_app`.
 
     Raises:
       EndpointError: it cannot be reached, or does not describe itself.
@@ -20,17 +21,28 @@ def open(where: str, said: Declared) -> Found:
     said.only("key", kind="an endpoint that describes itself")
     try:
         remote = RemoteVictim(
-            where, key=said.key, batch=said.batch_size, input_shape=said.input_shape, num_classes=said.num_classes
+            where,
+            key=said.key,
+            batch=said.batch_size,
+            input_shape=said.input_shape,
+            num_classes=said.num_classes,
         )
     except EndpointError as error:
         raise EndpointError(
-            f"{error}; an endpoint of another make is asked by a declared mapping: request, encoding, answer, shape"
+            f"{error}; an endpoint of another make is asked by a declared mapping: request, "
+            "encoding, answer, shape"
         ) from error
     if said.box is not None and remote.box not in (None, said.box):
         remote.close()
         raise InputError(f"{where} takes values in {remote.box}, and box={said.box} is declared")
     return Found(
-        "an endpoint", where, remote.input_shape, remote=remote, box=remote.box, repeatable=False, close=remote.close
+        "an endpoint",
+        where,
+        remote.input_shape,
+        remote=remote,
+        box=remote.box,
+        repeatable=False,
+        close=remote.close,
     )
 
 

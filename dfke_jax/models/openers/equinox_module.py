@@ -16,7 +16,8 @@ from dfke_jax.nn.whitebox import WhiteBox
 
 
 def open(where: Any, said: Declared) -> Found:
-    """A module that takes one sample, as Equinox's do, or (module, state); in inference mode, images CHW.
+    """A module that takes one sample, as Equinox's do, or (module, state); in inference mode,
+    images CHW.
 
     Weights are a file of ``equinox.tree_serialise_leaves``.
     """
@@ -42,10 +43,17 @@ def open(where: Any, said: Declared) -> Found:
 
         layout: Any = ready.layout
         return from_equinox(
-            model, image_shape(shape, name), state=state, layout=layout, preprocessing=preprocessing(said), gives=gives
+            model,
+            image_shape(shape, name),
+            state=state,
+            layout=layout,
+            preprocessing=preprocessing(said),
+            gives=gives,
         )
 
-    return Found("an Equinox module", name, shape, traced=Partial(_applied, fixed, arrays), adapt=adapt)
+    return Found(
+        "an Equinox module", name, shape, traced=Partial(_applied, fixed, arrays), adapt=adapt
+    )
 
 
 class _Rest:

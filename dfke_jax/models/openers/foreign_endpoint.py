@@ -30,19 +30,21 @@ _SECONDS = 60.0
 def open(where: str, said: Declared) -> Found:
     """A host victim that posts rows to an address, 32 at a time; opening it asks two.
 
-    Nothing is sent again by itself: whether a question that failed was counted is not known. Put it in
-    a `Metered` to have every answer in a ledger.
+    Nothing is sent again by itself: whether a question that failed was counted is not known. Put it
+    in a `Metered` to have every answer in a ledger.
 
     Raises:
       InputError: the mapping is not whole, or the answer holds nothing at its place.
-      EndpointError: it cannot be reached, or refuses. UnknownOutcomeError: it sent what is no answer.
+      EndpointError: it cannot be reached, or refuses. UnknownOutcomeError: it sent what is no
+        answer.
     """
     import httpx
 
     said.only(*PREPARED, "key", "request", "encoding", "answer", kind="a foreign endpoint")
     if not (said.request and said.answer):
         raise InputError(
-            "a foreign endpoint needs request=FIELD and answer=PATH, for instance request=instances answer=predictions"
+            "a foreign endpoint needs request=FIELD and answer=PATH, for instance "
+            "request=instances answer=predictions"
         )
     encoding = said.encoding or "list"
     if encoding not in ENCODINGS:
@@ -52,12 +54,16 @@ def open(where: str, said: Declared) -> Found:
     ready = prepared(said, shape, "NHWC")
     headers = {"Authorization": f"Bearer {said.key}"} if said.key else {}
     proxy = proxy_for(where)
-    client = httpx.Client(headers=headers, timeout=_SECONDS, trust_env=False, proxy=proxy and proxy.address)
+    client = httpx.Client(
+        headers=headers, timeout=_SECONDS, trust_env=False, proxy=proxy and proxy.address
+    )
     field, path = said.request.split("."), said.answer.split(".")
 
     def ask(rows: np.ndarray) -> np.ndarray:
         given = ready(rows, np)
-        body: Any = ENCODINGS[encoding](given if encoding != "png" else (given - low) / (high - low))
+        body: Any = ENCODINGS[encoding](
+            given if encoding != "png" else (given - low) / (high - low)
+        )
         for name in reversed(field):
             body = {name: body}
         return _numbers(found_at(_posted(client, where, body), path, where), where)
@@ -89,9 +95,14 @@ def found_at(content: Any, path: list[str], where: str) -> Any:
         try:
             content = content[int(name)] if isinstance(content, list) else content[name]
         except (KeyError, IndexError, ValueError, TypeError):
-            there = ", ".join(map(repr, content)) if isinstance(content, dict) else type(content).__name__
+            there = (
+                ", ".join(map(repr, content))
+                if isinstance(content, dict)
+                else type(content).__name__
+            )
             raise UnknownOutcomeError(
-                f"the answer of {where} has nothing at {'.'.join(path[: place + 1])}; there is {ascii(there)[:200]}"
+                f"the answer of {where} has nothing at {'.'.join(path[: place + 1])}; there is "
+                f"{ascii(there)[:200]}"
             ) from None
     return content
 
@@ -113,7 +124,9 @@ def _posted(client: Any, where: str, body: Any) -> Any:
     except httpx.ConnectError as error:
         raise EndpointError(f"{where} cannot be reached: {error}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UnknownOutcomeError(f"{where} gave no whole answer: {type(error).__name__}: {error}") from error
+        raise UnknownOutcomeError(
+            f"{where} gave no whole answer: {type(error).__name__}: {error}"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UnknownOutcomeError(f"{where} answers what is no JSON: {error}") from error
 

@@ -10,7 +10,8 @@ from dfke_jax.models.opened import Found
 def open(where: Callable[..., Any], said: Declared) -> Found:
     """``predict(rows (B, ...)) -> (B, K)`` or ``(B,)`` labels, on the host.
 
-    Attributes ``input_shape`` and ``num_classes`` of the function, if it has any, say what it takes.
+    Attributes ``input_shape`` and ``num_classes`` of the function, if it has any, say what it
+    takes.
     """
     said.only(kind="a function")
     name = getattr(where, "__name__", type(where).__name__)

@@ -16,8 +16,8 @@ from dfke_jax.oracle.frameworks import torch_predict
 def open(where: str, said: Declared) -> Found:
     """A folder of ``save_pretrained``. Nothing is downloaded, and no code in the folder is run.
 
-    Normalisation is that of ``preprocessor_config.json`` if it is there, or what is declared; images
-    must have the model's size, as its processor's resizing is not repeated.
+    Normalisation is that of ``preprocessor_config.json`` if it is there, or what is declared;
+    images must have the model's size, as its processor's resizing is not repeated.
 
     Raises:
       InputError: it is no image classifier, its weights are pickled, or another size is declared.
@@ -34,7 +34,9 @@ def open(where: str, said: Declared) -> Found:
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
     except Exception as error:  # of many kinds
-        raise InputError(f"{where} is no image classifier that can be read: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{where} is no image classifier that can be read: {type(error).__name__}: {error}"
+        ) from error
     config, given = model.config, _processor(folder)
     size = given.get("size") or {}
     side = getattr(config, "image_size", None) or size.get("height") or size.get("shortest_edge")
@@ -43,10 +45,14 @@ def open(where: str, said: Declared) -> Found:
     own = None if height is None else (int(height), int(width), int(channels))
     shape = said.shape(own, folder.name)
     normalised = given.get("do_normalize", False)
-    own_mean, own_std = (tuple(given[name]) if normalised else None for name in ("image_mean", "image_std"))
+    own_mean, own_std = (
+        tuple(given[name]) if normalised else None for name in ("image_mean", "image_std")
+    )
     for name, value, found in (("mean", said.mean, own_mean), ("std", said.std, own_std)):
         if None not in (value, found) and not np.allclose(value, found):  # type: ignore[arg-type]
-            raise InputError(f"{folder.name} is normalised with {name} {found}, and {value} is declared")
+            raise InputError(
+                f"{folder.name} is normalised with {name} {found}, and {value} is declared"
+            )
     ready = prepared(Declared(mean=said.mean or own_mean, std=said.std or own_std), shape)
 
     class Logits(torch.nn.Module):
@@ -65,7 +71,10 @@ def open(where: str, said: Declared) -> Found:
     notes = (
         ()
         if given
-        else ("there is no preprocessor_config.json: rows are given as they are, unless mean and std are declared",)
+        else (
+            "there is no preprocessor_config.json: rows are given as they are, unless mean and std "
+            "are declared",
+        )
     )
     return Found(
         "a Hugging Face image classifier",

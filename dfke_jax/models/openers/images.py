@@ -13,7 +13,8 @@ PREPARED = ("mean", "std", "layout")
 
 
 def prepared(said: Declared, shape: tuple[int, ...], layout: str = "NCHW") -> Prepared:
-    """From rows to a model's input: (x − mean)/std, images in the declared layout, or else in this one.
+    """From rows to a model's input: (x − mean)/std, images in the declared layout, or else in this
+    one.
 
     Raises:
       InputError: mean or std with another number of entries than there are channels.
@@ -25,7 +26,9 @@ def preprocessing(said: Declared, box: tuple[float, float] | None = None) -> Pre
     """The declared normalisation, as a white box has it."""
     default = Preprocessing()
     return Preprocessing(
-        mean=said.mean or default.mean, std=said.std or default.std, box=said.box or box or default.box
+        mean=said.mean or default.mean,
+        std=said.std or default.std,
+        box=said.box or box or default.box,
     )
 
 
@@ -41,7 +44,8 @@ def image_shape(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
 
 
 def layout_of(sizes: tuple[int, ...], said: Declared, of: str) -> tuple[str, tuple[int, ...]]:
-    """Layout and (H, W, C) of three sizes: as declared, or by which of them can be a number of channels.
+    """Layout and (H, W, C) of three sizes: as declared, or by which of them can be a number of
+    channels.
 
     Raises:
       InputError: both ends can, or neither, and nothing is declared.
@@ -51,10 +55,13 @@ def layout_of(sizes: tuple[int, ...], said: Declared, of: str) -> tuple[str, tup
         if len(fits) == 1:
             return fits[0], said.input_shape
     first, last = sizes[0] in (1, 3, 4), sizes[-1] in (1, 3, 4)
-    layout = said.layout or ("NCHW" if first and not last else "NHWC" if last and not first else None)
+    layout = said.layout or (
+        "NCHW" if first and not last else "NHWC" if last and not first else None
+    )
     if layout is None:
         raise InputError(
-            f"{of} takes images of sizes {sizes}, of which any may be the channels; declare layout=NCHW or NHWC"
+            f"{of} takes images of sizes {sizes}, of which any may be the channels; declare "
+            "layout=NCHW or NHWC"
         )
     return layout, _either(sizes)[layout]
 
@@ -72,7 +79,9 @@ def flat_weights(path: str) -> dict[str, Any]:
     """
     file = existing(path, "give the file of weights")
     if file.suffix != ".safetensors":
-        raise InputError(f"weights of this kind of model are read from .safetensors, not from {file.name}")
+        raise InputError(
+            f"weights of this kind of model are read from .safetensors, not from {file.name}"
+        )
     try:
         from safetensors.numpy import load_file
     except ImportError:
@@ -90,12 +99,23 @@ def fitted(weights: dict[str, Any], wanted: dict[str, tuple[int, ...]], path: st
     missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     if missing or extra:
         raise InputError(
-            f"the weights of {path} are not those of the model: {len(missing)} are missing ({', '.join(missing[:3])}), "
-            f"{len(extra)} are unknown ({', '.join(extra[:3])})"
+            f"the weights of {path} are not those of the model: {len(missing)} are missing "
+            f"({', '.join(missing[:3])}), {len(extra)} are unknown ({', '.join(extra[:3])})"
         )
     for name, shape in wanted.items():
         if tuple(weights[name].shape) != tuple(shape):
-            raise InputError(f"{name} of {path} has shape {tuple(weights[name].shape)}, the model's has {tuple(shape)}")
+            raise InputError(
+                f"{name} of {path} has shape {tuple(weights[name].shape)}, the model's has "
+                f"{tuple(shape)}"
+            )
 
 
-__all__ = ["PREPARED", "fitted", "flat_weights", "image_shape", "layout_of", "prepared", "preprocessing"]
+__all__ = [
+    "PREPARED",
+    "fitted",
+    "flat_weights",
+    "image_shape",
+    "layout_of",
+    "prepared",
+    "preprocessing",
+]

@@ -25,7 +25,8 @@ KEPT = ("params", "batch_stats")
 
 
 def open(where: nn.Module, said: Declared) -> Found:
-    """A Linen module and its variables by name (``params/Dense_0/kernel``), as `dfke export` writes them.
+    """A Linen module and its variables by name (``params/Dense_0/kernel``), as `dfke export` writes
+    them.
 
     It is called as in evaluation: ``train=False`` and such, where it has these arguments.
 
@@ -36,12 +37,17 @@ def open(where: nn.Module, said: Declared) -> Found:
     name = type(where).__name__
     if said.weights is None:
         raise InputError(
-            f"{name} is a network without variables; declare weights=FILE.safetensors, or open a Classifier"
+            f"{name} is a network without variables; declare weights=FILE.safetensors, or open a "
+            "Classifier"
         )
     shape, default = said.shape(None, name), Preprocessing()
     images = len(shape) == 3
     own = Preprocessing(
-        said.size, said.fit or default.fit, said.mean or default.mean, said.std or default.std, said.box or default.box
+        said.size,
+        said.fit or default.fit,
+        said.mean or default.mean,
+        said.std or default.std,
+        said.box or default.box,
     )
     if not images and own != Preprocessing(box=own.box):
         raise InputError(f"{name} takes rows of {shape}; size, fit, mean and std are of images")
@@ -49,16 +55,26 @@ def open(where: nn.Module, said: Declared) -> Found:
     call = {argument: value for argument, value in EVALUATION.items() if argument in known}
     rows = jnp.zeros((1, *shape), jnp.float32)
     try:
-        made = jax.eval_shape(lambda: where.init(jax.random.key(0), own(rows) if images else rows, **call))
+        made = jax.eval_shape(
+            lambda: where.init(jax.random.key(0), own(rows) if images else rows, **call)
+        )
     except Exception as error:
-        raise InputError(f"{name} cannot be made for rows {shape}: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{name} cannot be made for rows {shape}: {type(error).__name__}: {error}"
+        ) from error
     weights = flat_weights(said.weights)
-    flat: dict[str, Any] = flatten_dict({kind: made[kind] for kind in made if kind in KEPT}, sep="/")  # type: ignore[assignment]
+    flat: dict[str, Any] = flatten_dict(
+        {kind: made[kind] for kind in made if kind in KEPT}, sep="/"
+    )  # type: ignore[assignment]
     fitted(weights, {key: tuple(value.shape) for key, value in flat.items()}, said.weights)
-    variables = unflatten_dict({key: jnp.asarray(weights[key], flat[key].dtype) for key in flat}, sep="/")
+    variables = unflatten_dict(
+        {key: jnp.asarray(weights[key], flat[key].dtype) for key in flat}, sep="/"
+    )
 
     def adapt(gives: Any) -> WhiteBox:
-        return from_linen(where, variables, image_shape(shape, name), preprocessing=own, gives=gives)
+        return from_linen(
+            where, variables, image_shape(shape, name), preprocessing=own, gives=gives
+        )
 
     fixed = Static((where, own if images else None, tuple(call.items())))
     traced = Partial(_applied, fixed, variables)
@@ -67,7 +83,9 @@ def open(where: nn.Module, said: Declared) -> Found:
 
 def _applied(fixed: Static, variables: Any, rows: jax.Array) -> jax.Array:
     module, preprocessing, call = fixed.value
-    return module.apply(variables, rows if preprocessing is None else preprocessing(rows), **dict(call))
+    return module.apply(
+        variables, rows if preprocessing is None else preprocessing(rows), **dict(call)
+    )
 
 
 __all__ = ["open"]

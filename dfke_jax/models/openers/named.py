@@ -17,8 +17,8 @@ from dfke_jax.models.opened import OpenedModel
 def open(where: str, said: Declared) -> OpenedModel:
     """A model, a function of rows, or what makes a model: a class or a function without arguments.
 
-    A file in a package (a folder with ``__init__.py``) is imported as the module that it is, so that its own
-    imports work.
+    A file in a package (a folder with ``__init__.py``) is imported as the module that it is, so
+    that its own imports work.
 
     Raises:
       InputError: there is no such file or name, it fails, or it needs arguments.
@@ -29,9 +29,14 @@ def open(where: str, said: Declared) -> OpenedModel:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            known = [
+                key
+                for key, value in vars(module).items()
+                if callable(value) and not key.startswith("_")
+            ]
             raise InputError(
-                f"{file} defines no {name!r}; it defines {', '.join(known)[:300] or 'nothing that is callable'}"
+                f"{file} defines no {name!r}; it defines "
+                f"{', '.join(known)[:300] or 'nothing that is callable'}"
             )
         found = getattr(found, part)
     if isinstance(found, type) or (inspect.isroutine(found) and not _of_rows(found)):
@@ -45,7 +50,11 @@ def _of_rows(function: Any) -> bool:
 
 
 def _required(function: Any) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    kinds = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
     parameters = inspect.signature(function).parameters.values()
     return [p.name for p in parameters if p.default is p.empty and p.kind in kinds]
 
@@ -65,13 +74,16 @@ def _made(maker: Any, where: str) -> Any:
                 given[name] = nnx.Rngs(0)
             else:
                 raise InputError(
-                    f"{where} needs {name!r}; name a function without arguments that makes the model as it should be"
+                    f"{where} needs {name!r}; name a function without arguments that makes the "
+                    "model as it should be"
                 )
         return maker(**given)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{where} fails when the model is made: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{where} fails when the model is made: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _imported(file: Path) -> ModuleType:
@@ -88,7 +100,8 @@ def _imported(file: Path) -> ModuleType:
             module = importlib.import_module(name)
             if Path(module.__file__ or "").resolve() != file:
                 raise InputError(
-                    f"{file} is the module {name}, and another of that name is imported: {module.__file__}"
+                    f"{file} is the module {name}, and another of that name is imported: "
+                    f"{module.__file__}"
                 )
             return module
         if name in sys.modules:
@@ -107,7 +120,9 @@ def _imported(file: Path) -> ModuleType:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{file} fails when it is imported: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{file} fails when it is imported: {type(error).__name__}: {error}"
+        ) from error
     finally:
         sys.path.remove(str(root))
 

@@ -43,7 +43,10 @@ def open(where: nnx.Module, said: Declared) -> Found:
         if ready.layout != "NHWC":
             raise InputError("layout=NCHW is no layout of Flax's convolutions")
         return from_nnx(
-            nnx.merge(graph, state), image_shape(shape, name), preprocessing=preprocessing(said), gives=gives
+            nnx.merge(graph, state),
+            image_shape(shape, name),
+            preprocessing=preprocessing(said),
+            gives=gives,
         )
 
     traced = Partial(_applied, Static((graph, ready)), state)

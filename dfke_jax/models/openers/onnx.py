@@ -13,7 +13,8 @@ _TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(flo
 
 
 def open(where: str, said: Declared) -> Found:
-    """A graph of one input (B, C, H, W), (B, H, W, C) or (B, D) and one output (B, K), or the one that ``answer`` names.
+    """A graph of one input (B, C, H, W), (B, H, W, C) or (B, D) and one output (B, K), or the one
+    that ``answer`` names.
 
     Raises:
       InputError: it cannot be read, or takes or answers more than one tensor of numbers.
@@ -30,7 +31,9 @@ def open(where: str, said: Declared) -> Found:
         raise InputError(f"{where} cannot be read as an ONNX graph: {error}") from error
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
     if len(inputs) != 1 or inputs[0].type not in _TYPES:
-        raise InputError(f"{where} takes {[(i.name, i.type) for i in inputs]}, not one tensor of floats")
+        raise InputError(
+            f"{where} takes {[(i.name, i.type) for i in inputs]}, not one tensor of floats"
+        )
     if said.answer is None and len(outputs) > 1:
         raise InputError(f"{where} answers {', '.join(outputs)}; declare which one by answer=NAME")
     if said.answer not in (None, *outputs):

@@ -14,8 +14,9 @@ def open(where: Any, said: Declared) -> Found:
       InputError: with the reason and the way out.
     """
     raise InputError(
-        f"{where} is a pickle, and reading one runs whatever code its maker put into it; if it is yours, read it in a "
-        "function of your own (FILE.py:NAME), or save the estimator by skops.io.dump(estimator, 'FILE.skops')"
+        f"{where} is a pickle, and reading one runs whatever code its maker put into it; if it is "
+        "yours, read it in a function of your own (FILE.py:NAME), or save the estimator by "
+        "skops.io.dump(estimator, 'FILE.skops')"
     )
 
 

@@ -11,8 +11,8 @@ from dfke_jax.oracle import from_sklearn
 def open(where: Any, said: Declared) -> Found:
     """A fitted classifier, regressor or pipeline; rows are flattened in the order of their axes.
 
-    A skops file holds no code, but may name classes to be made. Those of scikit-learn and NumPy are;
-    others only with ``trusted``.
+    A skops file holds no code, but may name classes to be made. Those of scikit-learn and NumPy
+    are; others only with ``trusted``.
     """
     said.only("trusted", kind="a scikit-learn estimator")
     estimator = _read(where, bool(said.trusted)) if isinstance(where, str) else where
@@ -36,14 +36,16 @@ def _read(path: str, trusted: bool) -> Any:
         foreign = io.get_untrusted_types(file=file)
         if foreign and not trusted:
             raise InputError(
-                f"{path} asks for types outside scikit-learn and NumPy: {', '.join(sorted(foreign))[:300]}; if the file is "
-                "yours, declare trusted=true"
+                f"{path} asks for types outside scikit-learn and NumPy: "
+                f"{', '.join(sorted(foreign))[:300]}; if the file is yours, declare trusted=true"
             )
         return io.load(file, trusted=foreign)
     except InputError:
         raise
     except Exception as error:  # zipfile, json and skops each have their own
-        raise InputError(f"{path} cannot be read as a skops file: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{path} cannot be read as a skops file: {type(error).__name__}: {error}"
+        ) from error
 
 
 __all__ = ["open"]

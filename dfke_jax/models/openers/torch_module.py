@@ -26,14 +26,19 @@ def open(where: Any, said: Declared) -> Found:
 
         layout: Any = ready.layout
         return from_torch(
-            where, image_shape(shape, name), layout=layout, preprocessing=preprocessing(said), gives=gives
+            where,
+            image_shape(shape, name),
+            layout=layout,
+            preprocessing=preprocessing(said),
+            gives=gives,
         )
 
     return Found("a PyTorch module", name, shape, ask=ask, batch_size=256, adapt=adapt)
 
 
 def load_weights(module: Any, path: str) -> None:
-    """Puts a ``state_dict`` (.pt, .pth; read without running code) or a safetensors file into a module.
+    """Puts a ``state_dict`` (.pt, .pth; read without running code) or a safetensors file into a
+    module.
 
     A dictionary that holds the ``state_dict`` under that name is unwrapped.
 

@@ -15,7 +15,8 @@ from dfke_jax.nn.whitebox import WhiteBox
 
 
 def open(where: str, said: Declared) -> Found:
-    """An exported program or TorchScript, in a process of its own without rights; or here, if trusted.
+    """An exported program or TorchScript, in a process of its own without rights; or here, if
+    trusted.
 
     An exported program says itself what it takes.
 
@@ -33,8 +34,8 @@ def open(where: str, said: Declared) -> Found:
     else:
         if not supported():
             raise InputError(
-                f"{where} may hold foreign code, and this system has no process without rights to read it in; if the file is "
-                "yours, declare trusted=true"
+                f"{where} may hold foreign code, and this system has no process without rights to "
+                "read it in; if the file is yours, declare trusted=true"
             )
         child = ConfinedProgram(str(path), said.num_classes, said.input_shape, layout)
         shape, run, close = child.input_shape, child, child.close
@@ -57,7 +58,13 @@ def open(where: str, said: Declared) -> Found:
 
         program = torch.export.load(path)
         own: Any = layout
-        return from_torch(program, image_shape(shape, name), layout=own, preprocessing=preprocessing(said), gives=gives)
+        return from_torch(
+            program,
+            image_shape(shape, name),
+            layout=own,
+            preprocessing=preprocessing(said),
+            gives=gives,
+        )
 
     readable = bool(said.trusted) and path.suffix == ".pt2"
     return Found(kind, name, shape, ask=ask, close=close, adapt=adapt if readable else None)
@@ -70,10 +77,12 @@ def _check(path: Path) -> None:
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is no PyTorch program: {error}") from error
-    if path.suffix != ".pt2" and not any("/code/" in name or name.startswith("code/") for name in names):
+    if path.suffix != ".pt2" and not any(
+        "/code/" in name or name.startswith("code/") for name in names
+    ):
         raise InputError(
-            f"{path} holds weights or a pickled module, and no program; say whose weights they are: open the class, "
-            f"FILE.py:NAME, with weights={path.name}"
+            f"{path} holds weights or a pickled module, and no program; say whose weights they "
+            f"are: open the class, FILE.py:NAME, with weights={path.name}"
         )
 
 
@@ -86,14 +95,18 @@ def _here(path: Path, said: Declared, layout: str) -> tuple[tuple[int, ...], Any
     try:
         module, fixed, sizes, precision = loaded(torch, str(path))
     except Exception as error:
-        raise InputError(f"{path} holds no program that can be read: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{path} holds no program that can be read: {type(error).__name__}: {error}"
+        ) from error
     found = rows_of(sizes, layout)
     shape = said.shape(found, path.name)
 
     def ask(rows: np.ndarray) -> np.ndarray:
         from dfke_jax.models.confined import answers
 
-        return answers(torch, module, fixed, precision, np.ascontiguousarray(rows, np.float32), layout)
+        return answers(
+            torch, module, fixed, precision, np.ascontiguousarray(rows, np.float32), layout
+        )
 
     return shape, ask
 

@@ -1,4 +1,6 @@
-"""White boxes of other libraries' models: Flax Linen and NNX, Equinox, PyTorch; each checked against the original."""
+"""White boxes of other libraries' models: Flax Linen and NNX, Equinox, PyTorch; each checked
+against the original.
+"""
 
 from dfke_jax.nn.adapters.adapted import AdaptedClassifier, adapted
 from dfke_jax.nn.adapters.equinox import from_equinox

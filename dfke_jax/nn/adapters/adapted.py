@@ -1,4 +1,6 @@
-"""A model of another library as a white box: one trace of its layers serves everything that methods ask for."""
+"""A model of another library as a white box: one trace of its layers serves everything that methods
+ask for.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +52,8 @@ class Traced(NamedTuple):
 
 
 Forward = Callable[[PyTree, Array], Traced]
-"""(variables, inputs (B, H, W, C) after preprocessing) -> `Traced`; hashable, and traceable by JAX."""
+"""(variables, inputs (B, H, W, C) after preprocessing) -> `Traced`; hashable, and traceable by JAX.
+"""
 
 
 @flax.struct.dataclass
@@ -71,7 +74,9 @@ class AdaptedClassifier:
     input_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
     num_classes: int = flax.struct.field(pytree_node=False)
     name: str = flax.struct.field(pytree_node=False)
-    gives: Literal["logits", "probabilities"] = flax.struct.field(pytree_node=False, default="logits")
+    gives: Literal["logits", "probabilities"] = flax.struct.field(
+        pytree_node=False, default="logits"
+    )
     missing: tuple[tuple[str, str], ...] = flax.struct.field(pytree_node=False, default=())
     layers: tuple[tuple[str, str], ...] | None = flax.struct.field(pytree_node=False, default=None)
 
@@ -91,8 +96,11 @@ class AdaptedClassifier:
             answers = jnp.log(jnp.maximum(answers, jnp.finfo(jnp.float32).tiny))
         return seen._replace(answers=answers)
 
-    def observe(self, images: Array, *, activations: bool = False, moments: bool = False) -> Observed:
-        """Logits and what else is asked for, in one pass; moments in the order of the layers' calls.
+    def observe(
+        self, images: Array, *, activations: bool = False, moments: bool = False
+    ) -> Observed:
+        """Logits and what else is asked for, in one pass; moments in the order of the layers'
+        calls.
 
         Raises:
           InputError: for moments that the model does not show.
@@ -136,7 +144,9 @@ class AdaptedClassifier:
 
     def check_layers(self, names: Sequence[str]) -> None:
         """Raises `UnknownNameError` unless all of these layers are shown."""
-        known = jax.eval_shape(self.activations, jax.ShapeDtypeStruct((2, *self.input_shape), jnp.float32))
+        known = jax.eval_shape(
+            self.activations, jax.ShapeDtypeStruct((2, *self.input_shape), jnp.float32)
+        )
         for name in names:
             if name not in known:
                 raise UnknownNameError(f"layer of {self.name}", name, known)
@@ -147,7 +157,9 @@ class AdaptedClassifier:
 
     def _shown(self, seen: Traced) -> dict[str, Array]:
         own = seen.layers
-        shown = dict(own) if self.layers is None else {name: own[layer] for name, layer in self.layers}
+        shown = (
+            dict(own) if self.layers is None else {name: own[layer] for name, layer in self.layers}
+        )
         if not self.lacks("features") and seen.dense is not None:
             shown["features"] = seen.dense.entered
         return shown
@@ -203,14 +215,23 @@ def adapted(
     likely = bool((expected >= 0).all()) and np.abs(expected.sum(1) - 1).max() < 1e-5
     if likely != (gives == "probabilities"):
         said = "probabilities" if likely else "no probabilities"
-        raise InputError(f"{name} answers {said} where {gives} were declared; say gives={_OTHER[gives]!r}")
-    made = AdaptedClassifier(variables, forward, preprocessing, shape, expected.shape[1], name, gives)
+        raise InputError(
+            f"{name} answers {said} where {gives} were declared; say gives={_OTHER[gives]!r}"
+        )
+    made = AdaptedClassifier(
+        variables, forward, preprocessing, shape, expected.shape[1], name, gives
+    )
     seen = jax.jit(AdaptedClassifier.traced)(made, jnp.asarray(rows))
-    wanted = np.log(np.maximum(expected, np.finfo(np.float32).tiny)) if gives == "probabilities" else expected
+    wanted = (
+        np.log(np.maximum(expected, np.finfo(np.float32).tiny))
+        if gives == "probabilities"
+        else expected
+    )
     apart = _apart(np.asarray(seen.answers), wanted)
     if not apart <= tolerance:
         raise InputError(
-            f"{name} as a white box differs from the original by {apart:.2g} on random rows, more than {tolerance:g}"
+            f"{name} as a white box differs from the original by {apart:.2g} on random rows, more "
+            f"than {tolerance:g}"
         )
     if layers is not None:
         for layer in layers.values():
@@ -232,13 +253,17 @@ def _apart(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
 
 
-def _missing(seen: Traced, answers: np.ndarray, tolerance: float, norms: int | None) -> tuple[tuple[str, str], ...]:
+def _missing(
+    seen: Traced, answers: np.ndarray, tolerance: float, norms: int | None
+) -> tuple[tuple[str, str], ...]:
     """What the model does not show, and why."""
     found = {}
     if not seen.normalised:
         found["moments"] = "it has no batch normalisation with running statistics"
     elif norms is not None and len(seen.normalised) < norms:
-        found["moments"] = f"only {len(seen.normalised)} of its {norms} normalisation layers could be followed"
+        found["moments"] = (
+            f"only {len(seen.normalised)} of its {norms} normalisation layers could be followed"
+        )
     if not seen.layers:
         found["activations"] = "none of its layers could be followed"
     if seen.dense is None:

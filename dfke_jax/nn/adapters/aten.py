@@ -1,4 +1,6 @@
-"""The operations of PyTorch's exported programs in JAX: name -> function of arrays, in NCHW as PyTorch has them."""
+"""The operations of PyTorch's exported programs in JAX: name -> function of arrays, in NCHW as
+PyTorch has them.
+"""
 
 import math
 import operator
@@ -27,7 +29,11 @@ def _conv(
 ) -> Array:  # fmt: skip
     """kernel (F, C/groups, ...) over x (B, C, ...), any number of spatial axes."""
     space = kernel.ndim - 2
-    pads = padding.upper() if isinstance(padding, str) else [(pad, pad) for pad in _pair(padding, space)]
+    pads = (
+        padding.upper()
+        if isinstance(padding, str)
+        else [(pad, pad) for pad in _pair(padding, space)]
+    )
     letters = "DHW"[-space:]
     layout = (f"NC{letters}", f"OI{letters}", f"NC{letters}")
     y = lax.conv_general_dilated(
@@ -60,9 +66,17 @@ def _per_channel(values: Array, x: Array) -> Array:
 
 
 def batch_norm(
-    x: Array, weight: Array | None, bias: Array | None, mean: Array, var: Array, _momentum: float, epsilon: float
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    mean: Array,
+    var: Array,
+    _momentum: float,
+    epsilon: float,
 ) -> tuple[Array, Array, Array]:
-    """(x − mean)/√(var + ε)·weight + bias, channel by channel (axis 1); and two arrays that nobody reads."""
+    """(x − mean)/√(var + ε)·weight + bias, channel by channel (axis 1); and two arrays that nobody
+    reads.
+    """
     y = (x - _per_channel(mean, x)) * lax.rsqrt(_per_channel(var, x) + epsilon)
     y = y if weight is None else y * _per_channel(weight, x)
     return (y if bias is None else y + _per_channel(bias, x)), mean, var
@@ -111,7 +125,14 @@ def _pool(x: Array, start: Any, function: Callable, kernel: Sizes, stride: Any, 
     lead = x.ndim - 2
     ones = (1,) * lead
     return lax.reduce_window(
-        x, start, function, (*ones, *kernel), (*ones, *stride), [(0, 0)] * lead + pads, None, (*ones, *dilation)
+        x,
+        start,
+        function,
+        (*ones, *kernel),
+        (*ones, *stride),
+        [(0, 0)] * lead + pads,
+        None,
+        (*ones, *dilation),
     )
 
 
@@ -127,11 +148,21 @@ def _avg_pool2d(
     if divisor:
         return total / divisor
     counts = []
-    sizes = zip(x.shape[-2:], total.shape[-2:], _pair(kernel), _pair(stride or kernel), _pair(padding), strict=True)
+    sizes = zip(
+        x.shape[-2:],
+        total.shape[-2:],
+        _pair(kernel),
+        _pair(stride or kernel),
+        _pair(padding),
+        strict=True,
+    )
     for size, cells, span, step, pad in sizes:
         start = np.arange(cells) * step - pad
-        end = np.minimum(start + span, size + pad)  # padding that was asked for counts, what ceil adds does not
-        counts.append(end - start if count_padding else np.minimum(end, size) - np.maximum(start, 0))
+        # padding that was asked for counts, what ceil adds does not
+        end = np.minimum(start + span, size + pad)
+        counts.append(
+            end - start if count_padding else np.minimum(end, size) - np.maximum(start, 0)
+        )
     return total / jnp.asarray(np.outer(*counts), x.dtype)
 
 
@@ -179,10 +210,14 @@ def _over(function: Callable) -> Callable:
 
 def _spread(function: Callable) -> Callable:
     """Variance or deviation, divided by n − correction."""
-    return lambda x, axes=None, *, correction=1, keepdim=False: _over(function(correction))(x, axes, keepdim)
+    return lambda x, axes=None, *, correction=1, keepdim=False: _over(function(correction))(
+        x, axes, keepdim
+    )
 
 
-def _slice(x: Array, axis: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Array:
+def _slice(
+    x: Array, axis: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Array:
     cut = [slice(None)] * x.ndim
     cut[axis] = slice(start, None if end is None or end > x.shape[axis] else end, step)
     return x[tuple(cut)]
@@ -198,7 +233,9 @@ def _split(x: Array, sizes: Sizes, axis: int = 0) -> list[Array]:
 
 def _expand(x: Array, sizes: Sequence[int], **_: Any) -> Array:
     own = (1,) * (len(sizes) - x.ndim) + x.shape
-    return jnp.broadcast_to(x, [mine if size == -1 else size for mine, size in zip(own, sizes, strict=True)])
+    return jnp.broadcast_to(
+        x, [mine if size == -1 else size for mine, size in zip(own, sizes, strict=True)]
+    )
 
 
 def _squeeze(x: Array, axes: Axes = None) -> Array:
@@ -218,7 +255,9 @@ def _pad(x: Array, pads: Sequence[int], *rest: Any) -> Array:
     widths = [(0, 0)] * (x.ndim - len(pads) // 2)
     widths += [tuple(pads[i : i + 2]) for i in range(len(pads) - 2, -1, -2)]
     if mode == "constant":
-        return lax.pad(x, jnp.asarray(numbers[0] if numbers else 0, x.dtype), [(a, b, 0) for a, b in widths])
+        return lax.pad(
+            x, jnp.asarray(numbers[0] if numbers else 0, x.dtype), [(a, b, 0) for a, b in widths]
+        )
     return jnp.pad(x, widths, {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode])  # pyright: ignore[reportArgumentType]
 
 
@@ -256,7 +295,9 @@ def _cast(x: Array, *_: Any, dtype: str | None = None, **__: Any) -> Array:
 
 
 def _full(sizes: Sequence[int], value: float, **options: Any) -> Array:
-    return jnp.full(tuple(sizes), value, _DTYPES.get(options.get("dtype") or "float32", jnp.float32))
+    return jnp.full(
+        tuple(sizes), value, _DTYPES.get(options.get("dtype") or "float32", jnp.float32)
+    )
 
 
 def _arange(*bounds: float, dtype: str | None = None, **_: Any) -> Array:
@@ -390,7 +431,14 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "truediv": operator.truediv,
 }  # fmt: skip
 
-CHECKS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range"})
+CHECKS = frozenset(
+    {
+        "_assert_tensor_metadata",
+        "_assert_scalar",
+        "sym_constrain_range_for_size",
+        "sym_constrain_range",
+    }
+)
 """Operations that only check sizes; nothing depends on them."""
 
 __all__ = ["CHECKS", "OPERATIONS", "batch_norm"]

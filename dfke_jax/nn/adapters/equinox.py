@@ -10,7 +10,14 @@ import jax.numpy as jnp
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array, PyTree
-from dfke_jax.nn.adapters.adapted import TOLERANCE, AdaptedClassifier, Dense, Normalised, Traced, adapted
+from dfke_jax.nn.adapters.adapted import (
+    TOLERANCE,
+    AdaptedClassifier,
+    Dense,
+    Normalised,
+    Traced,
+    adapted,
+)
 from dfke_jax.nn.adapters.calls import calls_seen
 from dfke_jax.nn.classifier import Preprocessing
 
@@ -79,8 +86,12 @@ def _layers(model: Any) -> dict[str, Any]:
 
     def walk(node: Any, path: tuple[str, ...]) -> None:
         if isinstance(node, eqx.Module):
-            fields = {field.name: getattr(node, field.name, None) for field in dataclasses.fields(node)}
-            if any(eqx.is_array(value) for value in fields.values()) or isinstance(node, eqx.nn.BatchNorm):
+            fields = {
+                field.name: getattr(node, field.name, None) for field in dataclasses.fields(node)
+            }
+            if any(eqx.is_array(value) for value in fields.values()) or isinstance(
+                node, eqx.nn.BatchNorm
+            ):
                 found["/".join(path)] = node
                 return
             parts = fields.items()

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array, PyTree
-from dfke_jax.nn.adapters.adapted import TOLERANCE, AdaptedClassifier, Dense, Normalised, Traced, adapted
+from dfke_jax.nn.adapters.adapted import (
+    TOLERANCE,
+    AdaptedClassifier,
+    Dense,
+    Normalised,
+    Traced,
+    adapted,
+)
 from dfke_jax.nn.classifier import Preprocessing
 
 EVALUATION: Mapping[str, bool] = {
@@ -56,7 +63,9 @@ def from_linen(
       InputError: no ``params``, or answers that differ from the module's, or are not (B, K).
     """
     if "params" not in variables:
-        raise InputError(f"variables of a Linen module have 'params', these {', '.join(variables) or 'nothing'}")
+        raise InputError(
+            f"variables of a Linen module have 'params', these {', '.join(variables) or 'nothing'}"
+        )
     options = tuple(sorted((_evaluation(module) if call is None else call).items()))
     forward = _Forward(module, options)
     original = lambda x: module.apply(variables, jnp.asarray(x), **dict(options))
@@ -83,14 +92,18 @@ def _keeps_statistics(stored: Mapping[str, Any]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Forward:
-    """The module in evaluation mode; calls are sown into a collection, as checkpointed layers let pass."""
+    """The module in evaluation mode; calls are sown into a collection, as checkpointed layers let
+    pass.
+    """
 
     module: nn.Module
     options: tuple[tuple[str, Any], ...]
 
     def __call__(self, variables: PyTree, inputs: Array) -> Traced:
         with nn.intercept_methods(_Recorder()):
-            answers, sown = self.module.apply(variables, inputs, **dict(self.options), mutable=[_COLLECTION])  # pyright: ignore[reportGeneralTypeIssues]
+            answers, sown = self.module.apply(
+                variables, inputs, **dict(self.options), mutable=[_COLLECTION]
+            )  # pyright: ignore[reportGeneralTypeIssues]
         calls = sorted(_calls(sown.get(_COLLECTION) or {}), key=lambda call: call[0])
         layers: dict[str, Array] = {}
         normalised, dense = [], None

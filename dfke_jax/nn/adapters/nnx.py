@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from dfke_jax.core.types import Array, PyTree
-from dfke_jax.nn.adapters.adapted import TOLERANCE, AdaptedClassifier, Dense, Normalised, Traced, adapted
+from dfke_jax.nn.adapters.adapted import (
+    TOLERANCE,
+    AdaptedClassifier,
+    Dense,
+    Normalised,
+    Traced,
+    adapted,
+)
 from dfke_jax.nn.adapters.calls import calls_seen
 from dfke_jax.nn.classifier import Preprocessing
 

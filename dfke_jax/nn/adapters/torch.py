@@ -13,12 +13,28 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array, PyTree
-from dfke_jax.nn.adapters.adapted import TOLERANCE, AdaptedClassifier, Dense, Normalised, Traced, adapted
+from dfke_jax.nn.adapters.adapted import (
+    TOLERANCE,
+    AdaptedClassifier,
+    Dense,
+    Normalised,
+    Traced,
+    adapted,
+)
 from dfke_jax.nn.adapters.aten import CHECKS, OPERATIONS
 from dfke_jax.nn.classifier import Preprocessing
 
 _NORM = "_native_batch_norm_legit_no_training"
-_LAYERS = ("conv1d", "conv2d", "conv3d", "convolution", "linear", "addmm", "layer_norm", "group_norm")
+_LAYERS = (
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "linear",
+    "addmm",
+    "layer_norm",
+    "group_norm",
+)
 
 
 def from_torch(
@@ -31,7 +47,8 @@ def from_torch(
     layers: Mapping[str, str] | None = None,
     tolerance: float = TOLERANCE,
 ) -> AdaptedClassifier:
-    """A PyTorch module, or an exported program (a ``.pt2`` file's), as a white box in evaluation mode.
+    """A PyTorch module, or an exported program (a ``.pt2`` file's), as a white box in evaluation
+    mode.
 
     `torch.export` gives the model's operations as a graph, which is evaluated in JAX: no Python of
     the model runs after that. Layers are its convolutions, dense layers and normalisations, under
@@ -58,16 +75,23 @@ def from_torch(
     size = _laid((2, *input_shape), layout)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's, of its own parts
-        program = model if isinstance(model, torch.export.ExportedProgram) else _exported(model, size, name)
+        program = (
+            model
+            if isinstance(model, torch.export.ExportedProgram)
+            else _exported(model, size, name)
+        )
         run = program.module()
         instructions, variables, batch = _read(program.run_decompositions({}), name)
 
     def original(inputs: np.ndarray) -> np.ndarray:
-        rows = torch.from_numpy(np.array(_moved(inputs, layout), order="C"))  # a copy that may be written to
+        # a copy that may be written to
+        rows = torch.from_numpy(np.array(_moved(inputs, layout), order="C"))
         with torch.no_grad():
             answers = [run(rows[i : i + 1]) for i in range(2)] if batch == 1 else [run(rows)]
         if not all(isinstance(answer, torch.Tensor) for answer in answers):
-            raise InputError(f"{name} returns {type(answers[0]).__name__}; wrap it so that it returns one tensor")
+            raise InputError(
+                f"{name} returns {type(answers[0]).__name__}; wrap it so that it returns one tensor"
+            )
         return torch.cat(answers).numpy()
 
     forward = _Forward(tuple(instructions), layout, batch == 1)
@@ -92,8 +116,8 @@ def _exported(model: Any, size: tuple[int, ...], name: str) -> Any:
 
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(
-            f"{name} is TorchScript, whose operations cannot be read; export the module with torch.export, or use "
-            "oracle.victims.from_torch, which asks it for answers alone"
+            f"{name} is TorchScript, whose operations cannot be read; export the module with "
+            "torch.export, or use oracle.victims.from_torch, which asks it for answers alone"
         )
     model = copy.deepcopy(model).cpu().float().eval()
     axis = torch.export.Dim("batch", min=1, max=1 << 20)
@@ -101,7 +125,8 @@ def _exported(model: Any, size: tuple[int, ...], name: str) -> Any:
         logging.disable()  # PyTorch tells of models that have one batch size at length
         return torch.export.export(model, (torch.zeros(size),), dynamic_shapes=({0: axis},))
     except Exception as free:
-        try:  # some models can only be exported for a given batch: one image, and then image by image
+        # some models can only be exported for a given batch: one image, and then image by image
+        try:
             return torch.export.export(model, (torch.zeros(1, *size[1:]),))
         except Exception:
             line = str(free).strip().split("\n")[0]
@@ -120,7 +145,9 @@ class Ref(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One operation: the name of its value, of the operation, its arguments, and the module it belongs to."""
+    """One operation: the name of its value, of the operation, its arguments, and the module it
+    belongs to.
+    """
 
     name: str
     operation: str
@@ -145,7 +172,9 @@ def _read(program: Any, name: str) -> tuple[list[Instruction], dict[str, Array],
         else:
             targets[spec.arg.name] = spec.target
     if len(inputs) != 1:
-        raise InputError(f"{name} takes {len(inputs)} inputs; wrap it so that it takes one tensor of images")
+        raise InputError(
+            f"{name} takes {len(inputs)} inputs; wrap it so that it takes one tensor of images"
+        )
     arrays = {**program.constants, **program.state_dict}
     variables, instructions, unknown = {}, [], set()
     batch = None
@@ -166,7 +195,11 @@ def _read(program: Any, name: str) -> tuple[list[Instruction], dict[str, Array],
             if operation not in OPERATIONS:
                 unknown.add(operation)
             options = {key: _plain(value) for key, value in node.kwargs.items()}
-            instructions.append(Instruction(node.name, operation, tuple(map(_plain, node.args)), options, _path(node)))
+            instructions.append(
+                Instruction(
+                    node.name, operation, tuple(map(_plain, node.args)), options, _path(node)
+                )
+            )
     if unknown:
         raise InputError(
             f"{name} uses operations that are not known in JAX: {', '.join(sorted(unknown))}; "
@@ -174,16 +207,22 @@ def _read(program: Any, name: str) -> tuple[list[Instruction], dict[str, Array],
         )
     if batch not in (None, 1):
         raise InputError(
-            f"{name} was exported for batches of {batch}; export it for any batch (dynamic_shapes), or for 1"
+            f"{name} was exported for batches of {batch}; export it for any batch "
+            "(dynamic_shapes), or for 1"
         )
-    if any(i.operation == "batch_norm" for i in instructions) or program.graph_signature.buffers_to_mutate:
+    if (
+        any(i.operation == "batch_norm" for i in instructions)
+        or program.graph_signature.buffers_to_mutate
+    ):
         raise InputError(f"{name} was exported in training mode; call .eval() before torch.export")
     return instructions, variables, batch
 
 
 def _array(tensor: Any) -> Array:
     values = tensor.detach().cpu().numpy()
-    narrow = {"float64": np.float32, "float16": np.float32, "int64": np.int32}.get(values.dtype.name)
+    narrow = {"float64": np.float32, "float16": np.float32, "int64": np.int32}.get(
+        values.dtype.name
+    )
     return jnp.asarray(values if narrow is None else values.astype(narrow))
 
 
@@ -228,13 +267,17 @@ class _Forward:
             return self._shown(*self._evaluate(variables, inputs))
         # Of a program for one image, image by image; what belongs to no image is not batched.
         seen = lambda x: self._evaluate(variables, x[None])
-        answers, values, running, dense = jax.vmap(seen, out_axes=(0, 0, None, (0, None, None)))(inputs)
+        answers, values, running, dense = jax.vmap(seen, out_axes=(0, 0, None, (0, None, None)))(
+            inputs
+        )
         flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
         dense = (flat(dense[0]), *dense[1:])
         return self._shown(flat(answers), jax.tree.map(flat, values), running, dense)
 
     def _evaluate(self, variables: PyTree, inputs: Array) -> tuple[Array, list, list, tuple]:
-        """Answers; (output, what entered normalisation or None) of layers; running statistics; the last dense layer."""
+        """Answers; (output, what entered normalisation or None) of layers; running statistics; the
+        last dense layer.
+        """
         values: dict[str, Any] = dict(variables)
 
         def read(value: Any) -> Any:
@@ -273,8 +316,12 @@ class _Forward:
             name = instruction.path or instruction.name
             layers[name if name not in layers else f"{name}#{instruction.name}"] = _last(output)
             if entered is not None:
-                normalised.append(Normalised(jnp.moveaxis(entered, 1, -1), *running[len(normalised)]))
-        return Traced(answers, layers, tuple(normalised), Dense(*dense) if dense[0].shape[1] else None)
+                normalised.append(
+                    Normalised(jnp.moveaxis(entered, 1, -1), *running[len(normalised)])
+                )
+        return Traced(
+            answers, layers, tuple(normalised), Dense(*dense) if dense[0].shape[1] else None
+        )
 
 
 def _dense(operation: str, given: list) -> tuple[Array, Array, Array]:

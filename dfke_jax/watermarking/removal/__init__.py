@@ -1,7 +1,13 @@
 """Removal attacks: what a thief does to a marked network, and what is left of the mark."""
 
 from dfke_jax.watermarking.removal.adversarial import adversarial_fine_tuning
-from dfke_jax.watermarking.removal.common import FINE_TUNING, Removed, Suspect, TrainingSettings, Watch
+from dfke_jax.watermarking.removal.common import (
+    FINE_TUNING,
+    Removed,
+    Suspect,
+    TrainingSettings,
+    Watch,
+)
 from dfke_jax.watermarking.removal.fine_tuning import (
     REFIT,
     fine_tune,
@@ -46,7 +52,12 @@ from dfke_jax.watermarking.removal.pruning import (
 )
 from dfke_jax.watermarking.removal.quantisation import half_precision, quantisation, quantised
 from dfke_jax.watermarking.removal.retraining import RETRAINING, retraining
-from dfke_jax.watermarking.removal.smoothing import NoiseAveraged, filtered, input_filter, noise_averaging
+from dfke_jax.watermarking.removal.smoothing import (
+    NoiseAveraged,
+    filtered,
+    input_filter,
+    noise_averaging,
+)
 from dfke_jax.watermarking.removal.transfer_learning import transfer_learning
 
 __all__ = [

@@ -1,4 +1,6 @@
-"""Removal by adversarial fine-tuning: what the marked network gets wrong under small changes is learnt again."""
+"""Removal by adversarial fine-tuning: what the marked network gets wrong under small changes is
+learnt again.
+"""
 
 import dataclasses
 
@@ -36,8 +38,9 @@ def adversarial_fine_tuning(
 ) -> Removed:
     """Fine-tunes all layers on clean images and as many adversarial ones, under their true labels.
 
-    The adversarial images are made by projected gradient ascent on the marked network, once. Marks near the decision
-    boundary and patterns to which the network is sensitive are unlearnt with them.
+    The adversarial images are made by projected gradient ascent on the marked network, once. Marks
+    near the decision boundary and patterns to which the network is sensitive are unlearnt with
+    them.
 
     Args:
       epsilon: largest change of a pixel. attack_steps: of the ascent.
@@ -47,8 +50,9 @@ def adversarial_fine_tuning(
     Raises:
       InputError: for numbers out of range, or images and labels that do not fit.
 
-    Source: adversarial examples of Madry et al., ICLR 2018; as a removal attack Lukas et al., SoK: How Robust is Image
-    Classification Deep Neural Network Watermarking?, IEEE S&P 2022. Deviation: the examples are not renewed.
+    Source: adversarial examples of Madry et al., ICLR 2018; as a removal attack Lukas et al., SoK:
+    How Robust is Image Classification Deep Neural Network Watermarking?, IEEE S&P 2022. Deviation:
+    the examples are not renewed.
     """
     check_attacker(marked, images, labels)
     if samples < 1:
@@ -70,12 +74,19 @@ def adversarial_fine_tuning(
     ]
     rows, twice = jnp.asarray(np.concatenate([clean, *attacked])), jnp.concatenate([truth, truth])
     method = fine_tuning(marked, rows, twice, "ftal", settings)
-    numbers = {"epsilon": epsilon, "attack_steps": attack_steps, "samples": samples, **settings.numbers()}
+    numbers = {
+        "epsilon": epsilon,
+        "attack_steps": attack_steps,
+        "samples": samples,
+        **settings.numbers(),
+    }
 
     def read(state) -> Removed:
         removed = fine_tuned(marked, state, "ftal", settings)
         words = "fine-tuning on adversarial images"
-        return dataclasses.replace(removed, attack="adversarial_fine_tuning", description=words, settings=numbers)
+        return dataclasses.replace(
+            removed, attack="adversarial_fine_tuning", description=words, settings=numbers
+        )
 
     return carry_out(method, key, settings.steps, read, watch)
 

@@ -35,13 +35,15 @@ class Removed:
 
     Attributes:
       classifier: what the attacker deploys; clean accuracy is measured on it.
-      for_verification: what the mark is looked for in. It is `classifier`, but for attacks that put a new output layer on:
-        there the owner plugs the marked network's own output layer, which is private, back in.
+      for_verification: what the mark is looked for in. It is `classifier`, but for attacks that put
+        a new output layer on: there the owner plugs the marked network's own output layer, which is
+        private, back in.
       attack: name of the attack.
       description: one line for tables.
       settings: the numbers it was run with.
       details: what the attack found on its way (pruned units, flagged classes).
-      trace: ``steps`` and the measurements of a `Watch`, each one number per look; empty without one.
+      trace: ``steps`` and the measurements of a `Watch`, each one number per look; empty without
+        one.
     """
 
     classifier: Suspect
@@ -92,14 +94,18 @@ class TrainingSettings:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise InputError(
-                "learning_rate must be positive, weight_decay not negative and momentum in [0, 1), got "
-                f"{self.learning_rate}, {self.weight_decay} and {self.momentum}"
+                "learning_rate must be positive, weight_decay not negative and momentum in [0, 1), "
+                f"got {self.learning_rate}, {self.weight_decay} and {self.momentum}"
             )
 
     def rule(self) -> optax.GradientTransformation:
         """The optimiser; equal settings give the same object."""
         return optimiser(
-            self.optimizer, self.learning_rate, self.steps if self.cosine else 0, self.momentum, self.weight_decay
+            self.optimizer,
+            self.learning_rate,
+            self.steps if self.cosine else 0,
+            self.momentum,
+            self.weight_decay,
         )
 
     def numbers(self) -> dict[str, Any]:
@@ -109,22 +115,31 @@ class TrainingSettings:
 
 
 FINE_TUNING = TrainingSettings()
-"""Of attacks that fine-tune: SGD at the constant rate that the last epochs of training may have had."""
+"""Of attacks that fine-tune: SGD at the constant rate that the last epochs of training may have
+had.
+"""
 
 
-def check_attacker(marked: Classifier, images: Array, labels: Array | None, num_classes: int | None = None) -> None:
+def check_attacker(
+    marked: Classifier, images: Array, labels: Array | None, num_classes: int | None = None
+) -> None:
     """Checks what an attack is given before long work.
 
     Args:
       marked: the marked network; attacks need its parameters.
-      images: (N, H, W, C), uint8 or float in the box. labels: (N,) integers in [0, K), or None where none are needed.
+      images: (N, H, W, C), uint8 or float in the box. labels: (N,) integers in [0, K), or None
+        where none are needed.
       num_classes: K, the marked network's by default.
 
     Raises:
-      InputError: for something else than a `Classifier`, images it cannot take, or labels of another length, type or range.
+      InputError: for something else than a `Classifier`, images it cannot take, or labels of
+        another length, type or range.
     """
     if not isinstance(marked, Classifier):
-        raise InputError(f"removal works on a network's parameters; give a Classifier, not a {type(marked).__name__}")
+        raise InputError(
+            "removal works on a network's parameters; give a Classifier, not a "
+            f"{type(marked).__name__}"
+        )
     check_images(images, marked.input_shape, marked.preprocessing.box)
     if labels is not None:
         check_labels(labels, len(images), num_classes or marked.num_classes, every_class=False)
@@ -143,7 +158,8 @@ def count_of(fraction: float, total: int) -> int:
 
 
 def aside(key: Key, index: int) -> Key:
-    """The key of something that an attack draws besides its training, which gives step t the key ``fold_in(key, t)``.
+    """The key of something that an attack draws besides its training, which gives step t the key
+    ``fold_in(key, t)``.
 
     ``split(key, n)[t]`` is that key too, so both would be drawn twice.
     """
@@ -151,15 +167,20 @@ def aside(key: Key, index: int) -> Key:
 
 
 def carry_out(
-    method: Method, key: Key, steps: int, read: Callable[[PyTree], Removed], watch: Watch | None = None
+    method: Method,
+    key: Key,
+    steps: int,
+    read: Callable[[PyTree], Removed],
+    watch: Watch | None = None,
 ) -> Removed:
-    """Runs a method to its end and reads the outcome off its state, with a trace if somebody watches.
+    """Runs a method to its end and reads the outcome off its state, with a trace if somebody
+    watches.
 
     Args:
-      method, key, steps: as for `core.run`. Watching changes no number of the run. What the attack draws besides takes its
-        keys from `aside`, from 1 on.
-      read: state -> `Removed`. It must not keep arrays of a state that is going on; classifiers measured by `watch` are
-        used within the look alone.
+      method, key, steps: as for `core.run`. Watching changes no number of the run. What the attack
+        draws besides takes its keys from `aside`, from 1 on.
+      read: state -> `Removed`. It must not keep arrays of a state that is going on; classifiers
+        measured by `watch` are used within the look alone.
     """
     state = _begin(method, aside(key, 0))
     # Methods that differ in how they begin alone share the program of their steps.

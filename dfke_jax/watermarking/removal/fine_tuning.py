@@ -54,27 +54,30 @@ def fine_tuning(
 ) -> Method:
     """Fine-tuning on an attacker's labelled images, as a method.
 
-    Every registered network can be attacked: its last layer is the one that it calls ``head``. A fresh last layer is
-    drawn by `init` (LeCun normal kernel, no bias).
+    Every registered network can be attacked: its last layer is the one that it calls ``head``. A
+    fresh last layer is drawn by `init` (LeCun normal kernel, no bias).
 
     Args:
       marked: the marked network.
-      images: (N, H, W, C). labels: (N,). The attacker's; the strongest one holds the training set itself.
+      images: (N, H, W, C). labels: (N,). The attacker's; the strongest one holds the training set
+        itself.
       kind: ``ftll``, ``ftal``, ``rtll`` or ``rtal``.
       settings: how it trains.
-      move_statistics: for ``ftll`` and ``rtll``, whether the frozen layers stay in training mode: dropout acts, and batch
-        normalisation uses the batch and updates its running statistics, as in the released code.
+      move_statistics: for ``ftll`` and ``rtll``, whether the frozen layers stay in training mode:
+        dropout acts, and batch normalisation uses the batch and updates its running statistics, as
+        in the released code.
 
     Returns:
       A `Method` over `Training`; `fine_tuned` reads the outcome off its state.
 
     Raises:
       UnknownNameError: for another kind.
-      InputError: for images or labels that do not fit the network, or a network without a layer called ``head``.
+      InputError: for images or labels that do not fit the network, or a network without a layer
+        called ``head``.
 
     Source: Adi et al., Turning Your Weakness Into a Strength, USENIX Security 2018, section 5.2.
-    Deviation: frozen layers are frozen whole, their normalisation statistics included (see `move_statistics`); batches
-    are drawn with replacement; SGD's momentum is Nesterov's.
+    Deviation: frozen layers are frozen whole, their normalisation statistics included (see
+    `move_statistics`); batches are drawn with replacement; SGD's momentum is Nesterov's.
     """
     if kind not in DESCRIPTIONS:
         raise UnknownNameError("fine-tuning attack", kind, DESCRIPTIONS)
@@ -99,18 +102,23 @@ def fine_tuning(
     return Method(Partial(_redrawn, method.init), method.step) if kind.startswith("rt") else method
 
 
-def fine_tuned(marked: Classifier, state: Training, kind: Kind, settings: TrainingSettings) -> Removed:
-    """The outcome of `fine_tuning`: for ``rtll`` and ``rtal`` the mark is looked for behind the private output layer."""
+def fine_tuned(
+    marked: Classifier, state: Training, kind: Kind, settings: TrainingSettings
+) -> Removed:
+    """The outcome of `fine_tuning`: for ``rtll`` and ``rtal`` the mark is looked for behind the
+    private output layer.
+    """
     classifier = trained(marked, state)
     suspect = with_private_head(classifier, marked) if kind.startswith("rt") else classifier
     return Removed(classifier, suspect, kind, DESCRIPTIONS[kind], settings.numbers())
 
 
 def with_private_head(classifier: Classifier, marked: Classifier) -> Classifier:
-    """The layers of `classifier` under the output layer of `marked`, and with the latter's number of classes.
+    """The layers of `classifier` under the output layer of `marked`, and with the latter's number
+    of classes.
 
-    An owner keeps the output layer of the marked network as part of the secret key: a thief who replaces it does not get
-    rid of a mark that lives in the layers below.
+    An owner keeps the output layer of the marked network as part of the secret key: a thief who
+    replaces it does not get rid of a mark that lives in the layers below.
     """
     params = {**classifier.variables["params"], "head": marked.variables["params"]["head"]}
     return dataclasses.replace(marked, variables={**classifier.variables, "params": params})
@@ -128,10 +136,13 @@ def fine_tune(
 ) -> Removed:
     """Carries out `fine_tuning` of a kind to its end.
 
-    Args, Raises: as there. After ``rtll`` and ``rtal`` the mark is looked for behind the private output layer.
+    Args, Raises: as there. After ``rtll`` and ``rtal`` the mark is looked for behind the private
+    output layer.
     """
     method = fine_tuning(marked, images, labels, kind, settings)
-    return carry_out(method, key, settings.steps, lambda state: fine_tuned(marked, state, kind, settings), watch)
+    return carry_out(
+        method, key, settings.steps, lambda state: fine_tuned(marked, state, kind, settings), watch
+    )
 
 
 REFIT = TrainingSettings(learning_rate=0.05, weight_decay=5e-4, cosine=True)
@@ -151,9 +162,9 @@ def high_rate_fine_tuning(
 
     Args, Raises: as for `fine_tuning`.
 
-    Source: Chen et al., REFIT: A Unified Watermark Removal Framework for Deep Learning Systems with Limited Data,
-    AsiaCCS 2021, section 4.1. Deviation: without elastic weight consolidation and unlabelled data, which spare accuracy
-    where the attacker has few labels.
+    Source: Chen et al., REFIT: A Unified Watermark Removal Framework for Deep Learning Systems with
+    Limited Data, AsiaCCS 2021, section 4.1. Deviation: without elastic weight consolidation and
+    unlabelled data, which spare accuracy where the attacker has few labels.
     """
     removed = fine_tune("ftal", key, marked, images, labels, settings=settings, watch=watch)
     name, words = "high_rate_fine_tuning", "fine-tuning all layers from a high rate"
@@ -161,7 +172,8 @@ def high_rate_fine_tuning(
 
 
 class Still(nn.Module):
-    """A network that stays in evaluation mode while others train: no dropout, running statistics; the same variables.
+    """A network that stays in evaluation mode while others train: no dropout, running statistics;
+    the same variables.
 
     Attributes:
       network: the network.

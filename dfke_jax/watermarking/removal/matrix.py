@@ -28,7 +28,9 @@ from dfke_jax.watermarking.removal.transfer_learning import transfer_learning
 from dfke_jax.watermarking.triggers import TriggerSet, trigger_matches
 
 RemovalAttack = Callable[..., Removed]
-"""``(key, marked, images, labels, **settings) -> Removed``; those that train take ``watch`` as well."""
+"""``(key, marked, images, labels, **settings) -> Removed``; those that train take ``watch`` as
+well.
+"""
 
 REMOVALS: dict[str, RemovalAttack] = {
     **{kind: functools.partial(fine_tune, kind) for kind in DESCRIPTIONS},
@@ -83,7 +85,8 @@ class Standing(NamedTuple):
     """How a network stands, in per cent.
 
     Attributes:
-      accuracy: on clean test images; NaN for a network of fewer classes than theirs, made for another task.
+      accuracy: on clean test images; NaN for a network of fewer classes than theirs, made for
+        another task.
       trigger_accuracy: share of triggers answered with the mark's label.
     """
 
@@ -114,7 +117,9 @@ def standing(removed: Removed, triggers: TriggerSet, images: Any, labels: Any) -
       removed: the outcome of an attack. triggers: the owner's.
       images, labels: of the test set.
     """
-    answered = trigger_matches(lambda x: jnp.asarray(removed.for_verification.predict(np.asarray(x))), triggers)
+    answered = trigger_matches(
+        lambda x: jnp.asarray(removed.for_verification.predict(np.asarray(x))), triggers
+    )
     logits, truth = removed.classifier.predict(images), np.asarray(labels)
     correct = accuracy(logits, truth) if truth.max() < logits.shape[1] else float("nan")
     return Standing(100 * correct, 100 * float(np.asarray(answered).mean()))
@@ -134,15 +139,18 @@ def removal_matrix(
 ) -> list[Row]:
     """Every attack on every scheme.
 
-    The key of an attack is folded from its name, so that it does the same whatever stands beside it in the table.
+    The key of an attack is folded from its name, so that it does the same whatever stands beside it
+    in the table.
 
     Args:
       schemes: name -> (marked network, its triggers).
-      attacks: name -> attack, from `REMOVALS`, ``functools.partial`` of them with other settings, or `made_elsewhere`.
+      attacks: name -> attack, from `REMOVALS`, ``functools.partial`` of them with other settings,
+        or `made_elsewhere`.
       images, labels: the attacker's.
       test_images, test_labels: what clean accuracy is measured on.
-      points: how often attacks that train are looked at on their way; 0 for never. The traces carry ``accuracy`` and
-        ``trigger_accuracy``. Of ``transfer_learning`` the accuracy means nothing here: its task is another.
+      points: how often attacks that train are looked at on their way; 0 for never. The traces carry
+        ``accuracy`` and ``trigger_accuracy``. Of ``transfer_learning`` the accuracy means nothing
+        here: its task is another.
       traced_rows: on how many test images, the first ones, accuracy is measured on the way.
 
     Returns:
@@ -150,11 +158,22 @@ def removal_matrix(
     """
     rows = []
     for scheme, (marked, triggers) in schemes.items():
-        look = functools.partial(_look, triggers, test_images[:traced_rows], test_labels[:traced_rows])
-        before = standing(Removed(marked, marked, "none", "the marked network"), triggers, test_images, test_labels)
+        look = functools.partial(
+            _look, triggers, test_images[:traced_rows], test_labels[:traced_rows]
+        )
+        before = standing(
+            Removed(marked, marked, "none", "the marked network"),
+            triggers,
+            test_images,
+            test_labels,
+        )
         for name, attack in attacks.items():
             own = jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
-            watch = {"watch": Watch(look, points)} if points and "watch" in inspect.signature(attack).parameters else {}
+            watch = (
+                {"watch": Watch(look, points)}
+                if points and "watch" in inspect.signature(attack).parameters
+                else {}
+            )
             removed = attack(own, marked, images, labels, **watch)
             after = standing(removed, triggers, test_images, test_labels)
             rows.append(Row(scheme, name, before, after, dataclasses.replace(removed, attack=name)))

@@ -1,4 +1,6 @@
-"""Neural Cleanse: the smallest trigger of every class is found by optimisation; one that is far too small betrays a backdoor."""
+"""Neural Cleanse: the smallest trigger of every class is found by optimisation; one that is far too
+small betrays a backdoor.
+"""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -56,10 +58,15 @@ class CleanseSettings:
         for name in ("rounds", "batches", "batch_size", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0 or self.cost <= 0 or self.multiplier <= 1 or not 0 < self.threshold <= 1:
+        if (
+            self.learning_rate <= 0
+            or self.cost <= 0
+            or self.multiplier <= 1
+            or not 0 < self.threshold <= 1
+        ):
             raise InputError(
-                "learning_rate and cost must be positive, multiplier above 1 and threshold in (0, 1], got "
-                f"{self.learning_rate}, {self.cost}, {self.multiplier} and {self.threshold}"
+                "learning_rate and cost must be positive, multiplier above 1 and threshold in (0, "
+                f"1], got {self.learning_rate}, {self.cost}, {self.multiplier} and {self.threshold}"
             )
 
 
@@ -83,7 +90,8 @@ class CleanseState(NamedTuple):
       theta: mask (K, H, W, 1) and pattern (K, H, W, C), each tanh(θ)/2 + ½ of these.
       optimizer_state: Adam's.
       schedule: of λ.
-      best_mask, best_pattern: of the smallest mask so far at which a round succeeded; the last ones before there is any.
+      best_mask, best_pattern: of the smallest mask so far at which a round succeeded; the last ones
+        before there is any.
       best_norm: its L1 norm (K,); H·W + 1, more than any mask has, before there is any.
     """
 
@@ -102,9 +110,11 @@ class ReversedTriggers:
     Attributes:
       masks: (K, H, W, 1) in [0, 1]. patterns: (K, H, W, C) in the box.
       norms: (K,) L1 norms of the masks.
-      found: (K,) bool, whether a trigger reached the threshold; the norm of one that did not is that of its last mask.
+      found: (K,) bool, whether a trigger reached the threshold; the norm of one that did not is
+        that of its last mask.
       anomaly: (K,), see `anomaly_index`.
-      flagged: classes of an index above `OUTLIER` whose mask is smaller than the median, smallest mask first.
+      flagged: classes of an index above `OUTLIER` whose mask is smaller than the median, smallest
+        mask first.
     """
 
     masks: np.ndarray
@@ -117,7 +127,9 @@ class ReversedTriggers:
     def stamp(self, images: Any, target: int) -> np.ndarray:
         """(1 − m)·x + m·p for the trigger of one class; images (N, H, W, C) -> the same, float32."""
         mask = self.masks[target]
-        return np.asarray((1 - mask) * np.asarray(as_float(jnp.asarray(images))) + mask * self.patterns[target])
+        return np.asarray(
+            (1 - mask) * np.asarray(as_float(jnp.asarray(images))) + mask * self.patterns[target]
+        )
 
 
 def anomaly_index(norms: Any) -> np.ndarray:
@@ -135,21 +147,28 @@ def anomaly_index(norms: Any) -> np.ndarray:
     """
     values = np.asarray(norms, np.float64)
     if values.ndim != 1 or len(values) < 3 or not np.isfinite(values).all():
-        raise InputError(f"an outlier among norms needs at least three finite ones (K,), got {values}")
+        raise InputError(
+            f"an outlier among norms needs at least three finite ones (K,), got {values}"
+        )
     away = np.abs(values - np.median(values))
     scale = _CONSISTENCY * np.median(away)
     return np.divide(away, scale, out=np.where(away > 0, np.inf, 0.0), where=scale > 0)
 
 
 def outliers(norms: Any) -> tuple[int, ...]:
-    """Classes whose mask is smaller than the median with an anomaly index above `OUTLIER`, smallest first."""
+    """Classes whose mask is smaller than the median with an anomaly index above `OUTLIER`, smallest
+    first.
+    """
     values = np.asarray(norms, np.float64)
     small = (anomaly_index(values) > OUTLIER) & (values < np.median(values))
     return tuple(int(k) for k in np.argsort(values, kind="stable") if small[k])
 
 
-def trigger_reversal(classifier: Classifier, images: Array, settings: CleanseSettings = CleanseSettings()) -> Method:
-    """The search for the smallest trigger of every class, all classes in one program; a step is a round.
+def trigger_reversal(
+    classifier: Classifier, images: Array, settings: CleanseSettings = CleanseSettings()
+) -> Method:
+    """The search for the smallest trigger of every class, all classes in one program; a step is a
+    round.
 
     For every class t:  min over m, p of  mean_x H(t, σ(f((1 − m)·x + m·p))) + λ_t · ‖m‖₁,
     where λ_t follows the success of the round (see `next_costs`).
@@ -162,8 +181,10 @@ def trigger_reversal(classifier: Classifier, images: Array, settings: CleanseSet
     Returns:
       A `Method` over `CleanseState` with metrics ``success`` and ``norm``, means over classes.
 
-    Source: Wang et al., Neural Cleanse, IEEE S&P 2019, section 4.2; constants as in the released code, to our recollection.
-    Deviations: a round has 10 batches (about 31 there), there is no early stop, and one batch serves all classes.
+    Source: Wang et al., Neural Cleanse, IEEE S&P 2019, section 4.2; constants as in the released
+    code, to our recollection.
+    Deviations: a round has 10 batches (about 31 there), there is no early stop, and one batch
+    serves all classes.
     """
     check_attacker(classifier, images, None)
     return method(_init, _step, Static(settings), classifier, images)
@@ -172,8 +193,9 @@ def trigger_reversal(classifier: Classifier, images: Array, settings: CleanseSet
 def next_costs(settings: CleanseSettings, schedule: CostSchedule, success: Array) -> CostSchedule:
     """λ after a round.
 
-    λ is 0 until the trigger has worked in `patience` rounds in a row and becomes `cost` then. After every `patience`
-    successes in a row it is multiplied by μ, after as many failures divided by μ^1.5.
+    λ is 0 until the trigger has worked in `patience` rounds in a row and becomes `cost` then. After
+    every `patience` successes in a row it is multiplied by μ, after as many failures divided by
+    μ^1.5.
 
     Args:
       schedule: before the round. success: (K,) bool, whether it succeeded.
@@ -185,14 +207,25 @@ def next_costs(settings: CleanseSettings, schedule: CostSchedule, success: Array
     up = jnp.where(success & ~starts, up + 1, 0)
     down = jnp.where(success, 0, down + 1)
     raised, lowered = up >= settings.patience, down >= settings.patience
-    cost = jnp.where(raised, cost * settings.multiplier, jnp.where(lowered, cost / settings.multiplier**1.5, cost))
-    return CostSchedule(cost, jnp.where(starts, 0, set_counter), jnp.where(raised, 0, up), jnp.where(lowered, 0, down))
+    cost = jnp.where(
+        raised,
+        cost * settings.multiplier,
+        jnp.where(lowered, cost / settings.multiplier**1.5, cost),
+    )
+    return CostSchedule(
+        cost,
+        jnp.where(starts, 0, set_counter),
+        jnp.where(raised, 0, up),
+        jnp.where(lowered, 0, down),
+    )
 
 
 def reverse_triggers(
     key: Key, classifier: Classifier, images: Array, settings: CleanseSettings = CleanseSettings()
 ) -> ReversedTriggers:
-    """Searches for every class's trigger (see `trigger_reversal`) and flags those that are too small."""
+    """Searches for every class's trigger (see `trigger_reversal`) and flags those that are too
+    small.
+    """
     state = run(trigger_reversal(classifier, images, settings), key, settings.rounds).state
     return reversed_triggers(classifier, state)
 
@@ -221,25 +254,27 @@ def neural_cleanse(
     settings: TrainingSettings = UNLEARNING,
     watch: Watch | None = None,
 ) -> Removed:
-    """Unlearning: fine-tunes on clean images, a share of them stamped with the reversed trigger under their true labels.
+    """Unlearning: fine-tunes on clean images, a share of them stamped with the reversed trigger
+    under their true labels.
 
     Args:
       cleanse: how triggers are reversed.
       found: triggers of this network that were reversed before; the search is left out then.
-      only_flagged: leave a network alone in which no class is flagged. Otherwise the class of the smallest mask is taken
-        then, which is what an attacker does who knows that there is a mark.
+      only_flagged: leave a network alone in which no class is flagged. Otherwise the class of the
+        smallest mask is taken then, which is what an attacker does who knows that there is a mark.
       samples: images used, the first of a random order; all if there are fewer.
       share: of them that carry a trigger, divided among the flagged classes.
       settings: of the fine-tuning.
 
     Returns:
-      `Removed`, with ``flagged``, ``anomaly``, ``norms`` and ``targets`` (classes whose trigger was unlearnt) in `details`.
+      `Removed`, with ``flagged``, ``anomaly``, ``norms`` and ``targets`` (classes whose trigger was
+      unlearnt) in `details`.
 
     Raises:
       InputError: for numbers out of range, or images and labels that do not fit.
 
-    Source: Wang et al., Neural Cleanse, IEEE S&P 2019, section 6.2: a tenth of the training set, a fifth of it stamped,
-    one epoch.
+    Source: Wang et al., Neural Cleanse, IEEE S&P 2019, section 6.2: a tenth of the training set, a
+    fifth of it stamped, one epoch.
     """
     check_attacker(marked, images, labels)
     check_fraction(share)
@@ -250,10 +285,14 @@ def neural_cleanse(
     details = _details(found, targets)
     numbers = {"share": share, "samples": samples, **settings.numbers()}
     if not targets:
-        return Removed(marked, marked, "neural_cleanse", "Neural Cleanse: no class flagged", numbers, details)
+        return Removed(
+            marked, marked, "neural_cleanse", "Neural Cleanse: no class flagged", numbers, details
+        )
     order = np.asarray(jax.random.permutation(aside(key, 2), len(images)))[:samples]
     rows = np.array(as_float(jnp.asarray(images)[order]))
-    for target, part in zip(targets, np.array_split(np.arange(count_of(share, len(rows))), len(targets)), strict=True):
+    for target, part in zip(
+        targets, np.array_split(np.arange(count_of(share, len(rows))), len(targets)), strict=True
+    ):
         rows[part] = found.stamp(rows[part], target)
     kept_labels = jnp.asarray(labels)[order]
     method_ = fine_tuning(marked, jnp.asarray(rows), kept_labels, "ftal", settings)
@@ -281,7 +320,8 @@ def neural_cleanse_patching(
     layer: str = "features",
     samples: int = 2000,
 ) -> Removed:
-    """Patching: prunes the neurons that the reversed trigger excites most beyond what clean images do.
+    """Patching: prunes the neurons that the reversed trigger excites most beyond what clean images
+    do.
 
     Args:
       cleanse, found, only_flagged: as for `neural_cleanse`.
@@ -292,8 +332,9 @@ def neural_cleanse_patching(
     Returns:
       `Removed`, with `details` as for `neural_cleanse` and ``pruned``.
 
-    Source: Wang et al., Neural Cleanse, IEEE S&P 2019, section 6.1. Deviation: a fixed fraction, where the paper prunes
-    until the reversed trigger fails; with several flagged classes, the largest difference over them.
+    Source: Wang et al., Neural Cleanse, IEEE S&P 2019, section 6.1. Deviation: a fixed fraction,
+    where the paper prunes until the reversed trigger fails; with several flagged classes, the
+    largest difference over them.
     """
     check_attacker(marked, images, labels)
     check_fraction(fraction)
@@ -301,10 +342,20 @@ def neural_cleanse_patching(
     targets = found.flagged or (() if only_flagged else (int(np.argmin(found.norms)),))
     details, numbers = _details(found, targets), {"fraction": fraction, "layer": layer}
     if not targets:
-        return Removed(marked, marked, "neural_cleanse_patching", "Neural Cleanse: no class flagged", numbers, details)
+        return Removed(
+            marked,
+            marked,
+            "neural_cleanse_patching",
+            "Neural Cleanse: no class flagged",
+            numbers,
+            details,
+        )
     clean = jnp.asarray(images)[:samples]
     usual = np.asarray(unit_activity(marked, clean, layer))
-    excited = [np.asarray(unit_activity(marked, jnp.asarray(found.stamp(clean, k)), layer)) - usual for k in targets]
+    excited = [
+        np.asarray(unit_activity(marked, jnp.asarray(found.stamp(clean, k)), layer)) - usual
+        for k in targets
+    ]
     units = least(-np.max(excited, 0), fraction)
     patched = masked(marked, unit_masks(marked, jnp.asarray(units), layer))
     return Removed(
@@ -338,13 +389,20 @@ def _init(static: Static, classifier: Classifier, images: Array, key: Key) -> Cl
     classes, (height, width, channels) = classifier.num_classes, classifier.input_shape
     keys = jax.random.split(key)
     shapes = (classes, height, width, 1), (classes, height, width, channels)
-    drawn = [jax.random.uniform(key, shape, minval=0.01, maxval=0.99) for key, shape in zip(keys, shapes, strict=True)]
+    drawn = [
+        jax.random.uniform(key, shape, minval=0.01, maxval=0.99)
+        for key, shape in zip(keys, shapes, strict=True)
+    ]
     theta = (jnp.arctanh(2 * drawn[0] - 1), jnp.arctanh(2 * drawn[1] - 1))
     # One buffer for each counter: the carried state is donated.
     schedule = CostSchedule(jnp.zeros(classes), *(jnp.zeros(classes, jnp.int32) for _ in range(3)))
     best = _squashed(theta)
     return CleanseState(
-        theta, _optimizer(static.value).init(theta), schedule, *best, jnp.full(classes, height * width + 1, jnp.float32)
+        theta,
+        _optimizer(static.value).init(theta),
+        schedule,
+        *best,
+        jnp.full(classes, height * width + 1, jnp.float32),
     )
 
 
@@ -358,7 +416,9 @@ def _step(
     def objective(theta: tuple[Array, Array], rows: Array) -> tuple[Array, Array]:
         mask, pattern = (part[:, None] for part in _squashed(theta))
         stamped = (1 - mask) * rows[None] + mask * (low + (high - low) * pattern)
-        logits = classifier(stamped.reshape(-1, *stamped.shape[2:])).reshape(classes, len(rows), classes)
+        logits = classifier(stamped.reshape(-1, *stamped.shape[2:])).reshape(
+            classes, len(rows), classes
+        )
         own = jnp.eye(classes)[:, None]
         loss = -jnp.sum(jax.nn.log_softmax(logits) * own, -1).mean(1)
         reached = (jnp.argmax(logits, -1) == jnp.arange(classes)[:, None]).mean(1)
@@ -372,7 +432,9 @@ def _step(
         return (optax.apply_updates(theta, updates), optimizer_state), reached  # pyright: ignore[reportReturnType]
 
     keys = jax.random.split(key, settings.batches)
-    (theta, optimizer_state), reached = jax.lax.scan(descend, (state.theta, state.optimizer_state), keys)
+    (theta, optimizer_state), reached = jax.lax.scan(
+        descend, (state.theta, state.optimizer_state), keys
+    )
     rate = reached.mean(0)
     success = rate >= settings.threshold
     mask, pattern = _squashed(theta)

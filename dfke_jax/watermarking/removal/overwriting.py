@@ -25,11 +25,19 @@ from dfke_jax.watermarking.triggers import TriggerSet, trigger_matches, trigger_
 
 
 def abstract_triggers(key: Key, marked: Classifier, count: int) -> TriggerSet:
-    """Images of smooth noise, in strong contrast so that no two are alike, with labels drawn uniformly from all classes."""
+    """Images of smooth noise, in strong contrast so that no two are alike, with labels drawn
+    uniformly from all classes.
+    """
     draw, label = jax.random.split(key)
     low, high = marked.preprocessing.box
-    images = low + (high - low) * smooth_noise(draw, (count, *marked.input_shape), (0.3, 0.7), (0.5, 1.0), (1.0, 2.0))
-    return trigger_set(images, wrong_labels(label, -jnp.ones(count, jnp.int32), marked.num_classes), marked.num_classes)
+    images = low + (high - low) * smooth_noise(
+        draw, (count, *marked.input_shape), (0.3, 0.7), (0.5, 1.0), (1.0, 2.0)
+    )
+    return trigger_set(
+        images,
+        wrong_labels(label, -jnp.ones(count, jnp.int32), marked.num_classes),
+        marked.num_classes,
+    )
 
 
 def overwriting(
@@ -46,7 +54,8 @@ def overwriting(
 ) -> Removed:
     """Fine-tunes all layers with triggers of the attacker beside every batch.
 
-    The marked network then carries both marks, or the second one alone: who came first has to be shown by a dated key.
+    The marked network then carries both marks, or the second one alone: who came first has to be
+    shown by a dated key.
 
     Args:
       triggers: the attacker's; `count` smooth noise images with random labels by default.
@@ -54,7 +63,8 @@ def overwriting(
       settings: of the fine-tuning.
 
     Returns:
-      `Removed`, with the share of the attacker's own triggers that are answered, in per cent, as ``own_mark`` in `details`.
+      `Removed`, with the share of the attacker's own triggers that are answered, in per cent, as
+      ``own_mark`` in `details`.
 
     Raises:
       InputError: for images, labels or triggers that do not fit the network.
@@ -73,12 +83,18 @@ def overwriting(
         companions_per_batch=companions_per_batch,
         fine_tune=True,
     )
-    numbers = {"triggers": len(own.labels), "companions_per_batch": companions_per_batch, **settings.numbers()}
+    numbers = {
+        "triggers": len(own.labels),
+        "companions_per_batch": companions_per_batch,
+        **settings.numbers(),
+    }
 
     def read(state) -> Removed:
         removed = fine_tuned(marked, state, "ftal", settings)
         words = "overwriting with a second mark"
-        return dataclasses.replace(removed, attack="overwriting", description=words, settings=numbers)
+        return dataclasses.replace(
+            removed, attack="overwriting", description=words, settings=numbers
+        )
 
     removed = carry_out(method, key, settings.steps, read, watch)
     matches = trigger_matches(lambda x: jnp.asarray(removed.classifier.predict(x)), own)

@@ -1,4 +1,6 @@
-"""Removal by pruning: small weights, neurons that clean data leave dormant, and fine-tuning what is left."""
+"""Removal by pruning: small weights, neurons that clean data leave dormant, and fine-tuning what is
+left.
+"""
 
 import dataclasses
 import functools
@@ -32,8 +34,9 @@ Scope = Literal["global", "layer"]
 def magnitude_masks(params: PyTree, fraction: float, scope: Scope = "global") -> PyTree:
     """Which weights are kept when those of smallest magnitude are pruned.
 
-    ⌊fraction · n⌋ weights are pruned of n: of all kernels together (``global``) or of each kernel (``layer``). Of equal
-    magnitudes those that come first fall. Biases and normalisation parameters are kept.
+    ⌊fraction · n⌋ weights are pruned of n: of all kernels together (``global``) or of each kernel
+    (``layer``). Of equal magnitudes those that come first fall. Biases and normalisation parameters
+    are kept.
 
     Args:
       params: the network's parameters.
@@ -63,8 +66,11 @@ def magnitude_masks(params: PyTree, fraction: float, scope: Scope = "global") ->
     return jax.tree.unflatten(structure, [jnp.asarray(mask) for mask in masks])
 
 
-def unit_activity(classifier: Classifier, images: Array, layer: str = "features", batch_size: int = 500) -> Array:
-    """Mean activation of every unit of a layer: max(0, a) over images and, for a convolution, positions.
+def unit_activity(
+    classifier: Classifier, images: Array, layer: str = "features", batch_size: int = 500
+) -> Array:
+    """Mean activation of every unit of a layer: max(0, a) over images and, for a convolution,
+    positions.
 
     Args:
       classifier: the network.
@@ -83,18 +89,28 @@ def unit_activity(classifier: Classifier, images: Array, layer: str = "features"
 
 
 def prunable_layers(classifier: Classifier) -> tuple[str, ...]:
-    """Layers whose units can be pruned: ``features``, and every layer with a kernel whose output the network records."""
+    """Layers whose units can be pruned: ``features``, and every layer with a kernel whose output
+    the network records.
+    """
     shape = jax.ShapeDtypeStruct((1, *classifier.input_shape), jnp.float32)
     recorded = jax.eval_shape(classifier.activations, shape)
     params = classifier.variables["params"]
-    return ("features", *(name for name in recorded if name in params and "kernel" in params[name] and name != "head"))
+    return (
+        "features",
+        *(
+            name
+            for name in recorded
+            if name in params and "kernel" in params[name] and name != "head"
+        ),
+    )
 
 
 def unit_masks(classifier: Classifier, pruned: Array, layer: str = "features") -> PyTree:
     """Which parameters are kept when units of a layer are pruned.
 
-    A unit of ``features`` loses its row of the output layer; one of another layer its column of the kernel, its bias
-    and, where the layer is normalised, its scale and offset, so that it puts out zero.
+    A unit of ``features`` loses its row of the output layer; one of another layer its column of the
+    kernel, its bias and, where the layer is normalised, its scale and offset, so that it puts out
+    zero.
 
     Args:
       classifier: the network.
@@ -111,16 +127,23 @@ def unit_masks(classifier: Classifier, pruned: Array, layer: str = "features") -
     if layer == "features":
         kernel = params["head"]["kernel"]
         if kept.shape != kernel.shape[:1]:
-            raise InputError(f"the layer 'features' has {kernel.shape[0]} units, got a choice of shape {kept.shape}")
+            raise InputError(
+                f"the layer 'features' has {kernel.shape[0]} units, got a choice of shape "
+                f"{kept.shape}"
+            )
         masks["head"]["kernel"] = jnp.broadcast_to(kept[:, None], kernel.shape)
         return masks
     units = params[layer]["kernel"].shape[-1]
     if kept.shape != (units,):
-        raise InputError(f"the layer {layer!r} has {units} units, got a choice of shape {kept.shape}")
+        raise InputError(
+            f"the layer {layer!r} has {units} units, got a choice of shape {kept.shape}"
+        )
     for name in (layer, f"{layer}_norm"):
         for leaf in masks.get(name, {}):
             shape = params[name][leaf].shape
-            masks[name][leaf] = jnp.broadcast_to(kept.reshape((1,) * (len(shape) - 1) + (-1,)), shape)
+            masks[name][leaf] = jnp.broadcast_to(
+                kept.reshape((1,) * (len(shape) - 1) + (-1,)), shape
+            )
     return masks
 
 
@@ -131,22 +154,40 @@ def masked(classifier: Classifier, masks: PyTree) -> Classifier:
 
 
 def kept_at_zero(method: Method, masks: PyTree) -> Method:
-    """A training whose pruned weights stay zero: they are set back after `init` and after every step."""
-    return Method(Partial(_masked_init, method.init, masks), Partial(_masked_step, method.step, masks))
+    """A training whose pruned weights stay zero: they are set back after `init` and after every
+    step.
+    """
+    return Method(
+        Partial(_masked_init, method.init, masks), Partial(_masked_step, method.step, masks)
+    )
 
 
 def magnitude_pruning(
-    key: Key, marked: Classifier, images: Array, labels: Array, *, fraction: float = 0.5, scope: Scope = "global"
+    key: Key,
+    marked: Classifier,
+    images: Array,
+    labels: Array,
+    *,
+    fraction: float = 0.5,
+    scope: Scope = "global",
 ) -> Removed:
-    """Prunes the weights of smallest magnitude; see `magnitude_masks`. Key, images and labels are not needed."""
+    """Prunes the weights of smallest magnitude; see `magnitude_masks`. Key, images and labels are
+    not needed.
+    """
     check_attacker(marked, images, None)
     pruned = masked(marked, magnitude_masks(marked.variables["params"], fraction, scope))
     words = "pruning small weights" + (", layer by layer" if scope == "layer" else "")
-    return Removed(pruned, pruned, "magnitude_pruning", words, {"fraction": fraction, "scope": scope})
+    return Removed(
+        pruned, pruned, "magnitude_pruning", words, {"fraction": fraction, "scope": scope}
+    )
 
 
-def dormant_units(classifier: Classifier, images: Array, fraction: float, layer: str = "features") -> np.ndarray:
-    """(U,) bool: the ⌊fraction · U⌋ units of least mean activation on clean images; of equal ones the first."""
+def dormant_units(
+    classifier: Classifier, images: Array, fraction: float, layer: str = "features"
+) -> np.ndarray:
+    """(U,) bool: the ⌊fraction · U⌋ units of least mean activation on clean images; of equal ones
+    the first.
+    """
     return least(unit_activity(classifier, images, layer), fraction)
 
 
@@ -159,27 +200,36 @@ def least(scores: Array, fraction: float) -> np.ndarray:
 
 
 def dormant_pruning(
-    key: Key, marked: Classifier, images: Array, labels: Array, *, fraction: float = 0.5, layer: str = "features"
+    key: Key,
+    marked: Classifier,
+    images: Array,
+    labels: Array,
+    *,
+    fraction: float = 0.5,
+    layer: str = "features",
 ) -> Removed:
-    """Prunes the neurons of a layer that clean images activate least. Key and labels are not needed.
+    """Prunes the neurons of a layer that clean images activate least. Key and labels are not
+    needed.
 
     Args:
       fraction: share of the layer's units, in [0, 1].
       layer: one of `prunable_layers`.
 
     Raises:
-      InputError: for a fraction out of range, or images that do not fit. UnknownNameError: for another layer.
+      InputError: for a fraction out of range, or images that do not fit. UnknownNameError: for
+        another layer.
 
-    Source: Liu, Dolan-Gavitt and Garg, Fine-Pruning, RAID 2018, section 3.1. Deviation: a fraction is given in the
-    place of the loss of accuracy at which to stop; the default layer is the one before the output layer, which every
-    network has.
+    Source: Liu, Dolan-Gavitt and Garg, Fine-Pruning, RAID 2018, section 3.1. Deviation: a fraction
+    is given in the place of the loss of accuracy at which to stop; the default layer is the one
+    before the output layer, which every network has.
     """
     check_attacker(marked, images, None)
     units = dormant_units(marked, images, fraction, layer)
     pruned = masked(marked, unit_masks(marked, jnp.asarray(units), layer))
     details = {"pruned": np.flatnonzero(units).tolist()}
     return Removed(
-        pruned, pruned, "dormant_pruning", f"pruning dormant units of {layer}", {"fraction": fraction, "layer": layer}, details
+        pruned, pruned, "dormant_pruning", f"pruning dormant units of {layer}",
+        {"fraction": fraction, "layer": layer}, details,
     )  # fmt: skip
 
 
@@ -215,7 +265,9 @@ def fine_pruning(
     def read(state: Training) -> Removed:
         removed = fine_tuned(marked, state, "ftal", settings)
         words = f"pruning dormant units of {layer}, fine-tuning the rest"
-        return dataclasses.replace(removed, attack="fine_pruning", description=words, settings=numbers, details=details)
+        return dataclasses.replace(
+            removed, attack="fine_pruning", description=words, settings=numbers, details=details
+        )
 
     return carry_out(method, key, settings.steps, read, watch)
 
@@ -237,14 +289,18 @@ def _masked(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def _masked_state(state: Training, masks: PyTree) -> Training:
-    return state._replace(variables={**state.variables, "params": _masked(state.variables["params"], masks)})
+    return state._replace(
+        variables={**state.variables, "params": _masked(state.variables["params"], masks)}
+    )
 
 
 def _masked_init(init: Callable[[Key], Training], masks: PyTree, key: Key) -> Training:
     return _masked_state(init(key), masks)
 
 
-def _masked_step(step: Callable[..., Any], masks: PyTree, key: Key, state: Training) -> tuple[Training, Metrics]:
+def _masked_step(
+    step: Callable[..., Any], masks: PyTree, key: Key, state: Training
+) -> tuple[Training, Metrics]:
     state, metrics = step(key, state)
     return _masked_state(state, masks), metrics
 

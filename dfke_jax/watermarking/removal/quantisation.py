@@ -35,9 +35,17 @@ def quantised(weights: Array, bits: int, per_channel: bool = True) -> Array:
 
 
 def quantisation(
-    key: Key, marked: Classifier, images: Array, labels: Array, *, bits: int = 4, per_channel: bool = True
+    key: Key,
+    marked: Classifier,
+    images: Array,
+    labels: Array,
+    *,
+    bits: int = 4,
+    per_channel: bool = True,
 ) -> Removed:
-    """Quantises every kernel (see `quantised`); biases and normalisation stay. Key, images and labels are not needed."""
+    """Quantises every kernel (see `quantised`); biases and normalisation stay. Key, images and
+    labels are not needed.
+    """
     check_attacker(marked, images, None)
 
     def coarse(path: tuple, leaf: Array) -> Array:
@@ -49,8 +57,11 @@ def quantisation(
     return Removed(classifier, classifier, "quantisation", f"weights of {bits} bits", numbers)
 
 
-def half_precision(key: Key, marked: Classifier, images: Array, labels: Array, *, dtype: str = "bfloat16") -> Removed:
-    """Rounds every parameter to `dtype`; arithmetic stays in float32. Key, images and labels are not needed.
+def half_precision(
+    key: Key, marked: Classifier, images: Array, labels: Array, *, dtype: str = "bfloat16"
+) -> Removed:
+    """Rounds every parameter to `dtype`; arithmetic stays in float32. Key, images and labels are
+    not needed.
 
     Args:
       dtype: ``bfloat16`` or ``float16``.
@@ -62,11 +73,15 @@ def half_precision(key: Key, marked: Classifier, images: Array, labels: Array, *
     if dtype not in _CASTS:
         raise UnknownNameError("half-precision type", dtype, _CASTS)
     check_attacker(marked, images, None)
-    params = jax.tree.map(lambda leaf: leaf.astype(_CASTS[dtype]).astype(leaf.dtype), marked.variables["params"])
+    params = jax.tree.map(
+        lambda leaf: leaf.astype(_CASTS[dtype]).astype(leaf.dtype), marked.variables["params"]
+    )
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
         raise InputError(f"the network has parameters beyond the range of {dtype}; use bfloat16")
     classifier = dataclasses.replace(marked, variables={**marked.variables, "params": params})
-    return Removed(classifier, classifier, "half_precision", f"parameters in {dtype}", {"dtype": dtype})
+    return Removed(
+        classifier, classifier, "half_precision", f"parameters in {dtype}", {"dtype": dtype}
+    )
 
 
 __all__ = ["half_precision", "quantisation", "quantised"]

@@ -17,7 +17,8 @@ Filter = Literal["median", "mean"]
 
 
 def filtered(images: Array, kind: Filter = "median", window: int = 3) -> Array:
-    """Median or mean over a square window around every pixel, channel by channel; the border is continued outwards.
+    """Median or mean over a square window around every pixel, channel by channel; the border is
+    continued outwards.
 
     Args:
       images: (B, H, W, C).
@@ -56,7 +57,13 @@ class FilteredPreprocessing(Preprocessing):
 
 
 def input_filter(
-    key: Key, marked: Classifier, images: Array, labels: Array, *, kind: Filter = "median", window: int = 3
+    key: Key,
+    marked: Classifier,
+    images: Array,
+    labels: Array,
+    *,
+    kind: Filter = "median",
+    window: int = 3,
 ) -> Removed:
     """The marked network behind a filter (see `filtered`). Key, images and labels are not needed.
 
@@ -65,18 +72,26 @@ def input_filter(
     check_attacker(marked, images, None)
     filtered(jnp.zeros((1, *marked.input_shape)), kind, window)
     before = {
-        field.name: getattr(marked.preprocessing, field.name) for field in dataclasses.fields(marked.preprocessing)
+        field.name: getattr(marked.preprocessing, field.name)
+        for field in dataclasses.fields(marked.preprocessing)
     }
-    behind = FilteredPreprocessing(**{**before, "filters": (*before.get("filters", ()), (kind, window))})
+    behind = FilteredPreprocessing(
+        **{**before, "filters": (*before.get("filters", ()), (kind, window))}
+    )
     suspect = dataclasses.replace(marked, preprocessing=behind)
     return Removed(
-        suspect, suspect, "input_filter", f"{kind} filter of {window}×{window}", {"kind": kind, "window": window}
+        suspect,
+        suspect,
+        "input_filter",
+        f"{kind} filter of {window}×{window}",
+        {"kind": kind, "window": window},
     )
 
 
 @flax.struct.dataclass
 class NoiseAveraged:
-    """A classifier that answers the mean of its probabilities over noisy versions of what it is asked; a pytree.
+    """A classifier that answers the mean of its probabilities over noisy versions of what it is
+    asked; a pytree.
 
     z = log( 1/D Σ_d σ(f(clip(x + n_d))) )
 
@@ -94,14 +109,18 @@ class NoiseAveraged:
         def answer(noise: Array) -> Array:
             return jax.nn.softmax(self.classifier(jnp.clip(images + noise[None], low, high)))
 
-        return jnp.log(jnp.maximum(jax.lax.map(answer, self.noise).mean(0), jnp.finfo(jnp.float32).tiny))
+        return jnp.log(
+            jnp.maximum(jax.lax.map(answer, self.noise).mean(0), jnp.finfo(jnp.float32).tiny)
+        )
 
     def predict(self, images: Any, batch_size: int = 500) -> np.ndarray:
         """Logits (N, K) on the host; see `Classifier.predict`."""
         images = np.asarray(images)
         check_images(images, self.classifier.input_shape, self.classifier.preprocessing.box)
         batches = range(0, len(images), batch_size)
-        return np.concatenate([np.asarray(_answer(self, images[start : start + batch_size])) for start in batches])
+        return np.concatenate(
+            [np.asarray(_answer(self, images[start : start + batch_size])) for start in batches]
+        )
 
 
 @jax.jit
@@ -110,9 +129,16 @@ def _answer(suspect: NoiseAveraged, images: Array) -> Array:
 
 
 def noise_averaging(
-    key: Key, marked: Classifier, images: Array, labels: Array, *, deviation: float = 0.2, draws: int = 16
+    key: Key,
+    marked: Classifier,
+    images: Array,
+    labels: Array,
+    *,
+    deviation: float = 0.2,
+    draws: int = 16,
 ) -> Removed:
-    """The marked network behind Gaussian noise, averaged (see `NoiseAveraged`). Images and labels are not needed.
+    """The marked network behind Gaussian noise, averaged (see `NoiseAveraged`). Images and labels
+    are not needed.
 
     Args:
       deviation: of the noise, in units of pixels. draws: D.
@@ -120,16 +146,21 @@ def noise_averaging(
     Raises:
       InputError: for a deviation that is not positive, or fewer than one draw.
 
-    Source: Cohen et al., Certified Adversarial Robustness via Randomized Smoothing, ICML 2019, section 3. Deviation:
-    mean probabilities in the place of votes, and one set of draws for all images, so that answers repeat.
+    Source: Cohen et al., Certified Adversarial Robustness via Randomized Smoothing, ICML 2019,
+    section 3. Deviation: mean probabilities in the place of votes, and one set of draws for all
+    images, so that answers repeat.
     """
     check_attacker(marked, images, None)
     if not deviation > 0 or draws < 1:
-        raise InputError(f"deviation must be positive and draws at least 1, got {deviation} and {draws}")
+        raise InputError(
+            f"deviation must be positive and draws at least 1, got {deviation} and {draws}"
+        )
     noise = deviation * jax.random.normal(key, (draws, *marked.input_shape))
     suspect = NoiseAveraged(marked, noise)
     numbers = {"deviation": deviation, "draws": draws}
-    return Removed(suspect, suspect, "noise_averaging", f"mean over {draws} draws of noise", numbers)
+    return Removed(
+        suspect, suspect, "noise_averaging", f"mean over {draws} draws of noise", numbers
+    )
 
 
 __all__ = ["FilteredPreprocessing", "NoiseAveraged", "filtered", "input_filter", "noise_averaging"]

@@ -41,22 +41,28 @@ def transfer_learning(
       settings: of the training.
 
     Returns:
-      `Removed`: `classifier` has K' outputs and is to be measured on the other task; in `for_verification` the marked
+      `Removed`: `classifier` has K' outputs and is to be measured on the other task; in
+        `for_verification` the marked
       network's own output layer is plugged back in.
 
     Raises:
-      InputError: for images or labels that do not fit, or a network whose number of classes cannot be changed.
+      InputError: for images or labels that do not fit, or a network whose number of classes cannot
+        be changed.
 
     Source: Adi et al., USENIX Security 2018, section 5.2 (CIFAR-10 to STL-10).
     """
     found = np.asarray(labels)
-    classes = num_classes or (int(found.max()) + 1 if found.size and found.dtype.kind in "iu" else 2)
+    classes = num_classes or (
+        int(found.max()) + 1 if found.size and found.dtype.kind in "iu" else 2
+    )
     check_attacker(marked, images, labels, classes)
     if not hasattr(marked.module, "num_classes"):
         raise InputError(f"{type(marked.module).__name__} has no attribute num_classes to change")
     params = fresh_head(aside(key, 1), marked.variables["params"], classes)
     start = dataclasses.replace(
-        marked, module=marked.module.clone(num_classes=classes), variables={**marked.variables, "params": params}
+        marked,
+        module=marked.module.clone(num_classes=classes),
+        variables={**marked.variables, "params": params},
     )
     method = training(
         start,
@@ -73,7 +79,13 @@ def transfer_learning(
         classifier = trained(start, state)
         suspect = with_private_head(classifier, marked)
         words = "transfer to another task"
-        return Removed(classifier, suspect, "transfer_learning", words, {"num_classes": classes, **settings.numbers()})
+        return Removed(
+            classifier,
+            suspect,
+            "transfer_learning",
+            words,
+            {"num_classes": classes, **settings.numbers()},
+        )
 
     return carry_out(method, key, settings.steps, read, watch)
 
