@@ -286,7 +286,7 @@ VARIANTS = {
     "DeepDream",
     "DFAD",
     "ZSKT",
-    "Fast-DFKD",
+    "CMI",
     "marking by a backdoor",
     "mean impressions",
     "unsure queries",
@@ -295,7 +295,7 @@ WITH_A_GENERATOR = {
     "DAFL", "DFAD", "ZSKT", "DFQ", "CMI", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER", "generators of class groups"
 }  # fmt: skip
 # Programs over an engine that another row of the table has, and that take long to compile.
-AT_LENGTH = {"DFQ", "Fast-DFKD, Reptile", "NAYER", "generators of class groups", "the knowledge within"}
+AT_LENGTH = {"DFQ", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER", "generators of class groups", "the knowledge within"}
 every_method, every_kind = (
     pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in rare)) for n in METHODS])
     for rare in (AT_LENGTH, VARIANTS | AT_LENGTH)

@@ -10,14 +10,17 @@ import pytest
 
 from dfke_jax import core
 from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.method import Static
 from dfke_jax.distillation import DAFLSettings, DFADSettings, DFQSettings, ZSKTSettings, dafl, dfad, dfq, zskt
 from dfke_jax.distillation.dafl import dafl_cost
 from dfke_jax.distillation.dfad import dfad_cost
-from dfke_jax.distillation.duel import Schedule, student_of
+from dfke_jax.distillation.dfq import _gain
+from dfke_jax.distillation.duel import Schedule, Seen, student_of
 from dfke_jax.distillation.zskt import shared_maps, zskt_cost
 from dfke_jax.nn.classifier import Classifier, Preprocessing
 from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.nn.mlp import MLP
+from dfke_jax.nn.observation import Moments, Observed
 from dfke_jax.nn.two_conv import TwoConv
 
 SHAPE, K = (8, 8, 1), 3
@@ -127,6 +130,34 @@ def test_dfad_is_n_updates_of_the_student_and_then_one_of_the_generator(form):
 
 
 def test_dfq_weighs_disagreement_statistics_sureness_and_balance():
+    """The gain alone, of answers and moments that are given."""
+    rng = np.random.default_rng(5)
+    t, s = rng.normal(size=(2, 6, K)).astype(np.float32)
+    mean, stored_mean = rng.normal(size=(2, 4)).astype(np.float32)
+    var, stored_var = rng.uniform(0.5, 2.0, size=(2, 4)).astype(np.float32)
+    moments = (Moments(mean, var, stored_mean, stored_var),)
+    seen = Seen(None, Observed(t, {}, moments, {}), Observed(s, {}, (), {}))
+    value, terms = _gain(Static(("kl", True)), (0.6, 0.3, 0.4, 1.5), seen)
+    p, q = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (t, s))
+    expected = {
+        "adversarial": -(p * np.log(p / q)).sum(1).mean(),
+        "one_hot": -np.log(p.max(1)).mean(),
+        "balance": (p.mean(0) * np.log(p.mean(0))).sum(),
+        "statistics": (
+            0.5 * np.log(stored_var / var) + (var + np.square(mean - stored_mean)) / (2 * stored_var) - 0.5
+        ).sum(),
+    }
+    for name, term in expected.items():
+        np.testing.assert_allclose(terms[name], term, rtol=1e-4)
+    weights = {"adversarial": 0.6, "statistics": 0.3, "one_hot": 0.4, "balance": 1.5}
+    whole = sum(weight * expected[name] for name, weight in weights.items())
+    np.testing.assert_allclose(value, whole, rtol=1e-4)
+    with pytest.raises(InputError, match=r"dfq needs statistics .* MLP shows none: it has no batch"):
+        dfq(TEACHER, STUDENT, DFQSettings(**PLAIN))
+
+
+@pytest.mark.slow
+def test_the_generator_of_dfq_descends_its_gain():
     teacher = network(3, (7,), batch_norm=True)
     settings = DFQSettings(
         **{**PLAIN, "student_rate": 1e-9}, student_steps=1, adversarial=0.6, statistics=0.3, one_hot=0.4, balance=1.5
@@ -154,8 +185,6 @@ def test_dfq_weighs_disagreement_statistics_sureness_and_balance():
     value, gradient = generator(params)
     np.testing.assert_allclose(metrics["generator_loss"], value, rtol=1e-3)
     moved(after.generator.variables["params"], params, gradient, 0.05)
-    with pytest.raises(InputError, match=r"dfq needs statistics .* MLP shows none: it has no batch normalisation"):
-        dfq(TEACHER, STUDENT, settings)
 
 
 def conv(seed, width):
