@@ -4,6 +4,7 @@ from dfke_jax.core.checkpoint import Checkpoints, fingerprint, restore, save, wr
 from dfke_jax.core.errors import (
     BudgetError,
     CheckpointError,
+    CollapseError,
     DamagedCheckpointError,
     DfkeError,
     EndpointError,
@@ -16,6 +17,7 @@ from dfke_jax.core.errors import (
     UnknownNameError,
     UnknownOutcomeError,
 )
+from dfke_jax.core.guard import Guard
 from dfke_jax.core.loop import Run, run, run_host
 from dfke_jax.core.mesh import (
     constrain_samples,
@@ -49,9 +51,11 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "Checkpoints",
+    "CollapseError",
     "DamagedCheckpointError",
     "DfkeError",
     "EndpointError",
+    "Guard",
     "HostAttack",
     "HostMethod",
     "InputError",

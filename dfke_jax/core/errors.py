@@ -44,6 +44,10 @@ class NonFiniteError(DfkeError, FloatingPointError):
     """
 
 
+class CollapseError(DfkeError, RuntimeError):
+    """A generator's images all fall into one class; the message names class, share and step."""
+
+
 class BudgetError(DfkeError, RuntimeError):
     """Rows were asked that the query budget does not cover; they were not sent.
 
@@ -102,6 +106,7 @@ class Interrupted(DfkeError, KeyboardInterrupt):  # noqa: N818 - an interruption
 __all__ = [
     "BudgetError",
     "CheckpointError",
+    "CollapseError",
     "DamagedCheckpointError",
     "DfkeError",
     "EndpointError",

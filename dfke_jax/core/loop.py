@@ -15,13 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax.core.checkpoint import Checkpoints, alone
-from dfke_jax.core.errors import (
-    BudgetError,
-    CheckpointError,
-    InputError,
-    Interrupted,
-    NonFiniteError,
-)
+from dfke_jax.core.errors import BudgetError, CheckpointError, InputError, Interrupted
+from dfke_jax.core.guard import Guard, Watch, holds_nan, holds_nan_alone, name_spoilt
 from dfke_jax.core.method import HostAttack, HostMethod, Method, Solution, check_arguments
 from dfke_jax.core.tracking import Tracker
 from dfke_jax.core.types import Key, Metrics, PyTree
@@ -59,6 +54,7 @@ def run(
     trackers: Sequence[Tracker] = (),
     callback: Callable[[int, PyTree, Metrics], None] | None = None,
     stop: Callable[[dict[str, np.ndarray]], bool] | None = None,
+    guard: Guard | None = None,
     progress: str | None = None,
     rows_per_step: int = 0,
     unit: str = "steps",
@@ -85,6 +81,7 @@ def run(
         keep the state.
       stop: called after every chunk with its metrics; True ends the run early, and the checkpoint
         says so.
+      guard: when a generator counts as collapsed; by default `Guard()`, which warns.
       progress: title of a progress bar, None for none. It shows `unit` per second, `rows_per_step`
         of them a step.
 
@@ -93,8 +90,9 @@ def run(
 
     Raises:
       NonFiniteError: a metric is NaN or infinite, or an array of the state holds NaN after a chunk;
-        names the step and the metric or the array. Infinity is allowed in the state, where it
-        stands for "not found yet".
+        names the step and the metrics (all that failed at the first such step, with what they were
+        before) or the array. Infinity is allowed in the state, where it stands for "not found yet".
+      CollapseError: see `Guard`.
       CheckpointError: another process runs with these checkpoints, or they are of another
         configuration or damaged.
       Interrupted: Ctrl-C or SIGTERM; the state after the current chunk is saved first if there are
@@ -117,6 +115,7 @@ def run(
     ):
         return _run(
             method, key, steps, chunk, state, checkpoints, every, resume, trackers, callback, stop,
+            guard or Guard(),
             (progress, rows_per_step, unit),
         )  # fmt: skip
 
@@ -133,6 +132,7 @@ def _run(
     trackers: Sequence[Tracker],
     callback: Callable[[int, PyTree, Metrics], None] | None,
     stop: Callable[[dict[str, np.ndarray]], bool] | None,
+    guard: Guard,
     bar: tuple[str | None, int, str],
 ) -> Run:
     start, stopped = 0, False
@@ -157,6 +157,7 @@ def _run(
 
     execute: Any = _host_chunk if isinstance(method, HostMethod) else _Compiled()
     history: list[dict[str, np.ndarray]] = []
+    watch = Watch(guard, checkpoints)
     done = steps if stopped else start
     began = time.perf_counter()
     title, rows_per_step, unit = bar
@@ -168,10 +169,10 @@ def _run(
             length = min(chunk - done % chunk, steps - done)
             state, stacked, spoilt = execute(method, key, state, done, length)
             stacked = {name: np.asarray(value) for name, value in stacked.items()}
-            _guard(stacked, done, checkpoints)
+            watch.look(stacked, done)
             done += length
             if spoilt:
-                _name_spoilt(state, done, checkpoints)
+                name_spoilt(state, done, checkpoints)
             history.append(stacked)
             means = {name: value.mean(0) for name, value in stacked.items()}
             for tracker in trackers:
@@ -303,18 +304,7 @@ def _chunk(
         return method.step(_fold(key, step), state)
 
     state, metrics = jax.lax.scan(body, state, start + jnp.arange(length, dtype=jnp.uint32))
-    return state, metrics, _holds_nan(state)
-
-
-def _holds_nan(state: PyTree) -> jax.Array:
-    spoilt = jnp.zeros((), bool)
-    for leaf in jax.tree.leaves(state):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            spoilt = spoilt | jnp.isnan(leaf).any()
-    return spoilt
-
-
-_holds_nan_alone = jax.jit(_holds_nan)
+    return state, metrics, holds_nan(state)
 
 
 class _Compiled:
@@ -343,37 +333,7 @@ def _host_chunk(method: HostMethod, key: Key, state: PyTree, start: int, length:
     return (
         state,
         stacked,
-        _holds_nan_alone([leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, "dtype")]),
-    )
-
-
-def _guard(metrics: dict[str, np.ndarray], offset: int, checkpoints: Checkpoints | None) -> None:
-    for name, value in metrics.items():
-        bad = ~np.isfinite(value).reshape(len(value), -1).all(1)
-        if bad.any():
-            step = offset + int(bad.argmax())
-            raise NonFiniteError(
-                f"metric {name!r} is not finite at step {step}{_last_sound(checkpoints)}"
-            )
-
-
-def _name_spoilt(state: PyTree, done: int, checkpoints: Checkpoints | None) -> None:
-    names = [
-        jax.tree_util.keystr(path) or "itself"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-        if hasattr(leaf, "dtype") and bool(_holds_nan_alone(leaf))
-    ]
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    raise NonFiniteError(
-        f"the state holds NaN after step {done - 1}: {shown}{_last_sound(checkpoints)}"
-    )
-
-
-def _last_sound(checkpoints: Checkpoints | None) -> str:
-    if checkpoints is None or checkpoints.latest is None:
-        return ""
-    return (
-        f"; the last sound state is that after step {checkpoints.latest} in {checkpoints.directory}"
+        holds_nan_alone([leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, "dtype")]),
     )
 
 

@@ -109,6 +109,18 @@ def affine(
     )
 
 
+def resized_crop(smallest_area: float) -> Augmentation:
+    """Cuts a part of each image out and magnifies it to the image's size.
+
+    Args:
+      smallest_area: a in (0, 1]; the part's share of the area is uniform on [a, 1], its place
+        uniform among those inside the image, its proportions the image's.
+    """
+    if not 0 < smallest_area <= 1:
+        raise InputError(f"smallest_area must lie in (0, 1], got {smallest_area}")
+    return Partial(_resized_crop, float(smallest_area))
+
+
 def gaussian_noise(max_sigma: float) -> Augmentation:
     """Adds Gaussian noise and clips to the box; each image's deviation is uniform on [0,
     max_sigma].
@@ -254,6 +266,19 @@ def _affine(rotation: Any, scale: tuple[Any, Any], pixels: Any, key: Key, images
     return warp(images, angles, scales, shifts)
 
 
+def _resized_crop(smallest_area: Any, key: Key, images: Array) -> Array:
+    _check(images)
+    area_key, place_key = jax.random.split(key)
+    batch, height, width, _ = images.shape
+    area = smallest_area + (1 - smallest_area) * jax.random.uniform(area_key, (batch,))
+    scales = jax.lax.rsqrt(area)
+    room = (
+        (scales - 1)[:, None] * jnp.array([[height - 1, width - 1]]) / 2
+    )  # by which the magnified image stands out
+    shifts = room * jax.random.uniform(place_key, (batch, 2), minval=-1.0)
+    return warp(images, jnp.zeros(batch), scales, shifts)
+
+
 def _gaussian_noise(max_sigma: Any, key: Key, images: Array) -> Array:
     _check(images)
     strength, noise = jax.random.split(key)
@@ -316,6 +341,7 @@ __all__ = [
     "identity",
     "random_crop",
     "reflect_shift",
+    "resized_crop",
     "salt_and_pepper",
     "shift",
     "warp",

@@ -5,7 +5,9 @@ from dfke_jax.distillation.activation_records import (
     from_records,
     record_activations,
 )
+from dfke_jax.distillation.bank import BankSettings, BankState, bank_method, student_in
 from dfke_jax.distillation.class_impressions import ClassImpressionSettings, class_impressions
+from dfke_jax.distillation.cmi import CMISettings, cmi
 from dfke_jax.distillation.dafl import DAFLSettings, dafl
 from dfke_jax.distillation.data_impressions import ImpressionSettings, data_impressions
 from dfke_jax.distillation.deep_inversion import (
@@ -14,36 +16,63 @@ from dfke_jax.distillation.deep_inversion import (
     deep_inversion,
 )
 from dfke_jax.distillation.dfad import DFADSettings, dfad
+from dfke_jax.distillation.dfq import DFQSettings, dfq
 from dfke_jax.distillation.duel import DuelSettings, DuelState, Schedule, student_of
+from dfke_jax.distillation.fast_dfkd import FastSettings, fast_dfkd
+from dfke_jax.distillation.knowledge_within import WithinSettings, knowledge_within
+from dfke_jax.distillation.nayer import NAYERSettings, label_embedding, nayer
 from dfke_jax.distillation.representations import representation_distillation
 from dfke_jax.distillation.response import cross_entropy_training, knowledge_distillation
+from dfke_jax.distillation.statistics_generators import (
+    GroupSettings,
+    group_images,
+    statistics_generators,
+)
 from dfke_jax.distillation.transfer_sets import balanced, fitted, unbalanced
 from dfke_jax.distillation.zskt import ZSKTSettings, zskt
 
 __all__ = [
+    "BankSettings",
+    "BankState",
+    "CMISettings",
     "ClassImpressionSettings",
     "DAFLSettings",
     "DFADSettings",
+    "DFQSettings",
     "DuelSettings",
     "DuelState",
+    "FastSettings",
+    "GroupSettings",
     "ImpressionSettings",
     "InversionSettings",
+    "NAYERSettings",
     "RecordSettings",
     "Schedule",
+    "WithinSettings",
     "ZSKTSettings",
     "adaptive_deep_inversion",
     "balanced",
+    "bank_method",
     "class_impressions",
+    "cmi",
     "cross_entropy_training",
     "dafl",
     "data_impressions",
     "deep_inversion",
     "dfad",
+    "dfq",
+    "fast_dfkd",
     "fitted",
     "from_records",
+    "group_images",
     "knowledge_distillation",
+    "knowledge_within",
+    "label_embedding",
+    "nayer",
     "record_activations",
     "representation_distillation",
+    "statistics_generators",
+    "student_in",
     "student_of",
     "unbalanced",
     "zskt",

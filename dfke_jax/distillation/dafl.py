@@ -13,8 +13,16 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Metrics
 from dfke_jax.distillation.cost import Cost
-from dfke_jax.distillation.duel import DuelSettings, Schedule, Seen, duel, duel_cost
+from dfke_jax.distillation.duel import (
+    DuelSettings,
+    Schedule,
+    Seen,
+    duel,
+    duel_cost,
+    warn_of_small_batches,
+)
 from dfke_jax.distillation.needs import check_teacher
+from dfke_jax.nn.answers import each_head, heads
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import response_kl
 from dfke_jax.nn.observation import Observed
@@ -60,8 +68,9 @@ def dafl(teacher: WhiteBox, student: Classifier, settings: DAFLSettings) -> Meth
     penultimate features, L_ie = Σ_k p̄_k log₁₀ p̄_k of the batch's mean answer p̄; L_S = KL(p_T ‖
     p_S). Both players are updated from one batch.
 
-    p̄ is the batch's: with few samples a class it is noise, and every weight must be found again (B
-    ≥ 25 K or so).
+    p̄ is the batch's: with few images a class it is noise, and every weight must be found again;
+    below ten a class a warning says so. Of answers with several heads every head has its L_oh and
+    L_ie.
 
     Args:
       teacher: frozen; its input of the last layer are the features. student: gives the network.
@@ -77,6 +86,8 @@ def dafl(teacher: WhiteBox, student: Classifier, settings: DAFLSettings) -> Meth
       where released code gives NaN as soon as a class is never answered.
     """
     check_teacher(teacher, "dafl")
+    if settings.entropy:
+        warn_of_small_batches("DAFL", settings.batch_size, teacher)
     gain = Partial(_gain, settings.one_hot, settings.activation, settings.entropy)
     return duel(teacher, student, settings, JOINT, gain, Partial(_response), activations=True)
 
@@ -87,17 +98,18 @@ def dafl_cost(settings: DAFLSettings) -> Cost:
 
 
 def _gain(one_hot: Array, activation: Array, entropy: Array, seen: Seen) -> tuple[Array, Metrics]:
-    logits = seen.teacher.logits
-    sure = -jnp.mean(jnp.max(jax.nn.log_softmax(logits), -1))  # CE against one's own arg-max
+    sure, balance = jnp.zeros(()), jnp.zeros(())
+    for logits in heads(seen.teacher.logits).values():
+        sure -= jnp.mean(jnp.max(jax.nn.log_softmax(logits), -1))  # CE against one's own arg-max
+        mean = jnp.mean(jax.nn.softmax(logits), tuple(range(logits.ndim - 1)))
+        balance += jnp.sum(jax.scipy.special.xlogy(mean, jnp.maximum(mean, _TINY))) / math.log(10)
     excited = -jnp.mean(jnp.abs(seen.teacher.activations["features"]))
-    mean = jnp.mean(jax.nn.softmax(logits), 0)
-    balance = jnp.sum(jax.scipy.special.xlogy(mean, jnp.maximum(mean, _TINY))) / math.log(10)
     value = one_hot * sure + activation * excited + entropy * balance
     return value, {"one_hot": sure, "activation": excited, "entropy": balance}
 
 
 def _response(student: Observed, teacher: Observed) -> Array:
-    return response_kl(student.logits, teacher.logits)
+    return each_head(Partial(response_kl))(student.logits, teacher.logits)
 
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)

@@ -11,6 +11,7 @@ from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Metrics
 from dfke_jax.distillation.cost import Cost
 from dfke_jax.distillation.duel import DuelSettings, Schedule, Seen, duel, duel_cost
+from dfke_jax.nn.answers import each_head
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import logit_l1
 from dfke_jax.nn.observation import Observed
@@ -80,7 +81,11 @@ def dfad_cost(settings: DFADSettings) -> Cost:
 
 
 def _between(seen: Seen) -> Array:
-    return jnp.mean(logit_l1(seen.student.logits, seen.teacher.logits, through_teacher=True))
+    return jnp.mean(each_head(Partial(_through))(seen.student.logits, seen.teacher.logits))
+
+
+def _through(student: Array, teacher: Array) -> Array:
+    return logit_l1(student, teacher, through_teacher=True)
 
 
 def _gain(seen: Seen) -> tuple[Array, Metrics]:
@@ -92,7 +97,7 @@ def _log_gain(seen: Seen) -> tuple[Array, Metrics]:
 
 
 def _distance(student: Observed, teacher: Observed) -> Array:
-    return logit_l1(student.logits, teacher.logits)
+    return each_head(Partial(logit_l1))(student.logits, teacher.logits)
 
 
 __all__ = ["DFADSettings", "dfad", "dfad_cost"]

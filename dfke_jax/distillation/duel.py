@@ -7,6 +7,7 @@ drawn: the matched control.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Method, Static, method
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.distillation.cost import Cost
+from dfke_jax.nn.answers import class_metrics, heads, same_answers
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.observation import Observed
@@ -75,6 +77,8 @@ class DuelSettings:
       clip: largest norm of either player's gradient; 0 for any.
       output: what of the generator the networks see, see `dfke_jax.nn.players.Maker`: ``box`` keeps
         to pictures, the others presume the normalisation of the data and leave the box.
+      normalised_output: whether the generator's last layer is normalised over the batch, see
+        `DFMEGenerator`.
 
     Raises:
       InputError, UnknownNameError: for values that mean nothing.
@@ -95,6 +99,7 @@ class DuelSettings:
     drop_factor: float = 0.1
     clip: float = 0.0
     output: Literal["box", "normalised_tanh", "normalised"] = "box"
+    normalised_output: bool = True
 
     def __post_init__(self):
         for name in ("batch_size", "latent", "width"):
@@ -161,6 +166,7 @@ class _Fixed:
     schedule: Schedule
     batch_size: int
     activations: bool
+    moments: bool
 
 
 def duel(
@@ -172,30 +178,30 @@ def duel(
     student_loss: StudentLoss,
     *,
     activations: bool = False,
+    moments: bool = False,
 ) -> Method:
     """A method in which a generator makes what a student learns of its teacher.
 
     Args:
-      teacher: frozen. student: gives the network; parameters are drawn afresh.
+      teacher: frozen; its answers may have several heads (see `dfke_jax.nn.answers`), which gain
+        and loss then take.
+      student: gives the network, with the same answers; parameters are drawn afresh.
       settings: see `DuelSettings`; schedules over steps need ``settings.steps``.
       schedule: see `Schedule`.
       gain: what the generator descends. student_loss: of the student's updates.
-      activations: whether either reads hidden layers.
+      activations: whether either reads hidden layers. moments: whether the gain reads the
+        teacher's.
 
     Returns:
-      A `Method` over `DuelState` with metrics ``student_loss``, ``generator_loss``,
-      ``class_entropy`` (of the teacher's mean answer to the generator's batch, as a share of log K:
-      near 0 the generator has collapsed) and the gain's own.
+      A `Method` over `DuelState` with metrics ``student_loss``, ``generator_loss``, those of
+      `dfke_jax.nn.answers.class_metrics` for what the teacher answers to the generator's batch (a
+      ``class_entropy`` near 0 and a ``largest_share`` of 1 say that the generator has collapsed,
+      and `dfke_jax.core.run` says so too) and the gain's own.
 
     Raises:
-      InputError: teacher and student of other classes or images.
+      InputError: teacher and student of other answers or images.
     """
-    if (teacher.num_classes, teacher.input_shape) != (student.num_classes, student.input_shape):
-        raise InputError(
-            "teacher and student must agree on classes and images; the teacher has "
-            f"{teacher.num_classes} classes of {teacher.input_shape}, the student "
-            f"{student.num_classes} of {student.input_shape}"
-        )
+    check_pair(teacher, student)
     s = settings
 
     def rule(name: str, rate: float, steps: int) -> Any:
@@ -214,15 +220,56 @@ def duel(
     learner = Learner.of(
         student, rule(s.student_optimizer, s.student_rate, s.steps * schedule.student)
     )
-    generator = DFMEGenerator(teacher.input_shape, s.width, s.latent)
+    generator = DFMEGenerator(teacher.input_shape, s.width, s.latent, s.normalised_output)
     maker = Maker(
         generator,
         teacher.preprocessing,
         rule(s.generator_optimizer, s.generator_rate, s.steps),
         s.output,
     )
-    fixed = Static(_Fixed(learner, maker, schedule, s.batch_size, activations))
+    fixed = Static(_Fixed(learner, maker, schedule, s.batch_size, activations, moments))
     return method(_init, _step, fixed, teacher, gain, student_loss)
+
+
+def check_pair(teacher: WhiteBox, student: Classifier) -> None:
+    """Raises `InputError` unless both networks take the same images and give the same answers."""
+    shapes = [answered(network) for network in (teacher, student)]
+    if same_answers(*shapes) and teacher.input_shape == student.input_shape:
+        return
+    theirs, ours = (
+        " and ".join(
+            f"{head.shape[-1]} classes" + f" ({name})" * bool(name)
+            for name, head in heads(shape).items()
+        )
+        for shape in shapes
+    )
+    raise InputError(
+        f"teacher and student must agree on classes and images; the teacher has {theirs} of "
+        f"{teacher.input_shape}, the student {ours} of {student.input_shape}"
+    )
+
+
+def answered(network: WhiteBox) -> PyTree:
+    """Shapes of the answers to two images; nothing is computed."""
+    images = jax.ShapeDtypeStruct((2, *network.input_shape), jnp.float32)
+    return jax.eval_shape(network.observe, images).logits
+
+
+SAMPLES_A_CLASS = 10
+"""Below so many images a class the entropy of a batch's mean answer is mostly noise: over random
+labels its bias, (K − 1)/2B nats, is 0.05 there. No published setting has fewer."""
+
+
+def warn_of_small_batches(method_name: str, batch_size: int, teacher: WhiteBox) -> None:
+    """Warns where the mean answer of a batch is of less than `SAMPLES_A_CLASS` images a class."""
+    most = max(head.shape[-1] for head in heads(answered(teacher)).values())
+    if batch_size < SAMPLES_A_CLASS * most:
+        warnings.warn(
+            f"{method_name} balances the mean answer over a batch, and {batch_size} images for {most} "
+            f"classes are few: that mean is noise. Take at least {SAMPLES_A_CLASS * most}, or find "
+            "all weights again (gradients of several small batches together do not help)",
+            stacklevel=3,
+        )
 
 
 def duel_cost(settings: DuelSettings, schedule: Schedule) -> Cost:
@@ -305,7 +352,7 @@ def _generator_step(
 
     def objective(params: PyTree) -> tuple[Array, tuple[Any, PyTree]]:
         images, statistics = of.maker.images({**state.generator.variables, "params": params}, z)
-        shown = teacher.observe(images, activations=of.activations)
+        shown = teacher.observe(images, activations=of.activations, moments=of.moments)
         own = of.learner.observe(
             state.student.variables, images, train=train, activations=of.activations,
             key=jax.random.fold_in(key, 0) if train else None,
@@ -316,10 +363,13 @@ def _generator_step(
     generator, value, (images, shown, metrics) = descend(
         of.maker.optimizer, state.generator, objective
     )
-    images, shown = jax.lax.stop_gradient((images, shown))
-    mean = jnp.mean(jax.nn.softmax(shown.logits), 0)
-    entropy = -jnp.sum(jax.scipy.special.xlogy(mean, mean)) / jnp.log(mean.shape[0])
-    return generator, images, shown, {"generator_loss": value, "class_entropy": entropy, **metrics}
+    images, shown = jax.lax.stop_gradient((images, shown._replace(moments=())))
+    return (
+        generator,
+        images,
+        shown,
+        {"generator_loss": value, **class_metrics(shown.logits), **metrics},
+    )
 
 
 def student_of(classifier: Classifier, state: DuelState) -> Classifier:
@@ -337,7 +387,10 @@ __all__ = [
     "Gain",
     "Schedule",
     "Seen",
+    "answered",
+    "check_pair",
     "duel",
     "duel_cost",
     "student_of",
+    "warn_of_small_batches",
 ]

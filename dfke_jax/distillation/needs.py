@@ -17,8 +17,24 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "from_records": ("logits", "activations"),
     "deep_inversion": ("logits", "moments"),
     "adaptive_deep_inversion": ("logits", "moments"),
+    "knowledge_within": ("logits", "moments"),
+    "statistics_generators": ("logits", "moments"),
+    "statistics_generators(statistics=0)": ("logits",),
+    "dfq": ("logits", "moments"),
+    "dfq(statistics=0)": ("logits",),
+    "cmi": ("logits", "moments", "activations"),
+    "cmi(statistics=0)": ("logits", "activations"),
+    "fast_dfkd": ("logits", "moments"),
+    "fast_dfkd(statistics=0)": ("logits",),
+    "nayer": ("logits", "moments"),
+    "nayer(statistics=0)": ("logits",),
 }
 """Method -> what it needs, see `dfke_jax.nn.whitebox.WORDS`."""
+
+
+def named(method: str, statistics: float) -> str:
+    """How `NEEDS` calls a method whose statistics prior has this weight."""
+    return method if statistics else f"{method}(statistics=0)"
 
 
 def check_teacher(teacher: WhiteBox, method: str) -> None:
@@ -28,4 +44,4 @@ def check_teacher(teacher: WhiteBox, method: str) -> None:
     check_shows(teacher, method, NEEDS[method], NEEDS)
 
 
-__all__ = ["NEEDS", "check_teacher"]
+__all__ = ["NEEDS", "check_teacher", "named"]

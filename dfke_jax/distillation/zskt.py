@@ -15,6 +15,7 @@ from dfke_jax.core.types import Array, Metrics
 from dfke_jax.distillation.cost import Cost
 from dfke_jax.distillation.duel import DuelSettings, Schedule, Seen, duel, duel_cost
 from dfke_jax.distillation.needs import check_teacher
+from dfke_jax.nn.answers import each_head
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import attention_transfer, response_kl
 from dfke_jax.nn.observation import Observed
@@ -125,12 +126,19 @@ def shared_maps(
 
 
 def _gain(seen: Seen) -> tuple[Array, Metrics]:
-    apart = response_kl(seen.student.logits, seen.teacher.logits, through_teacher=True)
-    return -jnp.mean(apart) / seen.teacher.logits.shape[-1], {}
+    return -jnp.mean(each_head(Partial(_through))(seen.student.logits, seen.teacher.logits)), {}
+
+
+def _through(student: Array, teacher: Array) -> Array:
+    return response_kl(student, teacher, through_teacher=True) / teacher.shape[-1]
+
+
+def _belief(student: Array, teacher: Array) -> Array:
+    return response_kl(student, teacher) / teacher.shape[-1]
 
 
 def _student_loss(names: Static, attention: Array, student: Observed, teacher: Observed) -> Array:
-    loss = response_kl(student.logits, teacher.logits) / teacher.logits.shape[-1]
+    loss = each_head(Partial(_belief))(student.logits, teacher.logits)
     for name in names.value:
         ours, theirs = student.activations[name], teacher.activations[name]
         # β/2·Σ over pixels in `attention_transfer`, β·mean over pixels as released

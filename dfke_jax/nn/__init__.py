@@ -7,6 +7,7 @@ from dfke_jax.nn.airbench_training import (
     airbench_population,
     airbench_training,
 )
+from dfke_jax.nn.answers import class_metrics, each_head, heads
 from dfke_jax.nn.classifier import (
     Classifier,
     Preprocessing,
@@ -55,12 +56,15 @@ __all__ = [
     "build",
     "check_images",
     "check_labels",
+    "class_metrics",
     "compute_precision",
     "contrastive_training",
     "conv_general_dilated",
     "convolution",
     "describe",
     "draw_latents",
+    "each_head",
+    "heads",
     "independent_training",
     "member",
     "muon",

@@ -15,7 +15,7 @@ import numpy as np
 from dfke_jax.core.errors import CheckpointError, InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.nn import saved
-from dfke_jax.nn.observation import Observed, observe
+from dfke_jax.nn.observation import Observed, in_float32, observe
 from dfke_jax.nn.precision import apply
 
 
@@ -263,8 +263,8 @@ class Classifier:
 
     def logits(self, images: Array) -> Array:
         """(B, H, W, C) floats in the box, or uint8 -> (B, K), in float32, with running statistics."""
-        return jnp.asarray(
-            apply(self.module, self.variables, self.preprocessing(images), train=False), jnp.float32
+        return in_float32(
+            apply(self.module, self.variables, self.preprocessing(images), train=False)
         )
 
     def features(self, images: Array) -> Array:

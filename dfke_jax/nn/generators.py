@@ -36,24 +36,30 @@ class DFMEGenerator(nn.Module):
     (tanh(x̃) + 1)/2.
 
     The last normalisation keeps x̃ at unit variance, so that tanh does not saturate: estimates of
-    the gradient at x̃ live on that.
+    the gradient at x̃ live on that. It also fixes mean and contrast of every batch, which losses on
+    statistics must be free to choose: with ``normalised_output=False`` the last convolution has a
+    bias in its place, x̃ -> σ(2x̃).
 
     Attributes:
       shape: (H, W, C) of the images; H and W multiples of four (28 and 32 begin at 7×7 and 8×8
         maps).
       width: w; 64 is the published network, 16 suits LeNet on grey images.
       latent: Z.
+      normalised_output: whether x̃ is normalised over the batch.
 
     Source: Truong et al., Data-Free Model Extraction, CVPR 2021 (supplement and released code).
+      Without the last normalisation: the generator of the released CMI, Fast-DFKD and NAYER (which
+      has σ(x̃), twice the last kernel).
     Deviations: convolutions that normalisation follows have no bias, which normalisation would
-    remove again (the dense layer has one: it differs from place to place, and normalisation takes
-    away the mean of a channel alone); nearest upsampling and convolution are one exact operation
-    (`UpsampleConv`).
+      remove again (the
+    dense layer has one: it differs from place to place, and normalisation takes away the mean of a
+    channel alone); nearest upsampling and convolution are one exact operation (`UpsampleConv`).
     """
 
     shape: tuple[int, int, int] = (32, 32, 3)
     width: int = 64
     latent: int = 256
+    normalised_output: bool = True
 
     def __call__(self, z: Array, *, train: bool = False) -> Array:
         """(B, Z) -> images (B, H, W, C) in [0, 1]."""
@@ -72,6 +78,11 @@ class DFMEGenerator(nn.Module):
         phases = UpsampleConv(self.width, use_bias=False, name="conv2")(x)
         phases = BatchNorm(name="conv2_norm")(phases, train=train).map(leaky)
         phases = PhasedConv(self.shape[-1], name="conv3")(phases)
+        if not self.normalised_output:
+            bias = self.param(
+                "image_bias", nn.initializers.zeros, (1, 1, 1, self.shape[-1]), jnp.float32
+            )
+            return phases.map(lambda piece: piece + bias).image()
         return BatchNorm(use_scale=False, use_bias=False, name="image_norm")(
             phases, train=train
         ).image()

@@ -31,7 +31,7 @@ class Observed(NamedTuple):
     """What one pass through a network shows.
 
     Attributes:
-      logits: (B, K) float32.
+      logits: (B, K) float32, or the heads of a network with several (see `dfke_jax.nn.answers`).
       activations: recorded layers by name (see `dfke_jax.nn.layers.record`), ``features`` (B, D)
         among them; empty unless asked for.
       moments: of every normalisation layer's input; empty unless asked for.
@@ -76,13 +76,18 @@ def observe(
     rngs = None if key is None else {"dropout": key}
     if not mutable:
         logits = apply(module, variables, inputs, train=False, rngs=rngs)
-        return Observed(logits.astype(jnp.float32), {}, (), {})
+        return Observed(in_float32(logits), {}, (), {})
     logits, changed = apply(module, variables, inputs, train=train, mutable=mutable, rngs=rngs)
     updated = dict(changed)
     recorded = dict(_named(updated.pop("activations", None) or {}))
     reported = updated.pop("normalisation", None)
     found = tuple(_moments(reported, running)) if reported is not None else ()
-    return Observed(logits.astype(jnp.float32), recorded, found, updated)
+    return Observed(in_float32(logits), recorded, found, updated)
+
+
+def in_float32(answers: PyTree) -> PyTree:
+    """A network's answers, one array or several heads, in float32."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), answers)
 
 
 def _named(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Array]]:
@@ -103,4 +108,4 @@ def _moments(reported: Mapping, running: Mapping) -> Iterator[Moments]:
             yield from _moments(reported[name], stored)
 
 
-__all__ = ["Moments", "Observed", "observe"]
+__all__ = ["Moments", "Observed", "in_float32", "observe"]

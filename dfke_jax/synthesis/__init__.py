@@ -1,8 +1,10 @@
 """The batch-synthesis engine. Nothing here knows what the samples are for."""
 
+from dfke_jax.synthesis.latent import Decode, Inverted, LatentObjective, invert
 from dfke_jax.synthesis.noise import Objective, Synthesised, optimise_noise
 from dfke_jax.synthesis.pool import Batch, Pool, Synthesiser, fill_pool
 from dfke_jax.synthesis.priors import (
+    gaussian_smoothness,
     l2,
     l2_norm,
     normalisation_statistics,
@@ -38,8 +40,11 @@ from dfke_jax.synthesis.zeroth_order import (
 
 __all__ = [
     "Batch",
+    "Decode",
     "Differences",
     "Estimate",
+    "Inverted",
+    "LatentObjective",
     "Objective",
     "Pool",
     "Synthesis",
@@ -55,7 +60,9 @@ __all__ = [
     "fill_pool",
     "forward_difference",
     "gaussian_noise",
+    "gaussian_smoothness",
     "in_chunks",
+    "invert",
     "l2",
     "l2_norm",
     "normalisation_statistics",

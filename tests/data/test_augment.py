@@ -299,3 +299,18 @@ def test_refused_images(name, getkey):
         STRONG[name](getkey(), pictures()[0])
     with pytest.raises(InputError, match="as_float"):
         STRONG[name](getkey(), jnp.zeros((2, 3, 3, 1), jnp.uint8))
+
+
+def test_a_resized_crop_is_a_part_of_the_image_in_its_proportions():
+    rows, columns = np.mgrid[:10, :14].astype(np.float32)
+    images = jnp.asarray(np.repeat(np.stack([rows / 20, columns / 20], -1)[None], 40, 0))
+    made = np.asarray(augment.resized_crop(0.25)(jax.random.key(4), images))
+    down = np.diff(made[..., 0], axis=1) * 20  # ramps stay ramps, up to the border: the part lies inside
+    right = np.diff(made[..., 1], axis=2) * 20
+    scale = 1 / right[:, :1, :1]
+    np.testing.assert_allclose(right, np.broadcast_to(1 / scale, right.shape), rtol=1e-3)
+    np.testing.assert_allclose(down, np.broadcast_to(1 / scale, down.shape), rtol=1e-3)
+    assert 1 <= scale.min() < 1.15
+    assert 1.6 < scale.max() <= 2 + 1e-3
+    whole = augment.resized_crop(1.0)(jax.random.key(4), images)
+    np.testing.assert_allclose(whole, images, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +10,17 @@ import pytest
 
 from dfke_jax import core
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.distillation import DAFLSettings, DFADSettings, ZSKTSettings, dafl, dfad, zskt
+from dfke_jax.core.method import Static
+from dfke_jax.distillation import DAFLSettings, DFADSettings, DFQSettings, ZSKTSettings, dafl, dfad, dfq, zskt
 from dfke_jax.distillation.dafl import dafl_cost
 from dfke_jax.distillation.dfad import dfad_cost
-from dfke_jax.distillation.duel import Schedule, student_of
+from dfke_jax.distillation.dfq import _gain
+from dfke_jax.distillation.duel import Schedule, Seen, student_of
 from dfke_jax.distillation.zskt import shared_maps, zskt_cost
 from dfke_jax.nn.classifier import Classifier, Preprocessing
 from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.nn.mlp import MLP
+from dfke_jax.nn.observation import Moments, Observed
 from dfke_jax.nn.two_conv import TwoConv
 
 SHAPE, K = (8, 8, 1), 3
@@ -125,6 +129,64 @@ def test_dfad_is_n_updates_of_the_student_and_then_one_of_the_generator(form):
     np.testing.assert_allclose(metrics["generator_loss"], value, rtol=1e-4)
 
 
+def test_dfq_weighs_disagreement_statistics_sureness_and_balance():
+    """The gain alone, of answers and moments that are given."""
+    rng = np.random.default_rng(5)
+    t, s = rng.normal(size=(2, 6, K)).astype(np.float32)
+    mean, stored_mean = rng.normal(size=(2, 4)).astype(np.float32)
+    var, stored_var = rng.uniform(0.5, 2.0, size=(2, 4)).astype(np.float32)
+    moments = (Moments(mean, var, stored_mean, stored_var),)
+    seen = Seen(None, Observed(t, {}, moments, {}), Observed(s, {}, (), {}))
+    value, terms = _gain(Static(("kl", True)), (0.6, 0.3, 0.4, 1.5), seen)
+    p, q = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (t, s))
+    expected = {
+        "adversarial": -(p * np.log(p / q)).sum(1).mean(),
+        "one_hot": -np.log(p.max(1)).mean(),
+        "balance": (p.mean(0) * np.log(p.mean(0))).sum(),
+        "statistics": (
+            0.5 * np.log(stored_var / var) + (var + np.square(mean - stored_mean)) / (2 * stored_var) - 0.5
+        ).sum(),
+    }
+    for name, term in expected.items():
+        np.testing.assert_allclose(terms[name], term, rtol=1e-4)
+    weights = {"adversarial": 0.6, "statistics": 0.3, "one_hot": 0.4, "balance": 1.5}
+    whole = sum(weight * expected[name] for name, weight in weights.items())
+    np.testing.assert_allclose(value, whole, rtol=1e-4)
+    with pytest.raises(InputError, match=r"dfq needs statistics .* MLP shows none: it has no batch"):
+        dfq(TEACHER, STUDENT, DFQSettings(**PLAIN))
+
+
+@pytest.mark.slow
+def test_the_generator_of_dfq_descends_its_gain():
+    teacher = network(3, (7,), batch_norm=True)
+    settings = DFQSettings(
+        **{**PLAIN, "student_rate": 1e-9}, student_steps=1, adversarial=0.6, statistics=0.3, one_hot=0.4, balance=1.5
+    )
+    before, after, metrics = one_step(dfq(teacher, STUDENT, settings))
+    z = jax.random.normal(step_keys()[0], (6, 5))
+    module = DFMEGenerator(SHAPE, 2, 5, normalised_output=False)
+    dense, stored = teacher.variables["params"]["dense1"], teacher.variables["batch_stats"]["dense1_norm"]
+
+    @jax.value_and_grad
+    def generator(params):
+        x, _ = module.apply({"params": params}, z, train=True, mutable=["batch_stats"], method="pre_activation")
+        x = jax.nn.sigmoid(2 * x)
+        rows = NORMAL(x).reshape(6, -1) @ dense["kernel"] + dense["bias"][None]
+        m, v = rows.mean(0), rows.var(0)
+        gaussians = jnp.sum(
+            0.5 * (jnp.log(stored["var"] / v) + (v + jnp.square(m - stored["mean"])) / stored["var"] - 1)
+        )
+        t = teacher(x)
+        p = jnp.exp(log_softmax(t)).mean(0)
+        apart = jnp.mean(kl(t, student_logits(before.student.variables["params"], x)))
+        return -0.6 * apart + 0.3 * gaussians - 0.4 * jnp.mean(log_softmax(t).max(-1)) + 1.5 * jnp.sum(p * jnp.log(p))
+
+    params = before.generator.variables["params"]
+    value, gradient = generator(params)
+    np.testing.assert_allclose(metrics["generator_loss"], value, rtol=1e-3)
+    moved(after.generator.variables["params"], params, gradient, 0.05)
+
+
 def conv(seed, width):
     return Classifier.create(TwoConv(K, (width, width), 8), jax.random.key(seed), (28, 28, 1))
 
@@ -200,13 +262,50 @@ def test_a_rate_of_zero_leaves_the_generator_as_it_was_drawn(make):
         np.testing.assert_array_equal(a, b)
 
 
-def test_classes_that_are_never_answered_give_no_nan():
+def test_a_teacher_that_answers_one_class_gives_no_nan_and_is_named():
     """Released DAFL multiplies zero by log zero there."""
     sure = dataclasses.replace(TEACHER, variables=jax.tree.map(lambda leaf: leaf * 0, TEACHER.variables))
     sure.variables["params"]["head"]["bias"] = jnp.array([0.0, 500.0, 0.0])
-    run = core.run(dafl(sure, STUDENT, DAFLSettings(**PLAIN)), KEY, 2, chunk=2)
+    method = dafl(sure, STUDENT, DAFLSettings(**PLAIN))
+    run = core.run(method, KEY, 2, chunk=2)
     assert np.isfinite(run.metrics["generator_loss"]).all()
     np.testing.assert_allclose(run.metrics["class_entropy"], 0, atol=1e-6)
+    np.testing.assert_array_equal(run.metrics["class_share/1"], 1)
+    with pytest.raises(
+        core.CollapseError, match=r"puts 100% of the generator's images into class 1, .* 2 steps up to step 1"
+    ):
+        core.run(method, KEY, 2, chunk=2, guard=core.Guard("raise", patience=2))
+
+
+class TwoHeads(nn.Module):
+    """Two tasks of 3 and 2 classes on one trunk."""
+
+    units: int = 7
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.relu(nn.Dense(self.units)(x.reshape(x.shape[0], -1)))
+        return {"kind": nn.Dense(3)(x), "size": nn.Dense(2)(x)}
+
+
+def test_a_student_learns_every_head_of_its_teacher():
+    teacher, student = (Classifier.create(TwoHeads(n), jax.random.key(n), SHAPE, NORMAL) for n in (9, 4))
+    settings = DFADSettings(**PLAIN, student_steps=1)
+    before, after, metrics = one_step(dfad(teacher, student, settings))
+    start, own = before.generator.variables["params"], before.student.variables["params"]
+    x = made(start, before, jax.random.normal(jax.random.fold_in(step_keys()[1], 0), (6, 5)), "box")
+    answers = lambda network, params: network.module.apply({"params": params}, NORMAL(x))
+    truth = answers(teacher, teacher.variables["params"])
+    loss = lambda params: sum(jnp.mean(jnp.abs(answers(student, params)[head] - truth[head])) for head in truth)
+    moved(after.student.variables["params"], own, jax.grad(loss)(own), 0.1)
+    assert {"class_entropy/kind", "largest_class/size", "class_share/size/1"} < set(metrics)
+    with pytest.raises(InputError, match=r"3 classes \(kind\) and 2 classes \(size\) of .* the student 3 classes of"):
+        dfad(teacher, STUDENT, settings)
+
+
+def test_few_images_a_class_are_warned_of():
+    with pytest.warns(UserWarning, match="6 images for 3 classes are few.* Take at least 30"):
+        dafl(TEACHER, STUDENT, DAFLSettings(**PLAIN))
 
 
 def test_costs_of_an_iteration():

@@ -1,4 +1,4 @@
-"""White-box distillation with a generator: DAFL, DFAD and ZSKT, each beside a generator that never learns."""
+"""White-box distillation with a generator: DAFL, DFAD, ZSKT and DFQ, each beside a generator that never learns."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,10 +11,22 @@ import optax
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method
-from dfke_jax.distillation import DAFLSettings, DFADSettings, DuelSettings, ZSKTSettings, dafl, dfad, student_of, zskt
+from dfke_jax.distillation import (
+    DAFLSettings,
+    DFADSettings,
+    DFQSettings,
+    DuelSettings,
+    ZSKTSettings,
+    dafl,
+    dfad,
+    dfq,
+    student_of,
+    zskt,
+)
 from dfke_jax.distillation.cost import Cost
 from dfke_jax.distillation.dafl import dafl_cost
 from dfke_jax.distillation.dfad import dfad_cost
+from dfke_jax.distillation.dfq import dfq_cost
 from dfke_jax.distillation.duel import DuelState
 from dfke_jax.distillation.zskt import zskt_cost
 from dfke_jax.evaluation import histogram_entropy
@@ -77,6 +89,16 @@ class ZSKTRecipeSettings(DuelRecipeSettings):
 
 
 @dataclasses.dataclass(frozen=True)
+class DFQRecipeSettings(DuelRecipeSettings):
+    """Settings of DFQ."""
+
+    teacher: str = "lenet5_bn"
+    """Network of the teacher; it needs batch normalisation."""
+    method: DFQSettings = DFQSettings(**SMALL, student_optimizer="adam", student_rate=2e-3)
+    """How the method runs."""
+
+
+@dataclasses.dataclass(frozen=True)
 class DuelRecipe:
     """A method of this kind: its arms' name, the method itself, and what an iteration costs."""
 
@@ -109,7 +131,7 @@ class DuelRecipe:
 def _look(run: Run, name: str, state: DuelState, settings: DuelSettings) -> float:
     """Keeps pictures of the last generator; the entropy of the teacher's mean answer to them, as a share of log K."""
     teacher = run.teacher
-    generator = DFMEGenerator(teacher.input_shape, settings.width, settings.latent)
+    generator = DFMEGenerator(teacher.input_shape, settings.width, settings.latent, settings.normalised_output)
     maker = Maker(generator, teacher.preprocessing, optax.identity(), settings.output)  # it learns no more
     z = draw_latents(run.key("pictures"), (500,), generator)
     images, _ = jax.jit(maker.images)(state.generator.variables, z)
@@ -123,6 +145,14 @@ DAFL, DFAD, ZSKT = (
     DuelRecipe("dfad", dfad, dfad_cost),
     DuelRecipe("zskt", zskt, zskt_cost),
 )
+DFQ = DuelRecipe("dfq", dfq, dfq_cost)
+WIDE_RESNETS = {
+    "teacher": "wrn_40_2",
+    "student": "wrn_16_1",
+    "teacher_augmentation": "crop_flip",
+    "teacher_steps": 40_000,
+}
+"""Networks of the published tables on CIFAR-10; for accelerators."""
 _PRESETS = {"digits": {**DISTILLED_DIGITS, "iterations": 1000}}
 
 
@@ -174,5 +204,45 @@ register(
         presets=_PRESETS,
     )
 )
+register(
+    Recipe(
+        name="dfq",
+        title="DFQ: adversarial distillation under stored statistics",
+        summary="A generator climbs the KL divergence of the student's answers from the teacher's while its images keep to the "
+        "statistics in the teacher's normalisation layers and cover its classes. The control's generator never learns.",
+        paper="Choi, Choi, El-Khamy, Lee: Data-Free Network Quantization with Adversarial Knowledge Distillation, CVPR-W 2020",
+        config=DFQRecipeSettings,
+        arms=DFQ.arms,
+        measure=DFQ.measure,
+        published=(
+            Published(
+                "dfq",
+                "cifar10",
+                86.14,
+                "toolbox of Fang et al., IJCAI 2021 (CMI), table of results",
+                "readme",
+                "WRN-40-2 of 94.87 % to WRN-16-1",
+            ),
+            *REAL_DATA,
+        ),
+        datasets=("digits", "mnist", "fashion_mnist", "cifar10"),
+        presets={
+            **_PRESETS,
+            "cifar10": {
+                **WIDE_RESNETS,
+                "iterations": 8000,
+                "method": DFQSettings(batch_size=256, width=64, latent=256),
+            },
+        },
+    )
+)
 
-__all__ = ["DAFLRecipeSettings", "DFADRecipeSettings", "DuelRecipe", "DuelRecipeSettings", "ZSKTRecipeSettings"]
+__all__ = [
+    "WIDE_RESNETS",
+    "DAFLRecipeSettings",
+    "DFADRecipeSettings",
+    "DFQRecipeSettings",
+    "DuelRecipe",
+    "DuelRecipeSettings",
+    "ZSKTRecipeSettings",
+]

@@ -100,9 +100,4 @@ def options_of(config: RemovalSettings, name: str) -> dict[str, Any]:
     }.get(name, tuning)
 
 
-Figures = dict[str, Any]
-"""Of one arm at one seed, as `Workbench.once` keeps them: ``accuracy``, ``agreement``, ``metrics``, ``budget``, ``label``,
-``series``."""
-
-
 __all__ = ["RemovalSettings", "options_of"]

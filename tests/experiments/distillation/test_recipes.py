@@ -7,11 +7,23 @@ import pytest
 from small_runs import complete, tiny
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.distillation import DAFLSettings, DFADSettings, ZSKTSettings
+from dfke_jax.distillation import (
+    CMISettings,
+    DAFLSettings,
+    DFADSettings,
+    DFQSettings,
+    FastSettings,
+    GroupSettings,
+    NAYERSettings,
+    WithinSettings,
+    ZSKTSettings,
+)
 from dfke_jax.experiments import recipe, run_recipe
 
 _SMALL_POOL = {"samples": 40, "synthesis_batch": 20}
 _DUEL = {"batch_size": 8, "latent": 4, "width": 2}
+_BANK = {**_DUEL, "batch_size": 10, "steps": 2, "student_steps": 2, "student_batch": 5}
+_TINY_BANK = {"rounds": 3, "teacher": "lenet5_bn"}
 CHANGES = {
     "anchors": {},
     "transfer-sets": {"samples": 40, "unrelated": "digits"},
@@ -25,6 +37,17 @@ CHANGES = {
     "dafl": {"iterations": 3, "method": DAFLSettings(**_DUEL)},
     "dfad": {"iterations": 3, "method": DFADSettings(**_DUEL, student_steps=2)},
     "zskt": {"iterations": 3, "method": ZSKTSettings(**_DUEL, student_steps=2, attention=0.0)},
+    "dfq": {"iterations": 3, "teacher": "lenet5_bn", "method": DFQSettings(**_DUEL, student_steps=2)},
+    "cmi": {**_TINY_BANK, "method": CMISettings(**_BANK, negatives=4, feature_bank=20, projection=4)},
+    "fast-dfkd": {**_TINY_BANK, "method": FastSettings(**_BANK, warm_up=1)},
+    "nayer": {**_TINY_BANK, "method": NAYERSettings(**_BANK, warm_up=1)},
+    "statistics-generators": {
+        "samples": 40,
+        "teacher": "lenet5_bn",
+        "generator_steps": 3,
+        "method": GroupSettings(groups=5, batch_size=20, latent=4, width=2),
+    },
+    "knowledge-within": {**_SMALL_POOL, "teacher": "lenet5_bn", "synthesis": WithinSettings(steps=3)},
 }
 RECIPES = tuple(CHANGES)
 QUICK = {"data-impressions", "dafl"}
