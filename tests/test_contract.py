@@ -20,7 +20,9 @@ from dfke_jax.distillation import (
     ClassImpressionSettings,
     CMISettings,
     DAFLSettings,
+    DeGANSettings,
     DFADSettings,
+    DFKASettings,
     DFQSettings,
     FastSettings,
     GroupSettings,
@@ -37,7 +39,9 @@ from dfke_jax.distillation import (
     dafl,
     data_impressions,
     deep_inversion,
+    degan,
     dfad,
+    dfka,
     dfq,
     fast_dfkd,
     from_records,
@@ -53,6 +57,7 @@ from dfke_jax.nn.airbench import Airbench
 from dfke_jax.nn.airbench_training import AirbenchSettings, airbench_training
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.contrastive import contrastive_training
+from dfke_jax.nn.heads import Heads
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.nn.training import optimiser
 from dfke_jax.oracle import Reveal
@@ -74,6 +79,7 @@ SHAPE = (6, 6, 1)
 KEY = jax.random.key(21)
 IMAGES = jax.random.uniform(jax.random.key(22), (12, *SHAPE))
 LABELS = jnp.arange(12) % 3
+PROXY = jax.random.uniform(jax.random.key(23), (5, 8, 8, 1))
 
 
 @functools.cache
@@ -238,6 +244,12 @@ METHODS = {
     "DAFL": lambda seed: duelling(dafl, DAFLSettings, seed),
     "DFAD": lambda seed: duelling(dfad, DFADSettings, seed, student_steps=2),
     "ZSKT": lambda seed: duelling(zskt, ZSKTSettings, seed, student_steps=2, attention=0.0),
+    "DeGAN": lambda seed: degan(matched(seed), PROXY, DeGANSettings(batch_size=4, latent=2, width=2, entropy=0.1)),
+    "amalgamation": lambda seed: dfka(
+        (matched(seed), matched(8)),
+        Classifier.create(Heads(MLP(6, (4,)), (3, 3)), jax.random.key(9), (8, 8, 1)),
+        DFKASettings(batch_size=4, latent=2, width=2, generator_optimizer="sgd"),
+    ),
     "DFQ": lambda seed: dfq(
         matched(seed),
         Classifier.create(MLP(3, (4,)), jax.random.key(9), (8, 8, 1)),
@@ -302,10 +314,10 @@ VARIANTS = {
     "unsure queries",
 }
 WITH_A_GENERATOR = {
-    "DAFL", "DFAD", "ZSKT", "DFQ", "CMI", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER", "generators of class groups"
+    "DAFL", "DFAD", "ZSKT", "DFQ", "DeGAN", "amalgamation", "CMI", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER", "generators of class groups"
 }  # fmt: skip
 # Programs over an engine that another row of the table has, and that take long to compile.
-AT_LENGTH = {"DFQ", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER", "generators of class groups", "the knowledge within"}
+AT_LENGTH = {"DFQ", "DeGAN", "amalgamation", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER", "generators of class groups", "the knowledge within"}
 every_method, every_kind = (
     pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in rare)) for n in METHODS])
     for rare in (AT_LENGTH, VARIANTS | AT_LENGTH)

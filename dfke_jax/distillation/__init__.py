@@ -15,7 +15,9 @@ from dfke_jax.distillation.deep_inversion import (
     adaptive_deep_inversion,
     deep_inversion,
 )
+from dfke_jax.distillation.degan import DeGANSettings, DeGANState, degan, degan_images
 from dfke_jax.distillation.dfad import DFADSettings, dfad
+from dfke_jax.distillation.dfka import DFKASettings, Teachers, dfka
 from dfke_jax.distillation.dfq import DFQSettings, dfq
 from dfke_jax.distillation.duel import DuelSettings, DuelState, Schedule, student_of
 from dfke_jax.distillation.fast_dfkd import FastSettings, fast_dfkd
@@ -38,7 +40,10 @@ __all__ = [
     "ClassImpressionSettings",
     "DAFLSettings",
     "DFADSettings",
+    "DFKASettings",
     "DFQSettings",
+    "DeGANSettings",
+    "DeGANState",
     "DuelSettings",
     "DuelState",
     "FastSettings",
@@ -48,6 +53,7 @@ __all__ = [
     "NAYERSettings",
     "RecordSettings",
     "Schedule",
+    "Teachers",
     "WithinSettings",
     "ZSKTSettings",
     "adaptive_deep_inversion",
@@ -59,7 +65,10 @@ __all__ = [
     "dafl",
     "data_impressions",
     "deep_inversion",
+    "degan",
+    "degan_images",
     "dfad",
+    "dfka",
     "dfq",
     "fast_dfkd",
     "fitted",

@@ -12,6 +12,8 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "zskt(attention=0)": ("logits",),
     "data_impressions": ("logits", "head"),
     "dafl": ("logits", "features"),
+    "degan": ("logits",),
+    "dfka": ("logits", "features"),
     "zskt": ("logits", "activations"),
     "record_activations": ("logits", "activations"),
     "from_records": ("logits", "activations"),

@@ -19,6 +19,7 @@ from dfke_jax.nn.contrastive import Contrastive, contrastive_training, nt_xent, 
 from dfke_jax.nn.conv import conv_general_dilated, convolution
 from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents, squash
+from dfke_jax.nn.heads import Heads
 from dfke_jax.nn.layers import BatchNorm, Conv, UpsampleConv
 from dfke_jax.nn.many import independent_training, member, separate_shares, shares
 from dfke_jax.nn.muon import muon, newton_schulz
@@ -44,6 +45,7 @@ __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DFMEGenerator",
+    "Heads",
     "Moments",
     "NetworkInfo",
     "Observed",
