@@ -30,6 +30,7 @@ from dfke_jax.distillation import (
     InversionSettings,
     NAYERSettings,
     RecordSettings,
+    SamplingSettings,
     WithinSettings,
     ZSKTSettings,
     adaptive_deep_inversion,
@@ -45,6 +46,7 @@ from dfke_jax.distillation import (
     dfq,
     fast_dfkd,
     from_records,
+    gan_sampling,
     knowledge_distillation,
     knowledge_within,
     nayer,
@@ -109,6 +111,11 @@ def duelling(make, settings, seed, **changes):
 def matched(seed):
     """A teacher whose statistics can be matched, of images that a generator makes."""
     return Classifier.create(MLP(3, (8,), batch_norm=True), jax.random.key(seed), (8, 8, 1))
+
+
+def drawn(weights, z):
+    """A generator that is one product."""
+    return jax.nn.sigmoid(z @ weights).reshape(-1, *SHAPE)
 
 
 def banked(make, settings, seed, *, changes=None, **arguments):
@@ -244,6 +251,12 @@ METHODS = {
     "DAFL": lambda seed: duelling(dafl, DAFLSettings, seed),
     "DFAD": lambda seed: duelling(dfad, DFADSettings, seed, student_steps=2),
     "ZSKT": lambda seed: duelling(zskt, ZSKTSettings, seed, student_steps=2, attention=0.0),
+    "samples of a GAN": lambda seed: gan_sampling(
+        Partial(drawn, jnp.eye(36)[:4]),
+        network(seed),
+        network(9, (4,)),
+        SamplingSettings(batch_size=5, latent=4, student_optimizer="sgd"),
+    ),
     "DeGAN": lambda seed: degan(matched(seed), PROXY, DeGANSettings(batch_size=4, latent=2, width=2, entropy=0.1)),
     "amalgamation": lambda seed: dfka(
         (matched(seed), matched(8)),

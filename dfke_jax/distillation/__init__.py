@@ -21,6 +21,7 @@ from dfke_jax.distillation.dfka import DFKASettings, Teachers, dfka
 from dfke_jax.distillation.dfq import DFQSettings, dfq
 from dfke_jax.distillation.duel import DuelSettings, DuelState, Schedule, student_of
 from dfke_jax.distillation.fast_dfkd import FastSettings, fast_dfkd
+from dfke_jax.distillation.gan_sampling import SamplingSettings, adapt_statistics, gan_sampling
 from dfke_jax.distillation.knowledge_within import WithinSettings, knowledge_within
 from dfke_jax.distillation.nayer import NAYERSettings, label_embedding, nayer
 from dfke_jax.distillation.representations import representation_distillation
@@ -52,10 +53,12 @@ __all__ = [
     "InversionSettings",
     "NAYERSettings",
     "RecordSettings",
+    "SamplingSettings",
     "Schedule",
     "Teachers",
     "WithinSettings",
     "ZSKTSettings",
+    "adapt_statistics",
     "adaptive_deep_inversion",
     "balanced",
     "bank_method",
@@ -73,6 +76,7 @@ __all__ = [
     "fast_dfkd",
     "fitted",
     "from_records",
+    "gan_sampling",
     "group_images",
     "knowledge_distillation",
     "knowledge_within",

@@ -13,6 +13,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "data_impressions": ("logits", "head"),
     "dafl": ("logits", "features"),
     "degan": ("logits",),
+    "gan_sampling": ("logits",),
     "dfka": ("logits", "features"),
     "zskt": ("logits", "activations"),
     "record_activations": ("logits", "activations"),
