@@ -6,7 +6,7 @@ from dfke_jax.core.types import Array
 
 
 class Heads(nn.Module):
-    """A trunk whose last layer is cut into heads: (B, K_1 + … + K_n) -> ((B, K_1), …, (B, K_n)).
+    """A trunk whose last layer is cut into heads: (B, K_1 + … + K_n) -> {"task0": (B, K_1), …}.
 
     A dense layer of all classes is a dense layer a head side by side.
 
