@@ -19,6 +19,7 @@ from dfke_jax._version import __version__
 from dfke_jax.commands import (
     dataset_inference,
     doctor,
+    exporting,
     listing,
     reporting,
     reproducing,
@@ -44,6 +45,7 @@ examples:
   dfke run RECIPE --dataset mnist --data-dir DIR  run it, then write its report
   dfke report runs/RECIPE-mnist                   draw the report again
   dfke serve digits --reveal label --quota 1000   an endpoint to attack
+  dfke export DIR --to onnx --out net.onnx        take a model away
   dfke watermark verify SECRET PUBLIC SUSPECT     is this network mine?
   dfke dataset-inference --help                   was a model made from your data?
 """
@@ -56,6 +58,7 @@ _COMMANDS: dict[str, tuple[str, ModuleType | None]] = {
     "reproduce": ("Repeat the experiments that the documentation reports.", reproducing),
     "report": ("Draw the report of a finished run, or of every run in a directory.", reporting),
     "serve": ("Serve a classifier over HTTP, to be attacked.", serving),
+    "export": ("Write a model as safetensors, StableHLO, ONNX or PyTorch.", exporting),
     "dataset-inference": ("Test whether a model was made from your data.", dataset_inference),
     "watermark": ("Mark a network by a backdoor, and verify such a mark.", watermark),
     "doctor": ("Say what this machine can do, what is missing and what would help.", doctor),

@@ -54,6 +54,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "distillation/nayer": ("distillation/test_bank_methods.py",),
     "distillation/knowledge_within": ("distillation/test_stored_statistics.py",),
     "distillation/statistics_generators": ("distillation/test_stored_statistics.py",),
+    "distillation/observed": ("distillation/test_features.py",),
+    "distillation/relations": ("distillation/test_features.py",),
     "distillation/transfer_sets": ("distillation/test_response.py",),
     "extraction/maze": ("extraction/test_maze_pd.py", "extraction/test_dfme.py"),
     "extraction/pool_attack": ("extraction/test_pool.py",),

@@ -9,7 +9,20 @@ import numpy as np
 import pytest
 
 from dfke_jax import core
-from dfke_jax.extraction import Questions, linear_regression, logistic_regression, softmax_regression
+from dfke_jax.data import Schema
+from dfke_jax.extraction import (
+    Questions,
+    ReluSearch,
+    TreeSettings,
+    coupled_halfspace,
+    find_paths,
+    linear_regression,
+    logistic_regression,
+    lowd_meek,
+    one_versus_rest,
+    relu_network,
+    softmax_regression,
+)
 from dfke_jax.oracle import Ledger, Metered, Reveal
 
 RNG = np.random.default_rng(8)
@@ -30,10 +43,25 @@ def logistic(rows):
     return np.concatenate([1 - p, p], 1)
 
 
+def relu(rows):
+    return np.maximum(rows @ WEIGHTS + 0.1, 0) @ WEIGHTS[:3, :2]
+
+
 def rounded(rows):
     return np.round(softmax(rows), 4)
 
 
+def sided(rows):
+    return (rows @ WEIGHTS[:, 0] > 0.2).astype(np.int32)
+
+
+def walked(rows):
+    """A tree of three leaves: its leaf, and what it predicts there."""
+    leaf = np.where(rows[:, 0] <= 0.25, 1.0, np.where(rows[:, 4] <= -0.5, 2.0, 3.0))
+    return np.stack([leaf, leaf**2], 1)
+
+
+SCHEMA = Schema.of_numbers(6)
 ATTACKS = {
     "linear": (lambda: linear_regression(Questions(6)), linear, Reveal("logits"), 7),
     "linear, checked": (lambda: linear_regression(Questions(6, 20)), linear, Reveal("logits"), 20),
@@ -45,6 +73,11 @@ ATTACKS = {
         Reveal(decimals=4),
         30,
     ),
+    "tree": (lambda: find_paths(SCHEMA, TreeSettings(2.0**-8)), walked, Reveal("logits"), 39),
+    "Lowd-Meek": (lambda: lowd_meek(SCHEMA), sided, Reveal("label"), 205),
+    "coupled halfspace": (lambda: coupled_halfspace(SCHEMA), sided, Reveal("label"), 135),
+    "one versus rest": (lambda: one_versus_rest(SCHEMA), softmax, Reveal(), 21),
+    "ReLU network": (lambda: relu_network(ReluSearch(6, check_rows=4)), relu, Reveal("logits"), 161),
 }
 every_attack = pytest.mark.parametrize("name", ATTACKS)
 
@@ -71,6 +104,7 @@ def steal(name, seed, ledger, asked=None, *, kill_after=None):
 def numbers(found):
     """What was found, as bytes."""
     fields = dataclasses.asdict(found) if dataclasses.is_dataclass(found) else found._asdict()
+    fields |= fields.get("parameters", {})
     return {name: value.tobytes() for name, value in fields.items() if isinstance(value, np.ndarray)}
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import victim_kinds
 from example_files import EXAMPLES, example
 from jax.tree_util import Partial
 from small_runs import complete, tiny
@@ -14,6 +15,7 @@ from dfke_jax import core
 from dfke_jax.core import InputError
 from dfke_jax.experiments import recipe, recipes, register
 from dfke_jax.experiments.bench import registry
+from dfke_jax.models import OPENERS, open_model
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.oracle import Ledger, Reveal, check_spent
@@ -28,6 +30,8 @@ PAGES = {
     "attack": ("unsure_queries", "tests/test_contract.py"),
     "mark": ("noise_labels", "tests/watermarking/test_marks.py"),
     "recipe": ("random_shapes", "tests/test_howto.py"),
+    "own_model_white_box": ("own_model_white_box", "dfke_jax/distillation/needs.py"),
+    "opener": ("centroids_opener", "tests/helpers/victim_kinds.py"),
 }
 
 
@@ -94,6 +98,16 @@ def test_unsure_queries_ask_what_the_clone_is_least_sure_of_and_cost_what_they_s
         of.UnsureSettings(choice=0)
 
 
+def test_a_model_of_ones_own_is_inverted():
+    of = example("howto/own_model_white_box")
+    teacher = of.white_box(jax.random.key(0))
+    assert teacher.missing == ()
+    made = of.images_of(teacher, 2)
+    assert made.shape == (12, *of.SHAPE)
+    first, second = (float(np.abs(made - of.images_of(teacher, steps)).max()) for steps in (2, 1))
+    assert first == 0 < second
+
+
 @pytest.fixture
 def random_shapes(monkeypatch, tmp_path):
     """The recipe, registered for one test."""
@@ -122,3 +136,27 @@ def test_shuffled_images_have_the_same_pixels(random_shapes):
     rows = lambda values: sorted(map(tuple, np.asarray(values).reshape(16, 3)))
     assert all(rows(one) == rows(other) for one, other in zip(found, images, strict=True))
     assert not np.array_equal(found, images)
+
+
+def test_centroids_are_opened_once_their_line_stands_in_the_table(tmp_path, monkeypatch):
+    of = example("howto/centroids_opener")
+    made = victim_kinds.centroids(tmp_path, monkeypatch)
+    with pytest.raises(InputError, match="no model of a known kind"):
+        open_model(made.where)
+    OPENERS.insert(0, of.CENTROIDS)
+    try:
+        model = open_model(made.where)
+        for declared, message in (
+            ({"num_classes": 9}, "has 3 classes, and not 9"),
+            ({"layout": "NCHW"}, "has no layout"),
+        ):
+            with pytest.raises(InputError, match=message):
+                open_model(made.where, **declared)
+        np.savez(tmp_path / "x.centroids.npz", other=1)
+        with pytest.raises(InputError, match="holds no centroids"):
+            open_model(tmp_path / "x.centroids.npz")
+    finally:
+        OPENERS.remove(of.CENTROIDS)
+    assert (model.kind, model.gives) == ("nearest centroids", "logits")
+    assert (model.num_classes, model.input_shape) == (victim_kinds.CLASSES, victim_kinds.SHAPE)
+    np.testing.assert_allclose(model(victim_kinds.ROWS), made.expected, rtol=1e-5, atol=1e-5)

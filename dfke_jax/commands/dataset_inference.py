@@ -299,46 +299,18 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
 
 
 def read_samples(path: Path) -> "tuple[np.ndarray, np.ndarray]":
-    """Images (N, H, W, C) and labels (N,) of an `.npz` file with the arrays images and labels, or x
-    and y.
+    """Images (N, H, W, C) and labels (N,) of an `.npz` file; of a file of two splits, the training images.
 
     Raises:
-      MissingDataError: no such file. InputError: no such arrays, or none that are images with
-        labels.
+      MissingDataError: no such file. InputError: no such arrays, or none that are images with labels.
     """
-    import numpy as np
-
-    from dfke_jax.core.errors import InputError, MissingDataError
+    from dfke_jax.core.errors import InputError
     from dfke_jax.data import Split
+    from dfke_jax.data.files import read_npz
 
-    if not path.is_file():
-        raise MissingDataError(
-            f"there is no file {path}; give an .npz file with the arrays images and labels"
-        )
+    parts = read_npz(path).parts
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = next(
-                (
-                    pair
-                    for pair in (("images", "labels"), ("x", "y"))
-                    if set(pair) <= set(archive.files)
-                ),
-                None,
-            )
-            if names is None:
-                raise InputError(
-                    f"{path} needs the arrays images and labels (or x and y); it has "
-                    f"{', '.join(archive.files)}"
-                )
-            images, labels = archive[names[0]], archive[names[1]]
-    except InputError:
-        raise
-    except Exception as error:  # zipfile, zlib and NumPy each have their own
-        raise InputError(
-            f"{path} cannot be read as an .npz file of plain arrays: {error}"
-        ) from error
-    try:
-        split = Split(images[..., None] if images.ndim == 3 else images, labels)
+        split = Split(*parts.get("all", parts.get("train", ())))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return split.images, split.labels

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from dfke_jax.experiments.bench.registry import Recipe
 
 
+_ALIASES = {"--victim": "--teacher", "--budget": "--budgets"}
+"""What an attack's user would call the teacher, and one budget."""
+
+
 def split(rest: list[str]) -> tuple[str, list[str], bool]:
     """The recipe, the arguments after it, and whether tracebacks are wanted."""
     usage = (
@@ -79,6 +83,10 @@ def _parse_run(recipe: "Recipe", rest: Sequence[str]):
     """Parses what follows the recipe; the defaults are those of the data set that is asked for."""
     import tyro
 
+    rest = [
+        _ALIASES.get(text.split("=")[0], text.split("=")[0]) + text[len(text.split("=")[0]) :]
+        for text in rest
+    ]
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     peek.add_argument("--dataset")
     peek.add_argument("--config")

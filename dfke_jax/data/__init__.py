@@ -1,4 +1,4 @@
-"""Labelled images, where they come from, and how they are varied."""
+"""Labelled images and tables, where they come from, and how images are varied."""
 
 from dfke_jax.data import augment
 from dfke_jax.data.augment import (
@@ -17,14 +17,20 @@ from dfke_jax.data.augment import (
     warp,
 )
 from dfke_jax.data.dataset import Dataset, Split
+from dfke_jax.data.schema import Column, Schema
 from dfke_jax.data.sources import Availability, available, load, tfds_directory
+from dfke_jax.data.tables import TABLES, Table, load_table
 from dfke_jax.data.tones import TONES, tones
 
 __all__ = [
+    "TABLES",
     "TONES",
     "Availability",
+    "Column",
     "Dataset",
+    "Schema",
     "Split",
+    "Table",
     "affine",
     "alternating_flip",
     "augment",
@@ -35,6 +41,7 @@ __all__ = [
     "gaussian_noise",
     "identity",
     "load",
+    "load_table",
     "random_crop",
     "reflect_shift",
     "resized_crop",

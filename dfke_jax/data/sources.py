@@ -16,6 +16,7 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError, MissingDataError, UnknownNameError
 from dfke_jax.data.dataset import Dataset, Split
+from dfke_jax.data.files import holds_classes, load_folder, load_npz
 from dfke_jax.data.speech import AudioFeatures, audio_features, read_audio, splits
 from dfke_jax.data.synthetic import gaussian_classes
 from dfke_jax.data.tones import tones
@@ -69,9 +70,12 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
           Sets of clips of up to a second of audio with a label, such as ``speech_commands``, become
           spectrograms (125, 80, 1): see `dfke_jax.data.speech`. Where a set is not prepared, a file
           ``NAME.npz`` in the same directory (Keras keeps ``mnist.npz``) serves as well;
-        - a path that ends in ``.npz``, with the arrays x_train, y_train, x_test and y_test: images
+        - a path that ends in ``.npz``, with the arrays x_train, y_train, x_test and y_test, or
+          images and labels (or x and y), of which a fifth of every class is the test split: images
           (N, H, W, C) or (N, H, W), uint8 or floats in [0, 1], labels (N,) or (N, 1). K is one more
-          than the largest training label.
+          than the largest training label;
+        - a folder with a folder of pictures for every class, or with such folders below ``train``
+          and ``test``: see `dfke_jax.data.files.load_folder`.
       data_dir: the TFDS directory, or one that contains it as ``tfds/``. Default: the environment
         variable DFKE_DATA_DIR, then TFDS_DATA_DIR, then ``~/tensorflow_datasets``.
 
@@ -83,7 +87,9 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
     """
     name = os.fspath(name)
     if name.endswith(".npz"):
-        return _load_npz(name)
+        return load_npz(Path(name).expanduser())
+    if holds_classes(Path(name).expanduser()):
+        return load_folder(Path(name).expanduser())
     if name == "digits":
         return _load_digits()
     if name == "tones":
@@ -158,56 +164,12 @@ def _stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.
     return np.sort(np.concatenate(rows))
 
 
-def _load_npz(name: str) -> Dataset:
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise MissingDataError(
-            f"there is no file {path}; give the path of an .npz file with x_train, y_train, "
-            "x_test, y_test"
-        )
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            absent = sorted({"x_train", "y_train", "x_test", "y_test"} - set(archive.files))
-            if absent:
-                raise InputError(
-                    f"{path} lacks {', '.join(absent)}; it has "
-                    f"{', '.join(archive.files) or 'no arrays'}"
-                )
-            arrays = {key: archive[key] for key in ("x_train", "y_train", "x_test", "y_test")}
-    except InputError:
-        raise
-    except Exception as error:  # zipfile, zlib and NumPy each have their own
-        raise InputError(
-            f"{path} cannot be read as an .npz file of plain arrays: {error}"
-        ) from error
-    splits = {}
-    for part in ("train", "test"):
-        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if images.ndim == 3:
-            images = images[..., None]
-        if labels.ndim == 2 and labels.shape[1] == 1:
-            labels = labels[:, 0]
-        try:
-            splits[part] = Split(images, labels)
-        except InputError as error:
-            raise InputError(f"{path}, x_{part} and y_{part}: {error}") from error
-    classes = int(splits["train"].labels.max()) + 1
-    return Dataset(
-        path.stem,
-        splits["train"],
-        splits["test"],
-        classes,
-        tuple(map(str, range(classes))),
-        f"npz:{path.name}",
-    )
-
-
 def _load_tfds(name: str, data_dir: Any) -> Dataset:
     match = _TFDS_NAME.fullmatch(name)
     root = tfds_directory(data_dir)
     directory = _find(root, match) if match else None
     if directory is None and (root / f"{name}.npz").is_file():
-        return _load_npz(str(root / f"{name}.npz"))
+        return load_npz(root / f"{name}.npz")
     if directory is None:
         if not match or (match["base"] not in WELL_KNOWN and match["base"] not in _registered()):
             raise UnknownNameError("data set", name, ("digits", "synthetic", "tones", *WELL_KNOWN))

@@ -257,7 +257,7 @@ def answered(network: WhiteBox) -> PyTree:
 
 SAMPLES_A_CLASS = 10
 """Below so many images a class the entropy of a batch's mean answer is mostly noise: over random
-labels its bias, (K − 1)/2B nats, is 0.05 there. No published setting has fewer."""
+labels its bias, (K − 1)/2B nats, is 0.05 there. DAFL's published settings have more."""
 
 
 def warn_of_small_batches(method_name: str, batch_size: int, teacher: WhiteBox) -> None:

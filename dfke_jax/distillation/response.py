@@ -27,13 +27,14 @@ def knowledge_distillation(
     learning_rate: float = 3e-3,
     optimizer: str = "adam",
     augment: Augmentation | None = None,
+    fine_tune: bool = False,
 ) -> Method:
     """Trains a student on τ²·KL(p_T^τ ‖ p_S^τ), the teacher answering every augmented batch.
 
     With labels: λ·CE(p_S, y) + τ²·KL(p_T^τ ‖ p_S^τ).
 
     Args:
-      student: gives the network to train; fresh parameters are drawn.
+      student: gives the network to train; fresh parameters are drawn, unless `fine_tune`.
       teacher: frozen.
       images: (N, H, W, C) on the device: a pool of synthesised samples, real data, or any transfer
         set.
@@ -43,6 +44,7 @@ def knowledge_distillation(
       batch_size, learning_rate, optimizer: of the training.
       augment: applied before both networks see the batch. Without it the teacher's answers are a
         fixed table.
+      fine_tune: begin from the student's own variables, such as those of `hint_training`.
 
     Returns:
       A `Method` over `dfke_jax.nn.training.Training`.
@@ -54,6 +56,7 @@ def knowledge_distillation(
     loss = response_loss(temperature)
     rule = optimiser(optimizer, learning_rate, steps)
     common = {"optimizer": rule, "batch_size": batch_size, "augment": augment}
+    common["fine_tune"] = fine_tune
     if labels is not None:
         if augment is not None:
             raise InputError(

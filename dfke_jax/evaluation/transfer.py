@@ -41,7 +41,7 @@ def fgsm(
     """
     if epsilon < 0:
         raise InputError(f"epsilon must not be negative, got {epsilon}")
-    return _fgsm(_pytree(classifier), images, labels, epsilon, box)
+    return _fgsm(as_pytree(classifier), images, labels, epsilon, box)
 
 
 def pgd(
@@ -81,11 +81,12 @@ def pgd(
         )
     step_size = 2.5 * epsilon / steps if step_size is None else step_size
     return _pgd(
-        key, _pytree(classifier), images, labels, epsilon, step_size, steps, box, random_start
+        key, as_pytree(classifier), images, labels, epsilon, step_size, steps, box, random_start
     )
 
 
-def _pytree(classifier: Predict) -> Predict:
+def as_pytree(classifier: Predict) -> Predict:
+    """The classifier as an argument of compiled programs: a bare function becomes a `Partial`."""
     return Partial(classifier) if jax.tree_util.all_leaves([classifier]) else classifier
 
 
@@ -165,4 +166,4 @@ def transfer_rate(
     }
 
 
-__all__ = ["fgsm", "pgd", "transfer_rate"]
+__all__ = ["as_pytree", "fgsm", "pgd", "transfer_rate"]

@@ -178,6 +178,24 @@ EXPERIMENTS: dict[str, Experiment] = {
     "dual-students-mnist": Experiment(
         "dual-students", "mnist", "the same by the distance of the clones' logits, with its control", "not measured"
     ),
+    "last-layer": Experiment("last-layer", "digits", "width and last layer of a language model", "not measured"),
+    "relu-extraction-mnist": Experiment(
+        "relu-extraction", "mnist", "weights of a 784-32-10 network from its answers", "not measured"
+    ),
+    "relu-extraction-mnist-64": Experiment(
+        "relu-extraction",
+        "mnist",
+        "the same of 64 neurons",
+        "not measured",
+        {"teacher": "mlp_64"},
+    ),
+    "relu-extraction-mnist-128": Experiment(
+        "relu-extraction",
+        "mnist",
+        "the same of 128 neurons",
+        "not measured",
+        {"teacher": "mlp_128"},
+    ),
     "dfms-mnist": Experiment("dfms", "mnist", "extraction from labels, with its control", "76 min, shared core"),
     "dfms-fashion_mnist": Experiment(
         "dfms", "fashion_mnist", "extraction from labels, with its control", "26 min, one core"

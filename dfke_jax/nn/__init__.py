@@ -32,6 +32,7 @@ from dfke_jax.nn.soft_nearest import (
     soft_nearest_neighbour_loss,
 )
 from dfke_jax.nn.training import Training, optimiser, trained, training
+from dfke_jax.nn.transformer import ByteTransformer, LanguageModel, train_language_model
 from dfke_jax.nn.upsample import upsample_convolve
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "AirbenchSettings",
     "AirbenchState",
     "BatchNorm",
+    "ByteTransformer",
     "Classifier",
     "Contrastive",
     "Conv",
@@ -46,6 +48,7 @@ __all__ = [
     "DCGANGenerator",
     "DFMEGenerator",
     "Heads",
+    "LanguageModel",
     "Moments",
     "NetworkInfo",
     "Observed",
@@ -82,6 +85,7 @@ __all__ = [
     "shares",
     "soft_nearest_neighbour_loss",
     "squash",
+    "train_language_model",
     "trained",
     "training",
     "upsample_convolve",

@@ -143,6 +143,16 @@ class Classifier:
                 -1
             ]
 
+    def facts(self) -> dict[str, Any]:
+        """What belongs to the function beside network and arrays, as JSON takes it."""
+        models, classes = self.sizes()
+        return {
+            "num_classes": classes,
+            "input_shape": list(self.input_shape),
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "models": models,
+        }
+
     def save(
         self,
         path: str | os.PathLike,
@@ -163,15 +173,8 @@ class Classifier:
           InputError: something is there, or a field of the network cannot be written.
           CheckpointError: it cannot be written.
         """
-        models, classes = self.sizes()
-        facts = {
-            "num_classes": classes,
-            "input_shape": list(self.input_shape),
-            "preprocessing": dataclasses.asdict(self.preprocessing),
-            "models": models,
-        }
         return saved.write(
-            path, self.module, self.variables, facts, made_by=made_by, overwrite=overwrite
+            path, self.module, self.variables, self.facts(), made_by=made_by, overwrite=overwrite
         )
 
     @classmethod
@@ -185,21 +188,52 @@ class Classifier:
         Raises:
           CheckpointError: there is none, or it is damaged. InputError: the module is another one.
         """
-        found = saved.about(path)
-        network = saved.module_of(found.get("module"), module)
+        return cls.of(saved.about(path), None, Path(path).expanduser(), module=module)
+
+    @classmethod
+    def of(
+        cls,
+        described: Mapping[str, Any],
+        arrays: Mapping[str, Any] | None,
+        path: Path,
+        *,
+        module: nn.Module | None = None,
+    ) -> "Classifier":
+        """What `saved.description` describes.
+
+        Args:
+          described: what was said.
+          arrays: by name (``params/head/kernel``); those of the directory by default.
+          path: where they are from. module: as of `load`.
+
+        Raises: as `load`.
+        """
+        network = saved.module_of(described.get("module"), module)
         try:
             values = {
                 name: tuple(value) if isinstance(value, list) else value
-                for name, value in found["preprocessing"].items()
+                for name, value in described["preprocessing"].items()
             }
-            height, width, channels = (int(size) for size in found["input_shape"])
+            height, width, channels = (int(size) for size in described["input_shape"])
             preprocessing = Preprocessing(**values)  # type: ignore[arg-type]
-            kinds, said = found["arrays"], (found["models"], found["num_classes"])
+            kinds, said = described["arrays"], (described["models"], described["num_classes"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{path}: {saved.FILE} does not describe a classifier: {error!r}"
             ) from error
-        made = cls(network, saved.arrays(path, kinds), preprocessing, (height, width, channels))
+        if arrays is None:
+            variables = saved.arrays(path, kinds)
+        else:
+            wanted = saved.like(kinds, path)
+            named = jax.tree.map_with_path(
+                lambda place, _: "/".join(str(part.key) for part in place), wanted
+            )
+            if set(jax.tree.leaves(named)) != set(arrays):
+                raise CheckpointError(f"{path} does not hold the arrays that it names")
+            variables = jax.tree.map(
+                lambda name, like: jnp.asarray(arrays[name], like.dtype), named, wanted
+            )
+        made = cls(network, variables, preprocessing, (height, width, channels))
         try:
             own = made.sizes()
         except Exception as error:  # Flax has errors of its own for arrays that are not there

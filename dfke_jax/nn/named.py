@@ -1,4 +1,4 @@
-"""Classifiers by the name of their network, with the preprocessing that brings images to its size."""
+"""Classifiers by the name of their network, with preprocessing to its size."""
 
 import functools
 

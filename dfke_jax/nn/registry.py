@@ -48,6 +48,7 @@ _GREY, _COLOUR, _MNIST = (32, 32, 1), (32, 32, 3), (28, 28, 1)
 _SPECTROGRAM = (125, 80, 1)  # time and frequency
 _FIXED = (32, 32)
 _WRN_NAME = re.compile(r"wrn_([1-9]\d*)_([1-9]\d*)")
+_MLP_NAME = re.compile(r"mlp_([1-9]\d*)")
 
 
 def _wrn(depth: int, width: int) -> NetworkInfo:
@@ -56,6 +57,13 @@ def _wrn(depth: int, width: int) -> NetworkInfo:
 
     parameters = wide_resnet.parameter_count(depth, width)
     return NetworkInfo(constructor, _WRN, _COLOUR, parameters, None, True)
+
+
+def _one_hidden(units: int) -> NetworkInfo:
+    def constructor(num_classes: int = 10) -> mlp.MLP:
+        return mlp.MLP(num_classes, (units,))
+
+    return NetworkInfo(constructor, "this project", _MNIST, 795 * units + 10, None, False)
 
 
 _NETWORKS: dict[str, NetworkInfo] = {
@@ -106,7 +114,7 @@ _NETWORKS: dict[str, NetworkInfo] = {
 
 def names() -> tuple[str, ...]:
     """The registered names, sorted. Besides them any ``wrn_D_K`` of a valid depth D and width K is
-    known.
+    known, and any ``mlp_H`` of one hidden layer of H units.
     """
     return tuple(sorted(_NETWORKS))
 
@@ -122,7 +130,9 @@ def describe(name: str) -> NetworkInfo:
         return _NETWORKS[name]
     if match := _WRN_NAME.fullmatch(name):
         return _wrn(int(match[1]), int(match[2]))
-    raise UnknownNameError("network", name, (*_NETWORKS, "wrn_D_K"))
+    if match := _MLP_NAME.fullmatch(name):
+        return _one_hidden(int(match[1]))
+    raise UnknownNameError("network", name, (*_NETWORKS, "wrn_D_K", "mlp_H"))
 
 
 def build(name: str, num_classes: int = 10) -> nn.Module:

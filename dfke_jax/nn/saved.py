@@ -55,16 +55,10 @@ def write(
       InputError: something is there already, or a field of the network cannot be written.
       CheckpointError: it cannot be written.
     """
-    path, variables = Path(path).expanduser().absolute(), _plain(variables)
+    path, variables = Path(path).expanduser().absolute(), plain(variables)
     if path.exists() and not (overwrite and (path / FILE).is_file()):
         raise InputError(f"{path} exists, and nothing is overwritten; choose another directory")
-    about = {
-        "format": FORMAT,
-        "module": described(module),
-        **facts,
-        "arrays": jax.tree.map(_kind, variables),
-        "made_by": {**(made_by or {}), **writer()},
-    }
+    about = description(module, variables, facts, made_by)
     try:
         text = json.dumps(about, indent=1, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -85,6 +79,26 @@ def write(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def description(
+    module: nn.Module,
+    variables: PyTree,
+    facts: Mapping[str, Any],
+    made_by: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What is said of a model beside its arrays.
+
+    Raises:
+      InputError: a field of the network cannot be written.
+    """
+    return {
+        "format": FORMAT,
+        "module": described(module),
+        **facts,
+        "arrays": jax.tree.map(_kind, plain(variables)),
+        "made_by": {**(made_by or {}), **writer()},
+    }
 
 
 def about(path: str | os.PathLike) -> dict[str, Any]:
@@ -114,6 +128,18 @@ def about(path: str | os.PathLike) -> dict[str, Any]:
     return found
 
 
+def like(kinds: Any, path: str | os.PathLike) -> PyTree:
+    """Shapes and types of the arrays that are named.
+
+    Raises:
+      CheckpointError: it names none.
+    """
+    try:
+        return jax.tree.map(_shaped, kinds)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{Path(path) / FILE} names no arrays: {error}") from error
+
+
 def arrays(path: str | os.PathLike, kinds: Any) -> PyTree:
     """The arrays of a directory, as its ``model.json`` names them.
 
@@ -121,15 +147,11 @@ def arrays(path: str | os.PathLike, kinds: Any) -> PyTree:
       CheckpointError: they are not those, or damaged.
     """
     path = Path(path).expanduser()
-    try:
-        like = jax.tree.map(_shaped, kinds)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path / FILE} names no arrays: {error}") from error
-    return restore(path / ARRAYS, like)
+    return restore(path / ARRAYS, like(kinds, path))
 
 
 def described(module: nn.Module) -> dict[str, Any]:
-    """A module as its class, the values of its fields, and its name in the registry, if it has one."""
+    """A module as its class, the values of its fields, and its name in the registry, if any."""
     kind = type(module)
     fields = {
         field.name: getattr(module, field.name)
@@ -221,10 +243,10 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _plain(tree: Any) -> Any:
+def plain(tree: Any) -> Any:
     """Nested dictionaries, whatever mappings the variables are."""
     if isinstance(tree, Mapping):
-        return {str(name): _plain(value) for name, value in tree.items()}
+        return {str(name): plain(value) for name, value in tree.items()}
     return tree
 
 
@@ -239,4 +261,16 @@ def _shaped(text: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.dtype(kind))
 
 
-__all__ = ["ARRAYS", "FILE", "about", "arrays", "described", "module_of", "network_name", "write"]
+__all__ = [
+    "ARRAYS",
+    "FILE",
+    "about",
+    "arrays",
+    "described",
+    "description",
+    "like",
+    "module_of",
+    "network_name",
+    "plain",
+    "write",
+]

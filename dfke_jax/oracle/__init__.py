@@ -27,7 +27,9 @@ from dfke_jax.oracle.explanations import (
 )
 from dfke_jax.oracle.formulas import check_spent, rows_per_step
 from dfke_jax.oracle.frameworks import from_art, from_sklearn, from_torch, traced_torch
+from dfke_jax.oracle.hugging_face import from_hugging_face
 from dfke_jax.oracle.journal import Journal
+from dfke_jax.oracle.language_model import LanguageModelOracle, TokenQuestions, TokenReveal
 from dfke_jax.oracle.ledger import Ledger, LedgerWarning
 from dfke_jax.oracle.metered import Metered
 from dfke_jax.oracle.oracle import (
@@ -48,6 +50,7 @@ from dfke_jax.oracle.reveal import (
     check_answers,
 )
 from dfke_jax.oracle.serve import background, create_app
+from dfke_jax.oracle.tree_victims import tree_victim
 from dfke_jax.oracle.victims import HostVictim, PrecisionWarning, from_function, from_jax
 
 __all__ = [
@@ -64,6 +67,7 @@ __all__ = [
     "HostOracle",
     "HostVictim",
     "Journal",
+    "LanguageModelOracle",
     "Ledger",
     "LedgerWarning",
     "Metered",
@@ -76,6 +80,8 @@ __all__ = [
     "ReverseSigmoid",
     "Rounding",
     "Temperature",
+    "TokenQuestions",
+    "TokenReveal",
     "TopK",
     "ZerothOrderWarning",
     "answered_labels",
@@ -93,6 +99,7 @@ __all__ = [
     "explanation_oracle",
     "from_art",
     "from_function",
+    "from_hugging_face",
     "from_jax",
     "from_sklearn",
     "from_torch",
@@ -101,4 +108,5 @@ __all__ = [
     "reverse_cross_entropy",
     "rows_per_step",
     "traced_torch",
+    "tree_victim",
 ]

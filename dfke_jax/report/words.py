@@ -16,6 +16,7 @@ PROVENANCE = {
     "code": "the authors' repository",
     "readme": "the text of the authors' repository",
     "table": "another paper's table",
+    "slides": "the slides of a lecture or tutorial",
     "recalled": "recalled from the paper, to be confirmed",
 }
 

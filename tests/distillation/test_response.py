@@ -8,7 +8,14 @@ from jax.tree_util import Partial
 
 from dfke_jax import core
 from dfke_jax.data.augment import identity, shift
-from dfke_jax.distillation import balanced, cross_entropy_training, knowledge_distillation, unbalanced
+from dfke_jax.distillation import (
+    balanced,
+    balanced_by_moving,
+    cross_entropy_training,
+    few_shot,
+    knowledge_distillation,
+    unbalanced,
+)
 from dfke_jax.distillation.response import response_loss, table_of_answers
 from dfke_jax.nn.losses import cross_entropy, response_kl
 from dfke_jax.nn.training import trained
@@ -158,3 +165,59 @@ def test_two_classes_of_three_can_be_balanced(teacher):
     assert counts.shape == (3,)
     assert counts[2] == 0
     np.testing.assert_array_equal(np.bincount(teacher.predict(chosen).argmax(1), minlength=3), [5, 4, 0])
+
+
+def test_balanced_by_moving_images(teacher):
+    """Of images that the teacher puts into two classes the third is made; nothing else is touched."""
+    images = np.random.default_rng(5).uniform(size=(120, 6, 6, 1)).astype(np.float32)
+    answers = teacher.predict(images).argmax(1)
+    images = np.concatenate([images[answers == 0][:20], images[answers == 1][:3]])
+    made = balanced_by_moving(images, teacher, 20, seed=1, steps=60, step_size=0.03)
+    np.testing.assert_array_equal(made.counts, [20, 3, 0])
+    np.testing.assert_array_equal(np.bincount(teacher.predict(made.images).argmax(1), minlength=3), [7, 7, 6])
+    assert (made.moved, made.asked) == (4 + 6, 23 + (4 + 6) * 61)
+    assert made.images.min() >= 0
+    assert made.images.max() <= 1
+    known = {image.tobytes() for image in images}
+    assert [image.tobytes() in known for image in made.images] == [True] * 10 + [False] * 10
+    near = [np.abs(images - image).max((1, 2, 3)).min() for image in made.images]
+    assert 0 < max(near) <= 60 * 0.03 + 1e-6
+
+
+def test_one_step_of_moving_is_a_signed_gradient(teacher):
+    made, start, image = None, 0, np.zeros(0)
+    for seed in range(40):  # an image that one small step takes across
+        image = np.random.default_rng(seed).uniform(0.3, 0.7, (1, 6, 6, 1)).astype(np.float32)
+        start = int(teacher.predict(image).argmax(1)[0])
+        try:
+            made = balanced_by_moving(image, teacher, 3, steps=1, step_size=0.2)
+            break
+        except core.InputError:
+            continue
+    assert made is not None
+    for label in {0, 1, 2} - {start}:
+        slope = jax.grad(lambda x, label=label: cross_entropy(teacher(x), jnp.array([label])).sum())(image)
+        np.testing.assert_allclose(made.images[label], image[0] - 0.2 * np.sign(slope[0]), atol=1e-6)
+
+
+def test_moving_refuses(teacher):
+    images = np.random.default_rng(7).uniform(size=(9, 6, 6, 1)).astype(np.float32)
+    for wrong in ({"steps": 0}, {"step_size": 0.0}):
+        with pytest.raises(core.InputError, match="steps must be at least 1, step_size positive"):
+            balanced_by_moving(images, teacher, 9, **wrong)
+    with pytest.raises(core.InputError, match="count at least the number of classes"):
+        balanced_by_moving(images, teacher, 2)
+    one = images[teacher.predict(images).argmax(1) == 0][:1]
+    with pytest.raises(core.InputError, match="no image could be moved to class"):
+        balanced_by_moving(one, teacher, 3, steps=1, step_size=1e-6)
+
+
+def test_a_few_of_every_label():
+    labels = np.array([0] * 9 + [1] * 4 + [2] * 5)
+    rows = few_shot(labels, 10, seed=2)
+    assert len(set(rows)) == 10
+    np.testing.assert_array_equal(np.bincount(labels[rows]), [4, 3, 3])
+    assert set(few_shot(labels, 10, 3)) != set(rows)
+    for count in (2, 13):
+        with pytest.raises(core.InputError, match="between 3 and 12 rows"):
+            few_shot(labels, count)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.evaluation import bootstrap_interval, class_fidelity, fidelity, self_fidelity, wilson_interval
+from dfke_jax.evaluation import (
+    bootstrap_interval,
+    class_fidelity,
+    extraction_errors,
+    fidelity,
+    self_fidelity,
+    wilson_interval,
+)
 
 RNG = np.random.default_rng(0)
 VICTIM = RNG.normal(size=(200, 4))
@@ -89,3 +96,25 @@ def test_what_cannot_be_compared():
         bootstrap_interval([1.0, np.nan])
     with pytest.raises(InputError, match="confidence"):
         bootstrap_interval([1.0, 2.0], 1.0)
+
+
+def test_errors_of_extraction_are_those_of_the_paper():
+    victim, clone = np.array([[0.9, 0.1], [0.4, 0.6], [0.5, 0.5]]), np.array([[0.7, 0.3], [0.6, 0.4], [0.5, 0.5]])
+    rows = np.arange(3)[:, None]
+    found = extraction_errors(
+        lambda at: victim[at[:, 0]], lambda at: clone[at[:, 0]], rows, rows[:1], price=0.5, queries=4000
+    )
+    expected = {"r_test": 1 / 3, "tv_test": 0.4 / 3, "r_uniform": 0, "tv_uniform": 0.2, "tv_largest": 0.2, "cost": 2.0}
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value), name
+    labels = extraction_errors(lambda at: np.arange(len(at)), lambda at: victim[: len(at)], rows, rows[:2])
+    assert labels == {"r_test": 2 / 3, "r_uniform": 0}
+    numbers = extraction_errors(
+        lambda at: at * 1.0, lambda at: at[:, 0] + np.array([0, 1e-9, 1e-3])[: len(at)], rows, rows[:2]
+    )
+    assert numbers == {"r_test": 1 / 3, "r_uniform": 0}
+    with pytest.raises(InputError, match="price and queries"):
+        extraction_errors(len, len, rows, rows, price=1.0)
+    with pytest.raises(InputError, match="answers of shape"):
+        extraction_errors(lambda at: victim[:2], lambda at: clone[:2], rows, rows)

@@ -20,7 +20,8 @@ class Published:
       value: in per cent.
       source: paper and table.
       provenance: how the figure reached us: ``code`` (the authors' repository), ``readme`` (its text), ``table``
-        (another paper's table), ``recalled`` (from the paper as remembered, to be confirmed).
+        (another paper's table), ``slides`` (printed in a lecture or tutorial, which `source` names), ``recalled`` (from
+        the paper as remembered, to be confirmed).
       note: what differs from our setting, in words.
       differs: what differs so much that ``reproduced`` would say too much (another method, another network); such a
         figure is shown beside ours and not judged.
@@ -31,7 +32,7 @@ class Published:
     dataset: str
     value: float
     source: str
-    provenance: Literal["code", "readme", "table", "recalled"]
+    provenance: Literal["code", "readme", "table", "slides", "recalled"]
     note: str = ""
     differs: str = ""
     factors: Mapping[str, Level] = dataclasses.field(default_factory=dict)

@@ -65,6 +65,9 @@ class Recipe:
 _FAMILIES: dict[str, tuple[str, ...]] = {
     "distillation.anchors": ("anchors",),
     "distillation.transfer_sets": ("transfer-sets",),
+    "distillation.dfnd": ("dfnd",),
+    "distillation.few_shot": ("few-shot",),
+    "distillation.feature_distillation": ("feature-distillation",),
     "distillation.impressions": ("zskd", "data-impressions", "class-impressions"),
     "distillation.activation_records": ("activation-records",),
     "distillation.inversion": ("deep-inversion", "deep-dream", "adaptive-deep-inversion"),

@@ -1,5 +1,6 @@
 """From a recipe and its configuration to a `Result` on disk."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -68,7 +69,7 @@ def _run(
     seeds: Sequence[int] | None,
 ) -> Result:
     bench = Workbench(config, out, data_dir=data_dir, progress=progress, devices=devices, only=seeds)
-    with compute_precision(config.precision):
+    with compute_precision(config.precision), contextlib.closing(bench):
         arms = _over_seeds(recipe, bench)
     result = Result(
         recipe=recipe.name,

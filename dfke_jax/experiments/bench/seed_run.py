@@ -14,6 +14,7 @@ from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Key
 from dfke_jax.data import Dataset
 from dfke_jax.evaluation.agreement import accuracy, agreement
+from dfke_jax.experiments.bench.own import answers_freely
 from dfke_jax.experiments.bench.result import Arm, Series, Trial
 from dfke_jax.experiments.bench.workbench import Answers, Workbench
 from dfke_jax.nn.classifier import Classifier
@@ -112,7 +113,7 @@ class Run(Generic[C]):
         label: str = "",
         series: Sequence[Series] = (),
     ) -> None:
-        """Measures a network on the test set and enters it into an arm.
+        """Measures a network on the test set and enters it into an arm; that of the first seed is kept.
 
         Args:
           arm: name. network: what it trained.
@@ -127,12 +128,32 @@ class Run(Generic[C]):
         with self.clock("evaluation"):
             logits = network.predict(test.images)
             right = round(100 * accuracy(logits, test.labels), 4)
-            if self._arm(arm).role != "teacher" or beside is not None:
+            alone = self._arm(arm).role == "teacher" or not answers_freely(self.teacher)
+            if not alone or beside is not None:
                 answers = (beside or self.teacher).predict(test.images)
                 alike = round(100 * agreement(logits, answers), 4)
+        if self.first and isinstance(network, Classifier):
+            self.bench.keep_model(arm, network, self.seed)
         rounded = {name: round(float(value), 6) for name, value in (metrics or {}).items()}
         series = [dataclasses.replace(one, y=[[round(y, 6) for y in one.y[0]]]) for one in series]
         self.enter(arm, rounded, accuracy=right, agreement=alike, budget=budget, label=label, series=series)
+
+    def record_teacher(self) -> None:
+        """Enters the teacher's own row; of one that charges for answers, without asking it."""
+        own, budget = self.bench.own, self.bench.supervised_budget
+        if own is None:
+            self.record("teacher", self.teacher, budget=budget)
+            return
+        said = [f"The teacher is a model of one's own: {own.opened.describe().splitlines()[0]}.", *own.opened.notes]
+        if answers_freely(self.teacher):
+            self.record("teacher", self.teacher, budget={})
+        else:
+            said.append(
+                "It charges for answers and is asked within the budgets alone: its accuracy, and how often clones agree "
+                "with it, were not measured."
+            )
+            self.enter("teacher", {"classes": self.dataset.num_classes}, budget={})
+        self.note(*said)
 
     def enter(
         self,

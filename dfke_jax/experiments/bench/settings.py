@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dfke_jax import data
 from dfke_jax.core.checks import refuse_nan
@@ -19,9 +19,14 @@ TRAININGS = ("adam", "airbench")
 class Settings:
     """Data and the network that everything is about, the teacher; every recipe's settings begin with these.
 
+    ``own`` says what a recipe does with a teacher that is a model of the user's own: ``network``, it differentiates
+    through it; ``answers``, it asks it alone; None, it trains all of its networks itself.
+
     What further groups below add belongs to what a recipe does, and a recipe's settings are made of
     those groups whose fields it reads: an option that changes nothing would be taken for one that does.
     """
+
+    own: ClassVar[Literal["network", "answers"] | None] = None
 
     dataset: str = "digits"
     """Data set: digits, a TFDS name (mnist, fashion_mnist, ...) or a path ending in .npz."""
@@ -30,7 +35,9 @@ class Settings:
     seed: int = 0
     """The first seed."""
     teacher: str = "lenet5"
-    """Network of the teacher."""
+    """Network of the teacher, which is then trained; or a model of one's own: a path, FILE.py:NAME, an address."""
+    declare: tuple[str, ...] = ()
+    """What a model of one's own does not say itself: NAME=VALUE, as mean=0.5 or gives=probabilities."""
     teacher_steps: int = 4000
     """Training steps of the teacher, and of the from-scratch student."""
     teacher_batch: int = 128
@@ -48,7 +55,12 @@ class Settings:
         if self.teacher_learning_rate <= 0:
             raise InputError("learning rates must be positive")
         compute_precision(self.precision)
-        registry.describe(self.teacher)
+        if not own_model(self.teacher):
+            registry.describe(self.teacher)
+            if self.declare:
+                raise InputError(
+                    f"declare says something of a model of one's own, and {self.teacher} is a network's name"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +117,8 @@ class LearningSettings(StudentSettings):
 class DistillationSettings(LearningSettings, SupervisedSettings):
     """Distillation at a temperature, from a teacher that was trained by cross-entropy."""
 
+    own: ClassVar[Literal["network", "answers"] | None] = "network"
+
     temperature: float = 20.0
     """Temperature of distillation."""
 
@@ -155,6 +169,11 @@ class PoolSettings(TransferSettings, AnchoredSettings):
             raise InputError(
                 f"samples ({self.samples}) must be a positive multiple of synthesis_batch ({self.synthesis_batch})"
             )
+
+
+def own_model(teacher: str) -> bool:
+    """Whether a teacher is somebody's model and no network's name: a path, ``FILE.py:NAME`` or an address."""
+    return any(sign in teacher for sign in "/.:\\")
 
 
 def _at_least_one(settings: Settings, *names: str) -> None:
@@ -218,4 +237,5 @@ __all__ = [
     "TransferSettings",
     "augmentation",
     "network",
+    "own_model",
 ]

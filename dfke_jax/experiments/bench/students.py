@@ -37,7 +37,7 @@ def distilled_from_real_data(run: Run[Any]) -> Classifier:
     method = knowledge_distillation(student, run.teacher, images, **budget, augment=augmentation(c.real_augmentation))
     description = [
         c.teacher, c.student, c.teacher_steps, c.teacher_batch, c.teacher_learning_rate, c.teacher_augmentation,
-        budget, c.real_augmentation, c.fit,
+        budget, c.real_augmentation, c.fit, *([run.bench.own.mark] if run.bench.own else []),
     ]  # fmt: skip
     return run.bench.cached("real_data", run.seed, student, method, c.distillation_steps, description)
 

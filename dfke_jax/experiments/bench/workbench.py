@@ -22,7 +22,8 @@ from dfke_jax.core.method import Method
 from dfke_jax.core.tracking import JsonLines
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.experiments.bench.kept import once
-from dfke_jax.experiments.bench.settings import Settings, SupervisedSettings, network
+from dfke_jax.experiments.bench.own import open_own
+from dfke_jax.experiments.bench.settings import Settings, SupervisedSettings, network, own_model
 from dfke_jax.experiments.bench.supervision import as_airbench, supervised_training
 from dfke_jax.experiments.bench.timing import Account
 from dfke_jax.nn.classifier import Classifier, as_float
@@ -69,6 +70,7 @@ class Workbench:
       out: the run's directory.
       mesh: the devices that samples and batches are split over; None for a single one.
       account: of the time it took; seconds: the same, by kind of stage, and ``compile``.
+      own: the model of the user's own that is the teacher; None where it is trained.
       notes: sentences that belong beside the figures.
     """
 
@@ -99,6 +101,9 @@ class Workbench:
         self.data_fingerprint = fingerprint([train, test, classes])
         self._train_fingerprint = fingerprint([train, classes])
         self._files = _hashes(dataclasses.asdict(config), data.tfds_directory(data_dir))
+        self.own = open_own(config, self.dataset) if config.declare or own_model(config.teacher) else None
+        if self.own is not None:
+            self._files.append(self.own.mark)
         self._train = None
         self._anchors: dict[tuple, Classifier] = {}
         self._samples: dict[str, np.ndarray] = {}
@@ -293,13 +298,20 @@ class Workbench:
         return self.cached(what, seed, classifier, method, c.teacher_steps, description)
 
     def teacher(self, seed: int) -> Classifier:
-        """The seed's teacher: cross-entropy on the real training set."""
+        """The seed's teacher: cross-entropy on the real training set; or the user's own, the same for every seed."""
+        if self.own is not None:
+            return self.own.teacher
         return self.supervised("teacher", self.config.teacher, seed)
 
     @property
     def supervised_budget(self) -> dict[str, int]:
         """What a teacher used, for its row: see `Arm.budget`."""
         return {"real_samples": len(self.dataset.train), "training_steps": self.config.teacher_steps}
+
+    def close(self) -> None:
+        """Ends what was started to ask a model of the user's own."""
+        if self.own is not None:
+            self.own.opened.close()
 
     # ---- pictures
 
@@ -310,6 +322,13 @@ class Workbench:
         self._samples[name] = np.round(np.clip(np.asarray(images[rows]), 0, 1) * 255).astype(np.uint8)
         self._samples[f"{name}_labels"] = labels[rows]
         np.savez_compressed(self.out / "samples.npz", **self._samples)  # pyright: ignore[reportArgumentType]
+
+    # ---- models
+
+    def keep_model(self, name: str, network: Classifier, seed: int) -> None:
+        """Keeps a network whole, for `dfke_jax.load` and every command: ``models/NAME`` in the run's directory."""
+        made_by = {"run": str(self.out), "arm": name, "seed": seed, "settings": type(self.config).__name__}
+        network.save(self.out / "models" / name, made_by=made_by, overwrite=True)
 
 
 def _hashes(settings: Any, root: Path) -> list[str]:

@@ -34,7 +34,9 @@ from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings
+from dfke_jax.experiments.bench.steadiness import student_variables, transition_error, watched_stage
 from dfke_jax.experiments.distillation.anchors import DAFL_STUDENT, REAL_DATA, anchor_arms, measure_anchors
+from dfke_jax.experiments.distillation.views import STEADINESS
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.players import Maker
@@ -120,12 +122,12 @@ class DuelRecipe:
         still = dataclasses.replace(c.scheduled, generator_rate=0.0)
         for name, settings in ((self.name, c.scheduled), (f"{self.name}_control", still)):
             method = self.make(run.teacher, student, settings)
-            state = run.stage(
-                "distillation", f"{name}/duel", method, c.iterations, rows=settings.batch_size,
-                draws_as=f"{self.name}/duel",
+            state, steady = watched_stage(
+                run, f"{name}/duel", method, c.iterations, student, variables=student_variables,
+                rows=settings.batch_size, draws_as=f"{self.name}/duel",
             )  # fmt: skip
-            entropy = _look(run, name, state, settings)
-            run.record(name, student_of(student, state), {"class_entropy": entropy})
+            entropy, learnt = _look(run, name, state, settings), student_of(student, state)
+            run.record(name, learnt, {"class_entropy": entropy, **steady, **transition_error(run, learnt)})
 
 
 def _look(run: Run, name: str, state: DuelState, settings: DuelSettings) -> float:
@@ -166,6 +168,7 @@ register(
         config=DAFLRecipeSettings,
         arms=DAFL.arms,
         measure=DAFL.measure,
+        views=(STEADINESS,),
         published=(
             Published("dafl", "mnist", 98.20, "Chen et al., ICCV 2019 (DAFL), Table 1", "readme", differs=DAFL_STUDENT),
             *REAL_DATA,
@@ -183,6 +186,7 @@ register(
         config=DFADRecipeSettings,
         arms=DFAD.arms,
         measure=DFAD.measure,
+        views=(STEADINESS,),
         published=(
             Published("dfad", "mnist", 98.3, "Fang et al., 2019 (DFAD)", "readme", differs=DAFL_STUDENT),
             *REAL_DATA,
@@ -200,6 +204,7 @@ register(
         config=ZSKTRecipeSettings,
         arms=ZSKT.arms,
         measure=ZSKT.measure,
+        views=(STEADINESS,),
         published=REAL_DATA,
         presets=_PRESETS,
     )

@@ -10,7 +10,7 @@ from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Published
 from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings, augmentation
-from dfke_jax.experiments.distillation.anchors import REAL_DATA, keep_similarity
+from dfke_jax.experiments.distillation.anchors import CIFAR10_SLIDES, REAL_DATA, SLIDES, keep_similarity
 from dfke_jax.experiments.distillation.syntheses import SynthesisRecipe, measure_syntheses, synthesis_arms
 
 _PRIOR = ImpressionSettings(
@@ -68,7 +68,10 @@ def _measure(run: Run, methods: list[SynthesisRecipe]) -> None:
 
 _DIGITS = {**DISTILLED_DIGITS, "samples": 1000}
 _ZSKD = (
-    Published("data_impressions", "mnist", 98.77, "Nayak et al., ICML 2019 (ZSKD)", "recalled", "24,000 impressions"),
+    Published("data_impressions", "mnist", 98.77, SLIDES, "slides", "24,000 impressions"),
+    Published(
+        "data_impressions", "cifar10", 69.56, CIFAR10_SLIDES, "slides", "AlexNet and its half; 40,000 impressions"
+    ),
     Published(
         "data_impressions",
         "fashion_mnist",

@@ -8,7 +8,7 @@ from dfke_jax.distillation.deep_inversion import InversionSettings, adaptive_dee
 from dfke_jax.experiments.bench.budgets import opponent_rows
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.seed_run import Run
-from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings, augmentation
+from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings, augmentation, own_model
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, keep_similarity
 from dfke_jax.experiments.distillation.syntheses import SynthesisRecipe, measure_syntheses, synthesis_arms
 from dfke_jax.nn.registry import describe
@@ -44,7 +44,11 @@ class InversionRecipeSettings(PoolSettings):
                 raise UnknownNameError("arm", name, ARMS)
         if not self.arms:
             raise InputError(f"choose at least one arm of {', '.join(ARMS)}")
-        if self.synthesis.statistics and set(self.arms) != {"deep_dream"} and not describe(self.teacher).batch_norm:
+        if (
+            self.synthesis.statistics
+            and set(self.arms) != {"deep_dream"}
+            and not (own_model(self.teacher) or describe(self.teacher).batch_norm)
+        ):
             raise InputError(
                 f"DeepInversion needs a teacher with batch normalisation and {self.teacher} has none; "
                 "use lenet5_bn, a ResNet or a WRN"

@@ -1,16 +1,17 @@
-"""Distillation on what lies around: noise of several kinds, and the images of another data set."""
+"""Distillation on what lies around: noise, pictures of random shapes, images of another data set; balanced or not."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax import data
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array
-from dfke_jax.distillation.transfer_sets import balanced, unbalanced
+from dfke_jax.distillation.transfer_sets import balanced_by_moving, balanced_rows, unbalanced
+from dfke_jax.evaluation.diversity import histogram_entropy
 from dfke_jax.experiments.bench import budgets
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
@@ -26,6 +27,7 @@ from dfke_jax.experiments.distillation.anchors import (
     measure_anchors,
 )
 from dfke_jax.synthesis.fitting import fitted
+from dfke_jax.synthesis.shapes import synthetic_shapes
 from dfke_jax.synthesis.starts import gaussian_noise, smooth_noise, uniform_noise
 
 
@@ -37,6 +39,16 @@ class TransferSetSettings(TransferSettings, AnchoredSettings):
     """Images in every transfer set."""
     unrelated: str = "digits"
     """Another data set whose training images serve as unrelated images; empty for none."""
+    candidates: int = 10_000
+    """Pictures of noise, and of random shapes, that a balanced set is drawn from."""
+    fill: Literal["repeat", "move"] = "repeat"
+    """How classes with too few images are filled: by repeats, or by images of other classes that are moved until the
+    teacher answers so."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.candidates < self.samples:
+            raise InputError(f"candidates ({self.candidates}) must be at least samples ({self.samples})")
 
 
 KINDS: dict[str, tuple[str, Callable[..., Array]]] = {
@@ -44,53 +56,91 @@ KINDS: dict[str, tuple[str, Callable[..., Array]]] = {
     "gaussian_noise": ("Gaussian noise", lambda key, shape: gaussian_noise(key, shape, 0.5, 0.3)),
     "smooth_noise": ("Smooth noise", smooth_noise),
 }
+BALANCED = "uniform_noise"
+"""The kind of noise that is balanced as well."""
 
 
 def arms(config: TransferSetSettings) -> list[Arm]:
-    """Noise of three kinds, and unrelated images as they come and balanced by the teacher's answers."""
-    noise = [Arm(name, label, "baseline") for name, (label, _) in KINDS.items()]
+    """Noise, pictures of random shapes and unrelated images, as they come and balanced by the teacher's answers."""
+    noise = [Arm(name, label, "control" if name == BALANCED else "baseline") for name, (label, _) in KINDS.items()]
+    made = [
+        Arm("noise_balanced", "Uniform noise, balanced", "method", control=BALANCED),
+        Arm("shapes_balanced_control", "Random shapes", "control"),
+        Arm("shapes_balanced", "Random shapes, balanced", "method"),
+    ]
     unrelated = [
         Arm("unrelated_balanced_control", f"Images of {config.unrelated}", "control"),
         Arm("unrelated_balanced", f"Images of {config.unrelated}, balanced", "method"),
     ]
-    return [*anchor_arms(config), *noise, *(unrelated if config.unrelated else ())]
+    return [*anchor_arms(config), *noise, *made, *(unrelated if config.unrelated else ())]
 
 
-def prepare(bench: Workbench) -> np.ndarray | None:
-    """The unrelated images, as large as the data's."""
+class Candidates(NamedTuple):
+    """What all seeds draw from: random shapes, and unrelated images or None."""
+
+    shapes: np.ndarray
+    unrelated: np.ndarray | None
+
+
+def prepare(bench: Workbench) -> Candidates:
+    """Pictures of random shapes and the unrelated images, as large as the data's."""
     config: TransferSetSettings = bench.config  # type: ignore[assignment]
+    shape = bench.dataset.shape
     if config.samples < bench.dataset.num_classes:
         raise InputError(f"samples must be at least the number of classes, got {config.samples}")
+    shapes = synthetic_shapes(bench.key(config.seed, "shapes"), config.candidates, shape)
     if not config.unrelated:
-        return None
-    return fitted(data.load(config.unrelated, data_dir=bench.data_dir).train.images, bench.dataset.shape)
+        return Candidates(np.asarray(shapes), None)
+    other = data.load(config.unrelated, data_dir=bench.data_dir).train.images
+    return Candidates(np.asarray(shapes), fitted(other, shape))
 
 
 def measure(run: Run[TransferSetSettings]) -> None:
     """Distils on every transfer set."""
     measure_anchors(run)
-    count, images = run.config.samples, run.shared
-    budget = budgets.distilled(run.config, count)
+    c, shared = run.config, run.shared
     for name, (_, draw) in KINDS.items():
-        noise = draw(run.key(name), (count, *run.dataset.shape))
-        run.record(name, distil(run, name, noise), budget=budget)
-    if images is not None:
-        chosen = unbalanced(images, count, run.seed)
-        student = distil(run, "unrelated", jax.device_put(chosen))
-        run.record("unrelated_balanced_control", student, budget=budget)
-        chosen, counts = balanced(images, run.teacher, count, run.seed)
-        student = distil(run, "unrelated_balanced", jnp.asarray(chosen))
-        # to balance them the teacher answers all images of the other set
-        budget = budgets.distilled(run.config, count, other_rows=len(images))
-        run.record("unrelated_balanced", student, {"empty_classes": int((counts == 0).sum())}, budget=budget)
+        images = draw(run.key(name), (c.samples, *run.dataset.shape))
+        run.record(name, distil(run, name, images), budget=budgets.distilled(c, c.samples))
+    noise = uniform_noise(run.key("noise_balanced"), (c.candidates, *run.dataset.shape))
+    _balanced(run, "noise_balanced", np.asarray(noise))
+    for kind, images in (("shapes", shared.shapes), ("unrelated", shared.unrelated)):
+        if images is not None:
+            student = distil(run, kind, jnp.asarray(unbalanced(images, c.samples, run.seed)))
+            budget = budgets.distilled(c, c.samples)
+            run.record(f"{kind}_balanced_control", student, budget=budget)
+            _balanced(run, f"{kind}_balanced", images)
     keep_similarity(run)
+
+
+def _balanced(run: Run[TransferSetSettings], name: str, images: np.ndarray) -> None:
+    """Balances images by the teacher's answers, distils on what comes of it and records it."""
+    c = run.config
+    if c.fill == "move":
+        made = balanced_by_moving(images, run.teacher, c.samples, run.seed)
+        chosen, counts, asked = made.images, made.counts, made.asked
+        metrics = {"moved_share": 100 * made.moved / c.samples}
+    else:
+        answers = run.teacher.predict(images).argmax(1)
+        counts, asked = np.bincount(answers, minlength=run.teacher.num_classes), len(images)
+        chosen, metrics = images[balanced_rows(answers, c.samples, run.seed)], {}
+        if np.count_nonzero(counts) < 2:
+            run.note(
+                f"{run.arms[name].label}: the teacher of seed {run.seed} sees one class in all "
+                f"{len(images)} images, so that nothing was balanced; fill='move' makes the others."
+            )
+    metrics["empty_classes"] = int((counts == 0).sum())
+    metrics["class_entropy"] = histogram_entropy(counts, normalised=True)  # before balancing
+    # to balance them the teacher answers all images that they are drawn from
+    budget = budgets.distilled(c, c.samples, other_rows=asked)
+    run.record(name, distil(run, name, jnp.asarray(chosen)), metrics, budget=budget)
 
 
 register(
     Recipe(
         name="transfer-sets",
-        title="Arbitrary transfer sets: noise and unrelated images",
-        summary="Distils on uniform, Gaussian and smooth noise and on the images of another data set, as they come and "
+        title="Arbitrary transfer sets: noise, shapes and unrelated images",
+        summary="Distils on noise, on pictures of random shapes and on the images of another data set, each as it comes and "
         "balanced by the teacher's answers. No synthesis: what any method has to beat.",
         paper="Nayak, Mopuri, Chakraborty: Effectiveness of Arbitrary Transfer Sets for Data-Free Distillation, WACV 2021",
         config=TransferSetSettings,
@@ -103,7 +153,7 @@ register(
             Published("unrelated_balanced_control", "mnist", 95.7, "Fang et al., 2019 (DFAD), repository's table", "readme", "unrelated data"),
             *REAL_DATA,
         ),
-        presets={"digits": {**DISTILLED_DIGITS, "unrelated": "", "samples": 1000}, "mnist": {"unrelated": "fashion_mnist"},
+        presets={"digits": {**DISTILLED_DIGITS, "unrelated": "", "samples": 1000, "candidates": 2000}, "mnist": {"unrelated": "fashion_mnist"},
                  "fashion_mnist": {"unrelated": "mnist"}},
     )
 )  # fmt: skip

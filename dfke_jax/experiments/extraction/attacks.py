@@ -4,23 +4,24 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Attack, Method, against
+from dfke_jax.core.method import Attack, Method, against, answers_on_host
 from dfke_jax.core.types import Array
 from dfke_jax.evaluation import accuracy, fgsm, total_variation, transfer_rate
+from dfke_jax.experiments.bench.own import Victim, answers_freely
 from dfke_jax.experiments.bench.result import Arm, Published, Series
 from dfke_jax.experiments.bench.seed_run import Run
-from dfke_jax.experiments.bench.settings import StudentSettings, SupervisedSettings
+from dfke_jax.experiments.bench.settings import StudentSettings, SupervisedSettings, own_model
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.extraction import clone_of
 from dfke_jax.nn.classifier import Classifier, as_float
-from dfke_jax.oracle import ExplanationOracle, HostOracle, Ledger, Oracle, Reveal, check_spent, oracle_for
+from dfke_jax.oracle import Ledger, Metered, Reveal, check_spent, oracle_for
 
 PROGRESS = "progress.jsonl"
 
@@ -38,6 +39,8 @@ class CloneSettings(StudentSettings, SupervisedSettings):
 @dataclasses.dataclass(frozen=True)
 class ExtractionSettings(CloneSettings):
     """What recipes of one attack at several budgets have in common."""
+
+    own: ClassVar[Literal["network", "answers"] | None] = "answers"
 
     budgets: tuple[int, ...] = (10_000, 20_000, 50_000, 100_000)
     """Rows that may be asked; one attack is run from the beginning for each."""
@@ -103,9 +106,12 @@ class AttackRun(NamedTuple):
     where: str = ""
 
 
-def plain_oracle(victim: Classifier, config: "ExtractionSettings") -> Oracle | HostOracle | ExplanationOracle:
-    """The endpoint without defences."""
-    return oracle_for(victim, config.answers)
+def plain_oracle(victim: Any, config: "ExtractionSettings") -> Any:
+    """The endpoint without defences; a `Victim` of the user's own as it is opened."""
+    if isinstance(victim, Victim):
+        remote = hasattr(victim.opened.victim, "request")
+        return victim.opened.oracle(None if remote else config.answers)
+    return oracle_for(victim, config.answers, input_shape=victim.input_shape, box=victim.preprocessing.box)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +166,10 @@ class AttackRecipe:
         """Makes the attack and its control at every budget and measures the clones."""
         measure_victims(run)
         c, opening_rows = run.config, self.opening_rows(run.config)
+        answers = getattr(plain_oracle(run.teacher, c), "reveal", c.answers)
         for budget in c.budgets:
             settings, name = c.attack.with_budget(budget - opening_rows), f"{self.name}_{budget}"
-            plain = AttackRun(c, settings, c.answers, run.network(c.student), run.bench, run.seed, run.shared)
+            plain = AttackRun(c, settings, answers, run.network(c.student), run.bench, run.seed, run.shared)
             sides = [(name, plain, self.attack)]
             if c.control:
                 sides.append((f"{name}_control", self.without(plain), self.control or self.attack))
@@ -195,15 +202,18 @@ class AttackRecipe:
 
 def victim_arms(config: CloneSettings) -> list[Arm]:
     """The victim, and another one that was trained independently: the fidelity that a perfect learner of the task has."""
-    other = Arm("independent", "Another victim, trained independently", "anchor")
-    return [Arm("teacher", f"Victim ({config.teacher})", "teacher"), other]
+    own = [Arm("teacher", f"Victim ({config.teacher})", "teacher")]
+    if own_model(config.teacher):
+        return own
+    return [*own, Arm("independent", "Another victim, trained independently", "anchor")]
 
 
 def measure_victims(run: Run[Any]) -> None:
     """Both of them, of one seed."""
     budget = run.bench.supervised_budget
-    run.record("teacher", run.teacher, budget=budget)
-    run.record("independent", run.bench.teacher(run.seed + run.config.seeds), budget=budget)
+    run.record_teacher()
+    if "independent" in run.arms:
+        run.record("independent", run.bench.teacher(run.seed + run.config.seeds), budget=budget)
 
 
 def extracted(
@@ -259,6 +269,8 @@ def paid(
       BudgetError: before anything runs, when the rows do not fit the budget.
       LedgerError: when the attack asked another number of rows than its formula says.
     """
+    if answers_on_host(oracle):
+        return _paid_on_host(recipe, run, attack, oracle, budget, name, draws_as, chunk)
     fused = against(attack, oracle)
     assert isinstance(fused, Method)
     steps = recipe.steps(run.settings)
@@ -277,6 +289,33 @@ def paid(
             )  # fmt: skip
         check_spent(ledger, recipe.rows(run.settings))
         asked = ledger.counts()["rows"] or 0
+    return state, {"victim_rows": asked, **({"explanation_rows": asked} if recipe.explains else {})}
+
+
+def _paid_on_host(
+    recipe: AttackRecipe,
+    run: AttackRun,
+    attack: Attack,
+    oracle: Any,
+    budget: int,
+    name: str,
+    draws_as: str | None,
+    chunk: int | None,
+) -> tuple[Any, dict[str, int]]:
+    """`paid`, from a victim on the host: every answer is kept in a ledger of the run's directory."""
+    steps = recipe.steps(run.settings)
+    place = run.bench.out / "ledgers" / f"seed{run.seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    with Ledger(place / f"{name}.sqlite", budget=budget) as ledger:
+        # the stored rows that a new start would ask again count against a budget that is used to the row
+        metered = Metered(oracle, ledger, samples=0)
+        state = run.bench.stage(
+            "extraction", f"{name}/attack", run.seed, against(attack, metered), steps, rows=rows_asked(attack),
+            chunk=chunk, draws_as=draws_as,
+        )  # fmt: skip
+        check_spent(ledger, recipe.rows(run.settings))
+        counts = ledger.counts()
+    asked = counts["rows"] or 0
     return state, {"victim_rows": asked, **({"explanation_rows": asked} if recipe.explains else {})}
 
 
@@ -322,6 +361,8 @@ def rows_asked(attack: Attack) -> int:
 def closeness(run: Run[Any], clone: Any) -> dict[str, float]:
     """Total variation on the test set, and how often FGSM on the clone deceives the victim (1,000 test images)."""
     test, victim = run.dataset.test, run.teacher
+    if not answers_freely(victim):
+        return {}
     images, labels = as_float(jnp.asarray(test.images[:1000])), test.labels[:1000]
     attacked = fgsm(getattr(clone, "answer", clone), images, jnp.asarray(labels), run.config.transfer_epsilon)
     moved = transfer_rate(victim.predict(np.asarray(images)), victim.predict(np.asarray(attacked)), labels)

@@ -1,7 +1,7 @@
 """Settings of dataset inference, and what they are for each data set."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.dataset_inference import BlindWalkSettings, InferenceSettings
@@ -13,6 +13,8 @@ from dfke_jax.nn import registry
 @dataclasses.dataclass(frozen=True)
 class TheftSettings(LearningSettings, SupervisedSettings):
     """Data, victim, a thief who distils or fine-tunes, and the test. The teacher is the victim's network."""
+
+    own: ClassVar[Literal["network", "answers"] | None] = None
 
     private: int = 600
     """Images that the victim is trained on."""

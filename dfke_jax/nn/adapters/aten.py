@@ -82,6 +82,18 @@ def batch_norm(
     return (y if bias is None else y + _per_channel(bias, x)), mean, var
 
 
+def _instance_norm(
+    x: Array, weight: Array | None, bias: Array | None, mean: Array, var: Array, own: bool, _momentum: float,
+    epsilon: float, _fast: bool,
+) -> Array:  # fmt: skip
+    """Every image by its own statistics, or all by the running ones."""
+    if not own:
+        return batch_norm(x, weight, bias, mean, var, 0.0, epsilon)[0]
+    y = _normalised(x, tuple(range(2, x.ndim)), epsilon)
+    y = y if weight is None else y * _per_channel(weight, x)
+    return y if bias is None else y + _per_channel(bias, x)
+
+
 def _normalised(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
     mean = x.mean(axes, keepdims=True)
     return (x - mean) * lax.rsqrt(jnp.square(x - mean).mean(axes, keepdims=True) + epsilon)
@@ -359,6 +371,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "hardsigmoid": lambda x: jnp.clip(x / 6 + 0.5, 0, 1),
     "hardswish": lambda x: x * jnp.clip(x / 6 + 0.5, 0, 1),
     "hardtanh": lambda x, low=-1.0, high=1.0: jnp.clip(x, low, high),
+    "instance_norm": _instance_norm,
     "layer_norm": _layer_norm,
     "leaky_relu": lambda x, slope=0.01: jnp.where(x >= 0, x, slope * x),
     "linear": _linear,

@@ -164,6 +164,8 @@ def _read(program: Any, name: str) -> tuple[list[Instruction], dict[str, Array],
     """
     import torch
 
+    if program.graph_signature.buffers_to_mutate:
+        raise InputError(f"{name} was exported in training mode; call .eval() before torch.export")
     kinds = torch.export.graph_signature.InputKind
     targets, inputs = {}, []
     for spec in program.graph_signature.input_specs:
@@ -210,11 +212,6 @@ def _read(program: Any, name: str) -> tuple[list[Instruction], dict[str, Array],
             f"{name} was exported for batches of {batch}; export it for any batch "
             "(dynamic_shapes), or for 1"
         )
-    if (
-        any(i.operation == "batch_norm" for i in instructions)
-        or program.graph_signature.buffers_to_mutate
-    ):
-        raise InputError(f"{name} was exported in training mode; call .eval() before torch.export")
     return instructions, variables, batch
 
 

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dfke_jax
 from dfke_jax import core, data
 from dfke_jax.core.checkpoint import alone
 from dfke_jax.experiments import recipe, run_recipe
+from dfke_jax.experiments.bench.arm import Arm
 from dfke_jax.experiments.bench.run import as_written
+from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import SupervisedSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.extraction.pool import PoolExtractionSettings
@@ -122,3 +125,17 @@ def test_stages_of_different_seeds_and_names_draw_differently(tmp_path):
     made = bench("digits", tmp_path)
     keys = [made.key(seed, name) for seed in (0, 1) for name in ("a", "b")]
     assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 4
+
+
+def test_a_recorded_network_of_the_first_seed_is_kept_whole(tmp_path):
+    """What `dfke_jax.load` reads from the run's directory has the accuracy that the run reports."""
+    place = bench(written(tmp_path / "a" / "x.npz"), tmp_path / "run", seeds=2)
+    for seed in (0, 1):
+        run = Run(place, seed, [Arm("teacher", "Teacher", "teacher")])
+        run.record("teacher", run.teacher)
+        if seed == 0:
+            recorded = run.arms["teacher"].accuracy[0]
+    assert [path.name for path in (tmp_path / "run" / "models").iterdir()] == ["teacher"]
+    found, test = dfke_jax.load(tmp_path / "run" / "models" / "teacher"), place.dataset.test
+    assert 100 * np.mean(found.predict(test.images).argmax(1) == test.labels) == pytest.approx(recorded, abs=1e-3)
+    assert json.loads((tmp_path / "run/models/teacher/model.json").read_text())["made_by"]["arm"] == "teacher"

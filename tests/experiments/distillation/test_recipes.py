@@ -28,7 +28,15 @@ _BANK = {**_DUEL, "batch_size": 10, "steps": 2, "student_steps": 2, "student_bat
 _TINY_BANK = {"rounds": 3, "teacher": "lenet5_bn"}
 CHANGES = {
     "anchors": {},
-    "transfer-sets": {"samples": 40, "unrelated": "digits"},
+    "transfer-sets": {"samples": 40, "candidates": 50, "unrelated": "digits"},
+    "few-shot": {"real": 20},
+    "feature-distillation": {
+        "samples": 20,
+        "hint_steps": 5,
+        "teacher": "two_conv_quarter",
+        "student": "two_conv_quarter",
+    },
+    "dfnd": {"samples": 20, "wild": ("shapes", "digits"), "wild_shapes": 30},
     "zskd": _SMALL_POOL,
     "data-impressions": _SMALL_POOL,
     "class-impressions": _SMALL_POOL,
@@ -54,6 +62,14 @@ CHANGES = {
     "knowledge-within": {**_SMALL_POOL, "teacher": "lenet5_bn", "synthesis": WithinSettings(steps=3)},
 }
 RECIPES = tuple(CHANGES)
+_BATCHES = 20 * 16  # every batch of `TINY`
+ROWS = {
+    "few-shot": {"few_shot": _BATCHES, "few_shot_control": 0},
+    "feature-distillation": dict.fromkeys(("hint", "attention", "distance", "angle", "answers"), _BATCHES),
+    "dfnd": {"dfnd": _BATCHES + 1437 + 30 + 20, "chosen": _BATCHES + 1437 + 30, "dfnd_control": _BATCHES},
+}
+"""Rows that the teacher answers in recipes whose budgets are their own."""
+WATCHED = {"tail_mean", "tail_variance", "transition_error"}
 QUICK = {"data-impressions", "dafl"}
 UNREAD = {"deep-dream": {"student_steps"}}
 """What the arms of a run have no use for; other arms of the recipe do."""
@@ -61,8 +77,13 @@ UNREAD = {"deep-dream": {"student_steps"}}
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CHANGES])
 def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
-    pictures = name not in ("anchors", "transfer-sets")
-    complete(name, tiny(name, CHANGES[name]), tmp_path, UNREAD.get(name, ()), pictures)
+    pictures = name not in ("anchors", "transfer-sets", "few-shot", "feature-distillation")
+    found = complete(name, tiny(name, CHANGES[name]), tmp_path, UNREAD.get(name, ()), pictures)
+    stated = {arm.name: arm.budget for arm in found.arms}
+    for arm, rows in ROWS.get(name, {}).items():
+        assert stated[arm]["teacher_rows"] == rows, arm
+    if name in ROWS:
+        assert all(arm.metrics.keys() >= WATCHED for arm in found.arms if arm.role in ("method", "control"))
 
 
 def test_control_starts_where_the_method_starts(tmp_path):

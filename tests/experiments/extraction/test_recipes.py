@@ -47,6 +47,16 @@ CHANGES = {
         "disguide": DisagreementSettings(**_GAME),
         "attacks": ("knockoff",),
     },
+    "last-layer": {
+        "width": 8,
+        "layers": 1,
+        "text_bytes": 5000,
+        "training_steps": 3,
+        "prompts": 24,
+        "biased": 6,
+        "unseen": 4,
+    },
+    "relu-extraction": {"teacher": "mlp_4", "learning_steps": 5, "learning_rows": 50},
     "dfms": {
         "budgets": (50,),
         "shapes": 20,
@@ -59,6 +69,7 @@ CHANGES = {
     },
 }
 RECIPES = tuple(CHANGES)
+WITHOUT_PICTURES = {"defences", "relu-extraction", "last-layer"}
 QUICK = {"defences"}
 UNREAD = {"defences": {"dfme", "disguide", "misinformation_steps"}}
 """What the attacks and defences of a run have no use for; `test_every_attack_runs_behind_every_defence` has one for all."""
@@ -66,7 +77,9 @@ UNREAD = {"defences": {"dfme", "disguide", "misinformation_steps"}}
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CHANGES])
 def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
-    found = complete(name, tiny(name, CHANGES[name]), tmp_path, UNREAD.get(name, ()), pictures=name != "defences")
+    found = complete(
+        name, tiny(name, CHANGES[name]), tmp_path, UNREAD.get(name, ()), pictures=name not in WITHOUT_PICTURES
+    )
     if name == "dfms":
         stage_1_is_paid_from_the_budget(found, tmp_path / "run")
 

@@ -154,7 +154,7 @@ def test_normalisation_inside_a_scan_is_said_to_be_missing():
         @nn.compact
         def __call__(self, x):
             x = x.reshape(x.shape[0], -1)
-            x, _ = nn.scan(Block, {"params": 0, "batch_stats": 0}, {"params": True}, length=2)()(x, None)
+            x, _ = nn.scan(Block, {"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=2)()(x, None)
             return nn.Dense(3)(nn.BatchNorm(use_running_average=True)(x))
 
     module = Deep()

@@ -1,0 +1,117 @@
+"""A model of the user's own in the place of the network that a recipe would train."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from dfke_jax.core.errors import InputError
+from dfke_jax.experiments.bench.settings import Settings
+
+if TYPE_CHECKING:
+    from dfke_jax.data import Dataset
+    from dfke_jax.models import OpenedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnModel:
+    """A teacher, or a victim, that was there before the run.
+
+    Attributes:
+      opened: the model. teacher: what a recipe takes: the network, or a `Victim` of one that only answers.
+      mark: a hash of its files; of an address or a name, of the text.
+    """
+
+    opened: "OpenedModel"
+    teacher: Any
+    mark: str
+
+
+class Victim:
+    """A model that only answers, with what measuring needs.
+
+    Attributes:
+      opened: the model. free: whether asking it costs nobody anything, so that it can be asked beside the budget.
+    """
+
+    def __init__(self, opened: "OpenedModel"):
+        self.opened = opened
+        self.num_classes, self.input_shape = opened.num_classes, opened.input_shape
+        self.free = bool(getattr(opened.victim, "repeatable", True)) and not hasattr(opened.victim, "request")
+
+    def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+        """Scores (N, K): logits, of probabilities their logarithms, of labels one-hot rows."""
+        box = self.opened.box
+        rows = np.asarray(images)
+        if rows.dtype == np.uint8:
+            rows = box[0] + (box[1] - box[0]) * rows.astype(np.float32) / 255
+        parts = [np.asarray(self.opened(rows[i : i + batch_size])) for i in range(0, len(rows), batch_size)]
+        answers = np.concatenate(parts)
+        if self.opened.gives == "label":
+            return np.eye(self.num_classes, dtype=np.float32)[answers]
+        if self.opened.gives == "probabilities":
+            return np.log(np.maximum(answers, np.finfo(np.float32).tiny))
+        return answers
+
+
+def open_own(config: Settings, dataset: "Dataset") -> OwnModel:
+    """Opens the model that the settings name as the teacher.
+
+    Raises:
+      InputError: the recipe trains all of its networks itself, or needs the network of a model that only answers; the
+        model does not fit the data; or as `dfke_jax.models.open_model`.
+    """
+    from dfke_jax.models import open_model
+    from dfke_jax.models.declared import declared
+
+    if config.own is None:
+        raise InputError(
+            f"this recipe trains all of its networks itself; {config.teacher} cannot be its teacher. Recipes of "
+            "distillation take a network of one's own, recipes of one attack whatever answers"
+        )
+    said = declared(config.declare)
+    fits = {"input_shape": dataset.shape, "num_classes": dataset.num_classes}
+    said = dataclasses.replace(said, **{name: value for name, value in fits.items() if getattr(said, name) is None})
+    opened = open_model(config.teacher, said)
+    try:
+        return OwnModel(opened, _checked(config, opened, fits), mark_of(config.teacher))
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _checked(config: Settings, opened: "OpenedModel", fits: dict[str, Any]) -> Any:
+    """What the recipe takes of an opened model that fits the data."""
+    for name, value in fits.items():
+        if tuple(np.atleast_1d(getattr(opened, name))) != tuple(np.atleast_1d(value)):
+            raise InputError(f"{config.teacher} has {name} {getattr(opened, name)}, and the data set {value}")
+    if config.own == "network":
+        return opened.needed_classifier("distillation")
+    return opened.classifier if opened.white_box and not opened.on_host else Victim(opened)
+
+
+def mark_of(where: str) -> str:
+    """A hash of the files that a name of a model stands for, or of the name where it is no file."""
+    mark = hashlib.sha256(where.encode())
+    path = Path(where.rpartition(":")[0] if ".py:" in where else where).expanduser()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in files:
+        if file.is_file():
+            mark.update(file.read_bytes())
+    return mark.hexdigest()[:16]
+
+
+def answers_freely(teacher: Any) -> bool:
+    """Whether a teacher may be asked beside a budget: all but endpoints that charge."""
+    return getattr(teacher, "free", True)
+
+
+def is_traced(teacher: Any) -> bool:
+    """Whether a teacher can stand in a compiled program."""
+    return not isinstance(teacher, Victim) and not jax.tree_util.all_leaves([teacher])
+
+
+__all__ = ["OwnModel", "Victim", "answers_freely", "is_traced", "mark_of", "open_own"]
