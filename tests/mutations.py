@@ -2,18 +2,20 @@
 
     python tests/mutations.py                                     # every method file, hours
     python tests/mutations.py dfke_jax/distillation/response.py   # some of them
-    python tests/mutations.py --list FILE                         # what would be changed, without running anything
+    python tests/mutations.py --list FILE                         # what would be changed, without
+    running anything
 
-Signs, arithmetic operators, comparisons, ``and``/``or``/``not``, conditions, numbers, truth values and pairs such as
-minimum and maximum are changed, and terms, factors and arguments dropped, one at a time, in a copy of the package. Of
-every file a seeded sample is taken and only the file's own tests are run, each in a process of its own, which is forked
-after the libraries are loaded. A change is *found* when a test fails, and when the tests do not end in the time given;
-what python refuses for want of an argument is no program and is not counted. Left out are messages of errors, texts, type
-annotations, presets and the defaults of arguments and fields, which are settings and not code, and numbers up to 1e-6,
-which only keep divisions and logarithms finite.
+Signs, arithmetic operators, comparisons, ``and``/``or``/``not``, conditions, numbers, truth values
+and pairs such as minimum and maximum are changed, and terms, factors and arguments dropped, one at
+a time, in a copy of the package. Of every file a seeded sample is taken and only the file's own
+tests are run, each in a process of its own, which is forked after the libraries are loaded. A
+change is *found* when a test fails, and when the tests do not end in the time given; what python
+refuses for want of an argument is no program and is not counted. Left out are messages of errors,
+texts, type annotations, presets and the defaults of arguments and fields, which are settings and
+not code, and numbers up to 1e-6, which only keep divisions and logarithms finite.
 
-The exit code is 0 when at least 95% of all changes are found. Changes that alter no result are listed by hand in
-`EQUIVALENT`, each with the reason, and are not drawn.
+The exit code is 0 when at least 95% of all changes are found. Changes that alter no result are
+listed by hand in `EQUIVALENT`, each with the reason, and are not drawn.
 """
 
 import argparse

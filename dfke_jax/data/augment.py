@@ -44,6 +44,16 @@ def shift(max_pixels: int, fill: float = 0.0) -> Augmentation:
     return Partial(_shift, _whole("max_pixels", max_pixels), _within("fill", fill, 0, 1))
 
 
+def reflect_shift(max_pixels: int) -> Augmentation:
+    """`shift`, with what moves in mirrored at the border: row −i is row i, as in NumPy's
+    ``reflect``.
+
+    Args:
+      max_pixels: at least 0, and smaller than the image.
+    """
+    return Partial(_reflect_shift, _whole("max_pixels", max_pixels))
+
+
 def random_crop(padding: int) -> Augmentation:
     """Pads by `padding` zeros on every side and cuts a window of the original size out at a uniform
     place.
@@ -56,6 +66,23 @@ def random_crop(padding: int) -> Augmentation:
 def flip() -> Augmentation:
     """Mirrors each image left to right with probability 1/2."""
     return Partial(_flip)
+
+
+def alternating_flip(images: Array, mirrored: Array, epoch: Array | int) -> Array:
+    """Mirrors some images left to right in even epochs and the others in odd ones.
+
+    Every two epochs show each image both ways, where `flip` shows one of them twice half the time.
+    It draws nothing: ``mirrored`` is drawn once, for all epochs.
+
+    Args:
+      images: (B, H, W, C). mirrored: (B,), whether an image is mirrored in even epochs.
+      epoch: which pass this is, from 0.
+
+    Source: Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024, section 3.6.
+    """
+    _check(images)
+    turned = mirrored ^ (jnp.asarray(epoch) % 2 == 1)
+    return jnp.where(turned[:, None, None, None], images[:, :, ::-1], images)
 
 
 def affine(
@@ -203,6 +230,26 @@ def _shift(max_pixels: Any, fill: Any, key: Key, images: Array) -> Array:
     )
 
 
+def _reflect_shift(max_pixels: Any, key: Key, images: Array) -> Array:
+    _check(images)
+    batch, height, width, channels = images.shape
+    offsets = jax.random.randint(key, (2, batch, 1), -max_pixels, max_pixels + 1)
+
+    def reflected(size: int, offset: Array) -> Array:
+        place = jnp.abs(jnp.arange(size)[None] - offset)
+        return size - 1 - jnp.abs(size - 1 - place)
+
+    rows, columns = reflected(height, offsets[0]), reflected(width, offsets[1])
+    place = rows[:, :, None] * width + columns[:, None, :]
+    moved = jnp.take_along_axis(
+        images.reshape(batch, height * width, channels),
+        place.reshape(batch, -1, 1),
+        1,
+        mode="promise_in_bounds",
+    )
+    return moved.reshape(images.shape)
+
+
 def _flip(key: Key, images: Array) -> Array:
     _check(images)
     mirrored = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
@@ -286,12 +333,14 @@ def _within(name: str, value: float, low: float, high: float = math.inf) -> floa
 
 __all__ = [
     "affine",
+    "alternating_flip",
     "compose",
     "cutout",
     "flip",
     "gaussian_noise",
     "identity",
     "random_crop",
+    "reflect_shift",
     "resized_crop",
     "salt_and_pepper",
     "shift",

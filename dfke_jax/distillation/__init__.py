@@ -15,7 +15,9 @@ from dfke_jax.distillation.deep_inversion import (
     adaptive_deep_inversion,
     deep_inversion,
 )
+from dfke_jax.distillation.degan import DeGANSettings, DeGANState, degan, degan_images
 from dfke_jax.distillation.dfad import DFADSettings, dfad
+from dfke_jax.distillation.dfka import DFKASettings, Teachers, dfka
 from dfke_jax.distillation.dfnd import (
     DFNDSettings,
     DFNDState,
@@ -32,6 +34,7 @@ from dfke_jax.distillation.features import (
     hint_training,
     hinted,
 )
+from dfke_jax.distillation.gan_sampling import SamplingSettings, adapt_statistics, gan_sampling
 from dfke_jax.distillation.knowledge_within import WithinSettings, knowledge_within
 from dfke_jax.distillation.nayer import NAYERSettings, label_embedding, nayer
 from dfke_jax.distillation.relations import RelationSettings, relation_distillation
@@ -60,9 +63,12 @@ __all__ = [
     "ClassImpressionSettings",
     "DAFLSettings",
     "DFADSettings",
+    "DFKASettings",
     "DFNDSettings",
     "DFNDState",
     "DFQSettings",
+    "DeGANSettings",
+    "DeGANState",
     "DuelSettings",
     "DuelState",
     "FastSettings",
@@ -73,9 +79,12 @@ __all__ = [
     "NAYERSettings",
     "RecordSettings",
     "RelationSettings",
+    "SamplingSettings",
     "Schedule",
+    "Teachers",
     "WithinSettings",
     "ZSKTSettings",
+    "adapt_statistics",
     "adaptation_matrix",
     "adaptive_deep_inversion",
     "attention_distillation",
@@ -88,13 +97,17 @@ __all__ = [
     "dafl",
     "data_impressions",
     "deep_inversion",
+    "degan",
+    "degan_images",
     "dfad",
+    "dfka",
     "dfnd",
     "dfq",
     "fast_dfkd",
     "few_shot",
     "fitted",
     "from_records",
+    "gan_sampling",
     "group_images",
     "hint_training",
     "hinted",

@@ -1,5 +1,12 @@
 """Networks, the operations they need, and the classifier as a value."""
 
+from dfke_jax.nn.airbench import Airbench, whitening_filters
+from dfke_jax.nn.airbench_training import (
+    AirbenchSettings,
+    AirbenchState,
+    airbench_population,
+    airbench_training,
+)
 from dfke_jax.nn.answers import class_metrics, each_head, heads
 from dfke_jax.nn.classifier import (
     Classifier,
@@ -12,8 +19,10 @@ from dfke_jax.nn.contrastive import Contrastive, contrastive_training, nt_xent, 
 from dfke_jax.nn.conv import conv_general_dilated, convolution
 from dfke_jax.nn.discriminators import DCGANDiscriminator
 from dfke_jax.nn.generators import DCGANGenerator, DFMEGenerator, draw_latents, squash
+from dfke_jax.nn.heads import Heads
 from dfke_jax.nn.layers import BatchNorm, Conv, UpsampleConv
 from dfke_jax.nn.many import independent_training, member, separate_shares, shares
+from dfke_jax.nn.muon import muon, newton_schulz
 from dfke_jax.nn.observation import Moments, Observed, observe
 from dfke_jax.nn.precision import compute_precision
 from dfke_jax.nn.registry import NetworkInfo, build, describe, names
@@ -27,6 +36,9 @@ from dfke_jax.nn.transformer import ByteTransformer, LanguageModel, train_langua
 from dfke_jax.nn.upsample import upsample_convolve
 
 __all__ = [
+    "Airbench",
+    "AirbenchSettings",
+    "AirbenchState",
     "BatchNorm",
     "ByteTransformer",
     "Classifier",
@@ -35,6 +47,7 @@ __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DFMEGenerator",
+    "Heads",
     "LanguageModel",
     "Moments",
     "NetworkInfo",
@@ -42,6 +55,8 @@ __all__ = [
     "Preprocessing",
     "Training",
     "UpsampleConv",
+    "airbench_population",
+    "airbench_training",
     "as_float",
     "build",
     "check_images",
@@ -57,8 +72,10 @@ __all__ = [
     "heads",
     "independent_training",
     "member",
+    "muon",
     "names",
     "neighbour_mixing",
+    "newton_schulz",
     "nt_xent",
     "observe",
     "optimiser",
@@ -72,4 +89,5 @@ __all__ = [
     "trained",
     "training",
     "upsample_convolve",
+    "whitening_filters",
 ]

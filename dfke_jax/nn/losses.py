@@ -37,6 +37,22 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return soft_cross_entropy(logits, _targets(logits, labels))
 
 
+def smooth_labels(labels: Array, num_classes: int, smoothing: float | Array) -> Array:
+    """Distributions (1 − ε)·onehot(y) + ε/K.
+
+    Args:
+      labels: integers (B,) in [0, K). smoothing: ε in [0, 1).
+
+    Returns:
+      (B, K).
+
+    Source: Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2016, section
+    7.
+    """
+    hot = jax.nn.one_hot(labels, num_classes)
+    return (1 - smoothing) * hot + smoothing / num_classes
+
+
 def soft_cross_entropy(logits: Array, targets: Array, temperature: float | Array = 1.0) -> Array:
     """−Σ_k t_k log σ(z / τ)_k, per sample and without a factor τ².
 

@@ -21,11 +21,15 @@ def network(
       UnknownNameError: for a name that is not registered.
       InputError: where the network cannot take the images.
     """
-    size = registry.describe(name).input_size
+    info = registry.describe(name)
+    size = info.input_size
     if size is not None and fit == "pad" and max(shape[0] / size[0], shape[1] / size[1]) > 1:
         fit = "bilinear"
-    wanted = size if size != shape[:2] else None
-    preprocessing = Preprocessing(size=wanted, fit=fit)  # type: ignore[arg-type]
+    mean, std = info.normalisation or ((0.0,), (1.0,))
+    if len(mean) not in (1, shape[2]):  # colours' figures say nothing of grey images
+        mean, std = (0.0,), (1.0,)
+    size = size if size != shape[:2] else None
+    preprocessing = Preprocessing(size=size, fit=fit, mean=mean, std=std)  # type: ignore[arg-type]
     return Classifier.create(
         registry.build(name, num_classes), jax.random.key(0), shape, preprocessing
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.nn import alexnet, lenet, mlp, recurrent, resnet, two_conv, vgg, wide_resnet
+from dfke_jax.nn import airbench, alexnet, lenet, mlp, recurrent, resnet, two_conv, vgg, wide_resnet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,8 @@ class NetworkInfo:
       parameters: the exact number of parameters at ten classes and `input_shape`.
       input_size: (H, W) that the network needs, or None if it takes any.
       batch_norm: whether it has batch normalisation, which statistics priors need.
+      normalisation: mean and standard deviation by channel that its images are normalised with,
+        None for images in [0, 1].
     """
 
     constructor: Callable[[int], nn.Module]
@@ -29,6 +31,7 @@ class NetworkInfo:
     parameters: int
     input_size: tuple[int, int] | None
     batch_norm: bool
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 _LECUN = "LeCun et al. 1998"
@@ -39,6 +42,8 @@ _HE = "He et al. 2016"
 _VGG = "Simonyan and Zisserman 2015; Tian et al. 2020 (RepDistiller)"
 _WRN = "Zagoruyko and Komodakis 2016"
 _EWE = "Jia et al. 2021 (EWE)"
+_AIRBENCH = "Jordan 2024 (airbench94)"
+_CIFAR = (airbench.MEAN, airbench.STD)
 _GREY, _COLOUR, _MNIST = (32, 32, 1), (32, 32, 3), (28, 28, 1)
 _SPECTROGRAM = (125, 80, 1)  # time and frequency
 _FIXED = (32, 32)
@@ -79,6 +84,18 @@ _NETWORKS: dict[str, NetworkInfo] = {
     "lstm": NetworkInfo(recurrent.LSTM, _EWE, _SPECTROGRAM, 379_274, None, False),
     "alexnet": NetworkInfo(alexnet.alexnet, _ZSKD, _COLOUR, 1_659_178, _FIXED, True),
     "alexnet_half": NetworkInfo(alexnet.alexnet_half, _ZSKD, _COLOUR, 417_434, _FIXED, True),
+    "airbench94": NetworkInfo(
+        airbench.airbench94, _AIRBENCH, _COLOUR, 1_971_640, None, True, _CIFAR
+    ),
+    "airbench94_half": NetworkInfo(
+        airbench.airbench94_half,
+        f"{_AIRBENCH}, half the filters",
+        _COLOUR,
+        497_528,
+        None,
+        True,
+        _CIFAR,
+    ),
     "vgg11": NetworkInfo(vgg.vgg11, _VGG, _COLOUR, 9_231_114, None, True),
     "vgg16": NetworkInfo(vgg.vgg16, _VGG, _COLOUR, 14_728_266, None, True),
     "vgg19": NetworkInfo(vgg.vgg19, _VGG, _COLOUR, 20_040_522, None, True),

@@ -367,11 +367,13 @@ def task():
     images = jax.random.uniform(jax.random.key(1), (20, 5, 5, 1))
     network = Classifier.create(MLP(3, (8,), batch_norm=True), jax.random.key(0), (5, 5, 1))
     labels = jnp.arange(20) % 3
-    return training(network, images, labels, loss=Partial(cross_entropy), optimizer=optimiser("adam", 0.01), batch_size=6)
+    return training(network, images, labels, loss=Partial(cross_entropy),
+    optimizer=optimiser("adam", 0.01), batch_size=6)
 
 def go(directory, callback=None):
     checkpoints = core.Checkpoints(directory, config="killed")
-    return core.run(task(), jax.random.key(3), 10, chunk=2, checkpoints=checkpoints, resume=True, callback=callback)
+    return core.run(task(), jax.random.key(3), 10, chunk=2, checkpoints=checkpoints, resume=True,
+    callback=callback)
 
 if __name__ == "__main__":
     def killed(done, state, metrics):

@@ -10,6 +10,8 @@ from dfke_jax.nn import build, describe, names
 
 # Literals, so that a change of either the network or its description shows.
 PARAMETERS = {
+    "airbench94": 1_971_640,
+    "airbench94_half": 497_528,
     "alexnet": 1_659_178,
     "alexnet_half": 417_434,
     "hinton_mlp": 2_395_210,
@@ -38,6 +40,7 @@ PARAMETERS = {
     "wrn_28_10": 36_479_194,
 }
 FEATURES = {
+    "airbench94": 256,
     "alexnet": 256,
     "alexnet_half": 128,
     "hinton_mlp": 1200,
@@ -92,7 +95,9 @@ def test_parameters_and_shapes(name):
         assert info.input_size == info.input_shape[:2]
 
 
-@pytest.mark.parametrize("name", ["lenet5_bn", "alexnet", "vgg16", "resnet8", "resnet18", "wrn_16_1", "wrn_64_1"])
+@pytest.mark.parametrize(
+    "name", ["airbench94", "lenet5_bn", "alexnet", "vgg16", "resnet8", "resnet18", "wrn_16_1", "wrn_64_1"]
+)
 def test_names_of_normalisation_layers_sort_in_call_order(name):
     """Compiled programs see dictionaries sorted; in call order statistics read from input to output."""
     variables = shapes(name)[0]

@@ -17,8 +17,8 @@ from dfke_jax.experiments.bench.views import View
 class Recipe:
     """A published experiment that can be run by name: data, and functions of one seed.
 
-    The engine (`dfke_jax.experiments.run_recipe`) calls them, seed after seed or in several processes,
-    takes up what was stopped, and puts the figures of the seeds together.
+    The engine (`dfke_jax.experiments.run_recipe`) calls them, seed after seed or in several
+    processes, takes up what was stopped, and puts the figures of the seeds together.
 
     Attributes:
       name: as on the command line.
@@ -26,12 +26,12 @@ class Recipe:
       summary: what it does, in two or three sentences.
       paper: citation.
       config: a frozen dataclass whose fields all have defaults and docstrings.
-      arms: ``arms(config)``: what is trained, in the order of the tables. Names, labels and roles; a budget where the
-        settings alone say it.
-      measure: ``measure(run)`` does everything for one seed: trains, and records figures for every arm. See
-        `dfke_jax.experiments.Run`.
-      prepare: ``prepare(bench)`` makes once what all seeds share, ``run.shared``. It draws from the first seed's key
-        and knows nothing of the other seeds, so that each process makes the same.
+      arms: ``arms(config)``: what is trained, in the order of the tables. Names, labels and roles;
+        a budget where the settings alone say it.
+      measure: ``measure(run)`` does everything for one seed: trains, and records figures for every
+        arm. See `dfke_jax.experiments.Run`.
+      prepare: ``prepare(bench)`` makes once what all seeds share, ``run.shared``. It draws from the
+        first seed's key and knows nothing of the other seeds, so that each process makes the same.
       published: figures from the literature.
       time: what it takes, and where, e.g. ``"1 min, 2 CPU cores (digits)"``.
       datasets: the sets it has presets and figures for; others work too.

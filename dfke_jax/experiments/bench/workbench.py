@@ -23,10 +23,10 @@ from dfke_jax.core.tracking import JsonLines
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.experiments.bench.kept import once
 from dfke_jax.experiments.bench.own import open_own
-from dfke_jax.experiments.bench.settings import Settings, SupervisedSettings, augmentation, network, own_model
+from dfke_jax.experiments.bench.settings import Settings, SupervisedSettings, network, own_model
+from dfke_jax.experiments.bench.supervision import as_airbench, supervised_training
 from dfke_jax.experiments.bench.timing import Account
 from dfke_jax.nn.classifier import Classifier, as_float
-from dfke_jax.nn.supervised import cross_entropy_training
 from dfke_jax.nn.training import trained
 
 S = TypeVar("S", bound=Settings)
@@ -292,10 +292,9 @@ class Workbench:
         images, labels = self.train
         budget = {"steps": c.teacher_steps, "batch_size": c.teacher_batch, "learning_rate": c.teacher_learning_rate}
         classifier = self.network(name)
-        method = cross_entropy_training(
-            classifier, images, labels, **budget, augment=augmentation(c.teacher_augmentation)
-        )
+        method = supervised_training(c, classifier, images, labels)
         description = [name, budget, c.teacher_augmentation, c.fit]
+        description += ["airbench"] * as_airbench(c, classifier)
         return self.cached(what, seed, classifier, method, c.teacher_steps, description)
 
     def teacher(self, seed: int) -> Classifier:

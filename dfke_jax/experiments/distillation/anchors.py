@@ -8,7 +8,7 @@ from dfke_jax.experiments.bench import budgets
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.seed_run import Run
-from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings, DistillationSettings
+from dfke_jax.experiments.bench.settings import AIRBENCH, DISTILLED_DIGITS, AnchoredSettings, DistillationSettings
 from dfke_jax.experiments.bench.students import distilled_from_real_data
 from dfke_jax.synthesis.targets import class_similarity
 
@@ -92,7 +92,8 @@ register(
             *REAL_DATA,
         ),
         time="5 min on 2 CPU cores (mnist, 3 seeds)",
-        presets={"digits": DISTILLED_DIGITS},
+        datasets=("digits", "mnist", "fashion_mnist", "cifar10"),
+        presets={"digits": DISTILLED_DIGITS, "cifar10": {**AIRBENCH, "seeds": 1, "student": "airbench94_half"}},
     )
 )
 

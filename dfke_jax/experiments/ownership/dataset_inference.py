@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax.core.errors import InputError, UnknownNameError
@@ -16,14 +15,14 @@ from dfke_jax.evaluation import accuracy, agreement
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.seed_run import Run
+from dfke_jax.experiments.bench.supervision import independent_models
 from dfke_jax.experiments.ownership import views
 from dfke_jax.experiments.ownership.findings import enter, median_of
 from dfke_jax.experiments.ownership.settings import PAPER, PRESETS, ThreatSettings
 from dfke_jax.experiments.ownership.theft import case_of, distances_of, figures_of, new_theft
 from dfke_jax.experiments.ownership.thieves import THREATS, Parts, Theft
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.many import independent_training, member, separate_shares
-from dfke_jax.nn.training import optimiser
+from dfke_jax.nn.many import member, separate_shares
 
 _SMALL_GAP = 10.0
 """Points of accuracy on private above public samples below which a run warns of little power."""
@@ -116,14 +115,7 @@ def _innocent(theft: Theft) -> tuple[list[Classifier], bool]:
     members = config.references + config.independents
     rows = separate_shares(len(images), members, config.private, run.seed)
     network = run.network(config.teacher)
-    method = independent_training(
-        network,
-        jnp.asarray(images),
-        jnp.asarray(labels),
-        jnp.asarray(rows),
-        optimizer=optimiser("adam", config.teacher_learning_rate, config.teacher_steps),
-        batch_size=config.teacher_batch,
-    )
+    method = independent_models(config, network, images, labels, rows)
     per_step = members * config.teacher_batch
     state = run.stage("independents", "independents", method, config.teacher_steps, rows=per_step, members=members)
     return [member(network, state, index) for index in range(members)], members * config.private <= len(images)

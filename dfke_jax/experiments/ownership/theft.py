@@ -5,20 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax.core.mesh import replicate
 from dfke_jax.dataset_inference import Verdict, prepare
 from dfke_jax.dataset_inference.case import Case, Embedded, embed
 from dfke_jax.experiments.bench.seed_run import Run
-from dfke_jax.experiments.bench.settings import augmentation
+from dfke_jax.experiments.bench.supervision import supervised_training
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.ownership.findings import Finding, finding
 from dfke_jax.experiments.ownership.settings import TheftSettings
 from dfke_jax.experiments.ownership.thieves import Theft, cut
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.supervised import cross_entropy_training
 from dfke_jax.nn.training import trained
 
 
@@ -29,16 +27,7 @@ def new_theft(run: Run[Any]) -> tuple[Theft, int]:
     sizes = config.private, config.samples, config.others
     parts, repeated = cut(train.images, train.labels, sizes, run.seed)
     network = run.network(config.teacher)
-    images, labels = map(jnp.asarray, parts.private)
-    method = cross_entropy_training(
-        network,
-        images,
-        labels,
-        steps=config.teacher_steps,
-        batch_size=config.teacher_batch,
-        learning_rate=config.teacher_learning_rate,
-        augment=augmentation(config.teacher_augmentation),
-    )
+    method = supervised_training(config, network, *parts.private)
     state = run.stage("victim", "victim", method, config.teacher_steps, rows=config.teacher_batch)
     return Theft(run, parts, trained(network, state)), repeated
 

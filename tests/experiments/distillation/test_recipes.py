@@ -10,7 +10,9 @@ from dfke_jax.core.errors import InputError
 from dfke_jax.distillation import (
     CMISettings,
     DAFLSettings,
+    DeGANSettings,
     DFADSettings,
+    DFKASettings,
     DFQSettings,
     FastSettings,
     GroupSettings,
@@ -45,6 +47,8 @@ CHANGES = {
     "dafl": {"iterations": 3, "method": DAFLSettings(**_DUEL)},
     "dfad": {"iterations": 3, "method": DFADSettings(**_DUEL, student_steps=2)},
     "zskt": {"iterations": 3, "method": ZSKTSettings(**_DUEL, student_steps=2, attention=0.0)},
+    "degan": {"iterations": 3, "samples": 40, "method": DeGANSettings(batch_size=8, latent=4, width=2)},
+    "dfka": {"iterations": 3, "method": DFKASettings(**_DUEL)},
     "dfq": {"iterations": 3, "teacher": "lenet5_bn", "method": DFQSettings(**_DUEL, student_steps=2)},
     "cmi": {**_TINY_BANK, "method": CMISettings(**_BANK, negatives=4, feature_bank=20, projection=4)},
     "fast-dfkd": {**_TINY_BANK, "method": FastSettings(**_BANK, warm_up=1)},
