@@ -255,7 +255,8 @@ def judge_files(options: argparse.Namespace) -> "tuple[Verdict, dict[str, Any]]"
         metered = None
         if remote:
             metered = Metered(
-                model.oracle(), stack.enter_context(Ledger(options.ledger, budget=options.budget))
+                model.oracle(),  # type: ignore[arg-type]
+                stack.enter_context(Ledger(options.ledger, budget=options.budget)),
             )
         if options.noise is None and settings.embedding == "blind_walk":
             settings = _with_noise(settings, victim, private)

@@ -117,7 +117,7 @@ def execute(options: argparse.Namespace) -> int:
         )
         oracle = model.oracle(reveal)
         app = create_app(
-            oracle if model.on_host else answering(model.victim, reveal, model.gives),
+            oracle if model.on_host else answering(model.victim, reveal, model.gives),  # type: ignore[arg-type]
             input_shape=model.input_shape,
             reveal=reveal,
             num_classes=model.num_classes,

@@ -211,6 +211,7 @@ def _drawn(name: str) -> _Found:
         rows, classes = datasets.make_classification(
             1000, 20, n_informative=10, n_classes=5, n_clusters_per_class=1, random_state=0
         )
+    rows, classes = np.asarray(rows), np.asarray(classes)
     columns, rows = _numbers([f"x{i}" for i in range(rows.shape[1])], rows)
     return columns, rows, classes.astype(np.int32), tuple(map(str, range(classes.max() + 1)))
 
@@ -342,7 +343,7 @@ def _one_hot(values: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
     return {
         name: members
         for name, members in groups.items()
-        if len(members) > 1 and (sum(values[of] for of in members) == 1).all()
+        if len(members) > 1 and bool(np.all(sum(values[of] for of in members) == 1))
     }
 
 

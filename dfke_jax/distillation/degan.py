@@ -100,7 +100,7 @@ def degan(teacher: WhiteBox, proxy: Array, settings: DeGANSettings) -> Method:
         raise InputError(f"a GAN of images in [0, 1] for a box of {teacher.preprocessing.box}")
     if settings.diversity:
         warn_of_small_batches("DeGAN", settings.batch_size, teacher)
-    generator = DCGANGenerator(tuple(teacher.input_shape), settings.width, settings.latent)
+    generator = DCGANGenerator(teacher.input_shape, settings.width, settings.latent)
     return as_method(
         _DeGAN(teacher=teacher, proxy=jnp.asarray(proxy), settings=settings, generator=generator)
     )

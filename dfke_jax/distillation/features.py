@@ -223,7 +223,7 @@ class _Hints:
                 {"params": params["regressor"]}, seen.activations[self.layer]
             )
             units = wanted.size // len(wanted)
-            return jnp.mean(hint_loss(fitted, wanted)) / units, (None, seen.updated)
+            return jnp.mean(hint_loss(jnp.asarray(fitted), wanted)) / units, (None, seen.updated)
 
         state, loss, _ = descend(self.learner.optimizer, state, objective)
         return state, {"loss": loss}

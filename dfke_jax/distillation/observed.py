@@ -62,7 +62,7 @@ def observed_distillation(
         _Observed(
             teacher=teacher,
             images=images,
-            loss=loss,
+            loss=loss,  # type: ignore[arg-type]
             augment=augment,
             learner=Learner.of(student, rule),
             batch_size=batch_size,

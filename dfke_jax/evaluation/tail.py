@@ -2,6 +2,7 @@
 or last iterate alone.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -81,8 +82,8 @@ def watched(
     every = -(-length // evaluations)
     return as_method(
         _Watching(
-            init_method=method.init,
-            step_method=method.step,
+            init_method=method.init,  # type: ignore[arg-type]
+            step_method=method.step,  # type: ignore[arg-type]
             images=images,
             labels=labels,
             classifier=classifier,
@@ -122,7 +123,9 @@ class _Watching:
     def _measured(self, state: PyTree, before: tuple[Array, ...]) -> tuple[Array, ...]:
         """Welford's update by the accuracy of the state's student."""
         count, mean, squares = before
-        accuracy = 100 * self._accuracy(self.classifier.replace(variables=self.variables(state)))
+        accuracy = 100 * self._accuracy(
+            dataclasses.replace(self.classifier, variables=self.variables(state))
+        )
         count = count + 1
         moved = mean + (accuracy - mean) / count
         return count, moved, squares + (accuracy - mean) * (accuracy - moved)

@@ -79,8 +79,9 @@ class FittedModel:
         rows = np.asarray(rows, np.float64)
         with jax.enable_x64(True):
             parts = [rows[start : start + 4096] for start in range(0, len(rows), 4096)]
+            parameters = {name: jnp.asarray(value) for name, value in self.parameters.items()}
             return np.concatenate(
-                [np.exp(np.asarray(self.logs(self.parameters, part))) for part in parts]
+                [np.exp(np.asarray(self.logs(parameters, part))) for part in parts]
             )
 
     def predict(self, rows: Any) -> np.ndarray:
@@ -189,7 +190,7 @@ def kernel_regression(
             "representers": schema.uniform(rng, representers),
             "alpha": 1e-1 * rng.normal(size=(representers, classes)),
             "beta": np.zeros(classes),
-            "gamma": np.float64(gamma),
+            "gamma": np.asarray(gamma, np.float64),
         }
 
     return _attack(
@@ -319,7 +320,7 @@ def _least(
         return float(value) + entropy, gradient
 
     with jax.enable_x64(True), threadpool_limits(1, user_api="blas"):
-        rows, targets = jnp.asarray(rows), jnp.asarray(targets)  # once on the device
+        rows, targets = jnp.asarray(rows), jnp.asarray(targets)  # type: ignore[assignment] # once on the device
         settings = {
             "maxiter": iterations,
             "maxfun": 2 * iterations,

@@ -150,7 +150,7 @@ class _LowdMeek:
         before = np.zeros((features, 2))
         flips = np.zeros((features, 2), bool)
         for _ in range(_DOUBLINGS):
-            axes, sides = np.nonzero(~flips.any(1)[:, None] & np.ones((1, 2), bool))
+            axes, sides = np.nonzero(~np.any(flips, axis=1, keepdims=True) & np.ones((1, 2), bool))
             if not len(axes):
                 break
             asked = np.repeat(point[None], len(axes), 0)

@@ -47,28 +47,28 @@ def linear_clone() -> Clone:
     """A linear classifier of large margin; of several classes, one against the rest."""
     from sklearn.svm import LinearSVC
 
-    return LinearSVC(C=1e4, dual=False, max_iter=2000)
+    return LinearSVC(C=1e4, dual=False, max_iter=2000)  # type: ignore
 
 
 def softmax_clone() -> Clone:
     """A softmax classifier, nearly without regularisation."""
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=1e3, max_iter=1000)
+    return LogisticRegression(C=1e3, max_iter=1000)  # type: ignore
 
 
 def rbf_clone(gamma: float = 1.0) -> Clone:
     """A support vector machine with the kernel exp(−γ ‖x − x'‖²)."""
     from sklearn.svm import SVC
 
-    return SVC(kernel="rbf", C=1e4, gamma=gamma)
+    return SVC(kernel="rbf", C=1e4, gamma=gamma)  # type: ignore
 
 
 def mlp_clone(hidden: int = 20) -> Clone:
     """A network with one hidden layer."""
     from sklearn.neural_network import MLPClassifier
 
-    return MLPClassifier(
+    return MLPClassifier(  # type: ignore
         (hidden,), activation="tanh", alpha=1e-3, solver="lbfgs", max_iter=1000, random_state=0
     )
 
@@ -189,7 +189,7 @@ class _Retraining:
                     answered = labels(asked)
             except BudgetError:
                 return Solution(clone, complete=False)
-            if settings.strategy == "line_search":
+            if settings.strategy == "line_search" and brackets is not None:
                 brackets = _narrowed(brackets, asked, answered)
             rows, found = np.concatenate([rows, asked]), np.concatenate([found, answered])
         return Solution(self._fitted(rows, found))

@@ -310,7 +310,7 @@ class Box:
 
     def contains(self, codes: np.ndarray) -> np.ndarray:
         """Codes (n, C) -> (n,) bool."""
-        inside = ((codes >= self.low) & (codes <= self.high)).all(1)
+        inside = np.asarray(((codes >= self.low) & (codes <= self.high)).all(1))
         for column, levels in self.levels.items():
             inside &= levels[codes[:, column]]
         return inside

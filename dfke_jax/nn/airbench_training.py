@@ -235,7 +235,7 @@ def airbench_optimiser(settings: AirbenchSettings, steps: int) -> optax.Gradient
         "whitening": optax.set_to_zero(),
         "whitening bias": sgd(s.bias_rate, math.ceil(s.whitening_share * steps)),
     }
-    return optax.partition(groups, _groups)
+    return optax.partition(groups, _groups)  # type: ignore[arg-type]
 
 
 def _groups(params: PyTree) -> PyTree:

@@ -201,8 +201,8 @@ def record(module: nn.Module, name: str, value: Array) -> Array:
         f"{RECORD_MARK}{name}",
         value,
         reduce_fn=lambda _, new: new,
-        init_fn=lambda: None,
-    )  # pyright: ignore[reportArgumentType]
+        init_fn=lambda: None,  # pyright: ignore[reportArgumentType]
+    )
     return value
 
 

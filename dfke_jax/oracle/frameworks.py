@@ -375,8 +375,12 @@ def as_host_victim(
                 "a PyTorch module needs input_shape=(H, W, C), or (D,) of feature vectors"
             )
         return from_torch(
-            victim, input_shape, num_classes, gives=gives or "logits", **normalisation
-        )  # type: ignore[arg-type]
+            victim,
+            input_shape,
+            num_classes,
+            gives=gives or "logits",  # type: ignore[arg-type]
+            **normalisation,
+        )
     if normalisation:
         raise InputError(
             f"{' and '.join(normalisation)} belong to a PyTorch module; other victims normalise "

@@ -48,7 +48,7 @@ def proxy_for(url: str) -> Proxy | None:
     except ValueError:  # no address: whoever connects says so
         return None
     host = parts.hostname or ""
-    if is_loopback(host) or urllib.request.proxy_bypass_environment(host):
+    if is_loopback(host) or urllib.request.proxy_bypass_environment(host):  # type: ignore[attr-defined]
         return None
     for name in (f"{parts.scheme}_proxy", "all_proxy"):
         for variable in (name, name.upper()):

@@ -59,8 +59,10 @@ def defence(text: str, models: Mapping[str, Any] | None = None) -> Defence:
             f"defence {name!r} needs a model: models={{{needed!r}: ...}}, rows -> logits"
         )
     fields = {
-        field.name: field for field in dataclasses.fields(DEFENCES[name]) if field.name not in given
-    }  # type: ignore[arg-type]
+        field.name: field
+        for field in dataclasses.fields(DEFENCES[name])  # type: ignore[arg-type]
+        if field.name not in given
+    }
     return DEFENCES[name](**given, **_read(f"defence {name!r}", fields, values))
 
 

@@ -18,7 +18,7 @@ from dfke_jax.core.checkpoint import Checkpoints, alone, cache_directory, finger
 from dfke_jax.core.errors import CheckpointError, InputError
 from dfke_jax.core.loop import run
 from dfke_jax.core.mesh import device_mesh, replicate
-from dfke_jax.core.method import Method
+from dfke_jax.core.method import HostMethod, Method
 from dfke_jax.core.tracking import JsonLines
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.experiments.bench.kept import once
@@ -138,7 +138,7 @@ class Workbench:
         kind: str,
         name: str,
         seed: int,
-        method: Method,
+        method: Method | HostMethod,
         steps: int,
         *,
         rows: int = 0,

@@ -57,7 +57,7 @@ def arms(config: DeGANRecipeSettings) -> list[Arm]:
         learning = degan_cost(_settings(config, name)).times(config.iterations)
         budget = budgets.distilled(config, config.samples)
         budget = {key: budget.get(key, 0) + learning.get(key, 0) for key in {**learning, **budget}}
-        made.append(Arm(name, label, role, budget=budget))
+        made.append(Arm(name, label, role, budget=budget))  # type: ignore[arg-type]
     return [*anchor_arms(config), *made]
 
 

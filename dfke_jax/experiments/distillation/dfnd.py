@@ -130,7 +130,7 @@ def measure(run: Run[DFNDRecipeSettings]) -> None:
             run, f"{name}/student", method, c.distillation_steps, student,
             variables=student_variables, rows=c.distillation_batch, draws_as="dfnd/student",
         )  # fmt: skip
-        learnt = student.replace(variables=student_variables(state))
+        learnt = dataclasses.replace(student, variables=student_variables(state))
         metrics = {**metrics, **steady, **transition_error(run, learnt)}
         run.record(name, learnt, metrics, budget=budget)
 

@@ -24,7 +24,7 @@ def open(where: Any, said: Declared) -> Found:
             f"{where if isinstance(where, str) else 'it'} is a stack of {models} models; take one "
             "of them"
         )
-    name = type(classifier.module).__name__ if classifier is where else Path(where).name
+    name = type(classifier.module).__name__ if classifier is where else Path(str(where)).name
     own = saved.network_name(classifier.module)
     return Found(
         f"a saved model ({own})",

@@ -42,7 +42,7 @@ def open(where: str, said: Declared) -> Found:
     side = getattr(config, "image_size", None) or size.get("height") or size.get("shortest_edge")
     height, width = side if isinstance(side, list | tuple) else (side, side)
     channels = getattr(config, "num_channels", 3)
-    own = None if height is None else (int(height), int(width), int(channels))
+    own = None if height is None else (int(height), int(width), int(channels))  # type: ignore[arg-type]
     shape = said.shape(own, folder.name)
     normalised = given.get("do_normalize", False)
     own_mean, own_std = (

@@ -56,7 +56,7 @@ def open(where: nn.Module, said: Declared) -> Found:
     rows = jnp.zeros((1, *shape), jnp.float32)
     try:
         made = jax.eval_shape(
-            lambda: where.init(jax.random.key(0), own(rows) if images else rows, **call)
+            lambda: where.init(jax.random.key(0), own(rows) if images else rows, **call)  # type: ignore[arg-type]
         )
     except Exception as error:
         raise InputError(

@@ -13,7 +13,7 @@ import pytest
 from dfke_jax import data, nn
 from dfke_jax.experiments import Run, recipe, recipes, run_recipe
 from dfke_jax.experiments.bench import budgets
-from dfke_jax.experiments.bench.result import Published
+from dfke_jax.experiments.bench.result import Result
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.distillation import syntheses
 from dfke_jax.nn.classifier import Classifier, Preprocessing
@@ -209,7 +209,6 @@ def test_kept_results_state_the_budget_that_their_configuration_gives():
 
 def test_kept_results_are_compared_with_the_published_figures_of_their_recipe():
     for path in sorted(RESULTS.glob("*.json")):
-        content = json.loads(path.read_text())
-        known = recipes()[content["recipe"]].published
-        wanted = [figure for figure in known if figure.dataset == content["dataset"]]
-        assert [Published(**figure) for figure in content["published"]] == wanted, path.name
+        kept = Result.read(path)
+        known = recipes()[kept.recipe].published
+        assert kept.published == [figure for figure in known if figure.dataset == kept.dataset], path.name
