@@ -165,7 +165,7 @@ class _Extraction:
                 f"{answers.shape}"
             )
         floor = _LEAST_PROBABILITY if search.precision == "float64" else 1e-30
-        gone: np.ndarray = np.asarray(answers < floor).any(axis=1)
+        gone = np.asarray(np.any(answers < floor, axis=1))
         small = np.flatnonzero(gone[: len(t)][::-1] | gone[len(t) :])
         reach = (
             float(t[small[0] - 1])
