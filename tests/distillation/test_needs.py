@@ -69,15 +69,37 @@ def made(name, teacher):
         "adaptive_deep_inversion": lambda: distillation.adaptive_deep_inversion(
             teacher, STUDENT, distillation.InversionSettings(steps=1), 6, 6
         ),
+        **{
+            f"{method}{'' if weight else '(statistics=0)'}": lambda method=method, kind=kind, weight=weight: getattr(
+                distillation, method
+            )(teacher, *((STUDENT,) if method != "statistics_generators" else ()), getattr(distillation, kind)(
+                batch_size=6, width=4, latent=4, **({} if weight is True else {"statistics": 0.0}),
+                **{"dfq": {"schedule": "constant"}, "statistics_generators": {"groups": 3}}.get(method, {}),
+            ))
+            for method, kind in BANKS.items()
+            for weight in (True, False)
+        },
+        "knowledge_within": lambda: distillation.knowledge_within(teacher, distillation.WithinSettings(steps=1), 6, 6),
     }[name]()  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NEEDS)
+BANKS = {
+    "cmi": "CMISettings",
+    "fast_dfkd": "FastSettings",
+    "nayer": "NAYERSettings",
+    "dfq": "DFQSettings",
+    "statistics_generators": "GroupSettings",
+}
+TESTED_BESIDE = ("degan", "gan_sampling", "dfka")  # they take a GAN, proxy images, or several teachers
+
+
+@pytest.mark.filterwarnings("ignore:.*images a class")
+@pytest.mark.parametrize("name", [name for name in NEEDS if name not in TESTED_BESIDE])
 def test_a_method_takes_the_models_that_show_what_it_needs(name, bare):
     if NEEDS[name] == ("logits",):
         assert isinstance(made(name, bare), core.Method)
         return
-    (need,) = (need for need in NEEDS[name] if need != "logits")
+    need = next(need for need in NEEDS[name] if need != "logits")
     with pytest.raises(InputError) as refused:
         made(name, bare)
     message = str(refused.value)
