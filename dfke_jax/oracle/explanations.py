@@ -258,7 +258,7 @@ def explanation_oracle(
         )
     if not isinstance(oracle, Oracle):
         raise InputError(
-            "a victim on the host cannot be differentiated here; victims.traced_torch traces a "
+            "a victim on the host cannot be differentiated here; frameworks.traced_torch traces a "
             "PyTorch module"
         )
     return ExplanationOracle(oracle, setting or Explanation())

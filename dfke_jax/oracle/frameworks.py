@@ -276,7 +276,7 @@ def traced_torch(
     except (ImportError, AttributeError) as error:
         raise InputError(
             "tracing a PyTorch module needs the package torch2jax with its function t2j (pip "
-            "install torch2jax); victims.from_torch runs the module on the host without it"
+            "install torch2jax); frameworks.from_torch runs the module on the host without it"
         ) from error
     original = from_torch(module, input_shape, layout=layout, mean=mean, std=std)
     state = {
@@ -291,7 +291,7 @@ def traced_torch(
     except Exception as error:
         raise InputError(
             f"torch2jax cannot convert {name} ({type(error).__name__}: {error}); use "
-            "victims.from_torch"
+            "frameworks.from_torch"
         ) from error
     if found.shape != expected.shape:
         raise InputError(
@@ -301,7 +301,7 @@ def traced_torch(
     if not apart <= tolerance:
         raise InputError(
             f"torch2jax and PyTorch differ by {apart:.2g} for {name} on random rows, more than "
-            f"{tolerance:g}; use victims.from_torch"
+            f"{tolerance:g}; use frameworks.from_torch"
         )
     return victim
 

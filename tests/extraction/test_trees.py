@@ -9,7 +9,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from dfke_jax import core
 from dfke_jax.data import Column, Schema, load_table
 from dfke_jax.extraction import TreeSettings, find_paths, top_down
-from dfke_jax.oracle import Ledger, Metered, Reveal, oracle_for, tree_victim, victims
+from dfke_jax.oracle import Ledger, Metered, Reveal, frameworks, oracle_for, tree_victim, victims
 
 SCHEMA = Schema(
     (
@@ -80,7 +80,7 @@ def test_shared_identities_are_repaired_by_validation():
     schema = Schema.of_numbers(2, 0.0, 1.0)
     rows, uniform = (schema.uniform(np.random.default_rng(seed), 2000) for seed in (0, 1))
     board = DecisionTreeClassifier(random_state=0).fit(rows[:300], np.floor(3 * rows[:300]).sum(1) % 2)
-    oracle = oracle_for(victims.from_sklearn(board, (2,)), Reveal("label"))
+    oracle = oracle_for(frameworks.from_sklearn(board, (2,)), Reveal("label"))
     settings = TreeSettings(2.0**-10, identified=False, checks=150, rounds=12)
     found = core.run_host(find_paths(schema, settings), oracle, 0).found
     alone = core.run_host(find_paths(schema, dataclasses.replace(settings, rounds=0)), oracle, 0).found

@@ -90,7 +90,8 @@ class Account:
         self.write()
 
     def closed(self) -> dict[str, float]:
-        """The seconds of a finished run, for its result."""
+        """The seconds of a finished run, for its result; they are written down as well."""
+        self.write()
         cached = {} if self._untimed else {CACHED: self._cached}
         return {**self.seconds, **cached, "total": self.total}
 

@@ -117,7 +117,7 @@ def _exported(model: Any, size: tuple[int, ...], name: str) -> Any:
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(
             f"{name} is TorchScript, whose operations cannot be read; export the module with "
-            "torch.export, or use oracle.victims.from_torch, which asks it for answers alone"
+            "torch.export, or use oracle.frameworks.from_torch, which asks it for answers alone"
         )
     model = copy.deepcopy(model).cpu().float().eval()
     axis = torch.export.Dim("batch", min=1, max=1 << 20)
@@ -132,7 +132,7 @@ def _exported(model: Any, size: tuple[int, ...], name: str) -> Any:
             line = str(free).strip().split("\n")[0]
             raise InputError(
                 f"torch.export does not take {name} ({type(free).__name__}: {line}); "
-                "oracle.victims.from_torch asks it for answers alone"
+                "oracle.frameworks.from_torch asks it for answers alone"
             ) from free
     finally:
         logging.disable(logging.NOTSET)
@@ -205,7 +205,7 @@ def _read(program: Any, name: str) -> tuple[list[Instruction], dict[str, Array],
     if unknown:
         raise InputError(
             f"{name} uses operations that are not known in JAX: {', '.join(sorted(unknown))}; "
-            "oracle.victims.from_torch asks it for answers alone"
+            "oracle.frameworks.from_torch asks it for answers alone"
         )
     if batch not in (None, 1):
         raise InputError(

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dfke_jax.core.errors import InputError
+from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.experiments.bench.settings import AIRBENCH, SupervisedSettings
 from dfke_jax.experiments.bench.supervision import independent_models, supervised_training
 from dfke_jax.nn.airbench import Airbench
@@ -36,5 +36,5 @@ def test_the_family_is_trained_as_asked_and_others_by_adam(training, expected):
 def test_another_network_is_no_teacher_of_the_speed_run():
     with pytest.raises(InputError, match="not lenet5; take --teacher airbench94"):
         SupervisedSettings(teacher_training="airbench")
-    with pytest.raises(InputError, match="unknown training 'airbnch'"):
+    with pytest.raises(UnknownNameError, match="unknown training 'airbnch'"):
         SupervisedSettings(teacher_training="airbnch")  # type: ignore[arg-type]
