@@ -143,6 +143,7 @@ def test_contrast_against_numpy():
         np.testing.assert_allclose(contrast(near, far, earlier, np.full(3, known), 0.3), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_cmi_draws_a_generator_for_every_batch_and_remembers_its_features():
     s = CMISettings(**{**SMALL, "steps": 1, "warm_up": 0}, negatives=4, feature_bank=8, projection=3)
     inverter = cmi_file._CMI(augment=None, view=flip(), settings=s)

@@ -32,6 +32,7 @@ def adam(before, after, gradient, rate):
     assert any((np.abs(leaf) > 1e-4).any() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_degan_deceives_the_discriminator_and_covers_the_classes(monkeypatch):
     settings = DeGANSettings(batch_size=40, latent=3, width=2, entropy=0.3, diversity=2.0)
     teacher, rate = network(0), 2e-4
@@ -82,6 +83,7 @@ def test_degan_deceives_the_discriminator_and_covers_the_classes(monkeypatch):
     np.testing.assert_allclose(images[4:8], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_rate_of_zero_leaves_degans_generator_as_it_was():
     method = degan(network(0), PROXY, DeGANSettings(batch_size=30, latent=2, width=2, generator_rate=0.0))
     before = method.init(KEY)
@@ -101,6 +103,7 @@ def test_what_degan_refuses_and_costs():
     assert degan_cost(DeGANSettings(diversity=0.0))[:3] == (2048, 2048, 0)
 
 
+@pytest.mark.slow
 def test_amalgamation_sums_over_teachers_and_heads():
     teachers = (network(0, 3), network(1, 2))
     student = Classifier.create(Heads(MLP(5, (6,)), (3, 2)), jax.random.key(2), SHAPE)

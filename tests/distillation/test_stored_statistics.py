@@ -49,6 +49,7 @@ def cross_entropy(images, labels):
     return np.log(np.exp(z).sum(-1)) - z[np.arange(len(labels)), labels]
 
 
+@pytest.mark.slow
 def test_the_mixture_of_all_groups_is_matched():
     method = statistics_generators(TEACHER, SMALL)
     before = jax.jit(method.init)(KEY)

@@ -41,6 +41,7 @@ def test_what_is_a_model_and_what_a_name():
     assert not any(own_model(name) for name in nn.names())
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_is_distilled(saved, tmp_path):
     where, trained = saved
     small = {"student": "mlp_small", "seeds": 1, "samples": 20, "synthesis_batch": 20, "baselines": False}
@@ -63,6 +64,7 @@ def small_knockoff(where, **more):
     )
 
 
+@pytest.mark.slow
 def test_a_function_of_ones_own_is_stolen_through_a_ledger(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(FUNCTION)

@@ -122,6 +122,7 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys, monkeypatch):
     pytest.importorskip("torch")
     pytest.importorskip("safetensors")
