@@ -1,5 +1,6 @@
 """Taking models away: safetensors, StableHLO, ONNX, and PyTorch."""
 
+import importlib.util
 import json
 import logging
 from collections.abc import Callable
@@ -79,6 +80,8 @@ def _safetensors(classifier: Classifier, path: Path) -> list[bytes]:
 
 
 def _stablehlo(model: WhiteBox, path: Path) -> list[bytes]:
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise InputError('stablehlo: `pip install -e ".[models]"` in a clone of the repository')
     from jax import export as exporting
 
     (batch,) = exporting.symbolic_shape("b")

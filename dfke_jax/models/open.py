@@ -45,7 +45,8 @@ def open_model(where: Any, said: Declared | None = None, /, **declared: Any) -> 
         raise InputError(
             f"a {type(where).__name__} is no model of a known kind; known are {kinds()}"
         )
-    if opener.needs is not None and importlib.util.find_spec(opener.needs[0]) is None:
+    written = isinstance(where, str)  # a model in memory has its library with it
+    if written and opener.needs is not None and importlib.util.find_spec(opener.needs[0]) is None:
         library, extra = opener.needs
         raise InputError(
             f'{where} needs {library}: `pip install -e ".[{extra}]"` in a clone of the repository'

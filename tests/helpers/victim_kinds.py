@@ -72,7 +72,7 @@ def of_safetensors(tmp_path, monkeypatch):
 
 
 def of_stablehlo(tmp_path, monkeypatch):
-    pytest.importorskip("safetensors")
+    pytest.importorskip("flatbuffers")
     made = Classifier.create(MLP(CLASSES, (5,)), jax.random.key(0), SHAPE)
     return Made(export(made, "stablehlo", tmp_path / "m.stablehlo")[0], made.predict(ROWS), {"trusted": True})
 

@@ -77,6 +77,7 @@ def test_safetensors(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["lenet", "resnet"])
 def test_stablehlo(tmp_path, name):
+    pytest.importorskip("flatbuffers")
     made = classifier(name)
     (file,) = export(made, "stablehlo", tmp_path / "net.stablehlo")
     same(made, file, trusted=True)
@@ -113,6 +114,7 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     made = classifier("dense")
     with pytest.raises(UnknownNameError, match="unknown format 'tflite'"):
         export(made, "tflite", tmp_path / "m")
+    pytest.importorskip("torch")
     other = Classifier.create(AlexNet(3, (1, 1, 1, 1, 1), (2, 2)), jax.random.key(0), (32, 32, 1))
     with pytest.raises(InputError, match="AlexNet has no counterpart in PyTorch"):
         export(other, "torch", tmp_path / "m.pt")

@@ -153,7 +153,7 @@ def test_unknown_names():
         build("resnet81")
     with pytest.raises(UnknownNameError, match="wrn_D_K"):
         describe("wrn_16")
-    with pytest.raises(UnknownNameError, match="known: alexnet, "):
+    with pytest.raises(UnknownNameError, match="known: airbench94, "):
         describe("?")
 
 
