@@ -15,7 +15,7 @@ from dfke_jax.models.declared import Declared
 from dfke_jax.models.opened import Found
 from dfke_jax.models.openers.images import fitted, flat_weights, image_shape
 from dfke_jax.nn.adapters import from_linen
-from dfke_jax.nn.adapters.linen import EVALUATION
+from dfke_jax.nn.adapters.linen_module import EVALUATION
 from dfke_jax.nn.classifier import Preprocessing
 from dfke_jax.nn.whitebox import WhiteBox
 
