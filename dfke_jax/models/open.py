@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dfke_jax.core.errors import CheckpointError, InputError
-from dfke_jax.models.declared import Declared
+from dfke_jax.models.declared import Declared, existing
 from dfke_jax.models.directories import read
 from dfke_jax.models.opened import OpenedModel, opened
 from dfke_jax.models.table import OPENERS
@@ -46,6 +46,8 @@ def open_model(where: Any, said: Declared | None = None, /, **declared: Any) -> 
             f"a {type(where).__name__} is no model of a known kind; known are {kinds()}"
         )
     written = isinstance(where, str)  # a model in memory has its library with it
+    if written and opener.file is not None:  # before a library is asked for
+        existing(where, opener.file)
     if written and opener.needs is not None and importlib.util.find_spec(opener.needs[0]) is None:
         library, extra = opener.needs
         raise InputError(

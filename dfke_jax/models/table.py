@@ -17,6 +17,8 @@ class Opener:
         nothing: an object can only be of a library that is imported already.
       module: with ``open(where, declared) -> Found``.
       needs: the library that it needs, and the extra that brings it.
+      file: of kinds whose path is one of a file: what to give where there is none. That is said
+        before a library is asked for.
     """
 
     kind: str
@@ -24,6 +26,7 @@ class Opener:
     recognises: Callable[[Any], bool]
     module: str
     needs: tuple[str, str] | None = None
+    file: str | None = None
 
 
 def suffix(*endings: str) -> Callable[[Any], bool]:
@@ -79,6 +82,7 @@ OPENERS: list[Opener] = [
         "FILE.toml, which names the model and declares",
         suffix(".toml"),
         _HERE + "declaration",
+        file="give a TOML file",
     ),
     Opener(
         "name in a file",
@@ -92,14 +96,23 @@ OPENERS: list[Opener] = [
         suffix(".pt2", ".pt", ".pth"),
         _HERE + "torch_program",
         ("torch", "torch"),
+        "give a file of torch.export.save or torch.jit.save",
     ),
-    Opener("ONNX graph", "FILE.onnx", suffix(".onnx"), _HERE + "onnx", ("onnxruntime", "onnx")),
+    Opener(
+        "ONNX graph",
+        "FILE.onnx",
+        suffix(".onnx"),
+        _HERE + "onnx",
+        ("onnxruntime", "onnx"),
+        "give an .onnx file",
+    ),
     Opener(
         "scikit-learn estimator",
         "FILE.skops, an estimator",
         either(suffix(".skops"), instance("sklearn.base", "BaseEstimator")),
         _HERE + "sklearn",
         ("skops", "sklearn"),
+        "give a file of skops.io.dump",
     ),
     Opener(
         "exported model",
@@ -107,8 +120,15 @@ OPENERS: list[Opener] = [
         suffix(".safetensors", ".stablehlo"),
         _HERE + "exported",
         ("safetensors", "safetensors"),
+        "give a file of `dfke export`",
     ),
-    Opener("pickle", "refused", suffix(".pkl", ".pickle", ".joblib"), _HERE + "pickled"),
+    Opener(
+        "pickle",
+        "refused",
+        suffix(".pkl", ".pickle", ".joblib"),
+        _HERE + "pickled",
+        file="no pickle is read, give another kind",
+    ),
     Opener(
         "Hugging Face model",
         "a folder with config.json",

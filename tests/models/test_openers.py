@@ -1,5 +1,6 @@
 """The promise of every opener, over the table of kinds: the original's answers, and contradictions refused."""
 
+import re
 import sys
 
 import jax
@@ -114,8 +115,29 @@ def test_a_classifier_that_ends_in_a_softmax_is_no_white_box():
     np.testing.assert_allclose(np.asarray(model.oracle()(jnp.asarray(ROWS))), model(ROWS), atol=1e-6)
 
 
+def test_a_missing_file_is_said_before_a_missing_library(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    endings = {
+        ending
+        for opener in OPENERS
+        for ending in re.findall(r"FILE(\.\w+)", opener.takes)
+        if opener.kind != "name in a file"
+    }
+    assert endings == {".toml", ".pt2", ".pt", ".pth", ".onnx", ".skops", ".safetensors", ".stablehlo"}
+    for ending in (*endings, ".pkl"):
+        with pytest.raises(InputError, match=rf"there is no file .*absent\{ending}; (no pickle|give an? )"):
+            open_model(tmp_path / f"absent{ending}")
+    with pytest.raises(InputError, match=r"there is no file .*absent\.py; write FILE"):
+        open_model(f"{tmp_path}/absent.py:Net")
+    for ending in (".pt2", ".onnx", ".skops", ".safetensors"):
+        (tmp_path / f"m{ending}").write_bytes(b"")
+        with pytest.raises(InputError, match=r"needs \w+: `pip install"):
+            open_model(tmp_path / f"m{ending}")
+
+
 def test_files_that_are_no_models(tmp_path):
     for name in ("m.pkl", "m.joblib", "m.pickle"):
+        (tmp_path / name).write_bytes(b"")
         with pytest.raises(InputError, match=r"runs whatever code its maker put into it.*skops"):
             open_model(tmp_path / name)
     (tmp_path / "text").write_text("")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.models.declared import Declared, existing, from_pairs
+from dfke_jax.models.declared import Declared, from_pairs
 from dfke_jax.models.open import open_model
 from dfke_jax.models.opened import OpenedModel
 
@@ -21,7 +21,7 @@ def open(where: str, said: Declared) -> OpenedModel:
     Raises:
       InputError: the file is none, names no model, or says otherwise.
     """
-    file = existing(where, "give a TOML file")
+    file = Path(where).expanduser()
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

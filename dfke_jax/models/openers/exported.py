@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from dfke_jax.core.errors import CheckpointError, InputError
 from dfke_jax.core.method import Static
 from dfke_jax.models import directories
-from dfke_jax.models.declared import Declared, existing
+from dfke_jax.models.declared import Declared
 from dfke_jax.models.exporting import METADATA
 from dfke_jax.models.opened import Found
 from dfke_jax.nn.classifier import Classifier
@@ -22,7 +22,7 @@ def open(where: str, said: Declared) -> Found:
     Raises:
       InputError: weights alone, whose class must be named; or a program that is not trusted.
     """
-    path = existing(where, "give a file of `dfke export`")
+    path = Path(where).expanduser()
     if path.suffix.lower() == ".safetensors":
         return _weights(path, said)
     said.only("trusted", kind="a StableHLO program")

@@ -1,11 +1,12 @@
 """ONNX graphs, run by onnxruntime on the host."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.models.declared import Declared, existing
+from dfke_jax.models.declared import Declared
 from dfke_jax.models.opened import Found
 from dfke_jax.models.openers.images import PREPARED, layout_of, prepared
 
@@ -22,7 +23,7 @@ def open(where: str, said: Declared) -> Found:
     import onnxruntime
 
     said.only(*PREPARED, "answer", kind="an ONNX graph")
-    path = existing(where, "give an .onnx file")
+    path = Path(where).expanduser()
     quiet = onnxruntime.SessionOptions()
     quiet.log_severity_level = 4
     try:

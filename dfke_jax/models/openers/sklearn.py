@@ -1,9 +1,10 @@
 """scikit-learn estimators: skops files, and estimators in memory."""
 
+from pathlib import Path
 from typing import Any
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.models.declared import Declared, existing
+from dfke_jax.models.declared import Declared
 from dfke_jax.models.opened import Found
 from dfke_jax.oracle import from_sklearn
 
@@ -31,7 +32,7 @@ def open(where: Any, said: Declared) -> Found:
 def _read(path: str, trusted: bool) -> Any:
     from skops import io
 
-    file = existing(path, "give a file of skops.io.dump")
+    file = Path(path).expanduser()
     try:
         foreign = io.get_untrusted_types(file=file)
         if foreign and not trusted:

@@ -8,7 +8,7 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.models.confined import ConfinedProgram, supported
-from dfke_jax.models.declared import Declared, existing
+from dfke_jax.models.declared import Declared
 from dfke_jax.models.opened import Found
 from dfke_jax.models.openers.images import PREPARED, image_shape, prepared, preprocessing
 from dfke_jax.nn.whitebox import WhiteBox
@@ -24,7 +24,7 @@ def open(where: str, said: Declared) -> Found:
       InputError: it is neither; or the system cannot confine a process and the file is not trusted.
     """
     said.only(*PREPARED, "trusted", kind="a PyTorch program")
-    path = existing(where, "give a file of torch.export.save or torch.jit.save")
+    path = Path(where).expanduser()
     _check(path)
     name, layout = path.name, said.layout or "NCHW"
     kind = "an exported PyTorch program" if path.suffix == ".pt2" else "a TorchScript program"
