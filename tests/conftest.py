@@ -1,5 +1,6 @@
 """Strict settings for every test: four CPU devices, no silent broadcasting between ranks, compiled programs kept on disk."""
 
+import gc
 import os
 import tempfile
 from importlib import metadata
@@ -61,8 +62,32 @@ def data_dir():
     return Path(path)
 
 
+# Tracing makes and drops objects by the hundred thousand, and a collection walks over all that lives: rarer collections.
+gc.set_threshold(100_000, 20, 50)
+
+MOST_MAPS = 20_000
+"""Pieces of memory that a process may have mapped before compiled programs go; Linux allows 65,530."""
+
+
+def maps():
+    """How many pieces of memory the process has mapped; where nobody can say, too many."""
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return MOST_MAPS
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _free_programs():
-    """Compiled programs of one module do not stay mapped while the next runs."""
+    """Compiled programs of one module do not stay mapped for ever while others run."""
     yield
-    jax.clear_caches()
+    if maps() >= MOST_MAPS:
+        jax.clear_caches()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file stays in one process, so that what its tests share is computed and compiled once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log) if config.getoption("dist") == "load" else None

@@ -344,7 +344,10 @@ def built(name, seed=0):
 
 # Programs that differ from a neighbour in the table by one term of the loss or one option.
 VARIANTS = {
+    "training of the speed run",
+    "training that is watched",
     "contrastive training",
+    "distillation of a living teacher",
     "distillation of attention maps",
     "distillation of hints",
     "distillation of relations",
@@ -352,11 +355,13 @@ VARIANTS = {
     "distillation of a table",
     "distillation with labels",
     "data impressions with a prior",
+    "data impressions as released",
     "data impressions, control",
     "activation records, top",
     "DeepInversion, squared",
     "DeepInversion, kl",
     "DeepDream",
+    "DAFL",
     "DFAD",
     "ZSKT",
     "CMI",
@@ -370,7 +375,7 @@ WITH_A_GENERATOR = {
 }  # fmt: skip
 # Programs over an engine that another row of the table has, and that take long to compile.
 AT_LENGTH = {
-    "DFQ", "DeGAN", "amalgamation", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER", "generators of class groups",
+    "ZSKT", "DFQ", "DeGAN", "amalgamation", "CMI", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER", "generators of class groups",
     "the knowledge within",
 }  # fmt: skip
 every_method, every_kind = (

@@ -67,6 +67,7 @@ def test_dfme_in_one_file_imports_no_attack():
     assert [line for line in imports if "dfke_jax" in line] == ["from dfke_jax import data, nn"]
 
 
+@pytest.mark.slow
 def test_an_iteration_of_one_file_is_the_package_s():
     """Equal weights and equal draws: the same clone, generator, statistics and metrics after one iteration."""
     shape, classes = (8, 8, 1), 3

@@ -77,6 +77,7 @@ def test_the_peer_has_our_generator_and_estimates_the_gradient():
     assert float(cosine) == pytest.approx(1 / np.sqrt(1 + 784 / 400), abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the slow forms are the CPU backend's")
 def test_a_fused_iteration_has_fast_convolutions_only():
     # as wide as the full row: with fewer channels all convolutions are matrix products

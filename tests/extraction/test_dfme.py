@@ -41,6 +41,7 @@ def to_the_kink(game, state, key):
     return min(float(jnp.abs(found.image()).min()) for found in phases)
 
 
+@pytest.mark.slow
 def test_the_same_on_one_and_on_four_devices(classifier, oracles, four):
     """Two steps of everything that is split over a mesh: generator, answers in pieces, clone and their gradients.
 

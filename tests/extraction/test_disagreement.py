@@ -63,7 +63,7 @@ def test_without_a_rate_both_clones_learn_from_a_generator_that_stays(classifier
     assert all(leaf.all() for leaf in jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize("answer", ["probabilities", "labels"])
+@pytest.mark.parametrize("answer", [pytest.param("probabilities", marks=pytest.mark.slow), "labels"])
 def test_clones_learn_and_vote(classifier, oracles, answer):
     reveal = Reveal("label") if answer == "labels" else Reveal()
     base, victim = classifier(1), classifier(0)

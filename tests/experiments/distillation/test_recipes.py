@@ -70,7 +70,7 @@ ROWS = {
 }
 """Rows that the teacher answers in recipes whose budgets are their own."""
 WATCHED = {"tail_mean", "tail_variance", "transition_error"}
-QUICK = {"data-impressions", "dafl"}
+QUICK = {"data-impressions"}
 UNREAD = {"deep-dream": {"student_steps"}}
 """What the arms of a run have no use for; other arms of the recipe do."""
 
