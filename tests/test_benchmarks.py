@@ -144,6 +144,7 @@ def test_suites_list_rows_without_building_them(capsys):
     assert "at least 7" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_contenders_of_noise_optimisation_make_the_same_images():
     row = noise_suite.row("lenet5", 3, 4, peer_steps=4)
     start = np.asarray(

@@ -73,11 +73,10 @@ ATTACKS = {
         lambda clone: dfms(clone, PROXY, DFMSSettings(**{**SMALL, "clone_batches": 1}), Reveal()),
     ),
 }
-every_attack = pytest.mark.parametrize("name", ATTACKS)
-# Programs that differ from a neighbour in the table by an option.
-VARIANTS = {"MAZE-PD", "DFME, two central directions, reuse, chunks", "DisGUIDE, labels", "Dual Students", "DFMS-SL"}
-every_kind = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in ATTACKS]
+# one of each family of answers here; what the others have of their own is tested in their own files
+QUICK = {"DFME", "DisGUIDE", "DFMS-HL"}
+every_attack = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in ATTACKS]
 )
 
 # These compile once more for every attack.
@@ -144,7 +143,7 @@ def test_it_asks_as_many_rows_as_its_settings_say(built, name):
     assert describe(state) == describe(before)
 
 
-@every_kind
+@every_attack
 def test_states_keep_their_shape_and_metrics_are_finite_scalars(two_steps, name):
     before, after, metrics = two_steps(name)
     assert describe(after) == describe(before)
@@ -156,7 +155,7 @@ def test_states_keep_their_shape_and_metrics_are_finite_scalars(two_steps, name)
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(after))
 
 
-@every_kind
+@every_attack
 def test_the_same_key_gives_the_same_bits_and_another_key_others(two_steps, built, name):
     _, after, metrics = two_steps(name)
     method, key = core.against(*built(name)), jax.random.fold_in(KEY, 0)
@@ -164,7 +163,7 @@ def test_the_same_key_gives_the_same_bits_and_another_key_others(two_steps, buil
     assert not same_bits(two_steps(name, key=1)[1], after)
 
 
-@every_kind
+@every_attack
 def test_another_victim_runs_the_same_program(two_steps, name):
     _, after, _ = two_steps(name)
     compiled = _chunk._cache_size()
@@ -173,7 +172,7 @@ def test_another_victim_runs_the_same_program(two_steps, name):
     assert not same_bits(after, other)
 
 
-@every_kind
+@every_attack
 def test_a_checkpoint_continues_with_the_same_bits(two_steps, built, name, tmp_path):
     _, after, _ = two_steps(name)
     method, key = core.against(*built(name)), jax.random.fold_in(KEY, 0)
@@ -217,7 +216,7 @@ def test_a_population_of_one_is_the_single_run(two_steps, built, name):
         np.testing.assert_allclose(reported[what][:, 0], values, rtol=5e-3, atol=5e-4, err_msg=what)
 
 
-@every_kind
+@every_attack
 def test_a_victim_on_the_host_leads_to_the_same_states(two_steps, built, name):
     """Two compiled halves, in which latents and directions are drawn apart, against one scanned program."""
     _, after, metrics = two_steps(name)

@@ -43,6 +43,7 @@ def test_the_split_contender_plays_the_same_game(row, fused):
     assert np.linalg.norm(found - expected) < 0.1 * moved
 
 
+@pytest.mark.slow
 def test_our_contender_runs(row, fused):
     assert row.also == {"queries/s": 4 * (2 + 2)}
     fused.run(1)

@@ -87,7 +87,11 @@ ATTACKS = {
     "copycat": lambda reveal: copycat(network(0), POOL, reveal, POOL_SETTINGS),
 }
 ROUNDS = {"Jacobian augmentation": 4}
-every_attack = pytest.mark.parametrize("name", ATTACKS)
+# what these have of their own is tested in their own files
+AT_LENGTH = {"random", "dfal and k-center", "Jacobian augmentation", "dissector", "copycat"}
+every_attack = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in AT_LENGTH)) for n in ATTACKS]
+)
 
 
 @functools.cache

@@ -96,6 +96,7 @@ def test_control_starts_where_the_method_starts(tmp_path):
     assert samples["data_impressions"].std() > 10
 
 
+@pytest.mark.slow
 def test_same_settings_same_metrics_and_seeds_differ(tmp_path):
     settings = tiny("zskd", CHANGES["zskd"])
     first = run_recipe(recipe("zskd"), settings, out=tmp_path / "a", progress=False, devices=1)

@@ -70,7 +70,7 @@ CHANGES = {
 }
 RECIPES = tuple(CHANGES)
 WITHOUT_PICTURES = {"defences", "relu-extraction", "last-layer"}
-QUICK = {"defences"}
+QUICK = {"knockoff"}
 UNREAD = {"defences": {"dfme", "disguide", "misinformation_steps"}}
 """What the attacks and defences of a run have no use for; `test_every_attack_runs_behind_every_defence` has one for all."""
 
