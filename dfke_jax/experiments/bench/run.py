@@ -95,6 +95,7 @@ def _over_seeds(recipe: Recipe, bench: Workbench) -> list[Arm]:
     shared = recipe.prepare(bench) if recipe.prepare else None
     parts = []
     for seed in bench.seeds:
+        bench.begin_seed(seed)
         make = functools.partial(_one_seed, recipe, bench, seed, arms, shared)
         found = bench.once("figures", seed, make, *arms)
         bench.notes += found["notes"]

@@ -107,6 +107,23 @@ class Workbench:
         self._train = None
         self._anchors: dict[tuple, Classifier] = {}
         self._samples: dict[str, np.ndarray] = {}
+        self._seed_place, self._stages, self._stages_of_a_seed = 0, 0, 0
+
+    def begin_seed(self, seed: int) -> None:
+        """Says that stages are this seed's from now on: progress bars count them.
+
+        How many there are is known once a seed has gone through all of them.
+        """
+        self._stages_of_a_seed = max(self._stages_of_a_seed, self._stages if self._seed_place else 0)
+        self._seed_place, self._stages = self.seeds.index(seed) + 1, 0
+
+    def _place(self, title: str) -> str:
+        """What a progress bar says of a stage: which of how many seeds and stages it is."""
+        if not self._seed_place:
+            return title
+        known = f"/{self._stages_of_a_seed}" if self._stages <= self._stages_of_a_seed else ""
+        name = title.partition("/")[2] or title
+        return f"seed {self._seed_place}/{len(self.seeds)}, stage {self._stages}{known}: {name}"
 
     def _settings(self, kind: type[S]) -> S:
         """The recipe's settings, which must be of a kind that has what is read."""
@@ -196,6 +213,7 @@ class Workbench:
         self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track, callback=None, spent=lambda _: None
     ) -> PyTree:
         done = checkpoints.latest == steps
+        self._stages += 1
         began = last = time.perf_counter()
 
         def beat(step: int, state: PyTree, metrics: Any) -> None:
@@ -223,7 +241,7 @@ class Workbench:
                 resume=True,
                 trackers=[JsonLines(self.out / "metrics.jsonl", prefix=f"{title}/")] if track and not done else (),
                 callback=beat,
-                progress=title if self.progress and not done else None,
+                progress=self._place(title) if self.progress and not done else None,
                 rows_per_step=rows,
                 unit="images" if rows else "steps",
             )
