@@ -81,8 +81,8 @@ def calls(monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "_recipes", {"fake": RECIPE})
     seen = []
 
-    def run_recipe(recipe, config, *, out, data_dir=None, resume=False, progress=True):
-        seen.append(types.SimpleNamespace(config=config, out=out, data_dir=data_dir, resume=resume, progress=progress))
+    def run_recipe(recipe, config, *, out, **options):
+        seen.append(types.SimpleNamespace(config=config, out=out, **options))
         result = result_of(config)
         out.mkdir(parents=True, exist_ok=True)
         result.write(out)
@@ -114,16 +114,17 @@ def test_run_writes_a_result_and_a_report(calls, capsys, tmp_path):
     assert (tmp_path / "runs/fake-digits/report.html").exists()
     (call,) = calls
     assert call.config == Config()
-    assert (call.data_dir, call.resume, call.progress) == (None, False, True)
+    assert (call.data_dir, call.resume, call.progress, call.track) == (None, False, True, ())
 
 
 def test_every_field_is_an_option(calls, tmp_path):
     options = "--dataset mnist --seeds 5 --learning-rate 0.25 --scales 3 2 1 --augment"
-    options += " --quiet --out there --data-dir here"
+    options += " --quiet --out there --data-dir here --track tensorboard wandb"
     assert cli.main(["run", "fake", *options.split()]) == 0
     (call,) = calls
     assert call.config == Config("mnist", 5, 0, 0.25, (3.0, 2.0, 1.0), True)
     assert (str(call.out), str(call.data_dir), call.progress) == ("there", "here", False)
+    assert call.track == ("tensorboard", "wandb")
 
 
 def test_the_settings_of_another_run_are_defaults(calls, tmp_path, capsys):
@@ -211,6 +212,7 @@ def test_unknown_recipe(calls, capsys):
         (["run", "fake", "--seeds", "many"], "many"),
         (["run", "fake", "--seeds", "0"], "seeds must be at least 1"),
         (["run", "fake", "--dataset"], "--dataset"),
+        (["run", "fake", "--track", "mlflow"], "mlflow"),
         ([], "COMMAND"),
         (["sing"], "sing"),
         (["report"], "DIR"),
