@@ -194,7 +194,38 @@ def test_verdict_counts_signs_seed_by_seed(result):
     for arm in result.arms:
         arm.accuracy = arm.accuracy[:1]
     assert "over one seed" in words.verdict(result)[0]
-    assert "(a single seed)" in words.verdict(result)[0]
+    assert "on a single seed" in words.verdict(result)[0]
+
+
+def test_verdict_names_the_best_of_what_needs_no_more(result):
+    """Means 93.15 of the method, 60.10 of its control, 31.67 of noise."""
+    method, control, noise = result.arms[1:4]
+    assert "; +33.05 points over its matched control (60.10 ± 4.59 %), better on every seed" in words.verdict(result)[0]
+    noise.accuracy = [93.0, 92.3, 94.1]
+    (sentence,) = words.verdict(result)
+    assert "; +0.02 points over Uniform noise, the best of what needs no more (93.13 ± 0.91 %)" in sentence
+    assert "better on 2 of 3 seeds (+0.06, −0.08, +0.07); +33.05 over its matched control;" in sentence
+    noise.accuracy = [94.0, 94.0, 94.0]
+    assert (
+        "; no better than Uniform noise, the best of what needs no more (94.00 ± 0.00 %): −0.85 points, "
+        in (words.verdict(result)[0])
+    )
+    noise.accuracy = list(method.accuracy)
+    assert "; no better than Uniform noise" in words.verdict(result)[0]
+    control.accuracy = [95.0, 95.0, 95.0]
+    assert (
+        "; no better than its matched control (95.00 ± 0.00 %): −1.85 points, worse on every"
+        in (words.verdict(result)[0])
+    )
+    for name, count in {"real_samples": 1, "teacher_rows": 36_000_001, "other_images": 5}.items():
+        control.accuracy, noise.accuracy, noise.budget = [60.0] * 3, [99.0] * 3, {name: count}
+        assert "Uniform noise" not in words.verdict(result)[0], f"needs more {name}"
+    noise.budget = {"training_steps": 10**9, "teacher_rows": 36_000_000}
+    assert "no better than Uniform noise" in words.verdict(result)[0]
+    noise.factors, method.factors = {"mark": "a", "queries": 5}, {"mark": "b", "queries": 6}
+    assert "Uniform noise" not in words.verdict(result)[0], "of another mark"
+    noise.factors["mark"] = "b"
+    assert "no better than Uniform noise" in words.verdict(result)[0]
 
 
 def test_tables(result):
