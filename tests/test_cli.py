@@ -1,8 +1,10 @@
 """The command line: what it prints, where, and with which exit code."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -17,6 +19,7 @@ from dfke_jax.core.errors import InputError, Interrupted, MissingDataError
 from dfke_jax.experiments.bench import registry
 from dfke_jax.experiments.bench.result import Arm, Published, Result
 from dfke_jax.experiments.bench.run import as_written
+from dfke_jax.report import repeating
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +152,49 @@ def test_every_recipe_takes_back_what_it_wrote():
         for dataset in (None, *recipe.presets):
             settings = recipe.settings(dataset)
             assert running.with_written(recipe.settings(), as_written(settings)) == settings, name
+
+
+def changed(settings):
+    """Settings with other numbers, texts and switches, as deep as they go."""
+    changes = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if not field.init or field.name in ("dataset", "teacher_training"):
+            continue
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = changed(value)
+        elif isinstance(value, bool):
+            changes[field.name] = not value
+        elif isinstance(value, int):
+            changes[field.name] = value * 2
+        elif isinstance(value, float):
+            changes[field.name] = value / 2
+    for name, value in changes.items():  # one that contradicts others stays as it is
+        with contextlib.suppress(ValueError):
+            settings = dataclasses.replace(settings, **{name: value})
+    return settings
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("data-impressions", "dfme", "watermark-removal"), pytest.param(None, marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
+def test_the_command_of_a_report_gives_the_same_settings(names, tmp_path, monkeypatch):
+    """What a page tells to repeat a run is read as the settings that the run had."""
+    monkeypatch.chdir(tmp_path)
+    spelt = 0
+    for name in names or registry.recipes():
+        recipe = registry.recipe(name)
+        for settings in (recipe.settings(), changed(recipe.settings(recipe.datasets[-1]))):
+            written = {"recipe": name, "config": as_written(settings)}
+            (tmp_path / "config.json").write_text(json.dumps(written))
+            result = Result(name, "", settings.dataset, written["config"], [0], [], [], {}, {})
+            first, second, third, *options = shlex.split(repeating.command(result))
+            assert [first, second, third] == ["dfke", "run", name]
+            assert running._parse_run(recipe, options).settings == settings, (name, options)
+            spelt += "--config" not in options
+    assert spelt >= 4
 
 
 @pytest.mark.parametrize("option", [["--dataset", "mnist"], ["--dataset=mnist"]])

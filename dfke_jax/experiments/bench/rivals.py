@@ -57,10 +57,7 @@ def compared(result: Result, method: Arm, *, claims: bool = True) -> list[str]:
     if rival is None or not gains(method, rival):
         return []
     control = next((control for of, control in result.pairs() if of is method), None)
-    if rival is control:
-        title = "its matched control"
-    else:
-        title = f"{rival.label}, the best of what needs no more"
+    title = "its matched control" if rival is control else f"{rival.label}, the best of what needs no more"
     differences = gains(method, rival)
     mean, has = mean_sd(differences)[0], f"({spread(rival.accuracy)} %)"
     if not claims:
