@@ -1,8 +1,10 @@
 """The command line: what it prints, where, and with which exit code."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -17,6 +19,7 @@ from dfke_jax.core.errors import InputError, Interrupted, MissingDataError
 from dfke_jax.experiments.bench import registry
 from dfke_jax.experiments.bench.result import Arm, Published, Result
 from dfke_jax.experiments.bench.run import as_written
+from dfke_jax.report import repeating
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +84,8 @@ def calls(monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "_recipes", {"fake": RECIPE})
     seen = []
 
-    def run_recipe(recipe, config, *, out, data_dir=None, resume=False, progress=True):
-        seen.append(types.SimpleNamespace(config=config, out=out, data_dir=data_dir, resume=resume, progress=progress))
+    def run_recipe(recipe, config, *, out, **options):
+        seen.append(types.SimpleNamespace(config=config, out=out, **options))
         result = result_of(config)
         out.mkdir(parents=True, exist_ok=True)
         result.write(out)
@@ -114,16 +117,17 @@ def test_run_writes_a_result_and_a_report(calls, capsys, tmp_path):
     assert (tmp_path / "runs/fake-digits/report.html").exists()
     (call,) = calls
     assert call.config == Config()
-    assert (call.data_dir, call.resume, call.progress) == (None, False, True)
+    assert (call.data_dir, call.resume, call.progress, call.track) == (None, False, True, ())
 
 
 def test_every_field_is_an_option(calls, tmp_path):
     options = "--dataset mnist --seeds 5 --learning-rate 0.25 --scales 3 2 1 --augment"
-    options += " --quiet --out there --data-dir here"
+    options += " --quiet --out there --data-dir here --track tensorboard wandb"
     assert cli.main(["run", "fake", *options.split()]) == 0
     (call,) = calls
     assert call.config == Config("mnist", 5, 0, 0.25, (3.0, 2.0, 1.0), True)
     assert (str(call.out), str(call.data_dir), call.progress) == ("there", "here", False)
+    assert call.track == ("tensorboard", "wandb")
 
 
 def test_the_settings_of_another_run_are_defaults(calls, tmp_path, capsys):
@@ -148,6 +152,49 @@ def test_every_recipe_takes_back_what_it_wrote():
         for dataset in (None, *recipe.presets):
             settings = recipe.settings(dataset)
             assert running.with_written(recipe.settings(), as_written(settings)) == settings, name
+
+
+def changed(settings):
+    """Settings with other numbers, texts and switches, as deep as they go."""
+    changes = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if not field.init or field.name in ("dataset", "teacher_training"):
+            continue
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = changed(value)
+        elif isinstance(value, bool):
+            changes[field.name] = not value
+        elif isinstance(value, int):
+            changes[field.name] = value * 2
+        elif isinstance(value, float):
+            changes[field.name] = value / 2
+    for name, value in changes.items():  # one that contradicts others stays as it is
+        with contextlib.suppress(ValueError):
+            settings = dataclasses.replace(settings, **{name: value})
+    return settings
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("data-impressions", "dfme", "watermark-removal"), pytest.param(None, marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
+def test_the_command_of_a_report_gives_the_same_settings(names, tmp_path, monkeypatch):
+    """What a page tells to repeat a run is read as the settings that the run had."""
+    monkeypatch.chdir(tmp_path)
+    spelt = 0
+    for name in names or registry.recipes():
+        recipe = registry.recipe(name)
+        for settings in (recipe.settings(), changed(recipe.settings(recipe.datasets[-1]))):
+            written = {"recipe": name, "config": as_written(settings)}
+            (tmp_path / "config.json").write_text(json.dumps(written))
+            result = Result(name, "", settings.dataset, written["config"], [0], [], [], {}, {})
+            first, second, third, *options = shlex.split(repeating.command(result))
+            assert [first, second, third] == ["dfke", "run", name]
+            assert running._parse_run(recipe, options).settings == settings, (name, options)
+            spelt += "--config" not in options
+    assert spelt >= 4
 
 
 @pytest.mark.parametrize("option", [["--dataset", "mnist"], ["--dataset=mnist"]])
@@ -211,6 +258,7 @@ def test_unknown_recipe(calls, capsys):
         (["run", "fake", "--seeds", "many"], "many"),
         (["run", "fake", "--seeds", "0"], "seeds must be at least 1"),
         (["run", "fake", "--dataset"], "--dataset"),
+        (["run", "fake", "--track", "mlflow"], "mlflow"),
         ([], "COMMAND"),
         (["sing"], "sing"),
         (["report"], "DIR"),

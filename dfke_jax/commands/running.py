@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dfke_jax.commands.common import OK, USAGE, complain, console, enable_compilation_cache
 
@@ -66,6 +66,7 @@ def execute(name: str, rest: list[str]) -> int:
         data_dir=options.data_dir,
         resume=options.resume,
         progress=not options.quiet,
+        track=options.track,
     )
 
     from dfke_jax import report
@@ -112,6 +113,8 @@ def _parse_run(recipe: "Recipe", rest: Sequence[str]):
         """Continue the run that this directory holds."""
         quiet: tyro.conf.FlagCreatePairsOff[bool] = False
         """No progress bars."""
+        track: tuple[Literal["tensorboard", "wandb"], ...] = ()
+        """Where the metrics of the stages go besides metrics.jsonl: tensorboard, wandb."""
         devices: int | None = None
         """Split the CPU into so many devices; by default one per core, up to four."""
         debug: tyro.conf.FlagCreatePairsOff[bool] = False

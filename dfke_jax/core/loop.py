@@ -18,6 +18,7 @@ from dfke_jax.core.checkpoint import Checkpoints, alone
 from dfke_jax.core.errors import BudgetError, CheckpointError, InputError, Interrupted
 from dfke_jax.core.guard import Guard, Watch, holds_nan, holds_nan_alone, name_spoilt
 from dfke_jax.core.method import HostAttack, HostMethod, Method, Solution, check_arguments
+from dfke_jax.core.progress import progress_bar
 from dfke_jax.core.tracking import Tracker
 from dfke_jax.core.types import Key, Metrics, PyTree
 
@@ -163,7 +164,7 @@ def _run(
     title, rows_per_step, unit = bar
     with (
         _interruptions() as interrupted,
-        _bar(title, steps, start, rows_per_step or 1, unit) as advance,
+        progress_bar(title, steps, start, rows_per_step or 1, unit) as advance,
     ):
         while done < steps:
             length = min(chunk - done % chunk, steps - done)
@@ -370,45 +371,6 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
-
-
-@contextlib.contextmanager
-def _bar(title: str | None, steps: int, start: int, rows: int, unit: str) -> Iterator[Callable]:
-    if title is None:
-        yield lambda length, metrics: None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[metrics]}"),
-    )
-    with Progress(*columns, refresh_per_second=4) as bar:
-        task = bar.add_task(title, total=steps, completed=start, rate="", metrics="")
-        clock = [time.perf_counter()]
-
-        def advance(length: int, metrics: Metrics) -> None:
-            now = time.perf_counter()
-            rate = length * rows / max(now - clock[0], 1e-9)
-            clock[0] = now
-            shown = " ".join(
-                f"{name} {float(np.mean(value)):.4g}" for name, value in list(metrics.items())[:2]
-            )
-            bar.update(task, advance=length, rate=f"{rate:,.0f} {unit}/s", metrics=shown)
-
-        yield advance
 
 
 __all__ = ["Run", "run", "run_host"]

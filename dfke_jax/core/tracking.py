@@ -3,10 +3,11 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from dfke_jax.core.errors import InputError
+from dfke_jax.core.errors import InputError, UnknownNameError
 
 
 class Tracker(Protocol):
@@ -77,9 +78,27 @@ def read(path: str | os.PathLike) -> dict[str, tuple[list[int], list[float]]]:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard, through ``tensorboardX`` or ``torch``, whichever is installed."""
+    """Scalars for TensorBoard, through ``tensorboardX`` or ``torch`` with ``tensorboard``,
+    whichever is installed.
+
+    Args:
+      directory: of its event files. prefix: put before every metric's name.
+
+    Raises:
+      InputError: neither is installed.
+    """
 
     def __init__(self, directory: str | os.PathLike, prefix: str = ""):
+        self.prefix = prefix
+        self.writer = self.library()(str(directory))
+
+    @staticmethod
+    def library() -> Any:
+        """The writer's class.
+
+        Raises:
+          InputError: there is none.
+        """
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
@@ -87,8 +106,7 @@ class TensorBoard:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise InputError("TensorBoard needs `pip install tensorboardX`") from None
-        self.prefix = prefix
-        self.writer = SummaryWriter(str(directory))
+        return SummaryWriter
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -102,15 +120,36 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Scalars for Weights & Biases; ``settings`` go to ``wandb.init``."""
+    """Scalars for Weights & Biases.
+
+    Args:
+      prefix: put before every metric's name. settings: for ``wandb.init``.
+
+    Raises:
+      InputError: ``wandb`` is not installed, or did not begin: it may want ``wandb login``, or
+        ``WANDB_MODE=offline``.
+    """
 
     def __init__(self, prefix: str = "", **settings):
+        wandb = self.library()
+        self.prefix = prefix
+        try:
+            self.session = wandb.init(**settings)
+        except Exception as error:  # of its own kinds, which differ from version to version
+            raise InputError(f"Weights & Biases did not begin: {error}") from error
+
+    @staticmethod
+    def library() -> Any:
+        """The module.
+
+        Raises:
+          InputError: there is none.
+        """
         try:
             import wandb
         except ImportError:
             raise InputError("Weights & Biases needs `pip install wandb`") from None
-        self.prefix = prefix
-        self.session = wandb.init(**settings)
+        return wandb
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.session.log(
@@ -124,4 +163,71 @@ class WeightsAndBiases:
         self.session.finish()
 
 
-__all__ = ["JsonLines", "TensorBoard", "Tracker", "WeightsAndBiases", "read"]
+class Prefixed:
+    """Part of a tracker: every metric's name gets a prefix, so that stages can share one.
+
+    Args:
+      tracker: which is closed by whoever opened it. prefix: such as ``seed0/student/``.
+    """
+
+    def __init__(self, tracker: Tracker, prefix: str):
+        self.tracker, self.prefix = tracker, prefix
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.tracker.log(step, {self.prefix + name: value for name, value in metrics.items()})
+
+    def rewind(self, step: int) -> None:
+        self.tracker.rewind(step)
+
+    def close(self) -> None:
+        pass
+
+
+TRACKERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+"""Trackers besides the file, by name."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Makes sure, before any work, that what trackers need is installed.
+
+    Raises:
+      InputError: for a name that there is not, or whose library is missing.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise UnknownNameError("tracker", name, TRACKERS)
+        TRACKERS[name].library()
+
+
+def open_tracker(
+    name: str, directory: str | os.PathLike, title: str, settings: dict[str, Any]
+) -> Tracker:
+    """A tracker of a run by name.
+
+    Args:
+      name: ``tensorboard``, whose event files go to ``tensorboard`` in the directory, or ``wandb``,
+        a run of the project dfke_jax.
+      directory: of the run. title: of the run. settings: of the run, JSON-able.
+
+    Raises:
+      InputError: see `check_trackers`, `WeightsAndBiases`.
+    """
+    check_trackers([name])
+    if name == "tensorboard":
+        return TensorBoard(Path(directory) / "tensorboard")
+    return WeightsAndBiases(
+        project="dfke_jax", name=title, dir=os.fspath(directory), config=settings
+    )
+
+
+__all__ = [
+    "TRACKERS",
+    "JsonLines",
+    "Prefixed",
+    "TensorBoard",
+    "Tracker",
+    "WeightsAndBiases",
+    "check_trackers",
+    "open_tracker",
+    "read",
+]

@@ -1,12 +1,9 @@
 """One page per run: self-contained HTML with its figures inside, written next to `result.json`."""
 
-import base64
 import dataclasses
 import html
 import json
 import os
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,8 @@ from dfke_jax.display.tables import Table
 from dfke_jax.experiments.bench.result import Result
 from dfke_jax.experiments.bench.views import View
 from dfke_jax.report import words
+from dfke_jax.report.pictures import Picture, Pictures
+from dfke_jax.report.repeating import command
 from dfke_jax.report.views import views_of
 
 _ROLES = {
@@ -29,44 +28,12 @@ _ROLES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class _Picture:
-    title: str
-    caption: str
-    uri: str
-    kind: str
-
-
-@dataclasses.dataclass(frozen=True)
 class _Section:
     """A view: its heading, its table and its figure, as far as it has them."""
 
     title: str
     table: Table | None
-    picture: _Picture | None
-
-
-class _Pictures:
-    """Draws the figures of a run into its directory; what cannot be drawn is named in `problems`."""
-
-    def __init__(self, directory: Path):
-        self.directory, self.folder = directory, directory / "figures"
-        self.problems: list[str] = []
-        self.folder.mkdir(exist_ok=True)
-
-    def draw(
-        self, name: str, title: str, caption: str, make: Callable[[], Any], kind: str = "plain"
-    ) -> _Picture | None:
-        """Draws one and writes it; None where it could not be drawn; `kind` is its style."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a glyph that the font lacks is no reason to fail
-                path = self.folder / f"{name}.png"
-                make().savefig(path)
-        except (InputError, ValueError, TypeError, IndexError) as error:
-            self.problems.append(f"The figure “{title}” could not be drawn: {error}")
-            return None
-        uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-        return _Picture(title, caption, uri, kind)
+    picture: Picture | None
 
 
 def load(directory: str | os.PathLike) -> Result:
@@ -90,7 +57,8 @@ def load(directory: str | os.PathLike) -> Result:
 def render(directory: str | os.PathLike) -> Path:
     """Draws the figures of a run into ``figures/`` and writes ``report.html``.
 
-    The page carries everything inside itself: no script, no request to anywhere. Pieces that the run did not
+    The page carries everything inside itself: no script, no request to anywhere. Figures are SVG within it and files in
+    ``figures/``, the same bytes for the same run; each links to its numbers. Pieces that the run did not
     leave (samples, similarities, metrics) are left out; pieces that cannot be read are named in its notes.
 
     Args:
@@ -105,7 +73,7 @@ def render(directory: str | os.PathLike) -> Path:
     directory = Path(directory)
     result = load(directory)
     try:
-        drawing = _Pictures(directory)
+        drawing = Pictures(directory)
         accuracies = _accuracies(drawing, result)
         sections = [_section(drawing, view, result) for view in views_of(result)]
         pictures = _run_pictures(drawing, result)
@@ -131,6 +99,7 @@ def render(directory: str | os.PathLike) -> Path:
             total=words.taken(result) if result.seconds else "",
             environment=_flat(result.environment),
             pictures=pictures,
+            command=command(result),
             notes=[*result.notes, *drawing.problems],
         )
         return write_whole(directory / "report.html", page)
@@ -166,21 +135,28 @@ def render_all(directory: str | os.PathLike) -> tuple[Path, list[Result]]:
     return write_whole(directory / "index.html", page), results
 
 
-def _accuracies(drawing: _Pictures, result: Result) -> _Picture | None:
+def _accuracies(drawing: Pictures, result: Result) -> Picture | None:
     from dfke_jax.report import figures
 
     if not any(arm.accuracy for arm in result.arms):
         return None
-    return drawing.draw("arms", "Accuracy of every arm", "", lambda: figures.arms(result))
+    rows = [("arm", "role", "seed", "accuracy %", "agreement %")]
+    for arm in result.arms:
+        alike = arm.agreement or [""] * len(arm.accuracy)
+        rows += [(arm.label, arm.role, *of) for of in zip(result.seeds, arm.accuracy, alike, strict=False)]
+    return drawing.draw("arms", "Accuracy of every arm", "", lambda: figures.arms(result), data=rows)
 
 
-def _section(drawing: _Pictures, view: View, result: Result) -> _Section:
-    figure = view.figure
-    picture = drawing.draw(view.name, view.title, view.caption, lambda: figure(result)) if figure else None
-    return _Section(view.title, view.table(result) if view.table else None, picture)
+def _section(drawing: Pictures, view: View, result: Result) -> _Section:
+    figure, table = view.figure, view.table(result) if view.table else None
+    if figure is None:
+        return _Section(view.title, table, None)
+    data = [table.head, *table.rows] if table else "result.json"
+    picture = drawing.draw(view.name, view.title, view.caption, lambda: figure(result), data=data)
+    return _Section(view.title, table, picture)
 
 
-def _run_pictures(drawing: _Pictures, result: Result) -> list[_Picture]:
+def _run_pictures(drawing: Pictures, result: Result) -> list[Picture]:
     """What every run may have left: samples, similarities of classes, curves of the training."""
     import numpy as np
 
@@ -214,6 +190,7 @@ def _run_pictures(drawing: _Pictures, result: Result) -> list[_Picture]:
                 "" if rows is None else "One row per class.",
                 lambda images=images, rows=rows: figures.sample_grid(images, rows, names),
                 "samples",
+                "samples.npz",
             )
         )
     if "class_similarity" in similarity:
@@ -223,6 +200,7 @@ def _run_pictures(drawing: _Pictures, result: Result) -> list[_Picture]:
                 "Class similarity",
                 "How close the teacher holds each pair of classes.",
                 lambda: figures.similarity_map(similarity["class_similarity"], names),
+                data="similarity.npz",
             )
         )
     if (directory / "metrics.jsonl").is_file():
@@ -232,7 +210,8 @@ def _run_pictures(drawing: _Pictures, result: Result) -> list[_Picture]:
             drawing.problems.append(f"metrics.jsonl could not be read: {error}")
             metrics = {}
         if metrics:
-            drawn.append(drawing.draw("curves", "Curves", "One line per seed.", lambda: figures.curves(metrics)))
+            draw = lambda: figures.curves(metrics)
+            drawn.append(drawing.draw("curves", "Curves", "One line per seed.", draw, data="metrics.jsonl"))
     return [picture for picture in drawn if picture]
 
 

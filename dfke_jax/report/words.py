@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
-from dfke_jax.display.numbers import decimal, mean_sd, signed, spread
+from dfke_jax.display.numbers import decimal, mean_sd, spread
 from dfke_jax.experiments.bench.result import Arm, Published, Result
+from dfke_jax.experiments.bench.rivals import compared, gains
 from dfke_jax.experiments.bench.timing import CACHED
 from dfke_jax.report.views import views_of
 
@@ -98,20 +99,17 @@ def comparisons(result: Result) -> list[Comparison]:
     return found
 
 
-def gains(method: Arm, control: Arm) -> list[float]:
-    """Accuracy of a method above its control, seed by seed (as many seeds as both have)."""
-    return [a - b for a, b in zip(method.accuracy, control.accuracy, strict=False)]
-
-
 def verdict(result: Result) -> list[str]:
-    """One sentence per method arm: accuracy, gain over its control, the teacher, the published figure.
+    """One sentence per method arm: accuracy, gain over the best of what needs no more, the teacher, the
+    published figure.
 
     Where a view of the recipe has sentences of its own, those.
     """
-    if found := [sentence for view in views_of(result) if view.sentences for sentence in view.sentences(result)]:
+    views = views_of(result)
+    if found := [sentence for view in views if view.sentences for sentence in view.sentences(result)]:
         return found
-    controls = {method.name: control for method, control in result.pairs()}
-    compared = comparisons(result)
+    about_accuracy = not any(view.subject for view in views)
+    beside = comparisons(result)
     teachers = [arm for arm in result.arms if arm.role == "teacher" and arm.accuracy]
     methods = [arm for arm in result.arms if arm.role == "method" and arm.accuracy]
     subjects = methods or [arm for arm in result.arms if arm.role != "teacher" and arm.accuracy]
@@ -121,10 +119,9 @@ def verdict(result: Result) -> list[str]:
     for arm in subjects:
         count = len(arm.accuracy)
         parts = [f"{arm.label} reached {spread(arm.accuracy)} % on {result.dataset} over {_seeds(count)}"]
-        if arm.name in controls and gains(arm, controls[arm.name]):
-            parts.append(_gain(gains(arm, controls[arm.name])))
+        parts += compared(result, arm, claims=about_accuracy) if arm.role == "method" else []
         parts += [f"{other.label} has {spread(other.accuracy)} %" for other in teachers]
-        figures = [c for c in compared if c.arm is arm]
+        figures = [c for c in beside if c.arm is arm]
         for comparison in figures:
             kind = ", recalled" if comparison.figure.provenance == "recalled" else ""
             parts.append(f"published is {comparison.figure.value:g} %{kind}: {comparison.words}")
@@ -132,21 +129,6 @@ def verdict(result: Result) -> list[str]:
             parts.append("there is no published figure for this data set")
         sentences.append("; ".join(parts) + ".")
     return sentences or ["No accuracy was recorded."]
-
-
-def _gain(differences: list[float]) -> str:
-    text = f"{signed(mean_sd(differences)[0])} points against its matched control"
-    if len(differences) == 1:
-        return f"{text} (a single seed)"
-    up, down = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    listed = ", ".join(signed(d) for d in differences)
-    if len(differences) == up:
-        sign = "better on every seed"
-    elif len(differences) == down:
-        sign = "worse on every seed"
-    else:
-        sign = f"better on {up} of {len(differences)} seeds"
-    return f"{text}, {sign} ({listed})"
 
 
 def _seeds(count: int) -> str:

@@ -1,11 +1,13 @@
 """Metrics on disk survive kills and resumptions; unknown names find their neighbours."""
 
 import json
+import sys
+import types
 
 import pytest
 
 from dfke_jax import core
-from dfke_jax.core.tracking import read
+from dfke_jax.core.tracking import Prefixed, check_trackers, open_tracker, read
 
 
 def test_one_line_per_record(tmp_path):
@@ -88,3 +90,83 @@ def test_errors_are_of_the_builtin_kinds_too():
     for ours, builtin in kinds.items():
         assert issubclass(ours, core.DfkeError)
         assert issubclass(ours, builtin)
+
+
+class FakeWriter:
+    """Of TensorBoard."""
+
+    def __init__(self, directory):
+        self.directory, self.scalars, self.closed = directory, [], False
+
+    def add_scalar(self, name, value, step):
+        self.scalars.append((name, value, step))
+
+    def close(self):
+        self.closed = True
+
+
+class FakeSession:
+    """Of Weights & Biases."""
+
+    def __init__(self, **settings):
+        self.settings, self.records, self.finished = settings, [], False
+
+    def log(self, record):
+        self.records.append(record)
+
+    def finish(self):
+        self.finished = True
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    """Stand-ins for both libraries."""
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=FakeWriter))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=FakeSession))
+
+
+def test_scalars_go_to_tensorboard_with_their_step(libraries, tmp_path):
+    tracker = open_tracker("tensorboard", tmp_path, "zskd digits", {"seeds": 3})
+    assert isinstance(tracker, core.TensorBoard)
+    stage = Prefixed(tracker, "seed0/student/")
+    stage.log(10, {"loss": 0.5, "accuracy": 0.25})
+    stage.close()
+    writer = tracker.writer
+    assert writer.directory == str(tmp_path / "tensorboard")
+    assert writer.scalars == [("seed0/student/loss", 0.5, 10), ("seed0/student/accuracy", 0.25, 10)]
+    assert not writer.closed, "a stage's end is not the run's"
+    tracker.close()
+    assert writer.closed
+
+
+def test_scalars_go_to_weights_and_biases_with_the_settings(libraries, tmp_path):
+    tracker = open_tracker("wandb", tmp_path, "zskd digits", {"seeds": 3})
+    assert isinstance(tracker, core.WeightsAndBiases)
+    Prefixed(tracker, "seed0/student/").log(10, {"loss": 0.5})
+    session = tracker.session
+    assert session.settings == {
+        "project": "dfke_jax", "name": "zskd digits", "dir": str(tmp_path), "config": {"seeds": 3},
+    }  # fmt: skip
+    assert session.records == [{"seed0/student/loss": 0.5, "step": 10}]
+    tracker.close()
+    assert session.finished
+
+
+def test_trackers_without_their_library_say_what_to_install(monkeypatch):
+    for name in ("tensorboardX", "torch.utils.tensorboard", "wandb"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(core.InputError, match="needs `pip install tensorboardX`"):
+        check_trackers(["tensorboard"])
+    with pytest.raises(core.InputError, match="needs `pip install wandb`"):
+        check_trackers(["wandb"])
+    with pytest.raises(core.UnknownNameError, match="tensorbored'; nearest: tensorboard"):
+        check_trackers(["tensorbored"])
+
+
+def test_weights_and_biases_that_does_not_begin_is_one_message(monkeypatch, tmp_path):
+    def init(**settings):
+        raise RuntimeError("api_key not configured")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    with pytest.raises(core.InputError, match="did not begin: api_key not configured"):
+        open_tracker("wandb", tmp_path, "zskd digits", {})

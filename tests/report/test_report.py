@@ -1,8 +1,12 @@
 """What the report says, shows and tolerates."""
 
+import base64
+import csv
 import dataclasses
+import io
 import json
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,14 +15,18 @@ from dfke_jax import report
 from dfke_jax.core import tracking
 from dfke_jax.core.errors import InputError
 from dfke_jax.display import numbers
+from dfke_jax.experiments.bench.registry import recipe
 from dfke_jax.experiments.bench.result import Published, Result
-from dfke_jax.report import figures, words
+from dfke_jax.experiments.bench.run import as_written
+from dfke_jax.report import figures, pictures, repeating, words
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def body(path):
-    return " ".join(re.sub(r"base64,[A-Za-z0-9+/=]+", "base64,", path.read_text()).split())
+    """The words of a page, without its figures and data."""
+    text = re.sub(r"<svg.*?</svg>", "", path.read_text(), flags=re.DOTALL)
+    return " ".join(re.sub(r"base64,[A-Za-z0-9+/=]+", "base64,", text).split())
 
 
 def plain(directory, result):
@@ -59,23 +67,99 @@ def test_report_holds_the_numbers_and_nothing_from_elsewhere(directory):
         "53 s",
     ):
         assert piece in text
-    assert not re.search(r"<script|<link|<iframe|@import|url\(|(src|href)\s*=\s*[\"']?\s*(https?:)?//", text, re.I)
-    assert set(re.findall(r'src="([^"]*)"', text)) == {"data:image/png;base64,"}
+    whole = path.read_text()
+    assert not re.search(
+        r"<script|<link|<iframe|@import|url\((?!#)|(src|href)\s*=\s*[\"']?\s*(https?:)?//", whole, re.I
+    )
+    assert "src=" not in text
+    links = set(re.findall(r'href="([^"#]*)"', whole))
+    assert {link for link in links if not link.startswith("data:")} == {
+        "samples.npz", "similarity.npz", "metrics.jsonl",
+    }  # fmt: skip
+    assert all((directory / link).exists() for link in links if not link.startswith("data:"))
+    assert re.search(r'aria-label="a table" tabindex="0"', whole)
     assert "prefers-color-scheme" in text
     assert 'name="viewport"' in text
 
 
-def test_figures_are_written_beside_the_page(directory):
+def test_figures_are_written_beside_the_page_and_stand_within_it(directory):
     path = report.render(directory)
     names = {file.name for file in (directory / "figures").iterdir()}
-    samples = {"samples_data_impressions.png", "samples_control.png"}
-    assert names == {"arms.png", "class_similarity.png", "curves.png"} | samples
-    for file in (directory / "figures").iterdir():
-        content = file.read_bytes()
-        assert content.startswith(PNG)
-        assert len(content) > 5_000
-    assert path.read_text().count("data:image/png;base64,") == 5
+    samples = {"samples_data_impressions.svg", "samples_control.svg"}
+    assert names == {"arms.svg", "arms.csv", "class_similarity.svg", "curves.svg"} | samples
+    text = path.read_text()
+    drawn = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(drawn) == 5
+    for file in (directory / "figures").glob("*.svg"):
+        ElementTree.parse(file)
+        assert 5_000 < len(file.read_bytes()) < 150_000, file.name
+    assert len(text) < 500_000
+    assert all('role="img" aria-label="' in svg for svg in drawn)
+    assert "LeNet-5 teacher" in drawn[0], "text of figures is text"
     assert report.render(directory) == path  # again, over what is there
+    assert path.read_text() == text, "not the same bytes for the same run"
+
+
+def test_names_within_figures_are_their_own(directory):
+    """Several SVG in one page share its names: each reference leads to one element, of the same figure."""
+    text = report.render(directory).read_text()
+    names = re.findall(r' id="([^"]*)"', text)
+    assert len(names) == len(set(names)) > 20
+    for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        used = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', svg))
+        assert used <= set(re.findall(r' id="([^"]*)"', svg))
+        assert "dc:" not in svg
+        assert "\n*{" not in svg, "a style that holds beyond the figure"
+
+
+def test_the_numbers_of_a_figure_go_with_it(directory):
+    text = report.render(directory).read_text()
+    (link,) = re.findall(r'href="data:text/csv;charset=utf-8;base64,([^"]+)" download="arms.csv"', text)
+    rows = list(csv.reader(io.StringIO(base64.b64decode(link).decode())))
+    assert rows[0] == ["arm", "role", "seed", "accuracy %", "agreement %"]
+    assert rows[4:7] == [["Data impressions", "method", str(i), *of] for i, of in
+                         enumerate((["93.06", "93.6"], ["92.22", "92.9"], ["94.17", "94.5"]))]  # fmt: skip
+    assert rows[1] == ["LeNet-5 teacher", "teacher", "0", "98.06", ""]
+    assert (directory / "figures" / "arms.csv").read_text() == base64.b64decode(link).decode()
+
+
+def test_a_figure_of_very_many_points_is_a_png(directory, monkeypatch):
+    monkeypatch.setattr(pictures, "LARGEST", 30_000)
+    text = report.render(directory).read_text()
+    large = list((directory / "figures").glob("*.png"))
+    assert large
+    assert all(file.read_bytes().startswith(PNG) for file in large)
+    assert text.count('src="data:image/png;base64,') == len(large)
+    assert all(len(file.read_text()) <= 30_000 for file in (directory / "figures").glob("*.svg"))
+
+
+def test_numbers_that_are_many_are_linked_and_not_within_the_page(directory, monkeypatch):
+    monkeypatch.setattr(pictures, "_EMBEDDED", 100)
+    assert 'href="figures/arms.csv" download="arms.csv"' in report.render(directory).read_text()
+
+
+def test_printed_headings_stay_with_what_follows(directory):
+    text = report.render(directory).read_text()
+    (printed,) = re.findall(r"@media print \{(.*?)\} \}", text, re.DOTALL)
+    assert re.search(r"h1, h2, figcaption, thead \{ break-after:avoid; \}", printed)
+    assert re.search(r"figure, tr[^}]*break-inside:avoid", printed)
+
+
+def test_the_command_that_repeats_the_run(directory, result):
+    assert "The same again: <code>dfke run zskd --config config.json</code>" in body(report.render(directory))
+    settings = recipe("zskd").settings("mnist", seeds=5)
+    synthesis = dataclasses.replace(settings.synthesis, steps=7, scales=(1.0, 0.25))
+    changed = dataclasses.replace(settings, synthesis=synthesis)
+    result.dataset, result.config = "mnist", as_written(changed)
+    found = repeating.command(result)
+    assert found.startswith("dfke run zskd --dataset mnist --seeds 5 --synthesis.")
+    assert found.count("--") == 4
+    assert " --synthesis.steps 7" in found
+    assert " --synthesis.scales 1.0 0.25" in found
+    result.config = as_written(settings) | {"no such setting": 1}
+    assert repeating.command(result) == "dfke run zskd --config config.json"
+    result.recipe = "of another package"
+    assert repeating.command(result) == "dfke run 'of another package' --config config.json"
 
 
 def test_names_are_escaped(tmp_path, result):
@@ -94,7 +178,7 @@ def test_missing_pieces_are_left_out(tmp_path, result):
     assert "there is no published figure for this data set" in text
     for heading in ("Published figures", "Gain over", "Notes", "Time", "Environment"):
         assert f"<h2>{heading}" not in text
-    assert {file.name for file in (tmp_path / "run" / "figures").iterdir()} == {"arms.png"}
+    assert {file.name for file in (tmp_path / "run" / "figures").iterdir()} == {"arms.svg", "arms.csv"}
 
 
 def test_a_result_without_accuracy_still_renders(tmp_path, result):
@@ -109,7 +193,7 @@ def test_damaged_pieces_are_named_in_the_notes(directory):
     text = body(report.render(directory))
     assert "samples.npz could not be read" in text
     assert "“Class similarity” could not be drawn" in text
-    assert (directory / "figures" / "curves.png").exists()
+    assert (directory / "figures" / "curves.svg").exists()
 
 
 @pytest.mark.parametrize(
@@ -194,7 +278,38 @@ def test_verdict_counts_signs_seed_by_seed(result):
     for arm in result.arms:
         arm.accuracy = arm.accuracy[:1]
     assert "over one seed" in words.verdict(result)[0]
-    assert "(a single seed)" in words.verdict(result)[0]
+    assert "on a single seed" in words.verdict(result)[0]
+
+
+def test_verdict_names_the_best_of_what_needs_no_more(result):
+    """Means 93.15 of the method, 60.10 of its control, 31.67 of noise."""
+    method, control, noise = result.arms[1:4]
+    assert "; +33.05 points over its matched control (60.10 ± 4.59 %), better on every seed" in words.verdict(result)[0]
+    noise.accuracy = [93.0, 92.3, 94.1]
+    (sentence,) = words.verdict(result)
+    assert "; +0.02 points over Uniform noise, the best of what needs no more (93.13 ± 0.91 %)" in sentence
+    assert "better on 2 of 3 seeds (+0.06, −0.08, +0.07); +33.05 over its matched control;" in sentence
+    noise.accuracy = [94.0, 94.0, 94.0]
+    assert (
+        "; no better than Uniform noise, the best of what needs no more (94.00 ± 0.00 %): −0.85 points, "
+        in (words.verdict(result)[0])
+    )
+    noise.accuracy = list(method.accuracy)
+    assert "; no better than Uniform noise" in words.verdict(result)[0]
+    control.accuracy = [95.0, 95.0, 95.0]
+    assert (
+        "; no better than its matched control (95.00 ± 0.00 %): −1.85 points, worse on every"
+        in (words.verdict(result)[0])
+    )
+    for name, count in {"real_samples": 1, "teacher_rows": 36_000_001, "other_images": 5}.items():
+        control.accuracy, noise.accuracy, noise.budget = [60.0] * 3, [99.0] * 3, {name: count}
+        assert "Uniform noise" not in words.verdict(result)[0], f"needs more {name}"
+    noise.budget = {"training_steps": 10**9, "teacher_rows": 36_000_000}
+    assert "no better than Uniform noise" in words.verdict(result)[0]
+    noise.factors, method.factors = {"mark": "a", "queries": 5}, {"mark": "b", "queries": 6}
+    assert "Uniform noise" not in words.verdict(result)[0], "of another mark"
+    noise.factors["mark"] = "b"
+    assert "no better than Uniform noise" in words.verdict(result)[0]
 
 
 def test_tables(result):

@@ -11,6 +11,7 @@ from typing import Any
 
 from dfke_jax.core.checkpoint import alone, writable_directory, write_whole
 from dfke_jax.core.errors import CheckpointError
+from dfke_jax.core.tracking import Tracker, check_trackers, open_tracker
 from dfke_jax.experiments.bench.merge import joined
 from dfke_jax.experiments.bench.registry import Recipe
 from dfke_jax.experiments.bench.result import Arm, Result, environment
@@ -30,6 +31,7 @@ def run_recipe(
     progress: bool = True,
     devices: int | None = None,
     seeds: Sequence[int] | None = None,
+    track: Sequence[str] = (),
 ) -> Result:
     """Runs a recipe and writes its `result.json`.
 
@@ -43,6 +45,7 @@ def run_recipe(
       devices: how many devices samples and batches are split over; all by default.
       seeds: those of the configuration's that are run here, when several processes share a recipe (see
         `dfke_jax.experiments.merge`); all by default.
+      track: names of `dfke_jax.core.tracking.TRACKERS` that receive the metrics of the stages as well.
 
     Returns:
       The `Result`.
@@ -50,13 +53,20 @@ def run_recipe(
     Raises:
       CheckpointError: `out` holds a run already (without `resume`), or one of other settings (with it), or another
         process is at work in it.
+      InputError: a tracker's library is missing; nothing has begun then.
     """
     config = config or recipe.settings()
     assert config is not None
+    check_trackers(track)
     out = writable_directory(out)
     with alone(out / "run", wait=False):
         _claim(out, recipe, config, resume)
-        return _run(recipe, config, out, data_dir, progress, devices, seeds)
+        with contextlib.ExitStack() as stack:
+            settings, title = as_written(config), f"{recipe.name} {config.dataset}"
+            trackers = [
+                stack.enter_context(contextlib.closing(open_tracker(name, out, title, settings))) for name in track
+            ]
+            return _run(recipe, config, out, data_dir, progress, devices, seeds, trackers)
 
 
 def _run(
@@ -67,8 +77,9 @@ def _run(
     progress: bool,
     devices: int | None,
     seeds: Sequence[int] | None,
+    trackers: Sequence[Tracker],
 ) -> Result:
-    bench = Workbench(config, out, data_dir=data_dir, progress=progress, devices=devices, only=seeds)
+    bench = Workbench(config, out, data_dir=data_dir, progress=progress, devices=devices, only=seeds, trackers=trackers)
     with compute_precision(config.precision), contextlib.closing(bench):
         arms = _over_seeds(recipe, bench)
     result = Result(
@@ -95,6 +106,7 @@ def _over_seeds(recipe: Recipe, bench: Workbench) -> list[Arm]:
     shared = recipe.prepare(bench) if recipe.prepare else None
     parts = []
     for seed in bench.seeds:
+        bench.begin_seed(seed)
         make = functools.partial(_one_seed, recipe, bench, seed, arms, shared)
         found = bench.once("figures", seed, make, *arms)
         bench.notes += found["notes"]

@@ -19,7 +19,7 @@ from dfke_jax.core.errors import CheckpointError, InputError
 from dfke_jax.core.loop import run
 from dfke_jax.core.mesh import device_mesh, replicate
 from dfke_jax.core.method import HostMethod, Method
-from dfke_jax.core.tracking import JsonLines
+from dfke_jax.core.tracking import JsonLines, Prefixed, Tracker
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.experiments.bench.kept import once
 from dfke_jax.experiments.bench.own import open_own
@@ -71,6 +71,7 @@ class Workbench:
       mesh: the devices that samples and batches are split over; None for a single one.
       account: of the time it took; seconds: the same, by kind of stage, and ``compile``.
       own: the model of the user's own that is the teacher; None where it is trained.
+      trackers: receive the metrics of all stages, besides ``metrics.jsonl``.
       notes: sentences that belong beside the figures.
     """
 
@@ -83,8 +84,10 @@ class Workbench:
         progress: bool = True,
         devices: int | None = None,
         only: Sequence[int] | None = None,
+        trackers: Sequence[Tracker] = (),
     ):
         self.config = config
+        self.trackers = list(trackers)
         whole = list(range(config.seed, config.seed + config.seeds))
         self.seeds = whole if only is None else [seed for seed in whole if seed in only]
         if not self.seeds or (only is not None and len(self.seeds) != len(set(only))):
@@ -107,6 +110,23 @@ class Workbench:
         self._train = None
         self._anchors: dict[tuple, Classifier] = {}
         self._samples: dict[str, np.ndarray] = {}
+        self._seed_place, self._stages, self._stages_of_a_seed = 0, 0, 0
+
+    def begin_seed(self, seed: int) -> None:
+        """Says that stages are this seed's from now on: progress bars count them.
+
+        How many there are is known once a seed has gone through all of them.
+        """
+        self._stages_of_a_seed = max(self._stages_of_a_seed, self._stages if self._seed_place else 0)
+        self._seed_place, self._stages = self.seeds.index(seed) + 1, 0
+
+    def _place(self, title: str) -> str:
+        """What a progress bar says of a stage: which of how many seeds and stages it is."""
+        if not self._seed_place:
+            return title
+        known = f"/{self._stages_of_a_seed}" if self._stages <= self._stages_of_a_seed else ""
+        name = title.partition("/")[2] or title
+        return f"seed {self._seed_place}/{len(self.seeds)}, stage {self._stages}{known}: {name}"
 
     def _settings(self, kind: type[S]) -> S:
         """The recipe's settings, which must be of a kind that has what is read."""
@@ -196,6 +216,7 @@ class Workbench:
         self, kind, title, key, method, steps, checkpoints, rows, chunk, *, track, callback=None, spent=lambda _: None
     ) -> PyTree:
         done = checkpoints.latest == steps
+        self._stages += 1
         began = last = time.perf_counter()
 
         def beat(step: int, state: PyTree, metrics: Any) -> None:
@@ -221,9 +242,9 @@ class Workbench:
                 checkpoints=checkpoints,
                 every=1 if kind == "synthesis" else max(1, -(-steps // chunk) // 5),
                 resume=True,
-                trackers=[JsonLines(self.out / "metrics.jsonl", prefix=f"{title}/")] if track and not done else (),
+                trackers=self._trackers(f"{title}/") if track and not done else (),
                 callback=beat,
-                progress=title if self.progress and not done else None,
+                progress=self._place(title) if self.progress and not done else None,
                 rows_per_step=rows,
                 unit="images" if rows else "steps",
             )
@@ -231,6 +252,11 @@ class Workbench:
         self.seconds["compile"] += result.compile_seconds
         self.account.write()
         return jax.device_put(result.state, jax.devices()[0]) if mesh else result.state
+
+    def _trackers(self, prefix: str) -> list[Tracker]:
+        """Where a stage's metrics go: the run's file, and what else was asked for."""
+        file = JsonLines(self.out / "metrics.jsonl", prefix=prefix)
+        return [file, *(Prefixed(tracker, prefix) for tracker in self.trackers)]
 
     @contextlib.contextmanager
     def clock(self, kind: str) -> Iterator[None]:

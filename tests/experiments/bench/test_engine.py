@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,67 @@ def test_seeds_in_their_turn_are_the_seeds_apart(tmp_path):
     parts = [ran(small(), tmp_path / f"part{seed}", seeds=[seed]) for seed in (2, 0, 1)]
     assert merge(parts).arms == whole.arms
     assert set(merge(parts).notes) == set(whole.notes)
+
+
+class Writer(list):
+    """In the place of TensorBoard's."""
+
+    def __init__(self, directory):
+        OPENED.append(self)
+        self.closed = False
+
+    def add_scalar(self, name, value, step):
+        self.append((name, step))
+
+    def close(self):
+        self.closed = True
+
+
+OPENED: list[Writer] = []
+
+
+def test_metrics_of_the_stages_reach_a_tracker_that_is_asked_for(tmp_path, monkeypatch):
+    OPENED.clear()
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=Writer))
+    ran(small(), tmp_path / "run", track=("tensorboard",))
+    (writer,) = OPENED
+    assert writer.closed
+    assert set(writer) == {(f"seed{seed}/draw/n", step) for seed in range(3) for step in (1, 2)}
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+    def fails(run):
+        raise RuntimeError("a fault")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        ran(small(measure=fails), tmp_path / "failed", track=("tensorboard",))
+    assert OPENED[1].closed
+
+
+def test_a_tracker_without_its_library_is_told_before_anything_begins(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(core.InputError, match="pip install wandb"):
+        ran(small(), tmp_path / "run", track=("wandb",))
+    assert not (tmp_path / "run").exists()
+
+
+def test_progress_bars_say_which_seed_and_stage_this_is(tmp_path, monkeypatch):
+    titles = []
+
+    def watched(*arguments, progress, **options):
+        titles.append(progress)
+        return core.run(*arguments, **options)
+
+    monkeypatch.setattr("dfke_jax.experiments.bench.workbench.run", watched)
+    settings = dataclasses.replace(SETTINGS, teacher_steps=6)  # no teachers of other tests
+    run_recipe(small(), settings, out=tmp_path / "run", devices=1)
+    assert titles == [
+        "seed 1/3, stage 1: teacher",
+        "seed 1/3, stage 2: draw",
+        "seed 2/3, stage 1/2: teacher",
+        "seed 2/3, stage 2/2: draw",
+        "seed 3/3, stage 1/2: teacher",
+        "seed 3/3, stage 2/2: draw",
+    ]
 
 
 def test_a_run_that_was_stopped_measures_no_seed_again(tmp_path):
