@@ -76,6 +76,7 @@ register(
         config=FewShotSettings,
         arms=arms,
         measure=measure,
+        labels=True,
         views=(STEADINESS,),
         published=(
             Published(
