@@ -186,7 +186,8 @@ def _learnt(run: Run[ReluExtractionSettings], victim: DoubleNetwork, asked: int)
     return {**_compared(run, victim, found), "queries": float(count)}
 
 
-_NOTE = "the authors' talk; the width that gives so many parameters"
+_TALK = "Jagielski et al., USENIX Security 2020, as in the authors' talk, 'Effectiveness of our Direct Recovery Attack'"
+_NOTE = "fidelity at 25,000 parameters; the width that gives so many is ours"
 
 RECIPE = register(
     Recipe(
@@ -199,7 +200,7 @@ RECIPE = register(
         config=ReluExtractionSettings,
         arms=arms,
         measure=measure,
-        published=(Published("second_differences", "mnist", 100.0, f"{_PAPER}, 25k parameters", "recalled", _NOTE),),
+        published=(Published("second_differences", "mnist", 100.0, _TALK, "slides", _NOTE),),
         time="1 min, 2 CPU cores (digits)",
         datasets=("digits", "mnist", "fashion_mnist"),
         tables=True,
