@@ -306,12 +306,11 @@ def read_samples(path: Path) -> "tuple[np.ndarray, np.ndarray]":
       MissingDataError: no such file. InputError: no such arrays, or none that are images with labels.
     """
     from dfke_jax.core.errors import InputError
-    from dfke_jax.data import Split
-    from dfke_jax.data.files import read_npz
+    from dfke_jax.data.files import read_npz, split_of
 
     parts = read_npz(path).parts
     try:
-        split = Split(*parts.get("all", parts.get("train", ())))
+        split = split_of(*parts["all" if "all" in parts else "train"])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return split.images, split.labels

@@ -202,9 +202,13 @@ def _unboxed(text: str) -> str:
 
 
 def slug(dataset: str) -> str:
-    """A data set's name in a directory's: ``emnist/letters`` is emnist-letters, ``mine.npz`` is
-    mine.
+    """A data set's name in a directory's: ``emnist/letters`` is emnist-letters, ``mine.npz`` and
+    ``mine.csv:COLUMN`` are mine.
     """
+    from dfke_jax.data.csv_files import file_of, is_csv
+
+    if is_csv(dataset):
+        dataset = Path(file_of(dataset)).name.split(".csv")[0]
     name = Path(dataset).stem if dataset.endswith(".npz") else dataset
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.") or "data"
 

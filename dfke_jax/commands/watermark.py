@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,6 +232,7 @@ def keygen(options: argparse.Namespace) -> None:
       InputError: options that do not fit together, or files that exist already.
     """
     from dfke_jax.core.errors import InputError
+    from dfke_jax.data.files import IMAGES, LABELS
     from dfke_jax.watermarking import backdoor
     from dfke_jax.watermarking.keys import VerificationKey
 
@@ -245,8 +247,8 @@ def keygen(options: argparse.Namespace) -> None:
         images = truth = None
         if options.images is not None:
             images, truth = (
-                _arrays(options.images, "images"),
-                _arrays(options.images, "labels", wanted=False),
+                _arrays(options.images, IMAGES),
+                _arrays(options.images, LABELS, wanted=False),
             )
         previous = (
             None if options.previous is None else VerificationKey.load(options.previous).fingerprint
@@ -365,6 +367,7 @@ def verify(options: argparse.Namespace) -> int:
         cannot be had.
     """
     from dfke_jax.commands.outputs import claim_file, write_found
+    from dfke_jax.data.files import LABELS
     from dfke_jax.models import open_model
     from dfke_jax.watermarking import verification
     from dfke_jax.watermarking.keys import MarkingKey, VerificationKey, rejected_pairs
@@ -372,7 +375,7 @@ def verify(options: argparse.Namespace) -> int:
     secret, public = MarkingKey.load(options.secret), VerificationKey.load(options.public)
     if options.json is not None:
         claim_file(options.json, "--json")
-    truth = None if options.truth is None else _arrays(options.truth, "labels")
+    truth = None if options.truth is None else _arrays(options.truth, LABELS)
     shape = tuple(secret.images.shape[1:])
     asked = options.null
     if asked is None:
@@ -461,9 +464,9 @@ of zeros.
 """
 
 
-def _arrays(path: Path, name: str, wanted: bool = True) -> Any:
-    """An array of an .npz file, or None where there is none and none is wanted. Its size is looked
-    at before it is read.
+def _arrays(path: Path, names: Sequence[str], wanted: bool = True) -> Any:
+    """An array of an .npz file, the first of these names, or None where there is none and none is
+    wanted. Its size is looked at before it is read.
     """
     import math
     import zipfile
@@ -475,11 +478,14 @@ def _arrays(path: Path, name: str, wanted: bool = True) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member.removesuffix(".npy") for member in archive.namelist()]
-            if name not in members:
+            name = next((name for name in names if name in members), None)
+            if name is None:
                 if not wanted:
                     return None
                 held = ascii(members)
-                raise InputError(f"{path} holds the arrays {held[:200]}, and none named {name!r}")
+                raise InputError(
+                    f"{path} holds the arrays {held[:200]}, and none named {' or '.join(names)}"
+                )
             with archive.open(f"{name}.npy") as file:
                 version = np.lib.format.read_magic(file)
                 read = {

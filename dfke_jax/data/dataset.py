@@ -1,4 +1,4 @@
-"""Labelled images as values: a split, and a data set of two splits."""
+"""Images with or without labels as values: a split, and a data set of two splits."""
 
 import dataclasses
 import functools
@@ -11,9 +11,12 @@ import numpy as np
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array
+from dfke_jax.data.schema import Schema
 from dfke_jax.nn.classifier import check_images, check_labels
 
 BOX = (0.0, 1.0)
+UNEQUAL = 1.5
+"""Classes of a test set are called unequal beyond this ratio; those of MNIST have 1.27."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,6 +51,11 @@ class Split:
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", labels.astype(np.int32, copy=False))
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels; see `Unlabelled`."""
+        return True
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -60,7 +68,7 @@ class Split:
     def fingerprint(self) -> str:
         """A short hash of types, shapes, pixels and labels: two splits that share it are the same."""
         found = hashlib.sha256()
-        for array in (self.images, self.labels):
+        for array in (self.images, self.labels) if self.labelled else (self.images,):
             found.update(f"{array.dtype.str}{array.shape}".encode())
             found.update(np.ascontiguousarray(array).view(np.uint8).data)
         return found.hexdigest()[:16]
@@ -87,7 +95,7 @@ class Split:
             count = operator.index(selection)
             if not 1 <= count <= len(self):
                 raise InputError(f"a subset of {count} rows was asked from a split of {len(self)}")
-            return Split(self.images[:count], self.labels[:count])
+            return self._taken(slice(count))
         selection = np.asarray(selection)
         if selection.dtype == bool:
             if selection.shape != (len(self),):
@@ -106,7 +114,44 @@ class Split:
             raise InputError(
                 f"indices must lie in [0, {len(self)}), got {selection.min()} to {selection.max()}"
             )
-        return Split(self.images[selection], self.labels[selection])
+        return self._taken(selection)
+
+    def _taken(self, rows: Any) -> "Split":
+        return Split(self.images[rows], self.labels[rows])
+
+
+class Unlabelled(Split):
+    """Images without labels, on the host.
+
+    Whatever reads ``labels`` of it is told that there are none.
+
+    Args:
+      images: as of `Split`.
+
+    Raises:
+      InputError: as `Split` of the images.
+    """
+
+    def __init__(self, images: np.ndarray):
+        checked = Split(images, np.zeros(len(images), np.int32))
+        object.__setattr__(self, "images", checked.images)
+
+    @property
+    def labels(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """There are none.
+
+        Raises:
+          InputError: always.
+        """
+        raise InputError("the data has no labels, and what is asked for needs them")
+
+    @property
+    def labelled(self) -> bool:
+        """No."""
+        return False
+
+    def _taken(self, rows: Any) -> "Split":
+        return Unlabelled(self.images[rows])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,6 +164,10 @@ class Dataset:
       num_classes: K.
       class_names: K names.
       source: where the images came from, with the version where there is one.
+      schema: of a table, whose rows are images of one pixel with D channels in [0, 1]: what these
+        mean. See `dfke_jax.data.load`.
+
+    Without labels (`Unlabelled` splits) K may be 0, which is not known: see `with_classes`.
 
     Raises:
       InputError: if the splits, the labels and the names contradict each other.
@@ -130,10 +179,13 @@ class Dataset:
     num_classes: int
     class_names: tuple[str, ...]
     source: str
+    schema: Schema | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "class_names", tuple(self.class_names))
-        if self.num_classes < 2:
+        if self.train.labelled != self.test.labelled:
+            raise InputError(f"{self.name}: one split has labels and the other has none")
+        if self.num_classes < 2 and (self.labelled or self.num_classes):
             raise InputError(
                 f"{self.name}: a classification problem has at least two classes, not "
                 f"{self.num_classes}"
@@ -147,7 +199,7 @@ class Dataset:
                 f"{self.name}: training images are {self.train.shape} and test images "
                 f"{self.test.shape}; both must have the same (H, W, C)"
             )
-        for part, split in (("training", self.train), ("test", self.test)):
+        for part, split in (("training", self.train), ("test", self.test)) if self.labelled else ():
             what = f"{part} labels of {self.name}"
             check_labels(
                 split.labels, len(split), self.num_classes, what, every_class=split is self.train
@@ -158,5 +210,26 @@ class Dataset:
         """(H, W, C) of one image."""
         return self.train.shape
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return self.train.labelled
 
-__all__ = ["BOX", "Dataset", "Split"]
+    @functools.cached_property
+    def unequal(self) -> bool:
+        """Whether the largest class of the test images has more than `UNEQUAL` times as many as the
+        smallest that occurs, so that accuracy alone says too little.
+        """
+        if not self.labelled:
+            return False
+        counts = np.bincount(self.test.labels)
+        return int(counts.max()) > UNEQUAL * int(counts[counts > 0].min())
+
+    def with_classes(self, count: int) -> "Dataset":
+        """The same images without labels, of as many classes as a model knows."""
+        return dataclasses.replace(
+            self, num_classes=count, class_names=tuple(map(str, range(count)))
+        )
+
+
+__all__ = ["BOX", "UNEQUAL", "Dataset", "Split", "Unlabelled"]

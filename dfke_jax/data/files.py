@@ -7,27 +7,34 @@ from typing import NamedTuple
 import numpy as np
 
 from dfke_jax.core.errors import InputError, MissingDataError
-from dfke_jax.data.dataset import Dataset, Split
+from dfke_jax.data.dataset import Dataset, Split, Unlabelled
 
 NAMED = (("x_train", "y_train", "x_test", "y_test"), ("images", "labels"), ("x", "y"))
-"""Arrays that an ``.npz`` file may hold: two splits, or images with labels."""
+"""Arrays that an ``.npz`` file may hold: two splits, or images with labels. Without labels, images
+alone: ``x_train`` and ``x_test``; ``images``; ``x``."""
+IMAGES = ("images", "x", "x_train")
+LABELS = ("labels", "y", "y_train")
+"""The same names by what they are of, for what reads one array alone."""
 CHANNELS = (1, 3, 4)
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 TEST_SHARE = 0.2
 
 
 class Arrays(NamedTuple):
-    """Images (N, H, W, C) and labels (N,) of a file, by part: ``train`` and ``test``, or ``all``."""
+    """Images (N, H, W, C) and labels (N,) of a file, by part: ``train`` and ``test``, or ``all``.
+    Labels are None where there are none.
+    """
 
-    parts: dict[str, tuple[np.ndarray, np.ndarray]]
+    parts: dict[str, tuple[np.ndarray, np.ndarray | None]]
 
 
-def read_npz(path: Path) -> Arrays:
+def read_npz(path: Path, *, labels: bool = True) -> Arrays:
     """The images and labels of an ``.npz`` file, under any of the names that are known everywhere.
 
     Args:
       path: of a file with ``x_train``, ``y_train``, ``x_test`` and ``y_test``; or ``images`` and
         ``labels``; or ``x`` and ``y``. Images (N, H, W, C) or (N, H, W), labels (N,) or (N, 1).
+      labels: whether there must be labels.
 
     Raises:
       MissingDataError: there is no such file.
@@ -41,6 +48,22 @@ def read_npz(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = next((names for names in NAMED if set(names) <= set(archive.files)), None)
+            bare = next(
+                (
+                    names
+                    for names in NAMED
+                    if set(names[::2]) <= set(archive.files)
+                    and not set(names[1::2]) & set(archive.files)
+                ),
+                None,
+            )
+            if found is None and bare is not None:
+                if labels:
+                    raise InputError(
+                        f"{path} has {', '.join(bare[::2])} and no {', '.join(bare[1::2])}: labels "
+                        "are needed here"
+                    )
+                found = bare
             if found is None:
                 held = ", ".join(archive.files) or "no arrays"
                 nearest = max(NAMED, key=lambda names: len(set(names) & set(archive.files)))
@@ -48,7 +71,7 @@ def read_npz(path: Path) -> Arrays:
                 if len(nearest) > 2 and set(nearest) & set(archive.files):
                     raise InputError(f"{path} lacks {absent}; it has {held}")
                 raise InputError(f"{path} needs the arrays {known}; it has {held}")
-            arrays = [archive[name] for name in found]
+            arrays = [archive[name] if name in archive.files else None for name in found]
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy each have their own
@@ -59,8 +82,9 @@ def read_npz(path: Path) -> Arrays:
     pairs = zip(arrays[::2], arrays[1::2], strict=True)
     return Arrays(
         {
-            name: (as_channels_last(images, f"{path}, {found[2 * place]}"), _flat(labels))
-            for place, (name, (images, labels)) in enumerate(zip(names, pairs, strict=True))
+            name: (as_channels_last(images, f"{path}, {found[2 * place]}"), _flat(truth))
+            for place, (name, (images, truth)) in enumerate(zip(names, pairs, strict=True))
+            if images is not None
         }
     )
 
@@ -86,19 +110,20 @@ def as_channels_last(images: np.ndarray, of: str) -> np.ndarray:
 def load_npz(path: Path) -> Dataset:
     """A data set from an ``.npz`` file; see `read_npz`.
 
-    A file without a test split gives a fifth of every class for it, the same rows every time. K is
-    one more than the largest training label.
+    A file without a test split gives a fifth of every class for it, the same rows every time; of
+    images without labels, a fifth of all. K is one more than the largest training label, and not
+    known without labels.
     """
-    parts = read_npz(path).parts
+    parts = read_npz(path, labels=False).parts
     made = {}
     for name, pair in parts.items():
         try:
-            made[name] = Split(*pair)
+            made[name] = split_of(*pair)
         except InputError as error:
             arrays = "images and labels" if name == "all" else f"x_{name} and y_{name}"
             raise InputError(f"{path}, {arrays}: {error}") from error
     train, test = divided(made["all"]) if "all" in made else (made["train"], made["test"])
-    classes = int(train.labels.max()) + 1
+    classes = int(train.labels.max()) + 1 if train.labelled else 0
     names = tuple(map(str, range(classes)))
     return Dataset(path.stem, train, test, classes, names, f"npz:{path.name}")
 
@@ -135,9 +160,15 @@ def divided(split: Split, share: float = TEST_SHARE) -> tuple[Split, Split]:
     """Training and test rows: of every class the same share, at least one row of each in both.
 
     Raises:
-      InputError: for a class of a single row.
+      InputError: for a class of a single row, or a single row without a label.
     """
     rng, test = np.random.default_rng(0), []
+    if not split.labelled:
+        if len(split) < 2:
+            raise InputError("one image cannot be divided in two splits")
+        rows = rng.permutation(len(split))
+        count = max(1, round(share * len(rows)))
+        return split.subset(np.sort(rows[count:])), split.subset(np.sort(rows[:count]))
     for k in np.unique(split.labels):
         rows = np.flatnonzero(split.labels == k)
         if len(rows) < 2:
@@ -185,12 +216,21 @@ def _pictures(folder: Path, classes: Sequence[str]) -> tuple[np.ndarray, np.ndar
     return np.stack([np.repeat(i, colours // i.shape[-1], -1) for i in images]), np.array(labels)
 
 
-def _flat(labels: np.ndarray) -> np.ndarray:
-    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+def split_of(images: np.ndarray, labels: np.ndarray | None) -> Split:
+    """A split, `Unlabelled` where there are no labels."""
+    return Unlabelled(images) if labels is None else Split(images, labels)
+
+
+def _flat(labels: np.ndarray | None) -> np.ndarray | None:
+    return (
+        labels[:, 0] if labels is not None and labels.ndim == 2 and labels.shape[1] == 1 else labels
+    )
 
 
 __all__ = [
     "CHANNELS",
+    "IMAGES",
+    "LABELS",
     "NAMED",
     "Arrays",
     "divided",
@@ -198,4 +238,5 @@ __all__ = [
     "load_folder",
     "load_npz",
     "read_npz",
+    "split_of",
 ]

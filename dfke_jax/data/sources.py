@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dfke_jax.core.errors import InputError, MissingDataError, UnknownNameError
+from dfke_jax.data.csv_files import is_csv, load_csv
 from dfke_jax.data.dataset import Dataset, Split
 from dfke_jax.data.files import holds_classes, load_folder, load_npz
 from dfke_jax.data.speech import AudioFeatures, audio_features, read_audio, splits
@@ -73,7 +74,10 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
         - a path that ends in ``.npz``, with the arrays x_train, y_train, x_test and y_test, or
           images and labels (or x and y), of which a fifth of every class is the test split: images
           (N, H, W, C) or (N, H, W), uint8 or floats in [0, 1], labels (N,) or (N, 1). K is one more
-          than the largest training label;
+          than the largest training label. Without labels, images alone: x_train and x_test, or
+          images, or x; K is then 0, which is not known;
+        - ``FILE.csv`` or ``FILE.csv:COLUMN``, with the column of classes: a table, or pixels; see
+          `dfke_jax.data.csv_files.load_csv`;
         - a folder with a folder of pictures for every class, or with such folders below ``train``
           and ``test``: see `dfke_jax.data.files.load_folder`.
       data_dir: the TFDS directory, or one that contains it as ``tfds/``. Default: the environment
@@ -88,6 +92,8 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
     name = os.fspath(name)
     if name.endswith(".npz"):
         return load_npz(Path(name).expanduser())
+    if is_csv(name):
+        return load_csv(name)
     if holds_classes(Path(name).expanduser()):
         return load_folder(Path(name).expanduser())
     if name == "digits":

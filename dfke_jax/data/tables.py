@@ -235,17 +235,34 @@ def _numbers(
 
 
 def _from_csv(path: Path, target: str, groups: Mapping[str, Sequence[str]] | None) -> _Found:
-    values = _read(path)
+    return encoded(read_columns(path), target, groups, path)
+
+
+def encoded(
+    values: dict[str, np.ndarray],
+    target: str | None,
+    groups: Mapping[str, Sequence[str]] | None,
+    path: Path,
+) -> _Found:
+    """Columns of a CSV file -> what they mean, rows (N, D), targets (N,) and names of classes.
+
+    Args:
+      values: as of `read_columns`; they are used up. target, groups: as target and schema of
+        `load_table`. Without a target, all columns are features and the targets are zeros.
+      path: of the file, for messages.
+    """
     groups = _one_hot(values) if groups is None else {name: list(of) for name, of in groups.items()}
     unknown = [name for of in groups.values() for name in of if name not in values]
     if unknown:
         raise UnknownNameError("column", unknown[0], values)
-    if target in groups:
+    if target is None:
+        targets, names = np.zeros(len(next(iter(values.values()))), np.int32), ()
+    elif target in groups:
         levels = groups.pop(target)
         targets = np.stack([values.pop(name) for name in levels], 1).argmax(1).astype(np.int32)
         names = tuple(_level(name, target) for name in levels)
     elif target in values:
-        targets, names = _targets(values.pop(target))
+        targets, names = as_targets(values.pop(target))
         groups = {name: [of for of in members if of != target] for name, members in groups.items()}
     else:
         raise UnknownNameError("column", target, (*values, *groups))
@@ -284,7 +301,8 @@ def _level(name: str, group: str) -> str:
     return name.removeprefix(f"{group}_")
 
 
-def _targets(column: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+def as_targets(column: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Classes (N,) and their names, of words or few whole numbers; of others, numbers and none."""
     found, codes = np.unique(column, return_inverse=True)
     words = column.dtype.kind == "U"
     if words or ((found == np.round(found)).all() and len(found) <= _MOST_CLASSES):
@@ -293,8 +311,8 @@ def _targets(column: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     return column, ()
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """Columns by name: float64, or text where one of its values is no number."""
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a CSV file by name: float64, or text where one of its values is no number."""
     if not path.is_file():
         raise MissingDataError(
             f"there is no file {path}; name the directory of tabular/ with data_dir or DFKE_DATA_DIR, "
@@ -347,4 +365,4 @@ def _one_hot(values: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
     }
 
 
-__all__ = ["TABLES", "Table", "load_table"]
+__all__ = ["TABLES", "Table", "as_targets", "encoded", "load_table", "read_columns"]

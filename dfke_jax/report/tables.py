@@ -12,7 +12,7 @@ from dfke_jax.experiments.bench.result import Arm, Result
 from dfke_jax.experiments.bench.views import Together
 from dfke_jax.report.figures import arms
 from dfke_jax.report.views import views_of
-from dfke_jax.report.words import RULE, comparisons, gains, taken, verdict
+from dfke_jax.report.words import BALANCED, RULE, comparisons, gains, taken, verdict
 
 if TYPE_CHECKING:
     import rich.table
@@ -30,11 +30,12 @@ def table(result: Result) -> "rich.table.Table":
         if view.sentences and view.table:
             return _as_rich(view.table(result), f"{result.title} · {result.dataset}")
     paired = result.pairs()
-    caption = "gain: points of accuracy over the matched control" if paired else ""
+    caption = "gain: points of accuracy over the matched control" if any(gains(*pair) for pair in paired) else ""
     view = _empty(f"{result.title} · {result.dataset}", caption)
     view.add_column("arm")
     view.add_column("role", no_wrap=True)
-    for name in ("accuracy %", "gain", "agreement", "published"):
+    balanced = ["balanced %"] * any(BALANCED in arm.metrics for arm in result.arms)
+    for name in ("accuracy %", *balanced, "gain", "agreement", "published"):
         view.add_column(name, justify="right", no_wrap=True)
     mean = {
         method.name: signed(mean_sd(gains(method, control))[0]) for method, control in paired if gains(method, control)
@@ -42,7 +43,8 @@ def table(result: Result) -> "rich.table.Table":
     for arm in result.arms:
         figures = ", ".join(f"{c.figure.value:g}" for c in comparisons(result) if c.arm is arm)
         agreement = f"{mean_sd(arm.agreement)[0]:.2f}" if arm.agreement else "–"
-        cells = (spread(arm.accuracy), mean.get(arm.name, ""), agreement, figures)
+        even = [spread(arm.metrics.get(BALANCED, []))] * len(balanced)
+        cells = (spread(arm.accuracy), *even, mean.get(arm.name, ""), agreement, figures)
         view.add_row(escape(arm.label), arm.role, *cells, style=_STYLE.get(arm.role, ""))
     return view
 

@@ -2,12 +2,14 @@
 
 from typing import NamedTuple
 
-from dfke_jax.display.numbers import decimal, mean_sd, spread
+from dfke_jax.display.numbers import decimal, mean_sd, signed, spread
 from dfke_jax.experiments.bench.result import Arm, Published, Result
 from dfke_jax.experiments.bench.rivals import compared, gains
 from dfke_jax.experiments.bench.timing import CACHED
 from dfke_jax.report.views import views_of
 
+BALANCED = "balanced_accuracy"
+"""The metric that stands beside accuracy where classes are unequal."""
 TOLERANCE = 0.5
 RULE = (
     f"A published figure counts as reproduced only if our mean is at most {TOLERANCE} points below it, "
@@ -118,7 +120,9 @@ def verdict(result: Result) -> list[str]:
     sentences = []
     for arm in subjects:
         count = len(arm.accuracy)
-        parts = [f"{arm.label} reached {spread(arm.accuracy)} % on {result.dataset} over {_seeds(count)}"]
+        balanced = arm.metrics.get(BALANCED)
+        beside_it = f" (balanced over classes {spread(balanced)} %)" if balanced else ""
+        parts = [f"{arm.label} reached {spread(arm.accuracy)} %{beside_it} on {result.dataset} over {_seeds(count)}"]
         parts += compared(result, arm, claims=about_accuracy) if arm.role == "method" else []
         parts += [f"{other.label} has {spread(other.accuracy)} %" for other in teachers]
         figures = [c for c in beside if c.arm is arm]
@@ -128,7 +132,23 @@ def verdict(result: Result) -> list[str]:
         if not figures and arm.role == "method":
             parts.append("there is no published figure for this data set")
         sentences.append("; ".join(parts) + ".")
-    return sentences or ["No accuracy was recorded."]
+    return sentences or _agreements(result) or ["No accuracy was recorded."]
+
+
+def _agreements(result: Result) -> list[str]:
+    """One sentence per method arm of a result without accuracy: agreement, and that above its control's."""
+    controls, sentences = {method.name: control for method, control in result.pairs()}, []
+    for arm in result.arms:
+        if arm.role == "method" and arm.agreement:
+            parts = [
+                f"{arm.label} agrees with the teacher on {spread(arm.agreement)} % of the test images of {result.dataset} "
+                f"over {_seeds(len(arm.agreement))}"
+            ]
+            if arm.name in controls and controls[arm.name].agreement:
+                above = [a - b for a, b in zip(arm.agreement, controls[arm.name].agreement, strict=False)]
+                parts.append(f"{signed(mean_sd(above)[0])} points over its matched control")
+            sentences.append("; ".join([*parts, "accuracy was not measured"]) + ".")
+    return sentences
 
 
 def _seeds(count: int) -> str:
@@ -136,6 +156,7 @@ def _seeds(count: int) -> str:
 
 
 __all__ = [
+    "BALANCED",
     "PROVENANCE",
     "RULE",
     "TOLERANCE",

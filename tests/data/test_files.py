@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.data import Split, load
+from dfke_jax.data import Dataset, Split, load
+from dfke_jax.data.dataset import Unlabelled
 from dfke_jax.data.files import divided, holds_classes, read_npz
 
 
@@ -86,3 +87,45 @@ def test_what_is_wrong_with_a_folder(tmp_path):
 def test_a_class_of_one_cannot_be_divided():
     with pytest.raises(InputError, match="class 1 has one image"):
         divided(Split(np.zeros((3, 2, 2, 1), np.uint8), np.array([0, 0, 1])))
+
+
+@pytest.mark.parametrize("names", [("x_train", "x_test"), ("images",), ("x",)])
+def test_images_without_labels(tmp_path, names):
+    images = np.random.default_rng(0).random((30, 4, 4, 1)).astype(np.float32)
+    np.savez(
+        tmp_path / "mine.npz", **dict(zip(names, np.split(images, [24]) if len(names) == 2 else [images], strict=True))
+    )
+    found = load(tmp_path / "mine.npz")
+    assert (found.labelled, found.num_classes, len(found.train), len(found.test)) == (False, 0, 24, 6)
+    assert {image.tobytes() for image in (*found.train.images, *found.test.images)} == {i.tobytes() for i in images}
+    assert found.train.fingerprint != found.train.subset(5).fingerprint
+    assert not found.train.subset(np.arange(5)).labelled
+    with pytest.raises(InputError, match="the data has no labels, and what is asked for needs them"):
+        _ = found.train.labels
+    assert found.with_classes(7).num_classes == 7
+    with pytest.raises(InputError, match="labels are needed here"):
+        read_npz(tmp_path / "mine.npz")
+
+
+def test_labels_of_one_split_alone_are_a_fault(tmp_path):
+    np.savez(
+        tmp_path / "mine.npz", x_train=np.zeros((4, 2, 2, 1)), x_test=np.zeros((2, 2, 2, 1)), y_train=np.arange(4) % 2
+    )
+    with pytest.raises(InputError, match="lacks y_test"):
+        load(tmp_path / "mine.npz")
+    labelled = Split(np.zeros((4, 2, 2, 1), np.uint8), np.arange(4) % 2)
+    with pytest.raises(InputError, match="one split has labels and the other has none"):
+        Dataset("mine", labelled, Unlabelled(labelled.images), 2, ("0", "1"), "here")
+
+
+def test_classes_are_unequal_beyond_a_ratio():
+    train = Split(np.zeros((3, 1, 1, 1), np.uint8), np.arange(3))
+    of = lambda *counts: Dataset(
+        "mine", train, Split(np.zeros((sum(counts), 1, 1, 1), np.uint8), np.repeat(range(3), counts)), 3, "abc", "here"
+    )
+    assert [of(*counts).unequal for counts in ((2, 3, 2), (2, 4, 3), (0, 2, 2), (0, 1, 2))] == [
+        False,
+        True,
+        False,
+        True,
+    ]

@@ -99,7 +99,7 @@ def test_onnx(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in nn.names() if name not in ("lstm", "alexnet", "alexnet_half")])
+@pytest.mark.parametrize("name", [name for name in nn.names() if type(nn.build(name)).__name__ in _TORCH])
 def test_every_network_of_the_registry(tmp_path, name):
     pytest.importorskip("torch")
     info = nn.describe(name)

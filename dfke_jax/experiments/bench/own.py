@@ -9,11 +9,16 @@ import jax
 import numpy as np
 
 from dfke_jax.core.errors import InputError
+from dfke_jax.data.csv_files import standard
 from dfke_jax.experiments.bench.settings import Settings
 
 if TYPE_CHECKING:
     from dfke_jax.data import Dataset
     from dfke_jax.models import OpenedModel
+
+
+TABLE_BOX = (-1.0, 1.0)
+"""Where the numbers of a table lie for a model that does not declare another box."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +77,43 @@ def open_own(config: Settings, dataset: "Dataset") -> OwnModel:
             f"this recipe trains all of its networks itself; {config.teacher} cannot be its teacher. Recipes of "
             "distillation take a network of one's own, recipes of one attack whatever answers"
         )
-    said = declared(config.declare)
-    fits = {"input_shape": dataset.shape, "num_classes": dataset.num_classes}
+    said, table = declared(config.declare), dataset.schema is not None
+    fits: dict[str, Any] = {"input_shape": dataset.shape, "num_classes": dataset.num_classes or None}
+    if table:  # a model of tables takes vectors; one of ours, images of one pixel
+        says = Path(config.teacher).is_dir() or config.teacher.startswith(("http://", "https://"))
+        fits["input_shape"] = None if says else dataset.shape[2:]
+        said = dataclasses.replace(said, box=said.box or (None if says else TABLE_BOX))
     said = dataclasses.replace(said, **{name: value for name, value in fits.items() if getattr(said, name) is None})
     opened = open_model(config.teacher, said)
     try:
+        if table and opened.input_shape == dataset.shape[2:]:
+            opened = of_vectors(opened, dataset)
+        fits = {"input_shape": dataset.shape, "num_classes": dataset.num_classes or opened.num_classes}
         return OwnModel(opened, _checked(config, opened, fits), mark_of(config.teacher))
     except BaseException:
         opened.close()
         raise
+
+
+def of_vectors(opened: "OpenedModel", dataset: "Dataset") -> "OpenedModel":
+    """A model of feature vectors (B, D) as one of a table's images (B, 1, 1, D) in [0, 1].
+
+    It gets numbers in its own box, which is [−1, 1] unless it is declared, and categories as 0 or 1.
+    """
+    from dfke_jax.oracle import HostVictim
+
+    assert dataset.schema is not None
+    low, high = opened.box
+    numbers = np.asarray(standard(dataset.schema)[1]) != 1  # a category's places are 0 or 1 on every scale
+
+    def ask(images: np.ndarray) -> np.ndarray:
+        rows = np.asarray(images).reshape(len(images), -1)
+        return opened(np.where(numbers, low + (high - low) * rows, rows).astype(images.dtype))
+
+    charges = not getattr(opened.victim, "repeatable", True) or hasattr(opened.victim, "request")
+    gives, classes = opened.gives, opened.num_classes
+    victim = HostVictim(ask, classes, dataset.shape, gives, opened.name, repeatable=not charges)
+    return dataclasses.replace(opened, victim=victim, input_shape=dataset.shape, box=(0.0, 1.0), on_host=True)
 
 
 def _checked(config: Settings, opened: "OpenedModel", fits: dict[str, Any]) -> Any:
@@ -114,4 +147,4 @@ def is_traced(teacher: Any) -> bool:
     return not isinstance(teacher, Victim) and not jax.tree_util.all_leaves([teacher])
 
 
-__all__ = ["OwnModel", "Victim", "answers_freely", "is_traced", "mark_of", "open_own"]
+__all__ = ["TABLE_BOX", "OwnModel", "Victim", "answers_freely", "is_traced", "mark_of", "of_vectors", "open_own"]

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dfke_jax.core.errors import UnknownNameError
+from dfke_jax.data.csv_files import is_csv
 from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.views import View
+
+TABLE = "table"
+"""Of presets: any CSV file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Recipe:
       datasets: the sets it has presets and figures for; others work too.
       presets: data set -> fields whose defaults differ for it.
       views: what the report shows of its results besides arms and accuracies.
+      labels: whether it needs labels though its teacher is there: without them it is refused.
+      tables: whether its rows may be feature vectors, of a CSV file.
     """
 
     name: str
@@ -52,11 +58,17 @@ class Recipe:
     datasets: tuple[str, ...] = ("digits", "mnist", "fashion_mnist")
     presets: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     views: tuple[View, ...] = ()
+    labels: bool = False
+    tables: bool = False
 
     def settings(self, dataset: str | None = None, **changes: Any) -> Any:
-        """The configuration for a data set: defaults, then its preset, then `changes`."""
+        """The configuration for a data set: defaults, then its preset, then `changes`.
+
+        CSV files have the preset `TABLE`.
+        """
         dataset = str(dataset or self.config.dataset)
-        return self.config(**{"dataset": dataset, **self.presets.get(dataset, {}), **changes})
+        preset = self.presets.get(TABLE if is_csv(dataset) else dataset, {})
+        return self.config(**{"dataset": dataset, **preset, **changes})
 
 
 # Where recipes are that have no module to themselves, and the order of all that are named here. A
@@ -151,4 +163,4 @@ def _load(module: str) -> None:
     importlib.import_module(f"dfke_jax.experiments.{module}")
 
 
-__all__ = ["GROUP", "Recipe", "recipe", "recipes", "register"]
+__all__ = ["GROUP", "TABLE", "Recipe", "recipe", "recipes", "register"]

@@ -46,7 +46,8 @@ class Result:
                     flat[f"{arm.name}_{kind}"] = summarise(values)
         for method, control in self.pairs():
             gains = [a - b for a, b in zip(method.accuracy, control.accuracy, strict=True)]
-            flat[f"{method.name}_gain_over_control"] = summarise(gains)
+            if gains:
+                flat[f"{method.name}_gain_over_control"] = summarise(gains)
         return flat
 
     def pairs(self) -> list[tuple[Arm, Arm]]:

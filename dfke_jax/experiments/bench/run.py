@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dfke_jax.core.checkpoint import alone, writable_directory, write_whole
-from dfke_jax.core.errors import CheckpointError
+from dfke_jax.core.errors import CheckpointError, InputError
 from dfke_jax.core.tracking import Tracker, check_trackers, open_tracker
 from dfke_jax.experiments.bench.merge import joined
-from dfke_jax.experiments.bench.registry import Recipe
+from dfke_jax.experiments.bench.registry import Recipe, recipes
 from dfke_jax.experiments.bench.result import Arm, Result, environment
 from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import Settings
@@ -81,6 +81,10 @@ def _run(
 ) -> Result:
     bench = Workbench(config, out, data_dir=data_dir, progress=progress, devices=devices, only=seeds, trackers=trackers)
     with compute_precision(config.precision), contextlib.closing(bench):
+        _check_data(recipe, bench)
+        names = bench.dataset.class_names
+        if bench.dataset.unequal and names != tuple(map(str, range(len(names)))):
+            bench.notes.append(f"Classes by number: {', '.join(f'{k} {name}' for k, name in enumerate(names))}.")
         arms = _over_seeds(recipe, bench)
     result = Result(
         recipe=recipe.name,
@@ -118,10 +122,22 @@ def _one_seed(recipe: Recipe, bench: Workbench, seed: int, arms: Sequence[Arm], 
     """What a recipe records for one seed."""
     run = Run(bench, seed, arms, shared)
     recipe.measure(run)
-    empty = [arm.name for arm in run.arms.values() if not (arm.accuracy or arm.metrics)]
+    measured = lambda arm: arm.accuracy or arm.agreement or arm.metrics or (run.unmeasured and arm.budget)
+    empty = [arm.name for arm in run.arms.values() if not measured(arm)]
     if empty:
         raise ValueError(f"{recipe.name} recorded nothing for {', '.join(empty)} at seed {seed}")
     return {"arms": [dataclasses.asdict(arm) for arm in run.arms.values()], "notes": run.notes}
+
+
+def _check_data(recipe: Recipe, bench: Workbench) -> None:
+    """Raises `InputError` for data that a recipe cannot do with."""
+    if bench.dataset.schema is not None and not recipe.tables:
+        raise InputError(
+            f"{bench.config.dataset} is a table of feature vectors, and {recipe.name} needs images; with tables go "
+            f"{', '.join(name for name, other in recipes().items() if other.tables)}"
+        )
+    if not bench.dataset.labelled and recipe.labels:
+        raise InputError(f"{bench.config.dataset} has no labels, and {recipe.name} needs them")
 
 
 def as_written(config: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dfke_jax.core.errors import UnknownNameError
 from dfke_jax.core.method import Method
 from dfke_jax.core.types import Array, Key
 from dfke_jax.data import Dataset
-from dfke_jax.evaluation.agreement import accuracy, agreement
+from dfke_jax.evaluation.agreement import accuracy, agreement, balanced_accuracy, class_accuracies
 from dfke_jax.experiments.bench.own import answers_freely
 from dfke_jax.experiments.bench.result import Arm, Series, Trial
 from dfke_jax.experiments.bench.workbench import Answers, Workbench
@@ -124,19 +124,49 @@ class Run(Generic[C]):
           label: the arm's, where it is known now only.
           series: of this seed, see `Series.of_seed`; rounded to six decimals.
         """
-        test, alike = self.dataset.test, None
+        test, right, alike = self.dataset.test, None, None
         with self.clock("evaluation"):
             logits = network.predict(test.images)
-            right = round(100 * accuracy(logits, test.labels), 4)
+            if test.labelled:
+                right = round(100 * accuracy(logits, test.labels), 4)
             alone = self._arm(arm).role == "teacher" or not answers_freely(self.teacher)
             if not alone or beside is not None:
                 answers = (beside or self.teacher).predict(test.images)
                 alike = round(100 * agreement(logits, answers), 4)
         if self.first and isinstance(network, Classifier):
             self.bench.keep_model(arm, network, self.seed)
-        rounded = {name: round(float(value), 6) for name, value in (metrics or {}).items()}
+        more, classes = self.by_class(logits)
+        rounded = {name: round(float(value), 6) for name, value in {**more, **(metrics or {})}.items()}
+        series = [*series, *classes]
         series = [dataclasses.replace(one, y=[[round(y, 6) for y in one.y[0]]]) for one in series]
         self.enter(arm, rounded, accuracy=right, agreement=alike, budget=budget, label=label, series=series)
+
+    def by_class(self, answers: np.ndarray) -> tuple[dict[str, float], list[Series]]:
+        """What accuracy on the test set does not say where its classes are unequal (`Dataset.unequal`); else nothing.
+
+        Args:
+          answers: scores (N, K), or classes (N,), of the test images.
+
+        Returns:
+          ``balanced_accuracy``, and the series of ``accuracy`` over ``class`` of those that occur; in per cent.
+        """
+        test = self.dataset.test
+        if not self.dataset.unequal:
+            return {}, []
+        found = 100 * class_accuracies(answers, test.labels, self.dataset.num_classes)
+        points = {k: round(float(value), 6) for k, value in enumerate(found) if np.isfinite(value)}
+        balanced = round(100 * balanced_accuracy(answers, test.labels), 4)
+        return {"balanced_accuracy": balanced}, [Series.of_seed("accuracy", "class", points)]
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether neither accuracy nor agreement can be measured: no labels, and a victim that charges for answers."""
+        return not self.dataset.labelled and not answers_freely(self.teacher)
+
+    def leave(self, arm: str, why: str) -> None:
+        """Drops an arm that the data does not allow, with a sentence in the result; at every seed or at none."""
+        del self.arms[self._arm(arm).name]
+        self.note(why)
 
     def record_teacher(self) -> None:
         """Enters the teacher's own row; of one that charges for answers, without asking it."""
@@ -145,13 +175,23 @@ class Run(Generic[C]):
             self.record("teacher", self.teacher, budget=budget)
             return
         said = [f"The teacher is a model of one's own: {own.opened.describe().splitlines()[0]}.", *own.opened.notes]
+        if not self.dataset.labelled:
+            said.append("The data has no labels: accuracy cannot be measured, and was not.")
         if answers_freely(self.teacher):
-            self.record("teacher", self.teacher, budget={})
-        else:
+            said += ["Agreement is with the teacher, on test images."] * (not self.dataset.labelled)
+        elif self.dataset.labelled:
             said.append(
                 "It charges for answers and is asked within the budgets alone: its accuracy, and how often clones agree "
                 "with it, were not measured."
             )
+        else:
+            said.append(
+                "It charges for answers and is asked within the budgets alone: how often clones agree with it was not "
+                "measured either; budgets are all that is known of this run."
+            )
+        if answers_freely(self.teacher) and self.dataset.labelled:
+            self.record("teacher", self.teacher, budget={})
+        else:
             self.enter("teacher", {"classes": self.dataset.num_classes}, budget={})
         self.note(*said)
 

@@ -29,7 +29,7 @@ class Settings:
     own: ClassVar[Literal["network", "answers"] | None] = None
 
     dataset: str = "digits"
-    """Data set: digits, a TFDS name (mnist, fashion_mnist, ...) or a path ending in .npz."""
+    """Data set: digits, a TFDS name (mnist, fashion_mnist, ...), an .npz file, a folder of pictures, FILE.csv:COLUMN."""
     seeds: int = 3
     """How many seeds; each has its own teacher, samples and student."""
     seed: int = 0
@@ -188,6 +188,10 @@ DISTILLED_DIGITS = {**DIGITS, "distillation_steps": 1000, "real_augmentation": "
 """The same, with those of distillation."""
 
 
+DENSE = {"teacher": "mlp_small", "student": "mlp_small", "teacher_steps": 1000}
+"""Networks for feature vectors."""
+
+
 AIRBENCH = {
     "teacher": "airbench94",
     "teacher_training": "airbench",
@@ -225,6 +229,7 @@ def augmentation(name: str) -> Augmentation | None:
 
 __all__ = [
     "AIRBENCH",
+    "DENSE",
     "DIGITS",
     "DISTILLED_DIGITS",
     "AnchoredSettings",

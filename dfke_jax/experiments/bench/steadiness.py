@@ -38,8 +38,11 @@ def watched_stage(
       variables: see `dfke_jax.evaluation.watched`. options: of `Run.stage`.
 
     Returns:
-      The method's last state, and ``tail_mean`` and ``tail_variance`` of the accuracy in per cent.
+      The method's last state, and ``tail_mean`` and ``tail_variance`` of the accuracy in per cent; without labels,
+      nothing of that.
     """
+    if not run.dataset.labelled:
+        return run.stage("distillation", name, method, steps, **options), {}
     test = run.dataset.test
     images, labels = jnp.asarray(test.images[:WATCHED]), jnp.asarray(test.labels[:WATCHED])
     method = watched(method, network, images, labels, steps, variables=variables)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from dfke_jax.core.types import Array
 from dfke_jax.distillation.response import knowledge_distillation
 from dfke_jax.experiments.bench.seed_run import Run
@@ -33,7 +35,7 @@ def distilled_from_real_data(run: Run[Any]) -> Classifier:
     """The student distilled on the real training images, the ceiling of data-free methods; from the user's cache."""
     c: AnchoredSettings = run.config
     student, budget = run.network(c.student), _budget(c)
-    images, _ = run.bench.train
+    images = jnp.asarray(run.dataset.train.images)
     method = knowledge_distillation(student, run.teacher, images, **budget, augment=augmentation(c.real_augmentation))
     description = [
         c.teacher, c.student, c.teacher_steps, c.teacher_batch, c.teacher_learning_rate, c.teacher_augmentation,

@@ -21,12 +21,15 @@ from dfke_jax.core.mesh import device_mesh, replicate
 from dfke_jax.core.method import HostMethod, Method
 from dfke_jax.core.tracking import JsonLines, Prefixed, Tracker
 from dfke_jax.core.types import Array, Key, PyTree
+from dfke_jax.data.csv_files import file_of, is_csv, standard
 from dfke_jax.experiments.bench.kept import once
 from dfke_jax.experiments.bench.own import open_own
 from dfke_jax.experiments.bench.settings import Settings, SupervisedSettings, network, own_model
 from dfke_jax.experiments.bench.supervision import as_airbench, supervised_training
 from dfke_jax.experiments.bench.timing import Account
-from dfke_jax.nn.classifier import Classifier, as_float
+from dfke_jax.nn import registry
+from dfke_jax.nn.classifier import Classifier, Preprocessing, as_float
+from dfke_jax.nn.mlp import MLP
 from dfke_jax.nn.training import trained
 
 S = TypeVar("S", bound=Settings)
@@ -104,8 +107,17 @@ class Workbench:
         self.data_fingerprint = fingerprint([train, test, classes])
         self._train_fingerprint = fingerprint([train, classes])
         self._files = _hashes(dataclasses.asdict(config), data.tfds_directory(data_dir))
-        self.own = open_own(config, self.dataset) if config.declare or own_model(config.teacher) else None
+        self.own = None
+        if config.declare or own_model(config.teacher):
+            self.own = open_own(config, self.dataset)
+        elif not self.dataset.labelled:
+            raise InputError(
+                f"{config.dataset} has no labels, and no {config.teacher} can be trained on it; name a network of your "
+                "own by --teacher, or a model to attack by --victim"
+            )
         if self.own is not None:
+            if not self.dataset.labelled:
+                self.dataset = self.dataset.with_classes(self.own.opened.num_classes)
             self._files.append(self.own.mark)
         self._train = None
         self._anchors: dict[tuple, Classifier] = {}
@@ -144,8 +156,22 @@ class Workbench:
         return self._train
 
     def network(self, name: str) -> Classifier:
-        """A network by name for this data set, untrained."""
-        return network(name, self.dataset.num_classes, self.dataset.shape, self.config.fit)
+        """A network by name for this data set, untrained.
+
+        Raises:
+          InputError: the data is a table, and the network no dense one.
+        """
+        schema, shape = self.dataset.schema, self.dataset.shape
+        if schema is None:
+            return network(name, self.dataset.num_classes, shape, self.config.fit)
+        if not isinstance(registry.build(name, self.dataset.num_classes), MLP):
+            raise InputError(
+                f"{self.config.dataset} is a table of feature vectors, and {name} takes images; take a dense network: "
+                "mlp_small, or mlp_H of H units"
+            )
+        made = network(name, self.dataset.num_classes, shape)
+        mean, std = standard(schema)
+        return dataclasses.replace(made, preprocessing=Preprocessing(mean=mean, std=std))
 
     def key(self, seed: int, name: str) -> Key:
         """The key of a stage: the seed's, folded with the stage's name."""
@@ -342,7 +368,9 @@ class Workbench:
     # ---- pictures
 
     def keep_samples(self, name: str, images: Array | np.ndarray, labels: Array | np.ndarray) -> None:
-        """Keeps up to ten samples of each class, for the report."""
+        """Keeps up to ten samples of each class, for the report; rows of a table are no pictures."""
+        if self.dataset.schema is not None:
+            return
         labels = np.asarray(labels)
         rows = np.concatenate([np.flatnonzero(labels == k)[:10] for k in range(self.dataset.num_classes)])
         self._samples[name] = np.round(np.clip(np.asarray(images[rows]), 0, 1) * 255).astype(np.uint8)
@@ -365,7 +393,8 @@ def _hashes(settings: Any, root: Path) -> list[str]:
         return sorted({found for value in settings for found in _hashes(value, root)})
     if not isinstance(settings, str) or not settings:
         return []
-    path = Path(settings).expanduser() if settings.endswith(".npz") else root / f"{settings}.npz"
+    named = settings.endswith(".npz") or is_csv(settings)
+    path = Path(file_of(settings) if named else root / f"{settings}.npz").expanduser()
     return [hashlib.sha256(path.read_bytes()).hexdigest()[:16]] if path.is_file() else []
 
 

@@ -83,6 +83,7 @@ register(
         config=ActivationRecordSettings,
         arms=lambda config: synthesis_arms(config, methods(config)),
         measure=measure,
+        labels=True,
         prepare=prepare,
         published=(
             Published("top_layer", "mnist", 77.30, "Lopes et al. 2017", "recalled"),

@@ -5,10 +5,16 @@ import dataclasses
 import numpy as np
 
 from dfke_jax.experiments.bench import budgets
-from dfke_jax.experiments.bench.registry import Recipe, register
+from dfke_jax.experiments.bench.registry import TABLE, Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.seed_run import Run
-from dfke_jax.experiments.bench.settings import AIRBENCH, DISTILLED_DIGITS, AnchoredSettings, DistillationSettings
+from dfke_jax.experiments.bench.settings import (
+    AIRBENCH,
+    DENSE,
+    DISTILLED_DIGITS,
+    AnchoredSettings,
+    DistillationSettings,
+)
 from dfke_jax.experiments.bench.students import distilled_from_real_data
 from dfke_jax.synthesis.targets import class_similarity
 
@@ -44,7 +50,9 @@ def measure_anchors(run: Run) -> None:
     """Trains and records those of `anchor_arms` that the recipe has."""
     c, training = run.config, run.bench.supervised_budget
     run.record_teacher()
-    if "scratch" in run.arms:
+    if "scratch" in run.arms and not run.dataset.labelled:
+        run.leave("scratch", "Without labels there is no student from scratch.")
+    elif "scratch" in run.arms:
         run.record("scratch", run.bench.supervised("scratch", c.student, run.seed), budget=training)
     if "real_data" in run.arms:
         budget = budgets.distilled(c, real=len(run.dataset.train))
@@ -93,7 +101,12 @@ register(
         ),
         time="5 min on 2 CPU cores (mnist, 3 seeds)",
         datasets=("digits", "mnist", "fashion_mnist", "cifar10"),
-        presets={"digits": DISTILLED_DIGITS, "cifar10": {**AIRBENCH, "seeds": 1, "student": "airbench94_half"}},
+        tables=True,
+        presets={
+            "digits": DISTILLED_DIGITS,
+            TABLE: {**DENSE, "real_augmentation": "none"},
+            "cifar10": {**AIRBENCH, "seeds": 1, "student": "airbench94_half"},
+        },
     )
 )
 

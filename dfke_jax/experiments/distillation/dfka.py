@@ -120,7 +120,8 @@ def _enter(
     metrics["task_accuracy"] = round(float(np.mean(found)), 4)
     budget = run.bench.supervised_budget if beside is None else None
     right = round(100 * accuracy(logits, test.labels), 4)
-    run.enter(name, metrics, accuracy=right, agreement=alike, budget=budget)
+    balanced, series = run.by_class(logits)
+    run.enter(name, metrics | balanced, accuracy=right, agreement=alike, budget=budget, series=series)
 
 
 register(
@@ -134,6 +135,7 @@ register(
         config=DFKARecipeSettings,
         arms=arms,
         measure=measure,
+        labels=True,
         presets={"digits": {**DIGITS, "iterations": 1000}},
     )
 )

@@ -143,6 +143,7 @@ register(
         config=FeatureSettings,
         arms=arms,
         measure=measure,
+        labels=True,
         views=(STEADINESS,),
         published=REAL_DATA,
         presets={"digits": {**DISTILLED_DIGITS, "hint_steps": 200}},

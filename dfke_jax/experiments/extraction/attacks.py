@@ -164,6 +164,8 @@ class AttackRecipe:
 
     def measure(self, run: Run[Any]) -> None:
         """Makes the attack and its control at every budget and measures the clones."""
+        if run.config.points and not run.dataset.labelled:
+            raise InputError("points are of accuracy, which cannot be measured without labels")
         measure_victims(run)
         c, opening_rows = run.config, self.opening_rows(run.config)
         answers = getattr(plain_oracle(run.teacher, c), "reveal", c.answers)
@@ -359,15 +361,17 @@ def rows_asked(attack: Attack) -> int:
 
 
 def closeness(run: Run[Any], clone: Any) -> dict[str, float]:
-    """Total variation on the test set, and how often FGSM on the clone deceives the victim (1,000 test images)."""
+    """Total variation on the test set and, with labels, how often FGSM on the clone deceives the victim (1,000 test images)."""
     test, victim = run.dataset.test, run.teacher
     if not answers_freely(victim):
         return {}
+    far = {"total_variation": total_variation(victim.predict(test.images), clone.predict(test.images))}
+    if not test.labelled:
+        return far
     images, labels = as_float(jnp.asarray(test.images[:1000])), test.labels[:1000]
     attacked = fgsm(getattr(clone, "answer", clone), images, jnp.asarray(labels), run.config.transfer_epsilon)
     moved = transfer_rate(victim.predict(np.asarray(images)), victim.predict(np.asarray(attacked)), labels)
-    far = total_variation(victim.predict(test.images), clone.predict(test.images))
-    return {"total_variation": far} | ({} if moved["rate"] is None else {"transfer": 100 * moved["rate"]})
+    return far | ({} if moved["rate"] is None else {"transfer": 100 * moved["rate"]})
 
 
 __all__ = [

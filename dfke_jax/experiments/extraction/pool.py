@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfke_jax import data
+from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack
 from dfke_jax.core.types import Array
 from dfke_jax.data.augment import affine
-from dfke_jax.experiments.bench.registry import Recipe, register
-from dfke_jax.experiments.bench.settings import DIGITS
+from dfke_jax.data.csv_files import uniform_rows
+from dfke_jax.experiments.bench.registry import TABLE, Recipe, register
+from dfke_jax.experiments.bench.settings import DENSE, DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, EndpointSettings
 from dfke_jax.experiments.extraction.views import QUERIES
@@ -37,6 +39,8 @@ from dfke_jax.synthesis.fitting import fitted
 from dfke_jax.synthesis.shapes import synthetic_shapes
 from dfke_jax.synthesis.starts import start_images
 
+UNIFORM = "uniform"
+"""The pool of tables that needs no data: rows drawn uniformly from what every column may be."""
 SHAPES = "shapes"
 """The pool that needs no data: pictures of random shapes."""
 GROUPS = 10
@@ -49,8 +53,9 @@ class PoolExtractionSettings(EndpointSettings):
     budgets: tuple[int, ...] = (10_000, 20_000)
     """Rows that may be asked; one attack is run from the beginning for each."""
     pool_dataset: str = SHAPES
-    """Data set whose training images are the pool, or shapes for pictures of random shapes. It holds at least twice the largest
-    budget: a smaller one is completed by rotated, scaled and shifted copies."""
+    """Data set whose training images are the pool, or shapes for pictures of random shapes; with a table, uniform for random
+    rows, or another table. It holds at least twice the largest budget: a smaller one is completed by rotated, scaled and shifted
+    copies, of tables by random rows."""
     attack: PoolAttackSettings = PoolAttackSettings(rows_per_step=1000, clone=SMALL_CLONE)
     """How the attack runs."""
 
@@ -120,6 +125,10 @@ def image_pool(config: Any, bench: Workbench, count: int) -> ImagePool:
       config: with a field ``pool_dataset``. bench: of the run; its first seed draws what is random.
     """
     shape, key = bench.dataset.shape, bench.key(config.seed, "pool")
+    if (schema := bench.dataset.schema) is not None:
+        return _row_pool(config, bench, schema, count)
+    if config.pool_dataset == UNIFORM:
+        raise InputError("the pool uniform is of tables; with images take shapes, or a data set")
     if config.pool_dataset == SHAPES:
         images = synthetic_shapes(key, count, shape)
         rank = jnp.argsort(jnp.argsort(images.mean((1, 2, 3))))
@@ -127,7 +136,8 @@ def image_pool(config: Any, bench: Workbench, count: int) -> ImagePool:
     found = data.load(config.pool_dataset, data_dir=bench.data_dir)
     if found.name == bench.dataset.name:
         bench.notes.append("The pool is the victim's own training set: this is no attack with unrelated images.")
-    images, labels = found.train.images, np.asarray(found.train.labels)
+    images = found.train.images
+    labels = np.asarray(found.train.labels) if found.labelled else np.zeros(len(images), np.int32)
     if images.shape[1:] != shape:
         images = fitted(images, shape)
     groups = jnp.asarray(labels, jnp.int32)
@@ -141,7 +151,27 @@ def image_pool(config: Any, bench: Workbench, count: int) -> ImagePool:
         images = images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
         moved = jax.jit(affine(0.35, (0.7, 1.15), shape[0] / 7))(key, images[chosen])
         images, groups = jnp.concatenate([images, moved]), jnp.concatenate([groups, groups[chosen]])
-    return ImagePool(images, groups, found.num_classes)
+    return ImagePool(images, groups, max(found.num_classes, 1))
+
+
+def _row_pool(config: Any, bench: Workbench, schema: data.Schema, count: int) -> ImagePool:
+    """The pool of a table: random rows, or another table's of the same width, completed by random ones."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(bench.key(config.seed, "pool"))))
+    if config.pool_dataset == SHAPES:
+        raise InputError(f"{config.dataset} is a table, and shapes are pictures; take the pool {UNIFORM}, or a table")
+    given = np.zeros((0, *bench.dataset.shape), np.float32)
+    if config.pool_dataset != UNIFORM:
+        given = data.load(config.pool_dataset, data_dir=bench.data_dir).train.images
+        if given.shape[1:] != bench.dataset.shape:
+            raise InputError(
+                f"{config.pool_dataset} has rows of {given.shape[1:]}, and the data of {bench.dataset.shape}"
+            )
+        if len(given) < count:
+            bench.notes.append(f"The pool has {len(given):,} rows; {count - len(given):,} random ones complete it.")
+    drawn = uniform_rows(schema, rng, max(count - len(given), 0))
+    rows = jnp.asarray(np.concatenate([given, drawn]))
+    rank = jnp.argsort(jnp.argsort(rows.mean((1, 2, 3))))
+    return ImagePool(rows, (rank * GROUPS // len(rows)).astype(jnp.int32), GROUPS)
 
 
 def _prepare(bench: Workbench) -> ImagePool:
@@ -244,10 +274,9 @@ _PRESETS = {
     "mnist": {"pool_dataset": "digits"},
     "fashion_mnist": {"pool_dataset": "mnist"},
 }
-_TENTHS = {
-    **_PRESETS,
-    "digits": {**_PRESETS["digits"], "attack": PoolAttackSettings(rows_per_step=100, clone=SMALL_CLONE)},
-}
+_ROWS = {**DENSE, "pool_dataset": UNIFORM, "budgets": (500, 1_000)}
+_SMALL = {"attack": PoolAttackSettings(rows_per_step=100, clone=SMALL_CLONE)}
+_TENTHS = {**_PRESETS, "digits": {**_PRESETS["digits"], **_SMALL}}
 _SMALL_DISSECTOR = DissectorSettings(rows_per_step=100, pseudo_rows=100, clone=SMALL_CLONE)
 _NOTE = "which pool was asked there is not known to us"
 
@@ -263,7 +292,8 @@ register(
         prepare=_prepare,
         views=(QUERIES,),
         published=KNOCKOFF.reruns((10_000, 91.5), (20_000, 95.9), note=_NOTE),
-        presets=_TENTHS,
+        presets={**_TENTHS, TABLE: {**_ROWS, **_SMALL, "noise": "uniform"}},
+        tables=True,
     )
 )
 register(
@@ -278,7 +308,8 @@ register(
         measure=BANDIT.measure,
         prepare=_prepare,
         views=(QUERIES,),
-        presets=_PRESETS,
+        presets={**_PRESETS, TABLE: _ROWS},
+        tables=True,
     )
 )
 register(
@@ -294,7 +325,8 @@ register(
         prepare=_prepare,
         views=(QUERIES,),
         published=ACTIVE_THIEF.reruns((10_000, 92.1), (20_000, 96.9), note=_NOTE),
-        presets=_PRESETS,
+        presets={**_PRESETS, TABLE: _ROWS},
+        tables=True,
     )
 )
 register(
@@ -341,7 +373,8 @@ register(
         measure=JBDA.measure,
         prepare=_prepare,
         views=(QUERIES,),
-        presets=_PRESETS,
+        presets={**_PRESETS, TABLE: {**_ROWS, "noise": "uniform"}},
+        tables=True,
     )
 )
 
@@ -353,6 +386,7 @@ __all__ = [
     "JBDA",
     "KNOCKOFF",
     "SHAPES",
+    "UNIFORM",
     "ActiveThiefRecipeSettings",
     "BanditRecipeSettings",
     "DissectorRecipeSettings",
