@@ -77,3 +77,20 @@ def test_generators_give_float32_images():
 def test_unknown_names_are_refused():
     with pytest.raises(InputError, match="float32, bfloat16"):
         nn.compute_precision("float16")
+
+
+def test_several_heads_are_float32_too():
+    """Answers that are no one array, and a last layer that is not at the top of the network."""
+    network = nn.Classifier.create(nn.Heads(nn.build("mlp_small"), (4, 6)), jax.random.key(0), SHAPE)
+    images = jax.random.uniform(jax.random.key(1), (5, *SHAPE))
+    plain = network(images)
+    with nn.compute_precision("bfloat16"):
+        low, observed = network(images), network.observe(images, activations=True)
+        program = str(jax.make_jaxpr(network)(images))
+    assert "f32[128,10]" in program
+    assert "bf16[128,10]" not in program
+    for task in ("task0", "task1"):
+        assert low[task].dtype == observed.logits[task].dtype == jnp.float32
+        np.testing.assert_array_equal(low[task], observed.logits[task])
+        np.testing.assert_allclose(low[task], plain[task], atol=0.03)
+        assert not np.array_equal(low[task], plain[task])
