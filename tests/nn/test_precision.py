@@ -10,6 +10,7 @@ from dfke_jax import nn
 from dfke_jax.core import run
 from dfke_jax.core.errors import InputError
 from dfke_jax.nn.losses import cross_entropy
+from dfke_jax.nn.mlp import MLP
 from dfke_jax.nn.precision import apply
 from dfke_jax.synthesis import precise
 
@@ -45,10 +46,12 @@ def test_precise_functions_ignore_it(network, images):
         np.testing.assert_allclose(precise(network)(images), plain, rtol=1e-6, atol=1e-6)
 
 
-def test_training_keeps_parameters_and_statistics_in_float32(network, images):
+def test_training_keeps_parameters_and_statistics_in_float32(images):
     labels = jnp.arange(16) % 10
+    small = nn.Classifier.create(MLP(10, (8,), batch_norm=True), jax.random.key(0), SHAPE)
+    assert small.has_normalisation
     method = nn.training(
-        network, images, labels, loss=Partial(cross_entropy), optimizer=nn.optimiser("adam", 1e-3), batch_size=16
+        small, images, labels, loss=Partial(cross_entropy), optimizer=nn.optimiser("adam", 1e-3), batch_size=16
     )
     plain = run(method, jax.random.key(2), 4, chunk=4)
     with nn.compute_precision("bfloat16"):
