@@ -26,9 +26,8 @@ class LayerRecord(NamedTuple):
 
     Attributes:
       mean: (K, D). factor: (K, D, R), lower-triangular Cholesky factor (R = D) for small layers,
-        leading principal
-      directions otherwise. rest: (K, D), standard deviation that the factor leaves over; zero for
-        small layers.
+        leading principal directions otherwise. rest: (K, D), standard deviation that the factor
+        leaves over; zero for small layers.
     """
 
     mean: Array

@@ -14,9 +14,9 @@ from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
 from dfke_jax.distillation.needs import check_teacher
 from dfke_jax.distillation.observed import check_pair, draw_batch, observed_distillation
-from dfke_jax.distillation.zskt import shared_maps
+from dfke_jax.distillation.zskt import attention_term, shared_maps
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.losses import HintRegressor, attention_transfer, hint_loss, response_kl
+from dfke_jax.nn.losses import HintRegressor, hint_loss, response_kl
 from dfke_jax.nn.observation import Observed
 from dfke_jax.nn.players import Learner
 from dfke_jax.nn.training import Training, descend, optimiser
@@ -97,13 +97,8 @@ def attention_distillation(
 def _attention_loss(
     names: Static, attention: Array, temperature: Array, student: Observed, teacher: Observed
 ) -> Array:
-    loss = response_kl(student.logits, teacher.logits, temperature)
-    for name in names.value:
-        ours, theirs = student.activations[name], teacher.activations[name]
-        pixels = ours.shape[1] * ours.shape[2]
-        # β/2·Σ over pixels in `attention_transfer`, β·mean over pixels as released
-        loss = loss + attention_transfer([ours], [theirs], 2 * attention / pixels)
-    return loss
+    answers = response_kl(student.logits, teacher.logits, temperature)
+    return answers + attention_term(names.value, attention, student, teacher)
 
 
 def hint_training(

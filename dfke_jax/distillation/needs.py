@@ -18,7 +18,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "dfnd": ("logits",),
     "hint_training": ("logits", "activations"),
     "attention_distillation": ("logits", "activations"),
-    "relation_distillation": ("logits", "activations"),
+    "relation_distillation": ("logits", "features"),
     "zskt": ("logits", "activations"),
     "record_activations": ("logits", "activations"),
     "from_records": ("logits", "activations"),

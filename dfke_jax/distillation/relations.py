@@ -64,12 +64,15 @@ def relation_distillation(
       settings: see `RelationSettings`. ``distance=angle=0`` is the control, `knowledge_distillation`.
 
     Raises:
-      InputError: fewer than three images in a batch, or a teacher that shows no hidden layers.
+      InputError: fewer than three images in a batch, or a network that does not show the input of
+        its last layer.
 
     Source: Park, Kim, Lu, Cho, Relational Knowledge Distillation, CVPR 2019, section 3.2.
     Deviations: means over pairs and triplets for sums; no labels.
     """
     check_teacher(teacher, "relation_distillation")
+    if why := student.lacks("features"):
+        raise InputError(f"relations are of the input of the last layer; of the student {why}")
     if batch_size < 3:
         raise InputError(f"angles need batches of at least 3, got batch_size {batch_size}")
     s = settings

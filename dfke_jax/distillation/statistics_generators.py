@@ -17,7 +17,7 @@ from dfke_jax.nn.answers import class_metrics
 from dfke_jax.nn.generators import DFMEGenerator
 from dfke_jax.nn.losses import cross_entropy
 from dfke_jax.nn.players import Maker
-from dfke_jax.nn.training import Training
+from dfke_jax.nn.training import Training, descend
 from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.priors import StatisticsForm, normalisation_statistics
 
@@ -151,7 +151,7 @@ class _Groups:
     def step(self, key: Key, state: Training) -> tuple[Training, Metrics]:
         s, teacher = self.settings, self.teacher
 
-        def objective(params: PyTree) -> tuple[Array, tuple[Array, Metrics]]:
+        def objective(params: PyTree) -> tuple[Array, tuple[tuple[Array, Metrics], PyTree]]:
             images, labels = _draw(s, teacher, {"params": params}, key)
             seen = teacher.observe(images, moments=bool(s.statistics))
             terms = {"one_hot": jnp.mean(cross_entropy(seen.logits, labels))}
@@ -159,12 +159,9 @@ class _Groups:
             if s.statistics:
                 terms["statistics"] = normalisation_statistics(seen.moments, s.form)
                 loss += s.statistics * terms["statistics"]
-            return loss, (seen.logits, terms)
+            return loss, ((seen.logits, terms), {})
 
-        params = state.variables["params"]
-        (loss, (answers, terms)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
-        updates, optimizer_state = adam(s.rate).update(gradient, state.optimizer_state, params)
-        after = Training({"params": optax.apply_updates(params, updates)}, optimizer_state)
+        after, loss, (answers, terms) = descend(adam(s.rate), state, objective)
         return after, {"loss": loss, **terms, **class_metrics(answers)}
 
 

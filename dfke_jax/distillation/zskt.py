@@ -3,6 +3,7 @@ beliefs.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -139,12 +140,20 @@ def _belief(student: Array, teacher: Array) -> Array:
 
 def _student_loss(names: Static, attention: Array, student: Observed, teacher: Observed) -> Array:
     loss = each_head(Partial(_belief))(student.logits, teacher.logits)
-    for name in names.value:
+    return loss + attention_term(names.value, attention, student, teacher)
+
+
+def attention_term(
+    names: Sequence[str], attention: float | Array, student: Observed, teacher: Observed
+) -> Array:
+    """β·Σ_l (1/H_l W_l)·‖Q_S^l − Q_T^l‖² (B,) over layers by name, see `zskt`."""
+    term = jnp.zeros(())
+    for name in names:
         ours, theirs = student.activations[name], teacher.activations[name]
         # β/2·Σ over pixels in `attention_transfer`, β·mean over pixels as released
         pixels = ours.shape[1] * ours.shape[2]
-        loss = loss + attention_transfer([ours], [theirs], 2 * attention / pixels)
-    return loss
+        term = term + attention_transfer([ours], [theirs], 2 * attention / pixels)
+    return term
 
 
-__all__ = ["ZSKTSettings", "shared_maps", "zskt", "zskt_cost"]
+__all__ = ["ZSKTSettings", "attention_term", "shared_maps", "zskt", "zskt_cost"]

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from dfke_jax.core.errors import DfkeError, InputError
@@ -135,13 +136,9 @@ class OpenedModel:
 
     def __call__(self, rows: Any) -> np.ndarray:
         """Rows (B, ...) -> answers on the host, as `gives` says; (B, K), or (B,) labels."""
-        import jax
-
         if self.on_host:
             return np.asarray(self.victim(rows))
-        return np.asarray(
-            jax.jit(lambda victim, rows: victim(rows))(self.victim, np.asarray(rows, np.float32))
-        )
+        return np.asarray(_answers(self.victim, np.asarray(rows, np.float32)))
 
     def oracle(
         self,
@@ -207,7 +204,7 @@ def opened(found: Found, said: Declared) -> OpenedModel:
     if found.remote is not None:
         return _remote(found, said, box)
     rows = np.random.default_rng(0).uniform(*box, (2, *found.input_shape)).astype(np.float32)
-    ask = found.ask or _host(found.traced)
+    ask = found.ask or functools.partial(_answers, found.traced)
     try:
         values = as_numbers(ask(rows), found.name)
     except DfkeError:
@@ -354,10 +351,9 @@ def _remote(found: Found, said: Declared, box: tuple[float, float]) -> OpenedMod
     )
 
 
-def _host(traced: Any) -> Callable[[np.ndarray], Any]:
-    import jax
-
-    return lambda rows: np.asarray(jax.jit(lambda model, rows: model(rows))(traced, rows))
+@jax.jit
+def _answers(model: Any, rows: Any) -> Any:
+    return model(rows)
 
 
 __all__ = ["ANSWERS", "Found", "Gives", "OpenedModel", "opened", "recognised"]

@@ -62,8 +62,7 @@ def class_metrics(answers: PyTree) -> Metrics:
     Returns:
       Float32 scalars, of one head without, of several with ``/HEAD`` behind the name:
       ``class_entropy``: −Σ p̄_k ln p̄_k / ln K of the mean answer p̄; ``histogram_entropy``: the
-        same of the histogram of
-      answered classes; ``largest_class`` and ``largest_share``: the class answered most often, and
+      same of the histogram of answered classes; ``largest_class`` and ``largest_share``: the class answered most often, and
       how often, in [0, 1]; ``class_share/k``: of every class, where there are at most `MOST_SHARES`
       of them.
 

@@ -15,8 +15,8 @@ import numpy as np
 from dfke_jax.core.errors import CheckpointError, InputError, UnknownNameError
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.nn import saved
-from dfke_jax.nn.observation import Observed, in_float32, observe
-from dfke_jax.nn.precision import apply
+from dfke_jax.nn.observation import Observed, observe
+from dfke_jax.nn.precision import apply, in_float32
 
 
 @dataclasses.dataclass(frozen=True)

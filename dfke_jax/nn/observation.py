@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.nn.layers import RECORD_MARK
-from dfke_jax.nn.precision import apply
+from dfke_jax.nn.precision import apply, in_float32
 
 
 class Moments(NamedTuple):
@@ -85,11 +84,6 @@ def observe(
     return Observed(in_float32(logits), recorded, found, updated)
 
 
-def in_float32(answers: PyTree) -> PyTree:
-    """A network's answers, one array or several heads, in float32."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), answers)
-
-
 def _named(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Array]]:
     """What was recorded, by path; the marks of `dfke_jax.nn.layers.record` are taken off."""
     for name, value in tree.items():
@@ -108,4 +102,4 @@ def _moments(reported: Mapping, running: Mapping) -> Iterator[Moments]:
             yield from _moments(reported[name], stored)
 
 
-__all__ = ["Moments", "Observed", "in_float32", "observe"]
+__all__ = ["Moments", "Observed", "observe"]

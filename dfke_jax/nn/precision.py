@@ -46,19 +46,30 @@ def apply(module: nn.Module, variables: Mapping[str, PyTree], inputs: Array, **o
       inputs: float32.
 
     Returns:
-      What the module returns, and as float32 where it is an array.
+      What the module returns; its answers, one array or several heads, in float32.
     """
     if _precision.value == "float32":
         return module.apply(variables, inputs, **options)
-    low = jnp.bfloat16
-    params = {
-        name: tree if name == "head" else jax.tree.map(lambda leaf: leaf.astype(low), tree)
-        for name, tree in variables["params"].items()
-    }
-    returned = module.apply({**variables, "params": params}, inputs.astype(low), **options)
-    if isinstance(returned, tuple):
-        return returned[0].astype(jnp.float32), *returned[1:]
-    return returned.astype(jnp.float32)  # pyright: ignore[reportAttributeAccessIssue]
+    params = jax.tree.map_with_path(_lowered, variables["params"])
+    returned = module.apply({**variables, "params": params}, inputs.astype(jnp.bfloat16), **options)
+    if options.get("mutable"):  # answers, and collections
+        answers, *beside = returned  # type: ignore[misc]
+        return in_float32(answers), *beside
+    return in_float32(returned)
 
 
-__all__ = ["Precision", "apply", "compute_precision"]
+def in_float32(answers: PyTree) -> PyTree:
+    """A network's answers, one array or several heads, in float32."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), answers)
+
+
+def _lowered(path: tuple, leaf: Array) -> Array:
+    """Parameters in bfloat16, but those of a last layer, wherever in the network it stands."""
+    return (
+        leaf
+        if any(getattr(part, "key", None) == "head" for part in path)
+        else leaf.astype(jnp.bfloat16)
+    )
+
+
+__all__ = ["Precision", "apply", "compute_precision", "in_float32"]

@@ -19,7 +19,8 @@ class ByteTransformer(nn.Module):
     Attributes:
       vocabulary: V. width: h, of the states that the last layer reads.
       layers, heads: of the blocks. context: most tokens.
-      activation_bits: to which the input of every matrix is rounded, one scale a call; None for none.
+      activation_bits: to which the input of every matrix is rounded, one scale a call, but of
+        attention's output projection; None for none.
 
     A last layer W (V, h) without bias on RMS-normalised states: logits have rank h.
     """
@@ -106,7 +107,9 @@ class LanguageModel(NamedTuple):
         return np.asarray(self.parameters["head"]["kernel"], np.float64).T
 
     def quantised(self, bits: int = 8) -> "LanguageModel":
-        """The same in whole numbers of so many bits: matrices and what goes into them, one scale each."""
+        """The same in whole numbers of so many bits: matrices and what goes into them, one scale
+        each (see `ByteTransformer`).
+        """
         rounded = lambda leaf: leaf if leaf.ndim < 2 else _rounded(leaf, bits)
         module = self.module.clone(activation_bits=bits)
         return LanguageModel(module, jax.tree.map(rounded, self.parameters))

@@ -1,7 +1,8 @@
 """A language model behind an endpoint: a prompt and biases in, some of its answer out.
 
 A row is a question, in numbers: the ids of a prompt's tokens, the ids of the tokens that get a
-bias, those biases, and the number of a draw, which matters for texts alone,
+bias, those biases, and the number of a draw, whole and from 0 to 2³² − 1, which matters for texts
+alone,
 
     [prompt (context) | biased tokens (biased) | biases (biased) | draw],
 
@@ -145,6 +146,11 @@ class TokenQuestions:
             raise InputError(
                 f"biases are at most {self.largest:g} in size, got {np.abs(biases).max():.4g}"
             )
+        if (biases[ids[:, self.context :] < 0] != 0).any():
+            raise InputError("a bias belongs to a token, and is 0 where there is none")
+        draws = rows[:, -1]
+        if (draws != np.round(draws)).any() or draws.min() < 0 or draws.max() >= 2**32:
+            raise InputError("the number of a draw is whole and lies in [0, 2^32)")
         chosen = np.sort(ids[:, self.context :], 1)
         if ((chosen[:, 1:] == chosen[:, :-1]) & (chosen[:, 1:] >= 0)).any():
             raise InputError("a token has one bias in a question")

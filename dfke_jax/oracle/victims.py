@@ -159,10 +159,9 @@ def answer_kind(
 
     Returns:
       ``label``: whole numbers (B,). ``probabilities``: none is negative and every row sums to one,
-        which in two
-      rows is no coincidence. ``log_probabilities``: the same of their exponentials. ``unit``: all
-        lie in [0, 1] and do
-      not sum to one, as sigmoids do and logits hardly. Else ``logits``.
+      which in two rows is no coincidence. ``log_probabilities``: the same of their exponentials.
+      ``unit``: all lie in [0, 1] and do not sum to one, as sigmoids do and logits hardly. Else
+      ``logits``.
     """
     if values.ndim == 1 and values.dtype.kind in "iub":
         return "label"

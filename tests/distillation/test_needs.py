@@ -108,6 +108,25 @@ def test_a_method_takes_the_models_that_show_what_it_needs(name, bare):
     assert f"methods that work with it: {able}" in message
 
 
+class Convolved(nn.Module):
+    """A network of hidden layers that ends in none that is dense."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Conv(3, (3, 3))(nn.relu(nn.Conv(4, (3, 3))(x))).mean((1, 2))
+
+
+def test_relations_need_the_input_of_the_last_layer_and_not_just_any():
+    network = Classifier.create(Convolved(), jax.random.key(0), SHAPE)
+    teacher = from_linen(Convolved(), network.variables, SHAPE)
+    assert (teacher.lacks("activations"), bool(teacher.lacks("features"))) == ("", True)
+    settings = distillation.RelationSettings()
+    with pytest.raises(InputError, match=r"relation_distillation needs the input of the last layer.*hint_training"):
+        distillation.relation_distillation(STUDENT, teacher, IMAGES, settings)
+    with pytest.raises(InputError, match="of the student it records no 'features'"):
+        distillation.relation_distillation(network, STUDENT, IMAGES, settings)
+
+
 def test_a_users_model_is_distilled_from(bare):
     settings = distillation.DFADSettings(steps=2, batch_size=6, width=4, latent=4)
     state = core.run(distillation.dfad(bare, STUDENT, settings), jax.random.key(1), 2).state

@@ -2,18 +2,34 @@
 
 import re
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from example_files import example
-from victim_kinds import CLASSES, KINDS, ROWS, SERVED, SHAPE, SLOW, estimator, foreign_endpoint, linear, logits, shares
+from victim_kinds import (
+    CLASSES,
+    KINDS,
+    ROWS,
+    SERVED,
+    SHAPE,
+    SLOW,
+    WEIGHTS,
+    estimator,
+    foreign_endpoint,
+    linear,
+    logits,
+    shares,
+)
 
 from dfke_jax.core.errors import DfkeError, InputError
 from dfke_jax.models import OPENERS, open_model, to_art
+from dfke_jax.models.openers import hugging_face
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.oracle import oracle_for
+from dfke_jax.nn.mlp import MLP
+from dfke_jax.oracle import Reveal, oracle_for
 
 MAKERS = [
     pytest.param(maker, id=maker.__name__, marks=[pytest.mark.slow] if maker.__name__ in SLOW else [])
@@ -156,6 +172,74 @@ def test_files_that_are_no_models(tmp_path):
     (tmp_path / "m.toml").write_text('model = "sound.py:f"\nshape = [3]\n')
     with pytest.raises(InputError, match=r"declares input_shape \(3,\), and"):
         open_model(tmp_path / "m.toml", input_shape=SHAPE)
+
+
+def test_a_model_is_compiled_once_however_often_it_is_asked():
+    model = open_model(Classifier.create(MLP(CLASSES, (4,)), jax.random.key(0), SHAPE))
+    traced = []
+    original = Classifier.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "__call__", lambda self, rows: traced.append(1) or original(self, rows))
+        answers = [model(ROWS[:3]) for _ in range(3)]
+    assert len(traced) <= 1
+    np.testing.assert_array_equal(answers[0], answers[2])
+
+
+def test_a_module_of_equinox_that_wants_a_key_is_asked_without_one():
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        weight: jax.Array
+        dropout: eqx.nn.Dropout
+
+        def __call__(self, x, key):
+            return self.dropout(x.transpose(1, 2, 0).reshape(-1), key=key) @ self.weight
+
+    model = open_model(Net(jnp.asarray(WEIGHTS), eqx.nn.Dropout(0.5)), input_shape=SHAPE)
+    np.testing.assert_allclose(model(ROWS), logits(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.classifier.predict(ROWS), logits(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "shape"),
+    [
+        ({"image_size": 224, "num_channels": 1}, {"size": 256}, (224, 224, 1)),
+        ({}, {"size": 224}, (224, 224, 3)),
+        ({}, {"size": {"shortest_edge": 32}}, (32, 32, 3)),
+        ({}, {"size": {"height": 32, "width": 64}}, (32, 64, 3)),
+        ({"image_size": [20, 30]}, {}, (20, 30, 3)),
+        ({}, {}, None),
+    ],
+)
+def test_sizes_as_folders_of_hugging_face_write_them(config, given, shape):
+    """Older ones write a number."""
+    assert hugging_face._shape(SimpleNamespace(**config), given) == shape
+
+
+def test_normalisation_as_folders_of_hugging_face_write_it():
+    means = {"image_mean": [0.5], "image_std": [0.25]}
+    assert hugging_face._normalisation({"do_normalize": True, **means}, "m") == ((0.5,), (0.25,))
+    assert hugging_face._normalisation(means, "m") == (None, None)
+    with pytest.raises(InputError, match=r"of m normalises images and does not say by which"):
+        hugging_face._normalisation({"do_normalize": True}, "m")
+
+
+@pytest.mark.parametrize("kind", ["logits", "top_k", "probabilities", "label"])
+def test_the_toolbox_gets_probabilities_whatever_an_endpoint_reveals(monkeypatch, kind):
+    """Without the toolbox: what it is given to call."""
+    art = SimpleNamespace(
+        BlackBoxClassifierNeuralNetwork=lambda predict, *_, **__: predict,
+        ClassifierMixin=type("ClassifierMixin", (), {}),
+    )
+    monkeypatch.setitem(sys.modules, "art.estimators.classification", art)
+    reveal = Reveal(kind, k=2 if kind == "top_k" else None)
+    model = open_model(lambda rows: logits(rows), input_shape=SHAPE)
+    endpoint = SimpleNamespace(oracle=lambda: model.oracle(reveal), box=(0, 1), num_classes=CLASSES, input_shape=SHAPE)
+    answers, whole = to_art(endpoint)(ROWS), shares(logits())
+    np.testing.assert_allclose(answers.sum(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(answers.argmax(1), whole.argmax(1))
+    if kind in ("logits", "probabilities"):
+        np.testing.assert_allclose(answers, whole, atol=1e-5)
 
 
 @pytest.mark.slow  # importing it takes as long as the rest of the file

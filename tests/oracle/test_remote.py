@@ -733,7 +733,7 @@ def kill_and_resume(world, tmp_path, times, seed):
 
 
 def test_killed_at_any_moment_it_pays_no_row_twice(world, tmp_path):
-    kill_and_resume(world, tmp_path, 5, seed=1)
+    kill_and_resume(world, tmp_path, 3, seed=1)
 
 
 @pytest.mark.slow

@@ -12,12 +12,13 @@ from dfke_jax.core.method import Static
 from dfke_jax.models.declared import Declared, existing
 from dfke_jax.models.opened import Found
 from dfke_jax.models.openers.images import PREPARED, image_shape, prepared, preprocessing
+from dfke_jax.nn.adapters.equinox_module import evaluation
 from dfke_jax.nn.whitebox import WhiteBox
 
 
 def open(where: Any, said: Declared) -> Found:
     """A module that takes one sample, as Equinox's do, or (module, state); in inference mode,
-    images CHW.
+    images CHW. A parameter ``key`` of its call gets None.
 
     Weights are a file of ``equinox.tree_serialise_leaves``.
     """
@@ -36,7 +37,7 @@ def open(where: Any, said: Declared) -> Found:
     ready = prepared(said, shape)
     arrays, rest = eqx.partition((model, state), eqx.is_array)
     leaves, structure = jax.tree.flatten(rest)
-    fixed = Static((_Rest(tuple(leaves), structure), ready))
+    fixed = Static((_Rest(tuple(leaves), structure), ready, tuple(evaluation(model).items())))
 
     def adapt(gives: Any) -> WhiteBox:
         from dfke_jax.nn.adapters import from_equinox
@@ -67,12 +68,12 @@ class _Rest:
 
 
 def _applied(fixed: Static, arrays: Any, rows: jax.Array) -> jax.Array:
-    rest, ready = fixed.value
+    rest, ready, options = fixed.value
     model, state = eqx.combine(arrays, rest.tree())
-    given = ready(rows, jnp)
+    given, options = ready(rows, jnp), dict(options)
     if state is None:
-        return jax.vmap(model)(given)
-    return jax.vmap(lambda sample: model(sample, state)[0], axis_name="batch")(given)
+        return jax.vmap(lambda sample: model(sample, **options))(given)
+    return jax.vmap(lambda sample: model(sample, state, **options)[0], axis_name="batch")(given)
 
 
 __all__ = ["open"]

@@ -38,16 +38,8 @@ def open(where: str, said: Declared) -> Found:
             f"{where} is no image classifier that can be read: {type(error).__name__}: {error}"
         ) from error
     config, given = model.config, _processor(folder)
-    size = given.get("size") or {}
-    side = getattr(config, "image_size", None) or size.get("height") or size.get("shortest_edge")
-    height, width = side if isinstance(side, list | tuple) else (side, side)
-    channels = getattr(config, "num_channels", 3)
-    own = None if height is None else (int(height), int(width), int(channels))  # type: ignore[arg-type]
-    shape = said.shape(own, folder.name)
-    normalised = given.get("do_normalize", False)
-    own_mean, own_std = (
-        tuple(given[name]) if normalised else None for name in ("image_mean", "image_std")
-    )
+    shape = said.shape(_shape(config, given), folder.name)
+    own_mean, own_std = _normalisation(given, folder.name)
     for name, value, found in (("mean", said.mean, own_mean), ("std", said.std, own_std)):
         if None not in (value, found) and not np.allclose(value, found):  # type: ignore[arg-type]
             raise InputError(
@@ -87,6 +79,34 @@ def open(where: str, said: Declared) -> Found:
         batch_size=64,
         notes=notes,
     )
+
+
+def _shape(config: Any, given: dict[str, Any]) -> tuple[int, int, int] | None:
+    """(H, W, C) of the model's images, where it says so; sizes are numbers in older folders."""
+    size = given.get("size") or {}
+    size = size if isinstance(size, dict) else {"height": size}
+    height = size.get("height") or size.get("shortest_edge")
+    side = getattr(config, "image_size", None) or (height and (height, size.get("width", height)))
+    if side is None:
+        return None
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    return int(height), int(width), int(getattr(config, "num_channels", 3))
+
+
+def _normalisation(given: dict[str, Any], name: str) -> tuple[tuple | None, tuple | None]:
+    """Mean and deviation by channel, None for none.
+
+    Raises:
+      InputError: images are normalised, and it is not said by what.
+    """
+    if not given.get("do_normalize", False):
+        return None, None
+    if not (given.get("image_mean") and given.get("image_std")):
+        raise InputError(
+            f"preprocessor_config.json of {name} normalises images and does not say by which "
+            "image_mean and image_std; write them into it"
+        )
+    return tuple(given["image_mean"]), tuple(given["image_std"])
 
 
 def _processor(folder: Path) -> dict[str, Any]:

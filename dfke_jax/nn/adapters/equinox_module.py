@@ -56,9 +56,9 @@ def from_equinox(
     if layout not in ("NCHW", "NHWC"):
         raise InputError(f"layout must be 'NCHW' or 'NHWC', not {layout!r}")
     model = eqx.nn.inference_mode(model)
-    takes_key = "key" in inspect.signature(type(model).__call__).parameters
+    options = tuple(evaluation(model).items())
     arrays, rest = eqx.partition((model, state), eqx.is_array)
-    forward = _Forward(_Still(rest), layout, state is not None, takes_key, _axis(model))
+    forward = _Forward(_Still(rest), layout, state is not None, options, _axis(model))
 
     def original(inputs: Any) -> Any:
         one = lambda x: forward.answer(model, state, x)
@@ -69,6 +69,12 @@ def from_equinox(
         forward, arrays, original, input_shape, name=type(model).__name__, preprocessing=preprocessing,
         gives=gives, layers=layers, tolerance=tolerance, norms=norms,
     )  # fmt: skip
+
+
+def evaluation(model: Any) -> dict[str, None]:
+    """Keyword arguments of a module in inference mode: a parameter ``key`` gets None."""
+    known = inspect.signature(type(model).__call__).parameters
+    return {"key": None} if "key" in known else {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,14 +130,14 @@ class _Forward:
     still: _Still
     layout: str
     stateful: bool
-    takes_key: bool
+    options: tuple[tuple[str, None], ...]
     axis: Any
 
     def laid(self, inputs: Array) -> Array:
         return jnp.moveaxis(inputs, -1, 1) if self.layout == "NCHW" else inputs
 
     def answer(self, model: Any, state: Any, x: Array) -> Array:
-        options = {"key": None} if self.takes_key else {}
+        options = dict(self.options)
         returned = model(x, state, **options) if self.stateful else model(x, **options)
         return returned[0] if self.stateful else returned
 
@@ -187,4 +193,4 @@ def _running(layer: Any, state: Any) -> tuple[Array, Array]:
     return mean / scale, var / scale
 
 
-__all__ = ["from_equinox"]
+__all__ = ["evaluation", "from_equinox"]

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -68,25 +69,42 @@ OWN = {
 }
 
 
-@pytest.fixture(scope="session")
-def matrix(marked):
-    """attack -> row, of every attack on the one network; those that train run for 300 steps."""
+class Rows(Mapping):
+    """attack -> row, of every attack on the one network, made when it is asked for; those that train run for 300 steps."""
 
-    def configured(name, attack):
+    def __init__(self, marked):
+        self.marked, self.made = marked, {}
+
+    def __iter__(self):
+        return iter((*REMOVALS, "nothing"))
+
+    def __len__(self):
+        return len(REMOVALS) + 1
+
+    def __getitem__(self, name):
+        if name not in self.made:
+            of = self.marked
+            (self.made[name],) = removal_matrix(
+                jax.random.key(5),
+                {"abstract": (of.network, of.triggers)},
+                {name: self.attack(name)},
+                of.images,
+                of.labels,
+                of.test_images,
+                of.test_labels,
+                points=2,
+            )
+        return self.made[name]
+
+    def attack(self, name):
+        if name == "nothing":
+            return made_elsewhere(lambda key, marked, images, labels: marked, "stolen", "a copy")
+        attack = REMOVALS[name]
         trains = "settings" in inspect.signature(attack).parameters
         return functools.partial(attack, **{**({"settings": SETTINGS} if trains else {}), **OWN.get(name, {})})
 
-    attacks = {name: configured(name, attack) for name, attack in REMOVALS.items()}
-    attacks["nothing"] = made_elsewhere(lambda key, marked, images, labels: marked, "stolen", "a copy")
-    scheme = {"abstract": (marked.network, marked.triggers)}
-    rows = removal_matrix(
-        jax.random.key(5),
-        scheme,
-        attacks,
-        marked.images,
-        marked.labels,
-        marked.test_images,
-        marked.test_labels,
-        points=2,
-    )
-    return {row.attack: row for row in rows}
+
+@pytest.fixture(scope="session")
+def matrix(marked):
+    """See `Rows`."""
+    return Rows(marked)
