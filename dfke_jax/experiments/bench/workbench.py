@@ -96,12 +96,14 @@ class Workbench:
         self.seconds = self.account.seconds
         self.notes: list[str] = []
         self.data_dir = data_dir
-        self.dataset = data.load(config.dataset, data_dir=data_dir)
+        # recipes on tables name those as their data set, and say which images lie here meanwhile
+        self.dataset = data.load(getattr(config, "images", config.dataset), data_dir=data_dir)
         train, test, classes = self.dataset.train.fingerprint, self.dataset.test.fingerprint, self.dataset.num_classes
         self.data_fingerprint = fingerprint([train, test, classes])
         self._train_fingerprint = fingerprint([train, classes])
         self._files = _hashes(dataclasses.asdict(config), data.tfds_directory(data_dir))
-        self.own = open_own(config, self.dataset) if config.declare or own_model(config.teacher) else None
+        own = isinstance(config, Settings) and (config.declare or own_model(config.teacher))
+        self.own = open_own(config, self.dataset) if own else None
         if self.own is not None:
             self._files.append(self.own.mark)
         self._train = None
