@@ -16,6 +16,7 @@ from dfke_jax.data.augment import (
     shift,
     warp,
 )
+from dfke_jax.data.binning import Binning, quantile_binning
 from dfke_jax.data.dataset import Dataset, Split
 from dfke_jax.data.schema import Column, Schema
 from dfke_jax.data.sources import Availability, available, load, tfds_directory
@@ -26,6 +27,7 @@ __all__ = [
     "TABLES",
     "TONES",
     "Availability",
+    "Binning",
     "Column",
     "Dataset",
     "Schema",
@@ -42,6 +44,7 @@ __all__ = [
     "identity",
     "load",
     "load_table",
+    "quantile_binning",
     "random_crop",
     "reflect_shift",
     "resized_crop",

@@ -179,6 +179,17 @@ EXPERIMENTS: dict[str, Experiment] = {
         "dual-students", "mnist", "the same by the distance of the clones' logits, with its control", "not measured"
     ),
     "last-layer": Experiment("last-layer", "digits", "width and last layer of a language model", "not measured"),
+    "api-extraction-tables": Experiment(
+        "api-extraction", "tables", "every attack on prediction APIs, on nine tables", "not measured"
+    ),
+    "api-extraction-adult": Experiment("api-extraction", "adult", "the same on Adult, income and race", "not measured"),
+    "api-extraction-adult-confidence": Experiment(
+        "api-extraction",
+        "adult",
+        "trees on Adult whose leaves share identities",
+        "not measured",
+        {"tables": ("adult_income",), "attacks": ("paths", "confidence", "confidence_alone")},
+    ),
     "relu-extraction-mnist": Experiment(
         "relu-extraction", "mnist", "weights of a 784-32-10 network from its answers", "not measured"
     ),

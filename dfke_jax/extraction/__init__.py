@@ -42,6 +42,7 @@ from dfke_jax.extraction.equations import (
     softmax_regression,
 )
 from dfke_jax.extraction.halfspaces import coupled_halfspace
+from dfke_jax.extraction.hidden_features import BinnedModel, binned_regression
 from dfke_jax.extraction.incomplete_trees import top_down
 from dfke_jax.extraction.jacobian_augmentation import (
     JacobianSettings,
@@ -90,6 +91,7 @@ __all__ = [
     "Adversaries",
     "AffineModel",
     "BanditSettings",
+    "BinnedModel",
     "CloneTraining",
     "DFMESettings",
     "DFMEState",
@@ -121,6 +123,7 @@ __all__ = [
     "active_thief",
     "adaptive_knockoff",
     "adversarial_pretraining",
+    "binned_regression",
     "clone_of",
     "complete_outputs",
     "copycat",

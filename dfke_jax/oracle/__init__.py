@@ -3,6 +3,7 @@
 The function that serves an application is `dfke_jax.oracle.serve.serve`.
 """
 
+from dfke_jax.oracle.binned_victims import binned_victim
 from dfke_jax.oracle.defences import (
     AdaptiveMisinformation,
     ConfidenceMask,
@@ -88,6 +89,7 @@ __all__ = [
     "answered_logits",
     "answered_probabilities",
     "background",
+    "binned_victim",
     "check_answers",
     "check_explained",
     "check_spent",

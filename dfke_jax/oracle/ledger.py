@@ -425,7 +425,7 @@ class Ledger:
                     "SELECT a.key, l.layout, a.data, a.checksum FROM answers a "
                     f"LEFT JOIN layouts l ON l.id = a.layout WHERE a.key IN ({marks})"
                 )
-                for key, layout, data, checksum in self._database.execute(query, part):
+                for key, layout, data, checksum in self._database.execute(query, part).fetchall():
                     if checksum != self._checksum(key, layout or "", data):
                         raise self._damaged(
                             f"the stored answer to row {key.hex()[:16]} does not match its checksum"
@@ -502,9 +502,9 @@ class Ledger:
                 "INSERT INTO requests (state, count, explained, keys, instance, checksum) "
                 "VALUES ('sent', ?, ?, ?, ?, ?)",
                 (*entry, self._checksum(*entry)),
-            )
-            assert made.lastrowid is not None
-            return made.lastrowid
+            ).lastrowid
+            assert made is not None
+            return made
 
     def settle(
         self,
@@ -532,14 +532,17 @@ class Ledger:
             (place,) = self._database.execute(
                 "SELECT id FROM layouts WHERE layout = ?", (layout,)
             ).fetchone()
+            entries = [
+                (key, place, row, self._checksum(key, layout, row))
+                for key, row in zip(keys, rows, strict=True)
+            ]
+            # the cursor must not outlive the lock: freed, it resets the statement that it shares
+            # with whoever holds the lock by then
             added = self._database.executemany(
                 "INSERT OR IGNORE INTO answers (key, layout, data, checksum) VALUES (?, ?, ?, ?)",
-                [
-                    (key, place, row, self._checksum(key, layout, row))
-                    for key, row in zip(keys, rows, strict=True)
-                ],
-            )
-            self._add(unique_rows=added.rowcount)
+                entries,
+            ).rowcount
+            self._add(unique_rows=added)
 
     def withdraw(self, number: int) -> None:
         """Takes a request out that was certainly not answered: it costs nothing."""

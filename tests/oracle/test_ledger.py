@@ -397,6 +397,42 @@ def test_threads_that_ask_the_same_rows_pay_once():
     assert ledger.counts()["cache_hits"] == 24
 
 
+def test_no_cursor_outlives_the_lock(monkeypatch):
+    """A cursor that is freed resets its statement, and connections share statements: in another thread's hands that is
+    ``bad parameter or other API misuse``."""
+    outside, ledgers = [], []
+
+    class Cursor(sqlite3.Cursor):
+        def __del__(self):
+            if ledgers and not ledgers[0]._lock._is_owned():
+                outside.append(self)
+
+    class Connection(sqlite3.Connection):
+        def execute(self, *args):
+            return self.cursor(Cursor).execute(*args)
+
+        def executemany(self, *args):
+            return self.cursor(Cursor).executemany(*args)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Connection, **options))
+    keys = [bytes([i]) * 32 for i in range(3)]
+    with Ledger() as ledger:
+        ledgers.append(ledger)
+        number = ledger.begin(keys)
+        ledger.settle(number, keys, "layout", [b"answer"] * 3, phase="first")
+        ledger.withdraw(ledger.begin(keys, single=True))
+        ledger.keep_samples("kind", {keys[0]: ("layout", b"answer")})
+        ledger.charge(5, block="block")
+        ledger.hit(1, phase="first")
+        ledger.meet("instance")
+        reads = (ledger.counts(), ledger.phases(), ledger.lookup(keys), ledger.samples("kind"), ledger.open_requests())
+        assert all(reads[:4])
+        assert ledger.instance_of(number) == ""
+        assert not outside
+        ledgers.clear()
+
+
 def test_two_processes_that_repeat_one_request_count_it_once(tmp_path):
     """One of them is refused and takes it out, the other gets its answer; in either order it is paid once."""
     layout, rows = encode_answers(np.ones((1, 2), np.float32), 1)

@@ -102,17 +102,19 @@ class Workbench:
         self.seconds = self.account.seconds
         self.notes: list[str] = []
         self.data_dir = data_dir
-        self.dataset = data.load(config.dataset, data_dir=data_dir)
+        # recipes on tables name those as their data set, and say which images lie here meanwhile
+        self.dataset = data.load(getattr(config, "images", config.dataset), data_dir=data_dir)
         train, test, classes = self.dataset.train.fingerprint, self.dataset.test.fingerprint, self.dataset.num_classes
         self.data_fingerprint = fingerprint([train, test, classes])
         self._train_fingerprint = fingerprint([train, classes])
         self._files = _hashes(dataclasses.asdict(config), data.tfds_directory(data_dir))
         self.own = None
-        if config.declare or own_model(config.teacher):
+        if isinstance(config, Settings) and (config.declare or own_model(config.teacher)):
             self.own = open_own(config, self.dataset)
         elif not self.dataset.labelled:
+            known = getattr(config, "teacher", "network")
             raise InputError(
-                f"{config.dataset} has no labels, and no {config.teacher} can be trained on it; name a network of your "
+                f"{config.dataset} has no labels, and no {known} can be trained on it; name a network of your "
                 "own by --teacher, or a model to attack by --victim"
             )
         if self.own is not None:

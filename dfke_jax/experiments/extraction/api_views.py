@@ -1,0 +1,108 @@
+"""What results of thefts through prediction APIs look like: a row an attack and a table."""
+
+from typing import NamedTuple
+
+from dfke_jax.display.numbers import decimal, mean_sd, spread
+from dfke_jax.display.tables import Table
+from dfke_jax.experiments.bench.result import Arm, Result
+from dfke_jax.experiments.bench.views import View
+
+
+class PublishedTheft(NamedTuple):
+    """Of Tramèr et al. 2016: what its paper says of an attack on a set.
+
+    Attributes:
+      queries: that it took. test, uniform: 1 − R in per cent; None where it is not said.
+      seconds: on a laptop, or against the service. note: what differs.
+    """
+
+    queries: int
+    test: float | None = None
+    uniform: float | None = None
+    seconds: float | None = None
+    note: str = ""
+
+
+PUBLISHED: dict[tuple[str, str], PublishedTheft] = {
+    ("equations", "digits"): PublishedTheft(650, 100.0, 100.0, None, "K (D + 1) rows"),
+    ("equations", "adult_race"): PublishedTheft(530, 100.0, 100.0, 3.1, "K (D + 1) rows"),
+    ("one_versus_rest", "adult_race"): PublishedTheft(530, 99.98, 99.98, 3.5),
+    ("hidden_layer", "adult_race"): PublishedTheft(11125, 99.96, 99.99, 89.0),
+    ("paths", "german_credit"): PublishedTheft(1722, 100.0, 100.0, None, "another tree of 26 leaves"),
+    ("top_down", "german_credit"): PublishedTheft(1150, 100.0, 100.0, None, "another tree of 26 leaves"),
+    ("binned", "circles"): PublishedTheft(278, None, None, 28.0, "Amazon"),
+    ("binned", "digits"): PublishedTheft(650, None, None, 70.0, "Amazon"),
+    ("binned", "iris"): PublishedTheft(644, None, None, 68.0, "Amazon"),
+    ("binned", "adult_income"): PublishedTheft(1485, None, None, 149.0, "Amazon"),
+}
+"""(attack, table) -> tables 4, 6 and 7 and section 4.1 of the paper, read in its text."""
+
+_HEAD = (
+    "table",
+    "attack",
+    "queries",
+    "dollars",
+    "seconds",
+    "off test %",
+    "off uniform %",
+    "control: off test %",
+    "control: off uniform %",
+    "published: queries",
+    "published: 1 − R_test / 1 − R_unif %",
+)
+
+
+def thefts(result: Result) -> list[tuple[Arm, Arm]]:
+    """Every theft of a result and its control; none of other recipes."""
+    return [
+        (method, control)
+        for method, control in result.pairs()
+        if {"attack", "table"} <= method.factors.keys() and "off_uniform" in method.metrics
+    ]
+
+
+def theft_table(result: Result) -> Table:
+    """A row per attack and table: what it took, where the copy is wrong, its control, and the published figure."""
+    rows = []
+    for method, control in thefts(result):
+        table = str(method.factors["table"])
+        known = PUBLISHED.get((method.name.removeprefix(f"{table}_"), table))
+        of = method.metrics
+        failed = sum(of["failed"])
+        rows.append(
+            (
+                table,
+                str(method.factors["attack"]) + (f" ({failed:g} of {len(of['failed'])} failed)" if failed else ""),
+                _whole(of["queries"]),
+                decimal(mean_sd(of["dollars"])[0], 4),
+                decimal(mean_sd(of["seconds"])[0], 2),
+                *(spread(of[name], 3) for name in ("off_test", "off_uniform")),
+                *(spread(control.metrics[name], 2) for name in ("off_test", "off_uniform")),
+                "–" if known is None else f"{known.queries:,}" + (f" ({known.note})" if known.note else ""),
+                "–" if known is None or known.test is None else f"{known.test:g} / {known.uniform:g}",
+            )
+        )
+    return Table(_HEAD, rows, left=(0, 1), notes=(_WORDS,))
+
+
+def _whole(values: list[float]) -> str:
+    mean, sd = mean_sd(values)
+    return f"{mean:,.0f}" + (f" ± {sd:,.0f}" if sd else "")
+
+
+_WORDS = (
+    "Off: share of rows on which copy and victim answer another class, on held-out rows and on uniform ones; mean ± sd "
+    "over seeds. Control: a model of the victim's kind, fitted to the victim's labels of as many uniform rows. Dollars at "
+    "the price of the settings; seconds are those of attack and victim together, on a machine that others shared. "
+    "Published: Tramèr et al. 2016, tables 4, 6 and 7."
+)
+
+
+THEFT_TABLE = View(
+    "thefts",
+    "Attack by attack, table by table",
+    holds=lambda result: bool(thefts(result)),
+    table=theft_table,
+)
+
+__all__ = ["PUBLISHED", "THEFT_TABLE", "PublishedTheft", "theft_table", "thefts"]
