@@ -61,7 +61,7 @@ from dfke_jax.extraction.relu_baseline import second_differences
 from dfke_jax.extraction.relu_gradients import gradient_network
 from dfke_jax.extraction.relu_networks import relu_network
 from dfke_jax.extraction.relu_parts import ReluNetwork
-from dfke_jax.extraction.relu_refinement import hybrid, refined
+from dfke_jax.extraction.relu_refinement import hybrid, refined, widened
 from dfke_jax.extraction.relu_search import ReluSearch
 from dfke_jax.extraction.retraining import (
     CLONES,
@@ -168,4 +168,5 @@ __all__ = [
     "steps_for",
     "top_down",
     "vote",
+    "widened",
 ]
