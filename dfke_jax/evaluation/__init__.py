@@ -19,6 +19,7 @@ from dfke_jax.evaluation.fidelity import (
 from dfke_jax.evaluation.probe import linear_probe
 from dfke_jax.evaluation.summary import summarise, wilson_interval
 from dfke_jax.evaluation.tail import Watched, watched
+from dfke_jax.evaluation.taxonomy import taxonomy
 from dfke_jax.evaluation.transfer import fgsm, pgd, transfer_rate
 from dfke_jax.evaluation.transition import (
     TransitionCurves,
@@ -49,6 +50,7 @@ __all__ = [
     "same_endpoint",
     "self_fidelity",
     "summarise",
+    "taxonomy",
     "total_variation",
     "transfer_rate",
     "transition_curves",

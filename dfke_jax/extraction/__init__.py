@@ -55,13 +55,14 @@ from dfke_jax.extraction.lowd_meek import Halfspace, lowd_meek
 from dfke_jax.extraction.maze import SMALL_MAZE, MAZESettings, maze
 from dfke_jax.extraction.maze_pd import MAZEPDSettings, MAZEPDState, maze_pd
 from dfke_jax.extraction.megex import SMALL_MEGEX, MEGEXSettings, megex
-from dfke_jax.extraction.pool import SMALL_CLONE, CloneTraining, PoolAttackSettings
+from dfke_jax.extraction.mixmatch import MixMatchSettings, mixmatch
+from dfke_jax.extraction.pool import SMALL_CLONE, CloneTraining, Learner, PoolAttackSettings
 from dfke_jax.extraction.random_queries import RandomState, random_attack
 from dfke_jax.extraction.relu_baseline import second_differences
 from dfke_jax.extraction.relu_gradients import gradient_network
 from dfke_jax.extraction.relu_networks import relu_network
 from dfke_jax.extraction.relu_parts import ReluNetwork
-from dfke_jax.extraction.relu_refinement import hybrid, refined
+from dfke_jax.extraction.relu_refinement import hybrid, refined, widened
 from dfke_jax.extraction.relu_search import ReluSearch
 from dfke_jax.extraction.retraining import (
     CLONES,
@@ -72,6 +73,7 @@ from dfke_jax.extraction.retraining import (
     retraining,
     softmax_clone,
 )
+from dfke_jax.extraction.rotation import RotationSettings, rotation
 from dfke_jax.extraction.token_reveals import TokenReading
 from dfke_jax.extraction.tree_model import ExtractedTree
 from dfke_jax.extraction.trees import TreeSettings, find_paths
@@ -108,16 +110,19 @@ __all__ = [
     "JacobianSettings",
     "JacobianState",
     "LastLayer",
+    "Learner",
     "MAZEPDSettings",
     "MAZEPDState",
     "MAZESettings",
     "MEGEXSettings",
+    "MixMatchSettings",
     "PoolAttackSettings",
     "Questions",
     "RandomState",
     "ReluNetwork",
     "ReluSearch",
     "RetrainingSettings",
+    "RotationSettings",
     "TokenReading",
     "TreeSettings",
     "active_thief",
@@ -151,6 +156,7 @@ __all__ = [
     "maze",
     "maze_pd",
     "megex",
+    "mixmatch",
     "mlp_clone",
     "one_versus_rest",
     "random_attack",
@@ -158,10 +164,12 @@ __all__ = [
     "refined",
     "relu_network",
     "retraining",
+    "rotation",
     "second_differences",
     "softmax_clone",
     "softmax_regression",
     "steps_for",
     "top_down",
     "vote",
+    "widened",
 ]

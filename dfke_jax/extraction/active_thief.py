@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from dfke_jax.core.errors import InputError, UnknownNameError
-from dfke_jax.core.method import Attack
+from dfke_jax.core.method import Attack, check_arguments
 from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Augmentation, Key, Predict
 from dfke_jax.extraction.common import steps_for
 from dfke_jax.extraction.pool import (
     CloneTraining,
     Labelled,
+    Learner,
     PoolAttackSettings,
     empty_table,
     in_batches,
@@ -113,6 +114,7 @@ def active_thief(
     settings: ActiveThiefSettings | None = None,
     *,
     augment: Augmentation | None = None,
+    learning: Learner | None = None,
 ) -> Attack:
     """Asks in rounds: the first at random, the others what the clone finds most instructive;
     retrains in each.
@@ -128,6 +130,8 @@ def active_thief(
       pool: (N, H, W, C). reveal: what the oracle answers; labels become one-hot targets.
       settings: see `ActiveThiefSettings`.
       augment: of the training's batches.
+      learning: how the clone learns the answers, in every round: `mixmatch`, `rotation`; from them
+        alone by default.
 
     Returns:
       An `Attack` over `ActiveThiefState`; a step is a round. Metrics: ``asked`` rows so far, and
@@ -142,7 +146,9 @@ def active_thief(
     fixed, and the kept clone is the one that agrees best with the held-out answers; the seed counts
     as a round and has its size.
     """
-    return _ActiveThief.on(clone, pool, reveal, settings or ActiveThiefSettings(), augment=augment)
+    check_arguments(learning, "learning")
+    settings = settings or ActiveThiefSettings()
+    return _ActiveThief.on(clone, pool, reveal, settings, augment=augment, learning=learning)
 
 
 def entropies(probabilities: Array) -> Array:

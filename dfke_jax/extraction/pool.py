@@ -390,6 +390,12 @@ def learn_labelled(
     )
 
 
+Learner = Callable[..., Training]
+"""(key, clone, pool, labelled, settings, start, due, augment, steps) -> `Training`: how a clone
+learns everything answered, as `learn_labelled` does. A `Partial`.
+"""
+
+
 def pick(condition: Array, new: PyTree, old: PyTree) -> PyTree:
     """`new` where the scalar condition holds, else `old`, over whole pytrees."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
@@ -440,6 +446,7 @@ __all__ = [
     "Answered",
     "CloneTraining",
     "Labelled",
+    "Learner",
     "PoolAttackSettings",
     "agreement_with",
     "check_pool",

@@ -12,6 +12,7 @@ from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
 from dfke_jax.extraction.pool import (
     CloneTraining,
+    Learner,
     PoolAttackSettings,
     check_pool,
     label,
@@ -147,7 +148,12 @@ class PoolAttack(Generic[SpendingT]):
 class ChoosingAttack(PoolAttack[PoolSettingsT]):
     """Asks images of the pool. Its states have ``labelled`` and ``chosen``, the numbers of the
     images asked last.
+
+    Attributes:
+      learning: how the clone learns everything answered; `learn_labelled` by default.
     """
+
+    learning: Learner | None = None
 
     held_key: ClassVar[int] = 1
     """Which split of a step's key decides what is held out."""
@@ -186,7 +192,7 @@ class ChoosingAttack(PoolAttack[PoolSettingsT]):
         steps: int | Array | None = None,
     ) -> Training:
         """The clone trained from new parameters on everything answered, where that is due."""
-        return learn_labelled(
+        return (self.learning or learn_labelled)(
             key,
             self.clone,
             self.pool,

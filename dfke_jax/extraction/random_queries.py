@@ -7,10 +7,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from dfke_jax.core.errors import InputError
-from dfke_jax.core.method import Attack
+from dfke_jax.core.method import Attack, check_arguments
 from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key
-from dfke_jax.extraction.pool import Labelled, PoolAttackSettings, empty_table, new_clone
+from dfke_jax.extraction.pool import (
+    Labelled,
+    Learner,
+    PoolAttackSettings,
+    empty_table,
+    new_clone,
+)
 from dfke_jax.extraction.pool_attack import ChoosingAttack
 from dfke_jax.nn.classifier import Classifier, as_float
 from dfke_jax.nn.training import Training
@@ -39,6 +45,7 @@ def random_attack(
     train_every: int | None = None,
     hard: bool = False,
     augment: Augmentation | None = None,
+    learning: Learner | None = None,
 ) -> Attack:
     """Asks the pool in random order, without replacement, and trains a clone on the answers.
 
@@ -49,6 +56,7 @@ def random_attack(
         spent. The last step trains in any case.
       hard: whether to learn labels only, whatever is answered.
       augment: of the training's batches.
+      learning: how the clone learns the answers: `mixmatch`, `rotation`; from them alone by default.
 
     Returns:
       An `Attack` over `RandomState`. Metrics: ``asked`` rows so far, and how well the clone
@@ -61,7 +69,10 @@ def random_attack(
     if train_every is not None and train_every < 1:
         raise InputError(f"train_every must be at least 1, got {train_every}")
     every = settings.rounds if train_every is None else train_every
-    return _Random.on(clone, pool, reveal, settings, augment=augment, hard=hard, every=every)
+    check_arguments(learning, "learning")
+    return _Random.on(
+        clone, pool, reveal, settings, augment=augment, hard=hard, every=every, learning=learning
+    )
 
 
 @record

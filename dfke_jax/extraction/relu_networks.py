@@ -18,7 +18,7 @@ thereby the network itself, is read from that term, if it can be: h ≤ D K, and
 | ``rounding`` | 27, and 46 where probabilities limit how far a line goes |
 | ``kinks`` | about 9 a neuron and line, and such 46; the second line confirms the first |
 | ``gradients`` | (D + 1) (2h/K + 1), or (D + 1) (h + 1) of a scalar output, and those repeated that fail |
-| ``check`` | `check_rows` |
+| ``check`` | `check_rows`, eight times as many inside the box |
 
 Source: Jagielski et al., USENIX Security 2020, section 4; Milli, Schmidt, Dragan, Hardt, "Model
 Reconstruction from Model Explanations", FAT* 2019 (jumps of gradients). Deviations: gradients shared
@@ -39,7 +39,7 @@ from dfke_jax.extraction.piecewise_linear import (
     find_pieces,
     measure_rounding,
 )
-from dfke_jax.extraction.relu_parts import Neurons, assembled
+from dfke_jax.extraction.relu_parts import Neurons, ReluNetwork, assembled
 from dfke_jax.extraction.relu_search import ReluSearch
 
 _CHUNK = 8192
@@ -81,10 +81,11 @@ class _Extraction:
         neurons: Neurons | None = None
         gradients: list[np.ndarray] = []
         affine: tuple[np.ndarray, np.ndarray, float] | None = None  # point, gradient and its error
-        network, quiet, strange = None, 0, 0
+        network, between, quiet, strange = None, None, 0, 0
         for number in range(_ROUNDS if search.inside else _FEW_ROUNDS):
             with ask.phase("kinks"):
-                lines = [self._limited(line, ask) for line in search.draw_lines(rng, gradients)]
+                drawn = search.draw_lines(rng, gradients, between)
+                lines = [self._limited(line, ask) for line in drawn]
                 found = find_pieces(values, lines, rounding, most=search.most_neurons)
             if neurons is None:
                 neurons = Neurons.none(search.features, found[0].slopes.shape[1])
@@ -114,11 +115,10 @@ class _Extraction:
                 answers = values(rows)
             network = assembled(neurons, affine, rows, answers)
             ask.keep(network)
-            if network.residual is not None and network.residual <= self._allowed(
-                rounding, answers
-            ):
+            allowed = self._allowed(rounding, answers)
+            if network.residual is not None and network.residual <= allowed:
                 return Solution(network)
-            quiet = 0
+            between, quiet = _straddling(network, rows, answers, allowed), 0
         if network is None:
             raise InputError(
                 "what one line shows another does not confirm: the model is no ReLU network of "
@@ -177,8 +177,9 @@ class _Extraction:
     def _check_rows(self, rng: np.random.Generator) -> np.ndarray:
         search = self.search
         low, high = search.ends()
-        rows = low + rng.random((search.check_rows, search.features)) * (high - low)
-        half = search.check_rows // 2
+        count = search.check_rows * (8 if search.inside else 1)
+        rows = low + rng.random((count, search.features)) * (high - low)
+        half = count // 2
         if search.inside:
             rows[:half] = search.interior(rng, half)
         elif search.gives != "probabilities":  # farther out, where every neuron divides
@@ -297,6 +298,22 @@ class _Extraction:
         moved = np.tile(point.astype(self.search.precision), (len(point), 1))
         moved.reshape(-1)[:: len(point) + 1] += steps
         return moved
+
+
+def _straddling(
+    network: ReluNetwork, rows: np.ndarray, answers: np.ndarray, allowed: float
+) -> np.ndarray | None:
+    """Up to four pairs (n, 2, D) of rows on both sides of neurons that were missed, None if none.
+
+    A network without some neuron, but with the right gradient somewhere, is right on one side of
+    that neuron and wrong on the other: a line from a wrong row to a right one crosses it.
+    """
+    apart = np.abs(network(rows) - answers).max(1)
+    wrong, right = np.flatnonzero(apart > allowed), np.flatnonzero(apart <= allowed)
+    if not len(wrong) or not len(right):
+        return None
+    wrong = wrong[np.argsort(-apart[wrong])][:4]
+    return np.stack([rows[wrong], rows[np.resize(right, len(wrong))]], 1)
 
 
 def _blocks(pieces: Pieces, unknown: np.ndarray, most: int) -> list[tuple[int, int]]:

@@ -27,7 +27,7 @@ class ReluSearch:
       gives: what the answers are. Of probabilities, log p_k − mean_j log p_j is piecewise linear.
       neurons_per_jump: of one difference of gradients; half the outputs by default, at least 1.
       most_neurons: more critical points on a line are taken for another kind of model.
-      check_rows: on which the result is compared with the victim.
+      check_rows: on which the result is compared with the victim; eight times as many inside the box.
       tolerance: largest difference there, in units of the size of the answers.
       precision: ``float64``; ``float32`` sends such rows, and makes do with what comes of such
         answers: see `relu_refinement.refined`.
@@ -159,11 +159,17 @@ class ReluSearch:
         share = np.where(upper, 1 - 0.5 * rng.random(upper.shape), 0.5 * rng.random(upper.shape))
         return low + share * (high - low)
 
-    def draw_lines(self, rng: np.random.Generator, gradients: list[np.ndarray]) -> list[Line]:
+    def draw_lines(
+        self,
+        rng: np.random.Generator,
+        gradients: list[np.ndarray],
+        between: np.ndarray | None = None,
+    ) -> list[Line]:
         """The lines of a round: one without ends, or eight through the box.
 
         Of those through the box half lead to corners in which a combination of outputs is largest
-        by one of these gradients (D, K): there neurons change that random corners leave alone.
+        by one of these gradients (D, K): there neurons change that random corners leave alone. The
+        first ones go through pairs of rows `between` (n, 2, D), if there are any.
         """
         low, high = self.ends()
         if self.inside:
@@ -172,6 +178,8 @@ class ReluSearch:
                 gradient = gradients[rng.integers(len(gradients))]
                 upper = gradient @ rng.normal(size=gradient.shape[1]) > 0
                 points[i, 1] = np.where(upper, low + 0.99 * (high - low), low + 0.01 * (high - low))
+            if between is not None:
+                points[: len(between)] = between[:8]
             return [Line.chord(one, other, low, high) for one, other in points]
         start, way = self.interior(rng, 1)[0], rng.normal(size=self.features)
         reach = None if self.precision == "float64" else 20 * self.scale

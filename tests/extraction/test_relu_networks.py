@@ -5,7 +5,18 @@ import pytest
 
 from dfke_jax import core, data
 from dfke_jax.core.errors import InputError, MissingDataError
-from dfke_jax.extraction import ReluSearch, gradient_network, hybrid, refined, relu_network, second_differences
+from dfke_jax.core.method import HostAttack
+from dfke_jax.extraction import (
+    ReluNetwork,
+    ReluSearch,
+    gradient_network,
+    hybrid,
+    refined,
+    relu_network,
+    relu_refinement,
+    second_differences,
+    widened,
+)
 from dfke_jax.extraction.piecewise_linear import Line, find_pieces, measure_rounding
 from dfke_jax.oracle import Ledger, Metered, Reveal, from_function, oracle_for
 
@@ -103,6 +114,61 @@ def test_rows_stay_in_the_box_where_they_must():
 
     found = core.run_host(relu_network(ReluSearch(D, inside=True)), answer, 0).found
     np.testing.assert_allclose(found(unseen()), victim(unseen()), atol=1e-7)
+
+
+def test_a_neuron_that_random_chords_miss_is_found_by_the_rows_that_show_it():
+    """It is active in a corner that holds half a per cent of such rows."""
+    rng = np.random.default_rng(3)
+    victim = Network(features=12, neurons=12, outputs=3)
+    victim.weights, victim.bias = rng.normal(size=(12, 12)) / np.sqrt(12), 0.3 * rng.normal(size=12)
+    victim.bias -= victim.weights.sum(0) / 2
+    victim.output = rng.normal(size=(12, 3)) / np.sqrt(12)
+    corner = np.sign(rng.normal(size=12))
+    victim.weights[:, 0], victim.bias[0] = corner, 3 - np.maximum(corner, 0).sum()
+    victim.output[0] *= 3
+    found = core.run_host(relu_network(ReluSearch(12, inside=True)), victim, 3).found
+    rows = rng.random((20_000, 12))
+    rows[::2] = rows[::2] < rng.random((10_000, 1))
+    on = rows @ victim.weights[:, 0] + victim.bias[0] > 0
+    assert 20 < on.sum() < 400
+    assert len(found.bias) == 12
+    np.testing.assert_allclose(found(rows), victim(rows), atol=1e-7)
+
+
+def without_neurons(victim, count):
+    """The network as it is found when some of its neurons are missed."""
+    kept = slice(count, None)
+    size = np.linalg.norm(victim.weights[:, kept], axis=0)
+    output = victim.output[kept] * size[:, None]
+    return ReluNetwork(victim.weights[:, kept] / size, victim.bias[kept] / size, output, None, victim.constant, 1.0)
+
+
+def test_missed_neurons_are_learnt_on_top_of_those_found(monkeypatch):
+    victim = Network(neurons=8, outputs=3, seed=3)
+    victim.bias -= victim.weights.sum(0) / 2
+    partial, rng = without_neurons(victim, 2), np.random.default_rng(0)
+    rows = rng.random((400, D))
+    wide = widened(partial, 6, rows, rng)
+    np.testing.assert_allclose(wide(rows), partial(rows), atol=1e-12)
+    assert wide.weights.shape == (D, 12)
+    assert np.min(np.abs(rows @ wide.weights[:, 6:] + wide.bias[6:]), 0).max() < 1e-12
+
+    def missing(search):
+        def solve(rng, ask):
+            ask.keep(partial)
+            raise InputError("two neurons are missing")
+
+        return HostAttack(solve)
+
+    monkeypatch.setattr(relu_refinement, "relu_network", missing)
+    with pytest.raises(InputError, match="two neurons"):
+        core.run_host(hybrid(ReluSearch(D), 400), victim, 0)
+    found = core.run_host(hybrid(ReluSearch(D), 400, missing=6, steps=300), victim, 0).found
+    alone = refined(partial, rows, victim(rows), steps=300)
+    errors = [np.sqrt(np.mean((one(unseen()) - victim(unseen())) ** 2)) for one in (partial, alone, found)]
+    assert errors[2] < errors[1] / 2 < errors[0] / 4
+    with pytest.raises(InputError, match="at least 1"):
+        widened(partial, 0, rows, rng)
 
 
 def test_through_oracle_and_ledger_it_costs_what_its_phases_say():
