@@ -31,6 +31,7 @@ from dfke_jax.distillation import (
     ImpressionSettings,
     InversionSettings,
     NAYERSettings,
+    RDSKDSettings,
     RecordSettings,
     RelationSettings,
     SamplingSettings,
@@ -56,6 +57,7 @@ from dfke_jax.distillation import (
     knowledge_distillation,
     knowledge_within,
     nayer,
+    rdskd,
     record_activations,
     relation_distillation,
     representation_distillation,
@@ -293,6 +295,7 @@ METHODS = {
         SamplingSettings(batch_size=5, latent=4, student_optimizer="sgd"),
     ),
     "DeGAN": lambda seed: degan(matched(seed), PROXY, DeGANSettings(batch_size=4, latent=2, width=2, entropy=0.1)),
+    "RDSKD": lambda seed: rdskd(matched(seed), RDSKDSettings(batch_size=4, latent=2, width=2)),
     "amalgamation": lambda seed: dfka(
         (matched(seed), matched(8)),
         Classifier.create(Heads(MLP(6, (4,)), (3, 3)), jax.random.key(9), (8, 8, 1)),
@@ -370,12 +373,13 @@ VARIANTS = {
     "unsure queries",
 }
 WITH_A_GENERATOR = {
-    "DAFL", "DFAD", "ZSKT", "DFQ", "DeGAN", "amalgamation", "CMI", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER",
+    "DAFL", "DFAD", "ZSKT", "DFQ", "DeGAN", "RDSKD", "amalgamation", "CMI", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER",
     "generators of class groups",
 }  # fmt: skip
 # Programs over an engine that another row of the table has, and that take long to compile.
 AT_LENGTH = {
-    "ZSKT", "DFQ", "DeGAN", "amalgamation", "CMI", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER", "generators of class groups",
+    "ZSKT", "DFQ", "DeGAN", "RDSKD", "amalgamation", "CMI", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER",
+    "generators of class groups",
     "the knowledge within",
 }  # fmt: skip
 every_method, every_kind = (

@@ -37,6 +37,7 @@ from dfke_jax.distillation.features import (
 from dfke_jax.distillation.gan_sampling import SamplingSettings, adapt_statistics, gan_sampling
 from dfke_jax.distillation.knowledge_within import WithinSettings, knowledge_within
 from dfke_jax.distillation.nayer import NAYERSettings, label_embedding, nayer
+from dfke_jax.distillation.rdskd import RDSKDSettings, RDSKDState, rdskd, rdskd_generator
 from dfke_jax.distillation.relations import RelationSettings, relation_distillation
 from dfke_jax.distillation.representations import representation_distillation
 from dfke_jax.distillation.response import cross_entropy_training, knowledge_distillation
@@ -77,6 +78,8 @@ __all__ = [
     "InversionSettings",
     "Moved",
     "NAYERSettings",
+    "RDSKDSettings",
+    "RDSKDState",
     "RecordSettings",
     "RelationSettings",
     "SamplingSettings",
@@ -116,6 +119,8 @@ __all__ = [
     "label_embedding",
     "most_certain",
     "nayer",
+    "rdskd",
+    "rdskd_generator",
     "record_activations",
     "relation_distillation",
     "representation_distillation",

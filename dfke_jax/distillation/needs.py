@@ -14,6 +14,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "dafl": ("logits", "features"),
     "degan": ("logits",),
     "gan_sampling": ("logits",),
+    "rdskd": ("logits",),
     "dfka": ("logits", "features"),
     "dfnd": ("logits",),
     "hint_training": ("logits", "activations"),

@@ -40,6 +40,9 @@ def made(name, teacher):
     records = distillation.RecordSettings(steps=1)
     return {
         "knowledge_distillation": lambda: distillation.knowledge_distillation(STUDENT, teacher, IMAGES, batch_size=6),
+        "rdskd": lambda: distillation.rdskd(
+            teacher, distillation.RDSKDSettings(batch_size=6, width=4, latent=4)
+        ),
         "class_impressions": lambda: distillation.class_impressions(
             teacher, distillation.ClassImpressionSettings(steps=1), 6, 6
         ),
