@@ -52,7 +52,36 @@ _CLONES = ("knockoff", "copycat", "jbda", "dfme", "maze", "disguide", "dfms")
 # all triggers, a constant rate
 _EWE = {**_TEN_EPOCHS, "triggers": 0, "decay": False}
 
+# every recipe without data, by its preset for the data that come with the package
+_ON_DIGITS = {
+    "dafl": "a generator of images that the teacher is sure of",
+    "dfad": "a generator of images that divide teacher and student",
+    "zskt": "the same by belief matching",
+    "dfq": "the same under stored statistics",
+    "cmi": "a fresh generator for every batch",
+    "fast-dfkd": "inversion in ten steps from a start that learns",
+    "nayer": "inversion out of embeddings of labels",
+    "statistics-generators": "a generator for every group of classes",
+    "knowledge-within": "pixels with the stored Gaussians",
+    "deep-inversion": "DeepDream, plain and adaptive",
+    "data-impressions": "image prior, Dirichlet answers",
+    "class-impressions": "image prior, sure answers",
+    "degan": "a GAN of random shapes that covers the classes",
+    "dfka": "two teachers of five classes each, one student",
+    "transfer-sets": "noise and random shapes, balanced or not",
+    "dfnd": "random shapes that the teacher chooses",
+    "few-shot": "200 real images",
+    "feature-distillation": "hidden layers of 200 real images",
+}
+
 EXPERIMENTS: dict[str, Experiment] = {
+    **{
+        f"{name}-digits": Experiment(name, "digits", description, "not measured")
+        for name, description in _ON_DIGITS.items()
+    },
+    "dfka-digits-four": Experiment(
+        "dfka", "digits", "four teachers of two or three classes each", "not measured", {"teachers": 4}
+    ),
     "anchors-mnist": Experiment("anchors", "mnist", "what real data gives", "5 min"),
     "anchors-fashion_mnist": Experiment("anchors", "fashion_mnist", "what real data gives", "not measured"),
     "anchors-fashion_mnist-unshifted": Experiment(

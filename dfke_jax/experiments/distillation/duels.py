@@ -36,7 +36,7 @@ from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings
 from dfke_jax.experiments.bench.steadiness import student_variables, transition_error, watched_stage
 from dfke_jax.experiments.distillation.anchors import DAFL_STUDENT, REAL_DATA, anchor_arms, measure_anchors
-from dfke_jax.experiments.distillation.views import STEADINESS
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE, STEADINESS
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.players import Maker
@@ -168,7 +168,7 @@ register(
         config=DAFLRecipeSettings,
         arms=DAFL.arms,
         measure=DAFL.measure,
-        views=(STEADINESS,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=(
             Published("dafl", "mnist", 98.20, "Chen et al., ICCV 2019 (DAFL), Table 1", "readme", differs=DAFL_STUDENT),
             *REAL_DATA,
@@ -186,7 +186,7 @@ register(
         config=DFADRecipeSettings,
         arms=DFAD.arms,
         measure=DFAD.measure,
-        views=(STEADINESS,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=(
             Published("dfad", "mnist", 98.3, "Fang et al., 2019 (DFAD)", "readme", differs=DAFL_STUDENT),
             *REAL_DATA,
@@ -204,7 +204,7 @@ register(
         config=ZSKTRecipeSettings,
         arms=ZSKT.arms,
         measure=ZSKT.measure,
-        views=(STEADINESS,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=REAL_DATA,
         presets=_PRESETS,
     )
@@ -219,7 +219,7 @@ register(
         config=DFQRecipeSettings,
         arms=DFQ.arms,
         measure=DFQ.measure,
-        views=(STEADINESS,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=(
             Published(
                 "dfq",
