@@ -155,7 +155,11 @@ WIDE_RESNETS = {
     "teacher_steps": 40_000,
 }
 """Networks of the published tables on CIFAR-10; for accelerators."""
-_PRESETS = {"digits": {**DISTILLED_DIGITS, "iterations": 1000}}
+
+
+def _on_digits(iterations: int) -> dict[str, dict[str, Any]]:
+    """The preset of digits: so many iterations that a seed takes a minute or two on two cores."""
+    return {"digits": {**DISTILLED_DIGITS, "iterations": iterations}}
 
 
 register(
@@ -173,7 +177,7 @@ register(
             Published("dafl", "mnist", 98.20, "Chen et al., ICCV 2019 (DAFL), Table 1", "readme", differs=DAFL_STUDENT),
             *REAL_DATA,
         ),
-        presets=_PRESETS,
+        presets=_on_digits(1000),
     )
 )
 register(
@@ -191,7 +195,7 @@ register(
             Published("dfad", "mnist", 98.3, "Fang et al., 2019 (DFAD)", "readme", differs=DAFL_STUDENT),
             *REAL_DATA,
         ),
-        presets=_PRESETS,
+        presets=_on_digits(500),
     )
 )
 register(
@@ -206,7 +210,7 @@ register(
         measure=ZSKT.measure,
         views=(STEADINESS, SIDE_BY_SIDE),
         published=REAL_DATA,
-        presets=_PRESETS,
+        presets=_on_digits(400),
     )
 )
 register(
@@ -233,7 +237,7 @@ register(
         ),
         datasets=("digits", "mnist", "fashion_mnist", "cifar10"),
         presets={
-            **_PRESETS,
+            **_on_digits(300),
             "cifar10": {
                 **WIDE_RESNETS,
                 "iterations": 8000,
