@@ -143,6 +143,48 @@ EXPERIMENTS: dict[str, Experiment] = {
     "transfer-sets-fashion_mnist": Experiment(
         "transfer-sets", "fashion_mnist", "noise; digits as unrelated", "6 min, one core"
     ),
+    "dafl-mnist": Experiment("dafl", "mnist", "a generator beside a student, one batch for both", "not measured"),
+    "dfad-mnist": Experiment(
+        "dfad",
+        "mnist",
+        "800 updates of the generator, five times as many of the student",
+        "not measured",
+        {"iterations": 800},
+    ),
+    "zskt-mnist": Experiment(
+        "zskt",
+        "mnist",
+        "800 updates of the generator, ten times as many of the student",
+        "not measured",
+        {"iterations": 800},
+    ),
+    "zskt-fashion_mnist": Experiment(
+        "zskt",
+        "fashion_mnist",
+        "800 updates of the generator, ten times as many of the student",
+        "not measured",
+        {"iterations": 800},
+    ),
+    "dfq-mnist": Experiment(
+        "dfq",
+        "mnist",
+        "400 updates of the generator, ten times as many of the student",
+        "not measured",
+        {"iterations": 400},
+    ),
+    "fast-dfkd-mnist": Experiment("fast-dfkd", "mnist", "110 batches of 120 in ten steps each", "not measured"),
+    "cmi-mnist": Experiment("cmi", "mnist", "40 batches of 120 in 100 steps each", "not measured"),
+    "nayer-mnist": Experiment("nayer", "mnist", "50 rounds of two batches in 40 steps each", "not measured"),
+    "dfka-mnist": Experiment("dfka", "mnist", "two teachers of five classes each, one student", "not measured"),
+    "dfka-mnist-four": Experiment(
+        "dfka", "mnist", "four teachers of two or three classes each", "not measured", {"teachers": 4}
+    ),
+    "degan-fashion_mnist": Experiment("degan", "fashion_mnist", "a GAN of 8×8 digits, enlarged", "not measured"),
+    "dfnd-mnist": Experiment("dfnd", "mnist", "clothes and random shapes that the teacher chooses", "not measured"),
+    "few-shot-mnist": Experiment("few-shot", "mnist", "200 real images", "not measured"),
+    "feature-distillation-mnist": Experiment(
+        "feature-distillation", "mnist", "hidden layers of 200 real images", "not measured"
+    ),
     "data-impressions-mnist-24k": Experiment(
         "data-impressions", "mnist", "image prior, 24,000", "28 min, shared cores", _LARGE
     ),
