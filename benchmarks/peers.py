@@ -41,14 +41,18 @@ class LeNet5(nn.Module):
         self.head = nn.Linear(units[-1], classes)
         self.to(DEVICE)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The input of the last layer."""
         x = F.pad(x, (2, 2, 2, 2))
         for conv, norm in zip(self.convs, self.conv_norms, strict=True):
             x = F.max_pool2d(F.relu(norm(conv(x))), 2)
         x = x.flatten(1)
         for dense, norm in zip(self.denses, self.dense_norms, strict=True):
             x = F.relu(norm(dense(x)))
-        return self.head(x)
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x))
 
 
 class Block(nn.Module):
@@ -313,9 +317,12 @@ class DeepInversion:
 
 
 class DFMEGenerator(nn.Module):
-    """The generator of data-free model extraction, for images of `size` pixels; returns what goes into the tanh."""
+    """The generator of data-free model extraction, for images of `size` pixels; returns what goes into the tanh.
 
-    def __init__(self, width: int, latent: int, size: int = 28, channels: int = 1):
+    Without `normalised_output` the last convolution has a bias in the place of the normalisation.
+    """
+
+    def __init__(self, width: int, latent: int, size: int = 28, channels: int = 1, normalised_output: bool = True):
         super().__init__()
         self.base = size // 4
         self.dense = nn.Linear(latent, 2 * width * self.base**2)
@@ -324,7 +331,10 @@ class DFMEGenerator(nn.Module):
             nn.Conv2d(a, b, 3, padding=1, bias=False)
             for a, b in ((2 * width, 2 * width), (2 * width, width), (width, channels))
         )
-        self.image_norm = nn.BatchNorm2d(channels, affine=False)
+        self.image_norm: nn.Module = nn.BatchNorm2d(channels, affine=False)
+        if not normalised_output:
+            self.convs[2] = nn.Conv2d(width, channels, 3, padding=1)
+            self.image_norm = nn.Identity()
         self.to(DEVICE)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -339,7 +349,8 @@ def dfme_generator_from(variables: Mapping) -> DFMEGenerator:
     """The network that these Flax variables of a `dfke_jax.nn.generators.DFMEGenerator` describe, in training mode."""
     params, stats = variables["params"], variables["batch_stats"]
     latent = params["dense"]["kernel"].shape[0]
-    network = DFMEGenerator(params["conv3"]["kernel"].shape[2], latent)
+    normalised = "image_bias" not in params
+    network = DFMEGenerator(params["conv3"]["kernel"].shape[2], latent, normalised_output=normalised)
     with torch.no_grad():
         kernel = _tensor(params["dense"]["kernel"]).reshape(latent, 7, 7, -1).permute(3, 1, 2, 0)
         network.dense.weight.copy_(kernel.reshape(-1, latent))
@@ -347,7 +358,9 @@ def dfme_generator_from(variables: Mapping) -> DFMEGenerator:
     for i, name in enumerate(("dense_norm", "conv1_norm", "conv2_norm")):
         _set_norm(network.norms[i], params[name], stats[name])
     for i in range(3):
-        _set_conv(network.convs[i], params[f"conv{i + 1}"])  # type: ignore[arg-type]
+        tree = params[f"conv{i + 1}"]
+        bias = {"bias": np.asarray(params["image_bias"]).reshape(-1)} if i == 2 and not normalised else {}
+        _set_conv(network.convs[i], {**tree, **bias})  # type: ignore[arg-type]
     return network
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -195,3 +196,123 @@ def test_the_augmentation_of_the_peer_moves_images_alike():
     )  # fmt: skip
     expected = warp(images, np.zeros(2), np.full(2, 1.2), np.zeros((2, 2)))
     np.testing.assert_allclose(peers.images_to(work.augmented(work.images)), np.asarray(expected), atol=1e-4)
+
+
+def duel_at_equal_weights(kind, **changes):
+    """One iteration of our duel and the peer before it, with the latents that ours draws."""
+    from benchmarks import peers, peers_generators
+    from dfke_jax import distillation
+    from dfke_jax.nn.generators import draw_latents
+
+    make, made = {
+        "dafl": (distillation.dafl, distillation.DAFLSettings),
+        "dfad": (distillation.dfad, distillation.DFADSettings),
+        "zskt": (distillation.zskt, distillation.ZSKTSettings),
+    }[kind]
+    sgd = {"momentum": 0.0, "weight_decay": 0.0, "student_optimizer": "sgd", "generator_optimizer": "sgd"}
+    shared = {"batch_size": 100, "width": 2, "latent": 4, "schedule": "constant", "student_rate": 0.05, **sgd}
+    settings = made(**{**shared, "generator_rate": 0.1, **changes})
+    teacher, student = classifier("lenet5"), classifier("lenet5_half", 7)
+    method = make(teacher, student, settings)
+    state = jax.jit(method.init)(jax.random.key(0))
+    key = jax.random.key(1)
+    z = draw_latents(jax.random.split(key, 3)[0], (100,), SimpleNamespace(latent=4))
+    peer = peers_generators.Duel(
+        kind,
+        [peers.lenet5_from(teacher.variables)],
+        peers.lenet5_from(state.student.variables).requires_grad_(True),
+        peers.dfme_generator_from(state.generator.variables),
+        batch=100, latent=4, updates=getattr(settings, "student_steps", 1), student_rate=settings.student_rate,
+        generator_rate=0.1, clip=settings.clip, optimizer=torch_sgd(),
+    )  # fmt: skip
+    after, metrics = jax.jit(method.step)(key, state)
+    return after, metrics, peer, peers._tensor(z)
+
+
+def torch_sgd():
+    import torch
+
+    return torch.optim.SGD
+
+
+@needs_torch
+@pytest.mark.parametrize("kind", ["dafl", pytest.param("zskt", marks=pytest.mark.slow)])
+def test_an_iteration_of_a_duel_and_of_its_peer_move_both_players_alike(kind):
+    changes = {"zskt": {"attention": 0.0, "student_steps": 3}}
+    after, _, peer, z = duel_at_equal_weights(kind, **changes.get(kind, {}))
+    before = peer.student.head.bias.detach().numpy().copy()
+    peer.iteration(z)
+    moved = peer.student.head.bias.detach().numpy()
+    assert np.abs(moved - before).max() > 1e-4
+    np.testing.assert_allclose(np.asarray(after.student.variables["params"]["head"]["bias"]), moved, atol=2e-6)
+    kernel = peer.generator.convs[2].weight.detach().permute(2, 3, 1, 0).numpy()
+    np.testing.assert_allclose(np.asarray(after.generator.variables["params"]["conv3"]["kernel"]), kernel, atol=2e-6)
+
+
+@needs_torch
+@pytest.mark.slow
+def test_the_peer_of_dfad_climbs_the_same_distance():
+    from benchmarks.peers_generators import pictures
+
+    _, metrics, peer, z = duel_at_equal_weights("dfad", student_rate=1e-12, student_steps=1)
+    images = pictures(peer.generator(z))
+    loss = peer.response(images, [peer.teachers[0](images)]).item()
+    assert float(metrics["generator_loss"]) == pytest.approx(-loss, rel=1e-4)
+
+
+@needs_torch
+@pytest.mark.slow
+def test_the_peers_of_inversions_descend_the_same_losses():
+    import torch
+
+    from benchmarks import peers, peers_generators
+    from dfke_jax import distillation
+
+    teacher, student = classifier("lenet5_bn"), classifier("lenet5_half", 7)
+    settings = distillation.FastSettings(
+        batch_size=6, width=2, latent=4, steps=1, rounds=2, warm_up=0, student_steps=1, student_batch=2,
+        student_optimizer="adam", student_rate=1e-3, schedule="constant",
+    )  # fmt: skip
+    method = distillation.fast_dfkd(teacher, student, settings)
+    state = jax.jit(method.init)(jax.random.key(0))
+    key = jax.random.key(1)
+    _, metrics = jax.jit(method.step)(key, state)
+    batch = jax.random.fold_in(jax.random.split(key)[0], 0)
+    label_key, latent_key, _ = jax.random.split(batch, 3)
+    labels = jax.random.randint(label_key, (6,), 0, 10)
+    z = jax.random.normal(latent_key, (6, 4))
+    fresh = peers.DFMEGenerator(2, 4, normalised_output=False).state_dict()
+    assert "convs.2.bias" in fresh
+    generator = generator_from(state.carried.generator)
+    peer = peers_generators.FastInversion(
+        peers.lenet5_from(teacher.variables), peers.lenet5_from(state.student.variables), generator,
+        batch=6, latent=4, steps=1, student_steps=1, student_batch=2, room=12,
+        weights=(settings.statistics, settings.one_hot, settings.adversarial), generator_rate=1e-3, latent_rate=1e-2,
+        student_rate=1e-3, temperature=20.0, average=0.9,
+    )  # fmt: skip
+    peer.student.eval()
+    loss = peer.loss(peers_generators.pictures(generator(peers._tensor(z))), peers._tensor(labels).long())
+    assert float(metrics["inversion_loss"]) == pytest.approx(loss.item(), rel=1e-4)
+
+    groups = distillation.GroupSettings(groups=5, batch_size=10, width=2, latent=4)
+    method = distillation.statistics_generators(teacher, groups)
+    state = jax.jit(method.init)(jax.random.key(0))
+    _, metrics = jax.jit(method.step)(key, state)
+    class_key, latent_key = jax.random.split(key)
+    labels = np.arange(5)[:, None] + 5 * np.asarray(jax.random.randint(class_key, (5, 2), 0, np.full((5, 2), 2)))
+    z = jax.random.normal(latent_key, (5, 2, 4))
+    each = [generator_from(jax.tree.map(lambda leaf, g=g: leaf[g], state.variables["params"])) for g in range(5)]
+    peer = peers_generators.GroupGenerators(
+        peers.lenet5_from(teacher.variables), each, batch=10, latent=4, statistics=groups.statistics, rate=1e-3
+    )
+    loss = peer.loss(peers._tensor(z), torch.tensor(labels))
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-4)
+
+
+def generator_from(params):
+    """The peer of a generator whose running statistics are never read."""
+    from benchmarks import peers
+
+    norms = ("dense_norm", "conv1_norm", "conv2_norm")
+    stats = {name: {"mean": 0 * params[name]["bias"], "var": 1 + 0 * params[name]["bias"]} for name in norms}
+    return peers.dfme_generator_from({"params": params, "batch_stats": stats})

@@ -6,6 +6,7 @@ from benchmarks.suites import (
     distillation,
     entangled,
     extraction,
+    generators,
     inversion,
     noise,
     population,
@@ -24,7 +25,8 @@ def rows(suite: str) -> Rows:
     if suite == "gpu":  # sizes that fill an accelerator
         return noise.gpu_rows() | population.gpu_rows() | extraction.gpu_rows() | watermarking.gpu_rows()
     modules = (
-        noise, training, population, distillation, inversion, extraction, dataset_inference, watermarking, entangled
+        noise, training, population, distillation, inversion, generators, extraction, dataset_inference, watermarking,
+        entangled,
     )  # fmt: skip
     for module in modules:
         found |= module.rows(suite)

@@ -52,7 +52,36 @@ _CLONES = ("knockoff", "copycat", "jbda", "dfme", "maze", "disguide", "dfms")
 # all triggers, a constant rate
 _EWE = {**_TEN_EPOCHS, "triggers": 0, "decay": False}
 
+# every recipe without data, by its preset for the data that come with the package
+_ON_DIGITS = {
+    "dafl": "a generator of images that the teacher is sure of",
+    "dfad": "a generator of images that divide teacher and student",
+    "zskt": "the same by belief matching",
+    "dfq": "the same under stored statistics",
+    "cmi": "a fresh generator for every batch",
+    "fast-dfkd": "inversion in ten steps from a start that learns",
+    "nayer": "inversion out of embeddings of labels",
+    "statistics-generators": "a generator for every group of classes",
+    "knowledge-within": "pixels with the stored Gaussians",
+    "deep-inversion": "DeepDream, plain and adaptive",
+    "data-impressions": "image prior, Dirichlet answers",
+    "class-impressions": "image prior, sure answers",
+    "degan": "a GAN of random shapes that covers the classes",
+    "dfka": "two teachers of five classes each, one student",
+    "transfer-sets": "noise and random shapes, balanced or not",
+    "dfnd": "random shapes that the teacher chooses",
+    "few-shot": "200 real images",
+    "feature-distillation": "hidden layers of 200 real images",
+}
+
 EXPERIMENTS: dict[str, Experiment] = {
+    **{
+        f"{name}-digits": Experiment(name, "digits", description, "not measured")
+        for name, description in _ON_DIGITS.items()
+    },
+    "dfka-digits-four": Experiment(
+        "dfka", "digits", "four teachers of two or three classes each", "not measured", {"teachers": 4}
+    ),
     "anchors-mnist": Experiment("anchors", "mnist", "what real data gives", "5 min"),
     "anchors-fashion_mnist": Experiment("anchors", "fashion_mnist", "what real data gives", "not measured"),
     "anchors-fashion_mnist-unshifted": Experiment(
@@ -113,6 +142,48 @@ EXPERIMENTS: dict[str, Experiment] = {
     "transfer-sets-mnist": Experiment("transfer-sets", "mnist", "noise; clothes as unrelated images", "not measured"),
     "transfer-sets-fashion_mnist": Experiment(
         "transfer-sets", "fashion_mnist", "noise; digits as unrelated", "6 min, one core"
+    ),
+    "dafl-mnist": Experiment("dafl", "mnist", "a generator beside a student, one batch for both", "not measured"),
+    "dfad-mnist": Experiment(
+        "dfad",
+        "mnist",
+        "800 updates of the generator, five times as many of the student",
+        "not measured",
+        {"iterations": 800},
+    ),
+    "zskt-mnist": Experiment(
+        "zskt",
+        "mnist",
+        "800 updates of the generator, ten times as many of the student",
+        "not measured",
+        {"iterations": 800},
+    ),
+    "zskt-fashion_mnist": Experiment(
+        "zskt",
+        "fashion_mnist",
+        "800 updates of the generator, ten times as many of the student",
+        "not measured",
+        {"iterations": 800},
+    ),
+    "dfq-mnist": Experiment(
+        "dfq",
+        "mnist",
+        "400 updates of the generator, ten times as many of the student",
+        "not measured",
+        {"iterations": 400},
+    ),
+    "fast-dfkd-mnist": Experiment("fast-dfkd", "mnist", "110 batches of 120 in ten steps each", "not measured"),
+    "cmi-mnist": Experiment("cmi", "mnist", "40 batches of 120 in 100 steps each", "not measured"),
+    "nayer-mnist": Experiment("nayer", "mnist", "50 rounds of two batches in 40 steps each", "not measured"),
+    "dfka-mnist": Experiment("dfka", "mnist", "two teachers of five classes each, one student", "not measured"),
+    "dfka-mnist-four": Experiment(
+        "dfka", "mnist", "four teachers of two or three classes each", "not measured", {"teachers": 4}
+    ),
+    "degan-fashion_mnist": Experiment("degan", "fashion_mnist", "a GAN of 8×8 digits, enlarged", "not measured"),
+    "dfnd-mnist": Experiment("dfnd", "mnist", "clothes and random shapes that the teacher chooses", "not measured"),
+    "few-shot-mnist": Experiment("few-shot", "mnist", "200 real images", "not measured"),
+    "feature-distillation-mnist": Experiment(
+        "feature-distillation", "mnist", "hidden layers of 200 real images", "not measured"
     ),
     "data-impressions-mnist-24k": Experiment(
         "data-impressions", "mnist", "image prior, 24,000", "28 min, shared cores", _LARGE

@@ -127,7 +127,7 @@ def results_texts(directory: str | os.PathLike, save: "Callable[[Figure, str], N
     if not results:
         raise InputError(f"there are no result files in {directory}")
 
-    def picture(name: str, draw: "Callable[..., Figure]", shown: Result | list[Result]) -> None:
+    def picture(name: str, draw: "Callable[..., Figure]", shown: Result | dict[str, Result]) -> None:
         if save is not None:
             save(draw(shown), name)
 
@@ -143,16 +143,17 @@ def results_texts(directory: str | os.PathLike, save: "Callable[[Figure, str], N
     return texts
 
 
-def _side_by_side(results: dict[str, Result]) -> dict[str, tuple[Together, str, list[Result]]]:
-    """Page -> a view of several results, its title and those results of one data set that have it."""
-    found: dict[str, tuple[Together, str, list[Result]]] = {}
+def _side_by_side(results: dict[str, Result]) -> dict[str, tuple[Together, str, dict[str, Result]]]:
+    """Page -> a view of several results, its title and those results that have it, of one data set or of all."""
+    found: dict[str, tuple[Together, str, dict[str, Result]]] = {}
     for dataset in dict.fromkeys(result.dataset for result in results.values()):
-        for result in results.values():
+        for name, result in results.items():
             for view in views_of(result) if result.dataset == dataset else ():
                 if view.together:
-                    title = f"{view.together.title} {dataset}: {view.together.about}"
-                    page = f"{view.name}-{dataset.split('/')[-1]}"
-                    found.setdefault(page, (view.together, title, []))[2].append(result)
+                    subject = "" if view.together.across else f" {dataset}"
+                    title = f"{view.together.title}{subject}: {view.together.about}"
+                    page = view.name if view.together.across else f"{view.name}-{dataset.split('/')[-1]}"
+                    found.setdefault(page, (view.together, title, {}))[2][name] = result
     return found
 
 
@@ -198,7 +199,7 @@ def _index(results: dict[str, Result], compared: dict[str, str]) -> str:
     head = ("experiment", "what", "data set", "seeds", "arm", "accuracy %", "over control", "reproduced", "time")
     text = "\n".join(lines) + "\n" + github_table(head, rows, left=(0, 1, 2, 4))
     if compared:
-        text += "\n## Attacks side by side\n\n"
+        text += "\n## Side by side\n\n"
         text += "".join(f"- [{title}]({name}.md)\n" for name, title in compared.items())
     return text
 

@@ -1,7 +1,7 @@
 """One result out of several, each of which holds some of a run's seeds."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments.bench.arm import joined
@@ -30,10 +30,7 @@ def merge(parts: Sequence[Result]) -> Result:
     wanted = list(range(first.config["seed"], first.config["seed"] + first.config["seeds"]))
     if seeds != wanted:
         raise InputError(f"the run has seeds {wanted}, and these parts have {seeds}")
-    seconds: dict[str, float] = {}
-    for part in parts:
-        for name, value in part.seconds.items():
-            seconds[name] = seconds.get(name, 0.0) + value
+    seconds = _sums(part.seconds for part in parts)
     if any(CACHED not in part.seconds for part in parts):
         seconds.pop(CACHED, None)  # of some it is not known
     return dataclasses.replace(
@@ -42,7 +39,16 @@ def merge(parts: Sequence[Result]) -> Result:
         arms=[joined(arms) for arms in zip(*(part.arms for part in parts), strict=True)],
         seconds=seconds,
         notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
+        stages=_sums(part.stages for part in parts) if all(part.stages for part in parts) else {},
     )
+
+
+def _sums(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            found[name] = found.get(name, 0.0) + value
+    return found
 
 
 __all__ = ["joined", "merge"]

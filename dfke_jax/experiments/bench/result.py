@@ -31,6 +31,13 @@ class Result:
     seconds: dict[str, float]
     environment: dict[str, Any]
     notes: list[str] = dataclasses.field(default_factory=list)
+    stages: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds of every stage without compiling, over all seeds; empty where they were not kept."""
+
+    def taken_by(self, arm: Arm) -> float | None:
+        """Seconds a seed that an arm's own stages took; None where they were not kept."""
+        own = [seconds for name, seconds in self.stages.items() if name.startswith(f"{arm.name}/")]
+        return sum(own) / len(self.seeds) if own else None
 
     @property
     def metrics(self) -> dict[str, dict]:
@@ -79,6 +86,7 @@ class Result:
             "published": [dataclasses.asdict(figure) for figure in self.published],
             "notes": self.notes,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "stages": {name: round(value, 3) for name, value in self.stages.items()},
             "environment": self.environment,
         }
 
@@ -100,6 +108,7 @@ class Result:
             },
             arms=[Arm.from_json(arm) for arm in content["arms"]],
             published=[Published(**figure) for figure in content["published"]],
+            stages=content.get("stages", {}),
         )
 
 

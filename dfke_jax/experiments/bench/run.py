@@ -17,6 +17,7 @@ from dfke_jax.experiments.bench.registry import Recipe, recipes
 from dfke_jax.experiments.bench.result import Arm, Result, environment
 from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import Settings
+from dfke_jax.experiments.bench.timing import by_stage
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.nn.precision import compute_precision
 
@@ -97,6 +98,7 @@ def _run(
         seconds=bench.account.closed(),
         environment=environment(),
         notes=list(dict.fromkeys([*bench.notes, f"Data: {bench.dataset.source}"])),
+        stages=by_stage(bench.account.stages),
     )
     result.write(out)
     return result

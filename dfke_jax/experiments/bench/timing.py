@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from dfke_jax.core.checkpoint import write_whole
@@ -26,12 +26,14 @@ class Account:
 
     Attributes:
       seconds: by kind of work; written to by whoever works.
+      stages: by stage of a seed (``seed0/dafl/duel``), without compiling; written to likewise.
     """
 
     def __init__(self, directory: str | os.PathLike):
         self._path = Path(directory) / _FILE
         stored = _read(self._path)
         self.seconds: dict[str, float] = {"compile": 0.0, **stored.get("seconds", {})}
+        self.stages: dict[str, float] = stored.get("stages", {})
         self._before: float = stored.get("total", 0.0)
         self._networks: dict[str, float] = stored.get("networks", {})
         self._cached: float = stored.get(CACHED, 0.0)
@@ -43,15 +45,18 @@ class Account:
         """Wall-clock seconds of all processes, and what other runs spent on networks from the cache."""
         return self._before + time.perf_counter() - self._began + self._cached
 
-    def write(self, **running: float) -> None:
+    def write(self, stage: str = "", **running: float) -> None:
         """Writes the account down.
 
         Args:
+          stage: that is not finished, whose seconds `running` are.
           running: seconds by kind of what is not finished, and so not in `seconds` yet.
         """
         seconds = {**self.seconds, **{kind: self.seconds.get(kind, 0.0) + value for kind, value in running.items()}}
+        unfinished = {stage: self.stages.get(stage, 0.0) + sum(running.values())} if stage else {}
         content = {
             "seconds": seconds,
+            "stages": {**self.stages, **unfinished},
             "total": self._before + time.perf_counter() - self._began,
             "networks": self._networks,
             CACHED: self._cached,
@@ -96,6 +101,14 @@ class Account:
         return {**self.seconds, **cached, "total": self.total}
 
 
+def by_stage(stages: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by stage over all seeds, from those of every seed's: ``seed0/dafl/duel`` and its like -> ``dafl/duel``."""
+    found: dict[str, float] = {}
+    for name, seconds in stages.items():
+        found[name.partition("/")[2]] = found.get(name.partition("/")[2], 0.0) + seconds
+    return found
+
+
 def _read(path: Path) -> dict:
     try:
         return json.loads(path.read_text())
@@ -103,4 +116,4 @@ def _read(path: Path) -> dict:
         return {}
 
 
-__all__ = ["CACHED", "Account"]
+__all__ = ["CACHED", "Account", "by_stage"]

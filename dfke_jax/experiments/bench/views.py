@@ -1,7 +1,7 @@
 """What a recipe's results look like: views, which the recipe registers and the report lays out."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from dfke_jax.display.tables import Table
@@ -12,16 +12,18 @@ if TYPE_CHECKING:
 
 
 class Together(NamedTuple):
-    """A view of all results of one data set that have it, side by side.
+    """A view of all results that have it, side by side: of one data set, or of all.
 
     Attributes:
-      title: behind which the data set's name stands with `about`. table, figure: of the results.
+      title: behind which the data set's name stands with `about`. table, figure: of the results by their experiments' names.
+      across: whether the results of all data sets stand on one page.
     """
 
     title: str
     about: str
-    table: Callable[[Sequence[Result]], Table]
-    figure: Callable[[Sequence[Result]], "Figure"]
+    table: Callable[[Mapping[str, Result]], Table]
+    figure: Callable[[Mapping[str, Result]], "Figure"]
+    across: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -252,7 +252,7 @@ class Workbench:
             now = time.perf_counter()
             spent(now - last)
             last = now
-            self.account.write(**{kind: now - began})
+            self.account.write("" if kind == "anchors" else title, **{kind: now - began})
             if callback is not None:
                 callback(step, state, metrics)
 
@@ -278,6 +278,8 @@ class Workbench:
             )
         self.seconds[kind] = self.seconds.get(kind, 0.0) + result.seconds
         self.seconds["compile"] += result.compile_seconds
+        if kind != "anchors":  # networks of the cache, which have an account of their own
+            self.account.stages[title] = self.account.stages.get(title, 0.0) + result.seconds
         self.account.write()
         return jax.device_put(result.state, jax.devices()[0]) if mesh else result.state
 

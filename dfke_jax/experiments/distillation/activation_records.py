@@ -16,6 +16,7 @@ from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.distillation.anchors import REAL_DATA
 from dfke_jax.experiments.distillation.syntheses import SynthesisRecipe, measure_syntheses, synthesis_arms
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,7 @@ register(
         arms=lambda config: synthesis_arms(config, methods(config)),
         measure=measure,
         labels=True,
+        views=(SIDE_BY_SIDE,),
         prepare=prepare,
         published=(
             Published("top_layer", "mnist", 77.30, "Lopes et al. 2017", "recalled"),

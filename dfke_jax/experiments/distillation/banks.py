@@ -21,6 +21,7 @@ from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettin
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, anchor_arms, measure_anchors
 from dfke_jax.experiments.distillation.duels import WIDE_RESNETS
 from dfke_jax.experiments.distillation.syntheses import pool_metrics
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.synthesis.pool import Pool
 
@@ -158,6 +159,7 @@ register(
         config=CMIRecipeSettings,
         arms=CMI.arms,
         measure=CMI.measure,
+        views=(SIDE_BY_SIDE,),
         published=(
             Published(
                 "cmi", "cifar10", 90.01, "Fang et al., IJCAI 2021 (CMI)", "readme", f"{_NETWORKS}, pre-inverted images"
@@ -185,6 +187,7 @@ register(
         config=FastRecipeSettings,
         arms=FAST.arms,
         measure=FAST.measure,
+        views=(SIDE_BY_SIDE,),
         published=(
             Published("fast_dfkd", "cifar10", 89.29, "Fang et al., AAAI 2022 (Fast-10)", "readme", _NETWORKS),
             *REAL_DATA,
@@ -210,6 +213,7 @@ register(
         config=NAYERRecipeSettings,
         arms=NAYER.arms,
         measure=NAYER.measure,
+        views=(SIDE_BY_SIDE,),
         published=(
             Published(
                 "nayer",

@@ -18,6 +18,7 @@ from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettin
 from dfke_jax.experiments.bench.students import distil
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, anchor_arms, measure_anchors
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE
 from dfke_jax.synthesis.fitting import fitted
 from dfke_jax.synthesis.shapes import synthetic_shapes
 
@@ -108,6 +109,7 @@ register(
         config=DeGANRecipeSettings,
         arms=arms,
         measure=measure,
+        views=(SIDE_BY_SIDE,),
         prepare=prepare,
         published=(
             Published("degan", "fashion_mnist", 83.79, "Addepalli et al., AAAI 2020 (DeGAN)", "recalled", "SVHN as proxy"),

@@ -18,6 +18,7 @@ from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DIGITS, StudentSettings, SupervisedSettings
 from dfke_jax.experiments.bench.supervision import supervised_training
 from dfke_jax.experiments.bench.workbench import Answers
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.heads import Heads
 from dfke_jax.nn.named import network
@@ -136,6 +137,7 @@ register(
         arms=arms,
         measure=measure,
         labels=True,
+        views=(SIDE_BY_SIDE,),
         presets={"digits": {**DIGITS, "iterations": 1000}},
     )
 )

@@ -22,7 +22,7 @@ from dfke_jax.experiments.bench.settings import (
 from dfke_jax.experiments.bench.steadiness import student_variables, transition_error, watched_stage
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, anchor_arms, measure_anchors
-from dfke_jax.experiments.distillation.views import STEADINESS
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE, STEADINESS
 from dfke_jax.synthesis.fitting import fitted
 from dfke_jax.synthesis.shapes import synthetic_shapes
 
@@ -146,7 +146,7 @@ register(
         arms=arms,
         measure=measure,
         prepare=prepare,
-        views=(STEADINESS,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=(
             Published("dfnd", "cifar10", 94.78, "mmrazor, readme of DFND", "readme", "ResNet-34 of 95.34 % to ResNet-18, ImageNet as the wild"),
             *REAL_DATA,

@@ -36,7 +36,7 @@ from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings
 from dfke_jax.experiments.bench.steadiness import student_variables, transition_error, watched_stage
 from dfke_jax.experiments.distillation.anchors import DAFL_STUDENT, REAL_DATA, anchor_arms, measure_anchors
-from dfke_jax.experiments.distillation.views import STEADINESS
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE, STEADINESS
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.players import Maker
@@ -155,7 +155,11 @@ WIDE_RESNETS = {
     "teacher_steps": 40_000,
 }
 """Networks of the published tables on CIFAR-10; for accelerators."""
-_PRESETS = {"digits": {**DISTILLED_DIGITS, "iterations": 1000}}
+
+
+def _on_digits(iterations: int) -> dict[str, dict[str, Any]]:
+    """The preset of digits: so many iterations that a seed takes a minute or two on two cores."""
+    return {"digits": {**DISTILLED_DIGITS, "iterations": iterations}}
 
 
 register(
@@ -168,12 +172,12 @@ register(
         config=DAFLRecipeSettings,
         arms=DAFL.arms,
         measure=DAFL.measure,
-        views=(STEADINESS,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=(
             Published("dafl", "mnist", 98.20, "Chen et al., ICCV 2019 (DAFL), Table 1", "readme", differs=DAFL_STUDENT),
             *REAL_DATA,
         ),
-        presets=_PRESETS,
+        presets=_on_digits(1000),
     )
 )
 register(
@@ -186,12 +190,12 @@ register(
         config=DFADRecipeSettings,
         arms=DFAD.arms,
         measure=DFAD.measure,
-        views=(STEADINESS,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=(
             Published("dfad", "mnist", 98.3, "Fang et al., 2019 (DFAD)", "readme", differs=DAFL_STUDENT),
             *REAL_DATA,
         ),
-        presets=_PRESETS,
+        presets=_on_digits(500),
     )
 )
 register(
@@ -204,9 +208,9 @@ register(
         config=ZSKTRecipeSettings,
         arms=ZSKT.arms,
         measure=ZSKT.measure,
-        views=(STEADINESS,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=REAL_DATA,
-        presets=_PRESETS,
+        presets=_on_digits(400),
     )
 )
 register(
@@ -219,7 +223,7 @@ register(
         config=DFQRecipeSettings,
         arms=DFQ.arms,
         measure=DFQ.measure,
-        views=(STEADINESS,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=(
             Published(
                 "dfq",
@@ -233,7 +237,7 @@ register(
         ),
         datasets=("digits", "mnist", "fashion_mnist", "cifar10"),
         presets={
-            **_PRESETS,
+            **_on_digits(300),
             "cifar10": {
                 **WIDE_RESNETS,
                 "iterations": 8000,

@@ -29,7 +29,7 @@ from dfke_jax.experiments.bench.settings import (
 )
 from dfke_jax.experiments.bench.steadiness import transition_error, watched_stage
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, anchor_arms, measure_anchors
-from dfke_jax.experiments.distillation.views import STEADINESS
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE, STEADINESS
 from dfke_jax.nn.training import trained
 from dfke_jax.synthesis.shapes import synthetic_shapes
 from dfke_jax.synthesis.starts import smooth_noise
@@ -144,7 +144,7 @@ register(
         arms=arms,
         measure=measure,
         labels=True,
-        views=(STEADINESS,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=REAL_DATA,
         presets={"digits": {**DISTILLED_DIGITS, "hint_steps": 200}},
     )

@@ -13,7 +13,7 @@ from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings, augmentation
 from dfke_jax.experiments.bench.steadiness import transition_error, watched_stage
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, anchor_arms, measure_anchors
-from dfke_jax.experiments.distillation.views import STEADINESS
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE, STEADINESS
 from dfke_jax.nn.training import trained
 
 
@@ -77,7 +77,7 @@ register(
         arms=arms,
         measure=measure,
         labels=True,
-        views=(STEADINESS,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=(
             Published(
                 "few_shot", "mnist", 86.70, "Kimura et al. 2018, as in Mopuri's tutorial of 2023, 'Performance' (MNIST)",

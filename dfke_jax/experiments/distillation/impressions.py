@@ -12,6 +12,7 @@ from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings, augmentation
 from dfke_jax.experiments.distillation.anchors import CIFAR10_SLIDES, REAL_DATA, SLIDES, keep_similarity
 from dfke_jax.experiments.distillation.syntheses import SynthesisRecipe, measure_syntheses, synthesis_arms
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE
 
 _PRIOR = ImpressionSettings(
     steps=200, start="smooth", start_mean=(0.0, 1.0), start_sd=(0.0, 1.0), total_variation=(0.002, 0.032)
@@ -101,6 +102,7 @@ register(
         config=DataImpressionSettings,
         arms=lambda config: synthesis_arms(config, _data_impressions(config)),
         measure=lambda run: _measure(run, _data_impressions(run.config)),
+        views=(SIDE_BY_SIDE,),
         published=_ZSKD,
         time="12 min on one of two shared CPU cores (mnist, 3 seeds, 3,000 impressions of 200 steps)",
         presets={
@@ -122,6 +124,7 @@ register(
         config=DataImpressionSettings,
         arms=lambda config: synthesis_arms(config, _data_impressions(config)),
         measure=lambda run: _measure(run, _data_impressions(run.config)),
+        views=(SIDE_BY_SIDE,),
         published=_WITH_PRIOR,
         time="2 min on 2 CPU cores (digits, 3 seeds); 14 min on one of two shared CPU cores (mnist, 3 seeds)",
         presets={
@@ -142,6 +145,7 @@ register(
         config=ClassImpressionRecipeSettings,
         arms=lambda config: synthesis_arms(config, _class_impressions(config)),
         measure=lambda run: _measure(run, _class_impressions(run.config)),
+        views=(SIDE_BY_SIDE,),
         published=REAL_DATA,
         time="29 min on one of two shared CPU cores (fashion_mnist, 3 seeds)",
         presets={"digits": _DIGITS},

@@ -11,6 +11,7 @@ from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, PoolSettings, augmentation, own_model
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, keep_similarity
 from dfke_jax.experiments.distillation.syntheses import SynthesisRecipe, measure_syntheses, synthesis_arms
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE
 from dfke_jax.nn.registry import describe
 
 ARMS = {
@@ -113,6 +114,7 @@ def _recipe(name: str, title: str, summary: str, arms: tuple[str, ...], time: st
         else InversionRecipeSettings,
         arms=lambda config: synthesis_arms(config, methods(config)),
         measure=measure,
+        views=(SIDE_BY_SIDE,),
         published=REAL_DATA,
         time=time,
         presets={

@@ -24,6 +24,7 @@ from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettin
 from dfke_jax.experiments.bench.students import distil
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, anchor_arms, measure_anchors
 from dfke_jax.experiments.distillation.syntheses import SynthesisRecipe, measure_syntheses, pool_metrics, synthesis_arms
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE
 from dfke_jax.synthesis.pool import Pool
 
 
@@ -128,6 +129,7 @@ register(
         config=GroupRecipeSettings,
         arms=group_arms,
         measure=measure_groups,
+        views=(SIDE_BY_SIDE,),
         published=(
             Published(
                 "statistics_generators",
@@ -159,6 +161,7 @@ register(
         config=WithinRecipeSettings,
         arms=within_arms,
         measure=measure_within,
+        views=(SIDE_BY_SIDE,),
         published=REAL_DATA,
         presets={"digits": {**DISTILLED_DIGITS, "samples": 1024, "synthesis": WithinSettings(steps=100)}},
     )

@@ -26,6 +26,7 @@ from dfke_jax.experiments.distillation.anchors import (
     keep_similarity,
     measure_anchors,
 )
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE
 from dfke_jax.synthesis.fitting import fitted
 from dfke_jax.synthesis.shapes import synthetic_shapes
 from dfke_jax.synthesis.starts import gaussian_noise, smooth_noise, uniform_noise
@@ -146,6 +147,7 @@ register(
         config=TransferSetSettings,
         arms=arms,
         measure=measure,
+        views=(SIDE_BY_SIDE,),
         prepare=prepare,
         published=(
             Published("gaussian_noise", "mnist", 88.01, "Chen et al., ICCV 2019 (DAFL), Table 1", "readme", "N(0, 1) in normalised space", DAFL_STUDENT),

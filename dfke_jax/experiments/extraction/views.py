@@ -315,7 +315,12 @@ QUERIES = View(
     table=query_table,
     figure=lambda result: queries([result]),
     subject=False,
-    together=Together("Extraction from", "accuracy against queries", queries_table, queries),
+    together=Together(
+        "Extraction from",
+        "accuracy against queries",
+        lambda results: queries_table(list(results.values())),
+        lambda results: queries(list(results.values())),
+    ),
 )
 DEFENCES = View(
     "defences",

@@ -40,6 +40,16 @@ def test_parts_make_the_whole_in_the_order_of_seeds():
     assert (whole.arms[1].agreement, whole.arms[1].metrics) == ([72.0, 73.0, 74.0], {"x": [0.5] * 3})
     assert whole.seconds == {"total": 6.0}
     assert whole.notes == ["n2", "n4"]
+    assert whole.stages == {}
+
+
+def test_seconds_of_stages_are_added_up_where_all_parts_have_them():
+    first, second = part(2, 3, stages={"student/duel": 4.0, "other/duel": 1.0}), part(4, stages={"student/duel": 2.0})
+    whole = merge([second, first])
+    assert whole.stages == {"student/duel": 6.0, "other/duel": 1.0}
+    assert whole.taken_by(whole.arms[1]) == 2.0
+    assert whole.taken_by(whole.arms[0]) is None
+    assert merge([part(4), first]).stages == {}
 
 
 @pytest.mark.parametrize(

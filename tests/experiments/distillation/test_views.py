@@ -1,9 +1,9 @@
-"""The table of steadiness, from figures that are known."""
+"""The tables of steadiness and of all methods side by side, from figures that are known."""
 
 from types import SimpleNamespace
 
-from dfke_jax.experiments.bench.result import Arm
-from dfke_jax.experiments.distillation.views import STEADINESS
+from dfke_jax.experiments.bench.result import Arm, Result
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE, STEADINESS, entries, front
 
 
 def result(*arms):
@@ -24,3 +24,62 @@ def test_only_arms_that_were_watched_are_shown():
     assert found.roles == ["method", "control"]
     assert STEADINESS.holds(result(method))
     assert not STEADINESS.holds(result(teacher))
+
+
+def kept(dataset, arms, rows=None, stages=None, seeds=(0, 1)):
+    made = [
+        Arm(name, name.title(), role, list(accuracy), budget={"teacher_rows": rows} if rows else {})
+        for name, role, accuracy in arms
+    ]
+    config = {"teacher": "t", "student": "s"}
+    return Result("dafl", "T", dataset, config, list(seeds), made, [], {}, {}, [], stages or {})
+
+
+ENDS = (
+    ("teacher", "teacher", (99.0, 98.0)),
+    ("noise", "baseline", (30.0, 32.0)),
+    ("real_data", "anchor", (97.0, 97.0)),
+)
+
+
+def results():
+    far = [*ENDS, ("far", "method", (90.0, 94.0)), ("far_control", "control", (80.0, 85.0))]
+    near = [*ENDS, ("near", "method", (70.0, 70.0))]
+    return {
+        "far-a": kept("a", far, 2000, {"far/duel": 30.0, "far/student": 10.0, "far_control/duel": 7.0}),
+        "near-a": kept("a", near, 500),
+        "near-b": kept("b", [("near", "method", (60.0,))], seeds=(0,)),
+    }
+
+
+def test_methods_stand_between_noise_and_real_data_by_rising_accuracy():
+    table = SIDE_BY_SIDE.together.table(results())
+    assert [row[2] for row in table.rows] == ["Noise", "**Near**", "**Far**", "Real_Data", "**Near**"]
+    assert [row[0] for row in table.rows] == ["a", "a", "a", "a", "b"]
+    far = dict(zip(table.head, table.rows[2], strict=True))
+    assert far["experiment"] == "[far-a](far-a.md)"
+    assert (far["teacher %"], far["student %"], far["control %"]) == ("98.50 ± 0.71", "92.00 ± 2.83", "82.50 ± 3.54")
+    assert far["over control"] == "+9.50 ± 0.71"
+    assert (far["teacher's rows"], far["seconds a seed"]) == ("2,000", "20")  # its own stages, over two seeds
+    assert dict(zip(table.head, table.rows[1], strict=True))["seconds a seed"] == "–"
+
+
+def test_the_end_of_most_seeds_stands_for_a_pair_of_networks():
+    more = kept("a", [("real_data", "anchor", (95.0, 96.0, 97.0))], seeds=(0, 1, 2))
+    found = [entry for entry in entries({**results(), "more": more}) if entry.place == "real"]
+    assert [(entry.experiment, entry.accuracy) for entry in found] == [("more", 96.0)]
+
+
+def test_the_front_is_what_no_cheaper_method_surpasses():
+    points = [(4.0, 80.0), (1.0, 70.0), (2.0, 65.0), (3.0, 80.0), (1.0, 60.0), (5.0, 90.0)]
+    assert front(points) == [(1.0, 70.0), (3.0, 80.0), (5.0, 90.0)]
+
+
+def test_the_figure_has_a_panel_of_rows_and_one_of_seconds_for_every_data_set_with_several_methods():
+    figure = SIDE_BY_SIDE.together.figure(results())
+    rows, seconds = figure.axes
+    shown = lambda axes: {
+        (x, y) for line in axes.lines for x, y in zip(*line.get_data(), strict=True) if line.get_marker() == "o"
+    }
+    assert {(2000, 92.0), (500, 70.0), (2000, 82.5)} <= shown(rows)  # the control at its method's rows
+    assert shown(seconds) == {(20.0, 92.0), (20.0, 82.5)}
