@@ -178,6 +178,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "dual-students-mnist": Experiment(
         "dual-students", "mnist", "the same by the distance of the clones' logits, with its control", "not measured"
     ),
+    "api-theft-digits": Experiment(
+        "api-theft", "digits", "a softmax regression and a network stolen whole, with the bill", "1 min"
+    ),
     "last-layer": Experiment("last-layer", "digits", "width and last layer of a language model", "not measured"),
     "relu-extraction-mnist": Experiment(
         "relu-extraction", "mnist", "weights of a 784-32-10 network from its answers", "not measured"
