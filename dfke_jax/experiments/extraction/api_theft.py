@@ -205,7 +205,7 @@ def _thefts(result: Result) -> list[tuple[Arm, Arm]]:
 
 
 def _dollars(result: Result, arm: Arm) -> str:
-    return f"${arm.budget['victim_rows'] * float(result.config.get('price', 0)) / 1000:.3f}"
+    return f"${arm.budget['victim_rows'] * float(result.config.get('price', 0)) / 1000:.4f}"
 
 
 def _error(arm: Arm) -> str:
@@ -280,7 +280,9 @@ def theft_figure(result: Result) -> "Figure":
             axes.plot(arm.agreement, [height] * len(arm.agreement), "o", color=colour, markersize=4)
             axes.text(1.01, height, spread(arm.agreement), transform=axes.get_yaxis_transform(), va="center",
                       fontsize=8.5, color=colour)  # fmt: skip
-            paid = f"{arm.budget['victim_rows']:,} rows, {_dollars(result, arm)}" if "victim_rows" in arm.budget else ""
+            paid = (
+                f"{arm.budget['victim_rows']:,} rows, \\{_dollars(result, arm)}" if "victim_rows" in arm.budget else ""
+            )
             ticks.append((height, f"{short(arm.label, 52)}\n{paid}".rstrip(), colour))
     axes.set_xlim(0, 100)
     axes.set_ylim(3.6 * len(thefts) - 1, -0.8)
@@ -318,7 +320,7 @@ RECIPE = register(
         arms=arms,
         measure=measure,
         views=(THEFTS,),
-        time="1 min, 2 CPU cores (digits)",
+        time="40 s of CPU time (digits)",
         datasets=("digits", "mnist", "fashion_mnist"),
         presets={"digits": {"teacher": "mlp_16", "teacher_steps": 1000}},
     )
