@@ -197,6 +197,14 @@ def test_the_command_of_a_report_gives_the_same_settings(names, tmp_path, monkey
     assert spelt >= 4
 
 
+def test_a_budget_is_the_recipes_own_or_one_of_several():
+    parsed = lambda name, *options: running._parse_run(registry.recipe(name), options).settings
+    assert parsed("knockoff", "--budget", "700").budgets == (700,)
+    assert parsed("defences", "--budget", "700").budget == 700
+    assert parsed("api-theft", "--budget=700").budget == 700
+    assert parsed("knockoff", "--victim=mlp_small").teacher == "mlp_small"
+
+
 @pytest.mark.parametrize("option", [["--dataset", "mnist"], ["--dataset=mnist"]])
 def test_defaults_are_those_of_the_data_set(calls, option):
     assert cli.main(["run", "fake", *option]) == 0

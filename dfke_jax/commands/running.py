@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 _ALIASES = {"--victim": "--teacher", "--budget": "--budgets"}
-"""What an attack's user would call the teacher, and one budget."""
+"""What an attack's user would call the teacher, and one budget, where the recipe has no option of that name."""
 
 
 def split(rest: list[str]) -> tuple[str, list[str], bool]:
@@ -84,8 +84,10 @@ def _parse_run(recipe: "Recipe", rest: Sequence[str]):
     """Parses what follows the recipe; the defaults are those of the data set that is asked for."""
     import tyro
 
+    own = {f"--{field.name}" for field in dataclasses.fields(recipe.config)}
+    aliases = {alias: name for alias, name in _ALIASES.items() if alias not in own}
     rest = [
-        _ALIASES.get(text.split("=")[0], text.split("=")[0]) + text[len(text.split("=")[0]) :]
+        aliases.get(text.split("=")[0], text.split("=")[0]) + text[len(text.split("=")[0]) :]
         for text in rest
     ]
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

@@ -249,6 +249,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "dual-students-mnist": Experiment(
         "dual-students", "mnist", "the same by the distance of the clones' logits, with its control", "not measured"
     ),
+    "api-theft-digits": Experiment(
+        "api-theft", "digits", "a softmax regression and a network stolen whole, with the bill", "40 s of CPU time"
+    ),
     "last-layer": Experiment("last-layer", "digits", "width and last layer of a language model", "not measured"),
     "api-extraction-tables": Experiment(
         "api-extraction", "tables", "every attack on prediction APIs, on nine tables", "not measured"

@@ -61,16 +61,17 @@ def compared(result: Result, method: Arm, *, claims: bool = True) -> list[str]:
     differences = gains(method, rival)
     mean, has = mean_sd(differences)[0], f"({spread(rival.accuracy)} %)"
     if not claims:
-        words = f"{signed(mean)} points against {title} {has}, {_seed_by_seed(differences)}"
+        words = f"{signed(mean)} points against {title} {has}, {seed_by_seed(differences)}"
     elif round(mean, 2) <= 0:
-        words = f"no better than {title} {has}: {signed(mean)} points, {_seed_by_seed(differences)}"
+        words = f"no better than {title} {has}: {signed(mean)} points, {seed_by_seed(differences)}"
     else:
-        words = f"{signed(mean)} points over {title} {has}, {_seed_by_seed(differences)}"
+        words = f"{signed(mean)} points over {title} {has}, {seed_by_seed(differences)}"
     more = gains(method, control) if control is not None and control is not rival else []
     return [words, f"{signed(mean_sd(more)[0])} over its matched control"] if more else [words]
 
 
-def _seed_by_seed(differences: Sequence[float]) -> str:
+def seed_by_seed(differences: Sequence[float]) -> str:
+    """On how many seeds something is better, and by how much on each."""
     if len(differences) == 1:
         return "on a single seed"
     up, down = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
@@ -84,4 +85,4 @@ def _seed_by_seed(differences: Sequence[float]) -> str:
     return f"{sign} ({listed})"
 
 
-__all__ = ["best_rival", "compared", "gains", "rivals"]
+__all__ = ["best_rival", "compared", "gains", "rivals", "seed_by_seed"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -28,13 +29,11 @@ _PAPER = "Jagielski et al., High Accuracy and High Fidelity Extraction, USENIX S
 
 
 @dataclasses.dataclass(frozen=True)
-class ReluExtractionSettings(SupervisedSettings):
-    """Settings of relu-extraction."""
+class HiddenLayerSettings(SupervisedSettings):
+    """A victim of one hidden layer, and a control that learns from its answers to random rows."""
 
     teacher: str = "mlp_32"
     """The victim, of one hidden layer: mlp_H for H neurons."""
-    baseline: bool = True
-    """Whether the published algorithm is run as well."""
     learning_rows: int = 4096
     """Random rows at most that the control learns from; no more than the attack asked."""
     learning_steps: int = 300
@@ -46,6 +45,14 @@ class ReluExtractionSettings(SupervisedSettings):
             raise InputError(f"the victim has one hidden layer: mlp_H, not {self.teacher}")
         if min(self.learning_rows, self.learning_steps) < 1:
             raise InputError("learning_rows and learning_steps must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReluExtractionSettings(HiddenLayerSettings):
+    """Settings of relu-extraction."""
+
+    baseline: bool = True
+    """Whether the published algorithm is run as well."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -169,7 +176,16 @@ def _compared(run: Run[ReluExtractionSettings], victim: DoubleNetwork, found: Re
 
 
 def _learnt(run: Run[ReluExtractionSettings], victim: DoubleNetwork, asked: int) -> dict[str, float]:
-    """A network of the victim's size, learnt from random rows."""
+    found, count = learnt_from_random_rows(run, victim, asked)
+    return {**_compared(run, victim, found), "queries": float(count)}
+
+
+def learnt_from_random_rows(run: Run[Any], victim: DoubleNetwork, asked: int) -> tuple[ReluNetwork, int]:
+    """A network of the victim's size, learnt from its logits of random rows, and how many these were.
+
+    Args:
+      run: of a recipe with `HiddenLayerSettings`. victim: is asked. asked: rows at most.
+    """
     rng = np.random.default_rng(run.seed)
     count = min(asked, run.config.learning_rows)
     rows = rng.random((count, *run.dataset.shape))
@@ -182,8 +198,7 @@ def _learnt(run: Run[ReluExtractionSettings], victim: DoubleNetwork, asked: int)
         np.zeros(len(victim.constant)),
     )
     with run.clock("distillation"):
-        found = refined(start, rows, victim(rows), steps=run.config.learning_steps)
-    return {**_compared(run, victim, found), "queries": float(count)}
+        return refined(start, rows, victim(rows), steps=run.config.learning_steps), count
 
 
 _TALK = "Jagielski et al., USENIX Security 2020, as in the authors' talk, 'Effectiveness of our Direct Recovery Attack'"

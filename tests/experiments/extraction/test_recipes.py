@@ -56,6 +56,7 @@ CHANGES = {
         "biased": 6,
         "unseen": 4,
     },
+    "api-theft": {"teacher": "mlp_4", "learning_steps": 5, "learning_rows": 50, "budget": 3000},
     "relu-extraction": {"teacher": "mlp_4", "learning_steps": 5, "learning_rows": 50},
     "dfms": {
         "budgets": (50,),
@@ -69,7 +70,7 @@ CHANGES = {
     },
 }
 RECIPES = tuple(CHANGES)
-WITHOUT_PICTURES = {"defences", "relu-extraction", "last-layer"}
+WITHOUT_PICTURES = {"defences", "api-theft", "relu-extraction", "last-layer"}
 QUICK = {"knockoff"}
 UNREAD = {"defences": {"dfme", "disguide", "misinformation_steps"}}
 """What the attacks and defences of a run have no use for; `test_every_attack_runs_behind_every_defence` has one for all."""
