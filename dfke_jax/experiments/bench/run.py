@@ -55,8 +55,13 @@ def run_recipe(
     assert config is not None
     out = writable_directory(out)
     with alone(out / "run", wait=False):
-        _claim(out, recipe, config, resume)
-        return _run(recipe, config, out, data_dir, progress, devices, seeds)
+        claimed = _claim(out, recipe, config, resume)
+        try:
+            return _run(recipe, config, out, data_dir, progress, devices, seeds)
+        except BaseException:
+            if claimed and {path.name for path in out.iterdir()} <= {"config.json", "run.lock"}:
+                (out / "config.json").unlink()  # refused before anything was done: the directory is nobody's
+            raise
 
 
 def _run(
@@ -133,8 +138,8 @@ def as_written(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _claim(out: Path, recipe: Recipe, config: Settings, resume: bool) -> None:
-    """Marks a directory as this run's, or refuses."""
+def _claim(out: Path, recipe: Recipe, config: Settings, resume: bool) -> bool:
+    """Marks a directory as this run's, or refuses; whether it was nobody's before."""
     mine = {"recipe": recipe.name, "config": as_written(config)}
     path = out / "config.json"
     if path.exists():
@@ -155,7 +160,9 @@ def _claim(out: Path, recipe: Recipe, config: Settings, resume: bool) -> None:
             raise CheckpointError(f"{out} holds a run of {what}; choose another --out, or repeat that run's settings")
         if found is not None and not resume:
             raise CheckpointError(f"{out} holds a run already; choose another --out, or go on with it by --resume")
+    new = not path.exists()
     write_whole(path, json.dumps(mine, indent=1) + "\n")
+    return new
 
 
 __all__ = ["as_written", "run_recipe"]
