@@ -30,7 +30,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Writes the model and says where."""
     from dfke_jax.models import export, open_model
+    from dfke_jax.models.exporting import free_files
 
+    if options.out is not None:  # before a model is trained, or read
+        free_files(options.to, options.out.expanduser())
     enable_compilation_cache()
     with open_model(options.model, declarations(options.declare)) as model:
         network = model.needed_classifier(f"an export to {options.to}")

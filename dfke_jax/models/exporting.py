@@ -24,6 +24,19 @@ METADATA = "dfke_jax"
 _TORCH = ("LeNet5", "MLP", "ResNet", "TwoConv", "VGG", "WideResNet")
 
 
+def free_files(to: str, path: Path) -> list[Path]:
+    """The files that an export into a format writes.
+
+    Raises:
+      InputError: one of them is there already.
+    """
+    files = [path, path.with_suffix(".py")] if to == "torch" else [path]
+    for file in files:
+        if file.exists():
+            raise InputError(f"{file} exists, and nothing is overwritten; choose another name")
+    return files
+
+
 def export(model: WhiteBox, to: str, path: str | Path) -> list[Path]:
     """Writes a model in another format; rows are pixels in its box, and answers are logits.
 
@@ -47,10 +60,7 @@ def export(model: WhiteBox, to: str, path: str | Path) -> list[Path]:
     if to not in FORMATS:
         raise UnknownNameError("format", to, FORMATS)
     place = Path(path).expanduser()
-    files = [place, place.with_suffix(".py")] if to == "torch" else [place]
-    for file in files:
-        if file.exists():
-            raise InputError(f"{file} exists, and nothing is overwritten; choose another name")
+    files = free_files(to, place)
     if to in ("safetensors", "torch") and not isinstance(model, Classifier):
         raise InputError(
             f"{to} takes networks of this package, and {model.name} is none; take stablehlo or onnx"

@@ -46,6 +46,52 @@ FILES = {
     "key.json": b"{}",
     "list.json": b"[1, 2]",
     "cut.json": b'{"a": ',
+    "empty.csv": b"",
+    "names.csv": b"a,b\n",
+    "ragged.csv": b"a,y\n1,0\n2\n",
+    "gap.csv": b"a,y\n1,0\n,1\n",
+    "words.csv": b"a,y\n1,x\n2,x\n3,y\n",
+    "twice.csv": b"a,a\n1,0\n2,1\n",
+    "alone.csv": b"y\n0\n1\n0\n1\n",
+    "people.csv": b"age,job,buys\n30,cook,yes\n40,clerk,no\n50,cook,yes\n60,clerk,no\n",
+    "wages.csv": b"age,wage\n30,1.5\n40,2.5\n50,3.5\n",
+    "pixels.csv": b"y,pixel0,pixel1,pixel2\n0,1,2,3\n1,4,5,6\n0,1,2,3\n1,4,5,6\n",
+    "bright.csv": b"y,pixel0\n0,256\n1,4\n0,1\n1,9\n",
+    "none.toml": b"model = 3\n",
+    "cut.toml": b"model = ",
+    "net.pkl": b"no pickle",
+    "text.onnx": b"no graph",
+    "broken.py": b"1/0\n",
+    "mine.py": b"""
+import numpy as np
+
+def scores(rows):
+    return np.asarray(rows).reshape(len(rows), -1)[:, :10] - 0.5
+
+def holes(rows):
+    return scores(rows) * np.nan
+
+def one(rows):
+    return scores(rows)[:, 0]
+
+def short(rows):
+    return scores(rows)[:1]
+
+def sigmoids(rows):
+    return scores(rows) * 0.5 + 0.5
+
+def fails(rows):
+    raise KeyError("nothing")
+
+def needs(rows, more):
+    return rows
+
+class Net:
+    def __init__(self, width):
+        pass
+
+NUMBER = 3
+""",
 }
 
 COMMANDS = [
@@ -110,6 +156,42 @@ COMMANDS = [
     ("watermark verify s.json p.json x --json good.npz", FAILED), ("watermark verify s.json p.json x --json text.npz/v.json", FAILED),
     ("watermark verify s.json p.json x --network nope", FAILED), ("watermark verify s.json p.json http://", FAILED),
     ("watermark verify s.json p.json http://127.0.0.1:1 --null 0", FAILED),
+    # export
+    ("export", USAGE), ("export digits", USAGE), ("export digits --to tflite", USAGE), ("export digits --to", USAGE),
+    ("export digits --to stablehlo --nope", USAGE), ("export nowhere --to stablehlo", FAILED),
+    ("export empty --to stablehlo", FAILED), ("export text.npz --to stablehlo", FAILED),
+    ("export mine.py:scores --to stablehlo --declare shape=8,8,1", FAILED),
+    ("export digits --to safetensors --out good.npz", FAILED), ("export digits --to safetensors --declare shape=9,9,1", FAILED),
+    # models of one's own
+    *((f"export {model} --to stablehlo", FAILED) for model in (
+        "nowhere.pt2", "nowhere.onnx", "nowhere.skops", "nowhere.toml", "nowhere.py:Net", "nowhere.pkl", "net.pkl",
+        "none.toml", "cut.toml", "broken.py:f", "mine.py:nothing", "mine.py:Net", "mine.py:NUMBER", "mine.py:scores",
+        "nowhere.safetensors", "nowhere.stablehlo",
+    )),
+    *((f"serve mine.py:{name} --declare {said}", FAILED) for name, said in (
+        ("holes", "shape=8,8,1"), ("one", "shape=8,8,1"), ("short", "shape=8,8,1"), ("sigmoids", "shape=8,8,1"),
+        ("fails", "shape=8,8,1"), ("needs", "shape=8,8,1"), ("scores", "shape=8,8,1 classes=9"),
+        ("scores", "shape=8,8,1 gives=label"), ("scores", "shape=8,8,1 gives=probabilities"), ("scores", "shape=0"),
+        ("scores", "shape=a"), ("scores", "shape"), ("scores", "shape="), ("scores", "nope=3"), ("scores", "shape=8,8,1 shape=8"),
+        ("scores", "shape=8,8,1 gives=scores"), ("scores", "shape=8,8,1 box=1,0"), ("scores", "shape=8,8,1 batch=0"),
+        ("scores", "shape=8,8,1 trusted=maybe"), ("scores", "shape=8,8,1 network=lenet5"), ("scores", "shape=8,8,1 classes=x"),
+    )),
+    # data of one's own, in recipes
+    *((f"run knockoff --out out --teacher mlp_small --dataset {name}", FAILED) for name in (
+        "nowhere.npz", "text.npz", "empty.npz", "other.npz", "flat.npz", "floats.npz", "bare.npz", "first.npz", "seven.npz",
+        "half.npz", "single.npz", "big.npz", "holed.npz", "empty", "nowhere", "nowhere.csv:y", "empty.csv:y", "names.csv:b",
+        "ragged.csv", "gap.csv", "words.csv", "twice.csv:a", "alone.csv", "people.csv", "people.csv:nope", "wages.csv:wage",
+        "pixels.csv", "bright.csv",
+    )),
+    *((f"run {name} --out out --dataset {rest}", FAILED) for name, rest in (
+        ("dafl", "people.csv:buys"), ("copycat", "people.csv:buys"), ("dafl", "bare.npz"), ("knockoff", "people.csv:buys --teacher lenet5"),
+        ("knockoff", "people.csv:buys --pool-dataset shapes"), ("knockoff", "people.csv:buys --pool-dataset digits"),
+        ("knockoff", "digits --pool-dataset uniform"), ("knockoff", "digits --pool-dataset nowhere.npz"),
+        ("knockoff", "digits --victim nowhere.onnx"), ("knockoff", "digits --victim mine.py:fails"),
+        ("knockoff", "people.csv:buys --victim mine.py:scores"), ("knockoff", "bare.npz --victim mine.py:scores --points 2"),
+        ("dafl", "good.npz --teacher mine.py:scores"), ("ewe", "good.npz --teacher mine.py:scores"),
+        ("few-shot", "bare.npz --teacher digits.toml"),
+    )),
     # dataset inference
     ("dataset-inference", USAGE), ("dataset-inference --victim digits", USAGE),
     *((f"dataset-inference --victim digits --suspect digits --private {a} --public {b}", FAILED) for a, b in (
@@ -146,6 +228,14 @@ def place(tmp_path_factory):
         np.savez(where / name, images=pixels.random((40, 8, 8, 1), np.float32), labels=np.arange(40) % 10)
     np.savez(where / "short.npz", images=pixels.random((3, 8, 8, 1), np.float32), labels=np.arange(3))
     np.savez(where / "other.npz", a=np.zeros(3))
+    grey = pixels.integers(0, 256, (40, 8, 8, 1), np.uint8)
+    np.savez(where / "bare.npz", images=grey)
+    np.savez(where / "first.npz", images=grey.transpose(0, 3, 1, 2)[:, :, :, :7], labels=np.arange(40) % 10)
+    np.savez(where / "seven.npz", images=np.repeat(grey, 7, 3), labels=np.arange(40) % 10)
+    np.savez(where / "half.npz", x_train=grey, x_test=grey, y_train=np.arange(40) % 10)
+    np.savez(where / "single.npz", images=grey, labels=np.r_[np.zeros(39, int), 1])
+    np.savez(where / "big.npz", images=grey.astype(np.float32), labels=np.arange(40) % 10)
+    np.savez(where / "holed.npz", images=np.full((40, 8, 8, 1), np.nan, np.float32), labels=np.arange(40) % 10)
     np.savez(where / "flat.npz", images=np.zeros((40, 64), np.float32), labels=np.arange(40) % 10)
     np.savez(where / "floats.npz", images=np.zeros((40, 8, 8, 1), np.float32), labels=np.zeros(40))
     made = [
@@ -181,5 +271,6 @@ def test_wrong_input(place, monkeypatch, capsys, line, code):
     assert said[0].startswith(("dfke", "usage: dfke")), said[0]
     assert "Traceback" not in shown.err + shown.out
     after = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
-    assert {path for path in after if path.is_file()} == {path for path in before if path.is_file()}
+    files = lambda of: {path for path in of if path.is_file() and path.suffix != ".lock"}
+    assert files(after) == files(before)
     assert json.loads((place / "key.json").read_text()) == {}

@@ -61,13 +61,18 @@ def run_recipe(
     check_trackers(track)
     out = writable_directory(out)
     with alone(out / "run", wait=False):
-        _claim(out, recipe, config, resume)
-        with contextlib.ExitStack() as stack:
-            settings, title = as_written(config), f"{recipe.name} {config.dataset}"
-            trackers = [
-                stack.enter_context(contextlib.closing(open_tracker(name, out, title, settings))) for name in track
-            ]
-            return _run(recipe, config, out, data_dir, progress, devices, seeds, trackers)
+        claimed = _claim(out, recipe, config, resume)
+        try:
+            with contextlib.ExitStack() as stack:
+                settings, title = as_written(config), f"{recipe.name} {config.dataset}"
+                trackers = [
+                    stack.enter_context(contextlib.closing(open_tracker(name, out, title, settings))) for name in track
+                ]
+                return _run(recipe, config, out, data_dir, progress, devices, seeds, trackers)
+        except BaseException:
+            if claimed and {path.name for path in out.iterdir()} <= {"config.json", "run.lock"}:
+                (out / "config.json").unlink()  # refused before anything was done: the directory is nobody's
+            raise
 
 
 def _run(
@@ -147,8 +152,8 @@ def as_written(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _claim(out: Path, recipe: Recipe, config: Settings, resume: bool) -> None:
-    """Marks a directory as this run's, or refuses."""
+def _claim(out: Path, recipe: Recipe, config: Settings, resume: bool) -> bool:
+    """Marks a directory as this run's, or refuses; whether it was nobody's before."""
     mine = {"recipe": recipe.name, "config": as_written(config)}
     path = out / "config.json"
     if path.exists():
@@ -169,7 +174,9 @@ def _claim(out: Path, recipe: Recipe, config: Settings, resume: bool) -> None:
             raise CheckpointError(f"{out} holds a run of {what}; choose another --out, or repeat that run's settings")
         if found is not None and not resume:
             raise CheckpointError(f"{out} holds a run already; choose another --out, or go on with it by --resume")
+    new = not path.exists()
     write_whole(path, json.dumps(mine, indent=1) + "\n")
+    return new
 
 
 __all__ = ["as_written", "run_recipe"]
