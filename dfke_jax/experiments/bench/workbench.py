@@ -21,6 +21,7 @@ from dfke_jax.core.mesh import device_mesh, replicate
 from dfke_jax.core.method import HostMethod, Method
 from dfke_jax.core.tracking import JsonLines
 from dfke_jax.core.types import Array, Key, PyTree
+from dfke_jax.data.files import holds_classes
 from dfke_jax.experiments.bench.kept import once
 from dfke_jax.experiments.bench.own import open_own
 from dfke_jax.experiments.bench.settings import Settings, SupervisedSettings, network, own_model
@@ -332,15 +333,23 @@ class Workbench:
 
 
 def _hashes(settings: Any, root: Path) -> list[str]:
-    """Of the files of data sets that settings name: a path says nothing of what it holds."""
+    """Of the files and folders of data sets that settings name: a path says nothing of what it holds."""
     if isinstance(settings, dict):
         settings = list(settings.values())
     if isinstance(settings, (list, tuple)):
         return sorted({found for value in settings for found in _hashes(value, root)})
     if not isinstance(settings, str) or not settings:
         return []
-    path = Path(settings).expanduser() if settings.endswith(".npz") else root / f"{settings}.npz"
-    return [hashlib.sha256(path.read_bytes()).hexdigest()[:16]] if path.is_file() else []
+    folder = Path(settings).expanduser()
+    if not settings.endswith(".npz") and holds_classes(folder):
+        inside = sorted(file for file in folder.rglob("*") if file.is_file())
+        return [fingerprint([[str(file.relative_to(folder)), _hash(file)] for file in inside])]
+    path = folder if settings.endswith(".npz") else root / f"{settings}.npz"
+    return [_hash(path)] if path.is_file() else []
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 __all__ = ["Answers", "Workbench"]
