@@ -266,8 +266,8 @@ def test_channels_behind_the_normalisation_and_where_they_leave_the_box():
     # a channel's deviation belongs to its own mean
     paired = Preprocessing(mean=(0.5, 0.1, 0.9), std=(0.5, 0.1, 0.1))
     attack_on(clone.replace(preprocessing=paired), post_transform=True)
+    crossed = Preprocessing(mean=(0.5, 0.1, 0.9), std=(0.1, 0.5, 0.1))
     with pytest.raises(InputError, match=r"0.1 ± 0.5, which leave the box"):
-        crossed = Preprocessing(mean=(0.5, 0.1, 0.9), std=(0.1, 0.5, 0.1))
         attack_on(clone.replace(preprocessing=crossed), post_transform=True)
 
 

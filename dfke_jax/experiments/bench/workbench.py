@@ -334,22 +334,23 @@ class Workbench:
 
 def _hashes(settings: Any, root: Path) -> list[str]:
     """Of the files and folders of data sets that settings name: a path says nothing of what it holds."""
+    if isinstance(settings, str) and settings and holds_classes(Path(settings).expanduser()):
+        return [_hash_of_folder(Path(settings).expanduser())]
     if isinstance(settings, dict):
         settings = list(settings.values())
     if isinstance(settings, (list, tuple)):
         return sorted({found for value in settings for found in _hashes(value, root)})
     if not isinstance(settings, str) or not settings:
         return []
-    folder = Path(settings).expanduser()
-    if not settings.endswith(".npz") and holds_classes(folder):
-        inside = sorted(file for file in folder.rglob("*") if file.is_file())
-        return [fingerprint([[str(file.relative_to(folder)), _hash(file)] for file in inside])]
-    path = folder if settings.endswith(".npz") else root / f"{settings}.npz"
-    return [_hash(path)] if path.is_file() else []
+    path = Path(settings).expanduser() if settings.endswith(".npz") else root / f"{settings}.npz"
+    return [hashlib.sha256(path.read_bytes()).hexdigest()[:16]] if path.is_file() else []
 
 
-def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+def _hash_of_folder(folder: Path) -> str:
+    """Of the names and contents of all files in it."""
+    inside = sorted(file for file in folder.rglob("*") if file.is_file())
+    found = [[str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest()] for file in inside]
+    return fingerprint(found)
 
 
 __all__ = ["Answers", "Workbench"]
