@@ -21,7 +21,6 @@ from dfke_jax.core.mesh import device_mesh, replicate
 from dfke_jax.core.method import HostMethod, Method
 from dfke_jax.core.tracking import JsonLines
 from dfke_jax.core.types import Array, Key, PyTree
-from dfke_jax.data.files import holds_classes
 from dfke_jax.experiments.bench.kept import once
 from dfke_jax.experiments.bench.own import open_own
 from dfke_jax.experiments.bench.settings import Settings, SupervisedSettings, network, own_model
@@ -334,7 +333,7 @@ class Workbench:
 
 def _hashes(settings: Any, root: Path) -> list[str]:
     """Of the files and folders of data sets that settings name: a path says nothing of what it holds."""
-    if isinstance(settings, str) and settings and holds_classes(Path(settings).expanduser()):
+    if isinstance(settings, str) and settings and data.files.holds_classes(Path(settings).expanduser()):
         return [_hash_of_folder(Path(settings).expanduser())]
     if isinstance(settings, dict):
         settings = list(settings.values())
