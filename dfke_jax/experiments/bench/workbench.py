@@ -333,7 +333,9 @@ class Workbench:
 
 def _hashes(settings: Any, root: Path) -> list[str]:
     """Of the files and folders of data sets that settings name: a path says nothing of what it holds."""
-    if isinstance(settings, str) and settings and data.files.holds_classes(Path(settings).expanduser()):
+    from dfke_jax.data.files import holds_classes
+
+    if isinstance(settings, str) and settings and holds_classes(Path(settings).expanduser()):
         return [_hash_of_folder(Path(settings).expanduser())]
     if isinstance(settings, dict):
         settings = list(settings.values())
