@@ -19,12 +19,13 @@ from dfke_jax.distillation.duel import (
     Seen,
     duel,
     duel_cost,
-    response,
     warn_of_small_batches,
 )
 from dfke_jax.distillation.needs import check_teacher
-from dfke_jax.nn.answers import heads
+from dfke_jax.nn.answers import each_head, heads
 from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.losses import response_kl
+from dfke_jax.nn.observation import Observed
 from dfke_jax.nn.whitebox import WhiteBox
 
 JOINT = Schedule(student=1, joint=True)
@@ -87,8 +88,8 @@ def dafl(teacher: WhiteBox, student: Classifier, settings: DAFLSettings) -> Meth
     check_teacher(teacher, "dafl")
     if settings.entropy:
         warn_of_small_batches("DAFL", settings.batch_size, teacher)
-    gain = Partial(dafl_gain, settings.one_hot, settings.activation, settings.entropy)
-    return duel(teacher, student, settings, JOINT, gain, Partial(response), activations=True)
+    gain = Partial(_gain, settings.one_hot, settings.activation, settings.entropy)
+    return duel(teacher, student, settings, JOINT, gain, Partial(_response), activations=True)
 
 
 def dafl_cost(settings: DAFLSettings) -> Cost:
@@ -96,10 +97,7 @@ def dafl_cost(settings: DAFLSettings) -> Cost:
     return duel_cost(settings, JOINT)
 
 
-def dafl_gain(
-    one_hot: Array, activation: Array, entropy: Array, seen: Seen
-) -> tuple[Array, Metrics]:
-    """L_G of `dafl`, and its three losses without their weights."""
+def _gain(one_hot: Array, activation: Array, entropy: Array, seen: Seen) -> tuple[Array, Metrics]:
     sure, balance = jnp.zeros(()), jnp.zeros(())
     for logits in heads(seen.teacher.logits).values():
         sure -= jnp.mean(jnp.max(jax.nn.log_softmax(logits), -1))  # CE against one's own arg-max
@@ -110,6 +108,10 @@ def dafl_gain(
     return value, {"one_hot": sure, "activation": excited, "entropy": balance}
 
 
+def _response(student: Observed, teacher: Observed) -> Array:
+    return each_head(Partial(response_kl))(student.logits, teacher.logits)
+
+
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
-__all__ = ["DAFLSettings", "dafl", "dafl_cost", "dafl_gain"]
+__all__ = ["DAFLSettings", "dafl", "dafl_cost"]

@@ -12,10 +12,12 @@ from dfke_jax.core.method import Method
 from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Metrics
 from dfke_jax.distillation.cost import Cost
-from dfke_jax.distillation.dafl import JOINT, DAFLSettings, dafl_gain
-from dfke_jax.distillation.duel import Seen, duel, duel_cost, response, warn_of_small_batches
+from dfke_jax.distillation.dafl import JOINT, DAFLSettings, _gain
+from dfke_jax.distillation.duel import Seen, duel, duel_cost, warn_of_small_batches
 from dfke_jax.distillation.needs import check_teacher
+from dfke_jax.nn.answers import each_head
 from dfke_jax.nn.classifier import Classifier, Preprocessing
+from dfke_jax.nn.losses import response_kl
 from dfke_jax.nn.observation import Observed
 from dfke_jax.nn.whitebox import WhiteBox
 
@@ -114,7 +116,7 @@ def dfka(teachers: Sequence[WhiteBox], student: Classifier, settings: DFKASettin
             )
     together = Teachers(members=tuple(teachers))
     gain = Partial(_summed, settings.one_hot, settings.activation, settings.entropy)
-    loss = Partial(response)
+    loss = Partial(_response)
     return duel(together, student, settings, JOINT, gain, loss, activations=True)  # type: ignore[arg-type]
 
 
@@ -150,9 +152,13 @@ def _summed(one_hot: Array, activation: Array, entropy: Array, seen: Seen) -> tu
     for i in range(len(logits)):
         features = {"features": seen.teacher.activations[f"features/{i}"]}
         own = seen.teacher._replace(logits=logits[f"task{i}"], activations=features)
-        value, _ = dafl_gain(one_hot, activation, entropy, seen._replace(teacher=own))
+        value, _ = _gain(one_hot, activation, entropy, seen._replace(teacher=own))
         total, metrics[f"generator_loss/task{i}"] = total + value, value
     return total, metrics
+
+
+def _response(student: Observed, teacher: Observed) -> Array:
+    return each_head(Partial(response_kl))(student.logits, teacher.logits)
 
 
 __all__ = ["DFKASettings", "Teachers", "dfka", "dfka_cost", "task_accuracies"]

@@ -17,12 +17,13 @@ from dfke_jax.distillation.duel import (
     Seen,
     duel,
     duel_cost,
-    response,
     warn_of_small_batches,
 )
 from dfke_jax.distillation.needs import check_teacher, named
+from dfke_jax.nn.answers import each_head
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import response_kl
+from dfke_jax.nn.observation import Observed
 from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.priors import StatisticsForm, normalisation_statistics
 
@@ -99,7 +100,7 @@ def dfq(teacher: WhiteBox, student: Classifier, settings: DFQSettings) -> Method
         settings,
         settings.turns,
         gain,
-        Partial(response),
+        Partial(_response),
         moments=bool(settings.statistics),
     )
 
@@ -128,6 +129,10 @@ def _gain(static: Static, weights: tuple, seen: Seen) -> tuple[Array, Metrics]:
         terms["statistics"] = normalisation_statistics(seen.teacher.moments, form)
         value += statistics * terms["statistics"]
     return value, terms
+
+
+def _response(student: Observed, teacher: Observed) -> Array:
+    return each_head(Partial(response_kl))(student.logits, teacher.logits)
 
 
 __all__ = ["DFQSettings", "dfq", "dfq_cost"]

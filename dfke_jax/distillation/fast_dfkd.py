@@ -13,7 +13,12 @@ from dfke_jax.core.records import record, static_field
 from dfke_jax.core.types import Array, Augmentation, Key, PyTree
 from dfke_jax.distillation.bank import BankSettings, Made, bank_budget, bank_method
 from dfke_jax.distillation.cmi import adam, fresh_generator
-from dfke_jax.distillation.inversion_loss import Averages, averaged, inversion_loss, no_averages
+from dfke_jax.distillation.inversion_loss import (
+    Averages,
+    averaged,
+    averaging_objective,
+    no_averages,
+)
 from dfke_jax.distillation.needs import check_teacher, named
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import draw_latents
@@ -148,22 +153,9 @@ class _Fast:
             return Made(decode(start), labels, carried, {})
         competes = (number >= s.warm_up).astype(jnp.float32)
 
-        def objective(
-            key: Key, images: Array, optimised: dict[str, PyTree]
-        ) -> tuple[Array, PyTree]:
-            seen_as = images if self.augment is None else self.augment(key, images)
-            loss, seen, terms = inversion_loss(
-                s,
-                teacher,
-                student,
-                seen_as,
-                labels,
-                competes,
-                averages=carried.averages,
-                keep=s.average,
-            )
-            return loss, (terms, jax.lax.stop_gradient(seen.moments))
-
+        objective = averaging_objective(
+            s, teacher, student, labels, competes, self.augment, carried.averages, s.average
+        )
         rules = {"latents": adam(s.latent_rate), "generator": adam(s.generator_rate)}
         found = invert(run_key, decode, objective, start, steps=s.steps, optimizers=rules)
         if s.meta == "fomaml":

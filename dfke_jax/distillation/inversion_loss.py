@@ -5,11 +5,12 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from dfke_jax.core.types import Array, Metrics
+from dfke_jax.core.types import Array, Augmentation, Key, Metrics, PyTree
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import cross_entropy, response_kl
 from dfke_jax.nn.observation import Moments, Observed
 from dfke_jax.nn.whitebox import WhiteBox
+from dfke_jax.synthesis.latent import LatentObjective
 from dfke_jax.synthesis.priors import StatisticsForm, normalisation_statistics
 
 
@@ -111,4 +112,36 @@ def inversion_loss(
     return loss, seen, terms
 
 
-__all__ = ["Averages", "Weights", "averaged", "blended", "inversion_loss", "no_averages"]
+def averaging_objective(
+    weights: Weights,
+    teacher: WhiteBox,
+    student: Classifier,
+    labels: Array,
+    competes: Array,
+    augment: Augmentation | None,
+    averages: Averages,
+    keep: float,
+) -> LatentObjective:
+    """`inversion_loss` of augmented images, statistics blended with their averages; beside it stand
+    its terms and the batch's moments.
+    """
+
+    def objective(key: Key, images: Array, optimised: dict[str, PyTree]) -> tuple[Array, PyTree]:
+        seen_as = images if augment is None else augment(key, images)
+        loss, seen, terms = inversion_loss(
+            weights, teacher, student, seen_as, labels, competes, averages=averages, keep=keep
+        )
+        return loss, (terms, jax.lax.stop_gradient(seen.moments))
+
+    return objective
+
+
+__all__ = [
+    "Averages",
+    "Weights",
+    "averaged",
+    "averaging_objective",
+    "blended",
+    "inversion_loss",
+    "no_averages",
+]

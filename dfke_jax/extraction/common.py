@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dfke_jax.core.errors import InputError, UnknownNameError
@@ -253,13 +254,13 @@ class GenerativeAttack(Generic[GenerativeSettingsT]):
         )
         if settings.post_transform:
             low, high = clone.preprocessing.box
-            for mean in clone.preprocessing.mean:
-                for std in clone.preprocessing.std:
-                    if mean - std < low - 1e-6 or mean + std > high + 1e-6:
-                        raise InputError(
-                            f"post_transform asks rows mean ± std = {mean} ± {std}, which leave "
-                            f"the box [{low}, {high}]; use post_transform=False"
-                        )
+            # one number of either stands for all channels
+            for mean, std in np.broadcast(clone.preprocessing.mean, clone.preprocessing.std):
+                if mean - std < low - 1e-6 or mean + std > high + 1e-6:
+                    raise InputError(
+                        f"post_transform asks rows mean ± std = {mean} ± {std}, which leave "
+                        f"the box [{low}, {high}]; use post_transform=False"
+                    )
         _ = attack.learner, attack.maker  # schedules over no steps are refused here
         return attack
 

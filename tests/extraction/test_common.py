@@ -263,6 +263,12 @@ def test_channels_behind_the_normalisation_and_where_they_leave_the_box():
     for mean, std in ((0.25, 0.26), (0.75, 0.26)):
         with pytest.raises(InputError, match="leave the box"):
             attack_on(clone.replace(preprocessing=Preprocessing(mean=(mean,), std=(std,))), post_transform=True)
+    # a channel's deviation belongs to its own mean
+    paired = Preprocessing(mean=(0.5, 0.1, 0.9), std=(0.5, 0.1, 0.1))
+    attack_on(clone.replace(preprocessing=paired), post_transform=True)
+    crossed = Preprocessing(mean=(0.5, 0.1, 0.9), std=(0.1, 0.5, 0.1))
+    with pytest.raises(InputError, match=r"0.1 ± 0.5, which leave the box"):
+        attack_on(clone.replace(preprocessing=crossed), post_transform=True)
 
 
 def test_classes_are_compared_where_they_are_known(classifier):

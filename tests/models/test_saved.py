@@ -149,8 +149,11 @@ def test_what_contradicts_it_is_refused(tmp_path, declared, message):
     classifier(None, PREPROCESSING["box"]).save(tmp_path / "m")
     with pytest.raises(InputError, match=message):
         open_model(tmp_path / "m", **declared)
-    agreeing = open_model(tmp_path / "m", num_classes=3, box=(-1.0, 1.0), mean=(0.2,), size=(7, 7))
-    assert agreeing.white_box
+
+
+def test_what_agrees_with_it_is_taken(tmp_path):
+    classifier(None, PREPROCESSING["box"]).save(tmp_path / "m")
+    assert open_model(tmp_path / "m", num_classes=3, box=(-1.0, 1.0), mean=(0.2,), size=(7, 7)).white_box
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Values that a run keeps in its directory, so that it makes them once, however often it is stopped."""
 
 import json
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,23 +25,36 @@ def once(path: Path, decides: str, make: Callable[[], Any]) -> Any:
       make: called where there is no such file.
 
     Raises:
-      CheckpointError: the file was written under another fingerprint.
+      CheckpointError: the file was written under another fingerprint, is damaged, or cannot be written.
     """
     if not path.exists():
-        arrays: list[np.ndarray] = []
-        text = json.dumps(_written(make(), arrays))
+        _keep(path, decides, make())
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            found = str(stored["decides"])
+            value = _read(json.loads(str(stored["value"])), stored) if found == decides else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); remove it to have it anew") from error
+    if found != decides:
+        raise CheckpointError(
+            f"{path} was written by another configuration, or from other data; use another output "
+            "directory, or remove the file to have it anew"
+        )
+    return value
+
+
+def _keep(path: Path, decides: str, value: Any) -> None:
+    arrays: list[np.ndarray] = []
+    text = json.dumps(_written(value, arrays))
+    temporary = path.with_name(f"{path.stem}.tmp.npz")
+    named = {str(place): array for place, array in enumerate(arrays)}
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.stem}.tmp.npz")
-        named = {str(place): array for place, array in enumerate(arrays)}
         np.savez_compressed(temporary, decides=decides, value=text, **named)  # pyright: ignore[reportArgumentType]
         temporary.replace(path)
-    with np.load(path) as stored:
-        if str(stored["decides"]) != decides:
-            raise CheckpointError(
-                f"{path} was written by another configuration, or from other data; use another output "
-                "directory, or remove the file to have it anew"
-            )
-        return _read(json.loads(str(stored["value"])), stored)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"could not write {path}: {error.strerror or error}") from error
 
 
 # In JSON a dictionary stands as {"items": {...}} and an array as {"array": its number}.

@@ -390,7 +390,11 @@ class Workbench:
 
 
 def _hashes(settings: Any, root: Path) -> list[str]:
-    """Of the files of data sets that settings name: a path says nothing of what it holds."""
+    """Of the files and folders of data sets that settings name: a path says nothing of what it holds."""
+    from dfke_jax.data.files import holds_classes
+
+    if isinstance(settings, str) and settings and holds_classes(Path(settings).expanduser()):
+        return [_hash_of_folder(Path(settings).expanduser())]
     if isinstance(settings, dict):
         settings = list(settings.values())
     if isinstance(settings, (list, tuple)):
@@ -400,6 +404,13 @@ def _hashes(settings: Any, root: Path) -> list[str]:
     named = settings.endswith(".npz") or is_csv(settings)
     path = Path(file_of(settings) if named else root / f"{settings}.npz").expanduser()
     return [hashlib.sha256(path.read_bytes()).hexdigest()[:16]] if path.is_file() else []
+
+
+def _hash_of_folder(folder: Path) -> str:
+    """Of the names and contents of all files in it."""
+    inside = sorted(file for file in folder.rglob("*") if file.is_file())
+    found = [[str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest()] for file in inside]
+    return fingerprint(found)
 
 
 __all__ = ["Answers", "Workbench"]

@@ -48,3 +48,24 @@ def test_what_fails_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         once(tmp_path / "value.npz", "abc", lambda: object())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_file_says_so_and_what_to_do(tmp_path):
+    path = tmp_path / "value.npz"
+    once(path, "abc", lambda: VALUE)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:200], whole[: len(whole) // 2], whole[:90] + b"????" + whole[94:], b"no archive"):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"value.npz is damaged .*; remove it to have it anew"):
+            once(path, "abc", lambda: 1 / 0)
+
+
+def test_what_cannot_be_written_says_so_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(file, **_):
+        file.write_bytes(b"some of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(CheckpointError, match=r"could not write .*value.npz: No space left on device"):
+        once(tmp_path / "value.npz", "abc", lambda: 1)
+    assert not list(tmp_path.iterdir())

@@ -80,6 +80,20 @@ def test_a_stage_is_refused_when_the_file_of_another_data_set_has_changed(tmp_pa
         count()
 
 
+def test_a_stage_is_refused_when_a_picture_of_another_data_set_has_changed(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for name in ("a", "b"):
+        (tmp_path / "pool" / name).mkdir(parents=True)
+        image.new("L", (8, 8), ord(name)).save(tmp_path / "pool" / name / "0.png")
+    config = PoolExtractionSettings(**TINY, pool_dataset=str(tmp_path / "pool"))
+    count = lambda: Workbench(config, tmp_path / "run", progress=False).stage("other", "count", 0, COUNT, 2)
+    count()
+    count()
+    image.new("L", (8, 8), 3).save(tmp_path / "pool" / "b" / "0.png")
+    with pytest.raises(core.CheckpointError, match="another configuration"):
+        count()
+
+
 def test_fingerprints_of_splits():
     images, labels = np.zeros((4, 2, 3, 1), np.uint8), np.arange(4)
     whole = data.Split(images, labels)
