@@ -105,4 +105,46 @@ THEFT_TABLE = View(
     table=theft_table,
 )
 
-__all__ = ["PUBLISHED", "THEFT_TABLE", "PublishedTheft", "theft_table", "thefts"]
+
+def inversion_table(result: Result) -> Table:
+    """A row per way to invert a model: what it took, and what victim and class mean say of the rows."""
+    rows = [
+        (
+            arm.label,
+            _whole(arm.metrics["queries"]),
+            decimal(mean_sd(arm.metrics["dollars"])[0], 4),
+            spread(arm.accuracy, 1),
+            spread(arm.metrics["confidence"], 1),
+            spread(arm.metrics["correlation"], 2),
+            spread(arm.agreement, 2),
+        )
+        for arm in result.arms
+        if "correlation" in arm.metrics
+    ]
+    head = (
+        "rows",
+        "queries",
+        "dollars",
+        "of their class %",
+        "victim's confidence %",
+        "correlation",
+        "model: fidelity %",
+    )
+    return Table(head, rows, notes=(_INVERTED,))
+
+
+_INVERTED = (
+    "Of their class: share of the inverted rows that the victim gives the class they were made for. Correlation: with "
+    "the mean of the class's training rows, both less the mean of all. Fidelity: of the inverted model to the victim on "
+    "held-out rows. Mean ± sd over seeds."
+)
+
+
+INVERSION_TABLE = View(
+    "inversions",
+    "What the victim says of inverted rows",
+    holds=lambda result: any("correlation" in arm.metrics for arm in result.arms),
+    table=inversion_table,
+)
+
+__all__ = ["INVERSION_TABLE", "PUBLISHED", "THEFT_TABLE", "PublishedTheft", "inversion_table", "theft_table", "thefts"]
