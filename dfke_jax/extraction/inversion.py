@@ -102,7 +102,7 @@ def inverted(
     def all_steps(rows: Array, low: Array, high: Array) -> Array:
         def step(_: int, rows: Array) -> Array:
             value, slope = chosen(rows), jax.grad(lambda rows: chosen(rows).sum())(rows)
-            moved = jnp.clip(rows + settings.rate * _unit(slope, jnp), low, high)
+            moved = jnp.clip(rows + settings.rate * _unit(slope, jnp), low[None], high[None])
             return jnp.where((value >= jnp.log(settings.confidence))[:, None], rows, moved)
 
         return jax.lax.fori_loop(0, settings.steps, step, rows)

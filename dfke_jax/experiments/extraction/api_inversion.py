@@ -43,7 +43,7 @@ class ApiInversionSettings:
     """Read by the workbench alone: everything is float64."""
     hidden: int = 20
     """Units of the network."""
-    iterations: int = 1500
+    iterations: int = 1000
     """Of the search for the network, at most."""
     steps: int = 100
     """Of the ascent, at most."""

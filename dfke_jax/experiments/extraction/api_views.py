@@ -147,4 +147,55 @@ INVERSION_TABLE = View(
     table=inversion_table,
 )
 
-__all__ = ["INVERSION_TABLE", "PUBLISHED", "THEFT_TABLE", "PublishedTheft", "inversion_table", "theft_table", "thefts"]
+
+def api_defences_table(result: Result) -> Table:
+    """A row per table and defence: what is deployed, and where the copy of each attack is wrong."""
+    deployed = [arm for arm in result.arms if arm.role == "anchor" and "defence" in arm.factors]
+    copies = {
+        (arm.factors["table"], arm.factors["defence"], arm.factors["attack"]): arm
+        for arm in result.arms
+        if "off_uniform" in arm.metrics and "defence" in arm.factors
+    }
+    attacks = list(dict.fromkeys(attack for _, _, attack in copies))
+    rows = []
+    for arm in deployed:
+        key = (arm.factors["table"], arm.factors["defence"])
+        cells = [_errors(copies.get((*key, attack))) for attack in attacks]
+        rows.append((*map(str, key), spread(arm.accuracy), spread(arm.agreement), *cells))
+    head = ("table", "defence", "accuracy %", "as the plain victim %", *map(str, attacks))
+    return Table(head, rows, left=(0, 1), notes=(_DEFENDED,))
+
+
+def _errors(arm: Arm | None) -> str:
+    """Off test / off uniform."""
+    if arm is None:
+        return "–"
+    if any(arm.metrics["failed"]):
+        return f"refused in {sum(arm.metrics['failed']):.0f} of {len(arm.accuracy)}"
+    return " / ".join(spread(arm.metrics[name]) for name in ("off_test", "off_uniform"))
+
+
+_DEFENDED = (
+    "Cells: share of held-out / uniform rows, in %, on which the copy answers another class than what is deployed; mean "
+    "± sd over seeds. Accuracy and agreement with the plain victim are those of what is deployed, on held-out rows."
+)
+
+
+API_DEFENCES = View(
+    "api_defences",
+    "Attacks behind defences",
+    holds=lambda result: any({"table", "defence", "attack"} <= arm.factors.keys() for arm in result.arms),
+    table=api_defences_table,
+)
+
+__all__ = [
+    "API_DEFENCES",
+    "INVERSION_TABLE",
+    "PUBLISHED",
+    "THEFT_TABLE",
+    "PublishedTheft",
+    "api_defences_table",
+    "inversion_table",
+    "theft_table",
+    "thefts",
+]
