@@ -264,6 +264,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         "not measured",
         {"tables": ("adult_income",), "attacks": ("paths", "confidence", "confidence_alone")},
     ),
+    "api-defences-tables": Experiment(
+        "api-defences", "tables", "defences of linear models behind prediction APIs", "not measured"
+    ),
+    "api-inversion-digits": Experiment(
+        "api-inversion", "tables", "pictures of digits from extracted models, and by asking", "not measured"
+    ),
     "relu-extraction-mnist": Experiment(
         "relu-extraction", "mnist", "weights of a 784-32-10 network from its answers", "not measured"
     ),

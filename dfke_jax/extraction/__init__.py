@@ -44,6 +44,12 @@ from dfke_jax.extraction.equations import (
 from dfke_jax.extraction.halfspaces import coupled_halfspace
 from dfke_jax.extraction.hidden_features import BinnedModel, binned_regression
 from dfke_jax.extraction.incomplete_trees import top_down
+from dfke_jax.extraction.inversion import (
+    InversionSettings,
+    inverted,
+    log_probabilities,
+    queried_inversion,
+)
 from dfke_jax.extraction.jacobian_augmentation import (
     JacobianSettings,
     JacobianState,
@@ -107,6 +113,7 @@ __all__ = [
     "FittedModel",
     "GenerativeSettings",
     "Halfspace",
+    "InversionSettings",
     "JacobianSettings",
     "JacobianState",
     "LastLayer",
@@ -145,12 +152,14 @@ __all__ = [
     "heavy_augmentation",
     "hidden_layer",
     "hybrid",
+    "inverted",
     "jacobian_augmentation",
     "kernel_regression",
     "knockoff",
     "last_layer",
     "linear_clone",
     "linear_regression",
+    "log_probabilities",
     "logistic_regression",
     "lowd_meek",
     "maze",
@@ -159,6 +168,7 @@ __all__ = [
     "mixmatch",
     "mlp_clone",
     "one_versus_rest",
+    "queried_inversion",
     "random_attack",
     "rbf_clone",
     "refined",

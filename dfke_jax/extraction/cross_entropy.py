@@ -9,12 +9,14 @@
 The representers of a kernel model are rows that it was trained on: extraction gives them away.
 
 Minimised is Σ_i KL(y_i ‖ p̂_i), y the answers, by L-BFGS on the host with gradients from JAX, all in
-float64; it is zero at the victim. Of the last two it is not convex, and may end elsewhere.
+float64; it is zero at the victim. Of networks whose answers are not rounded it is the square error of
+log p. Of the last two it is not convex, and may end elsewhere.
 
 Source: Tramèr, Zhang, Juels, Reiter, Ristenpart, "Stealing Machine Learning Models via Prediction
 APIs", USENIX Security 2016, sections 4.1.2 and 4.1.3. Deviations: L-BFGS throughout, where the
 paper descends the gradient of networks and kernels; no regularisation; models that are affine in
-the row are searched on uncorrelated features.
+the row are searched on uncorrelated features; networks by variable projection, with more units than
+the victim has.
 """
 
 import dataclasses
@@ -35,6 +37,7 @@ from dfke_jax.oracle.reveal import Reveal, check_answers
 
 Parameters = dict[str, np.ndarray]
 _FOUND = 1e-9
+_DECAY = 1e-12
 Logs = Callable[[dict[str, Array], Array], Array]
 
 
@@ -81,7 +84,7 @@ class FittedModel:
             parts = [rows[start : start + 4096] for start in range(0, len(rows), 4096)]
             parameters = {name: jnp.asarray(value) for name, value in self.parameters.items()}
             return np.concatenate(
-                [np.exp(np.asarray(self.logs(parameters, part))) for part in parts]
+                [np.exp(np.asarray(_answered(self.logs, parameters, part))) for part in parts]
             )
 
     def predict(self, rows: Any) -> np.ndarray:
@@ -122,10 +125,16 @@ def hidden_layer(
     *,
     rows: int | None = None,
     reveal: Reveal | None = None,
-    iterations: int = 1500,
+    iterations: int = 1000,
     starts: int = 1,
+    spare: int | None = None,
 ) -> HostAttack:
     """A network with one hidden layer of tanh units.
+
+    Of unrounded answers log p_k less its mean over the classes is known, and linear in the hidden
+    layer: V and c follow from W and b by least squares, and only those two are searched (variable
+    projection). The copy has more units than the victim, with which the search ends in poor minima
+    far less often. Of rounded answers the cross-entropy is minimised over everything.
 
     Args:
       schema: of the rows, which are drawn uniformly.
@@ -134,22 +143,41 @@ def hidden_layer(
       reveal: what is answered: probabilities.
       iterations: of L-BFGS at most.
       starts: of the search at most, of which the one of least divergence is kept; they ask nothing.
+      spare: units that the copy has beyond h; h by default.
 
     Returns, Raises: as `one_versus_rest`.
+
+    Source: Golub, Pereyra, "The Differentiation of Pseudo-Inverses and Nonlinear Least Squares
+    Problems Whose Variables Separate", SIAM J. Numerical Analysis 1973 (variable projection).
     """
-    if hidden < 1:
-        raise InputError(f"hidden must be at least 1, got {hidden}")
+    spare = hidden if spare is None else spare
+    if hidden < 1 or spare < 0:
+        raise InputError(
+            f"hidden must be at least 1 and spare at least 0, got {hidden} and {spare}"
+        )
+    units = hidden + spare
 
     def start(rng: np.random.Generator, classes: int) -> Parameters:
         return {
-            "weights": rng.normal(size=(schema.width, hidden)) / np.sqrt(schema.width),
-            "bias": np.zeros(hidden),
-            "last_weights": rng.normal(size=(hidden, classes)) / np.sqrt(hidden),
+            "weights": rng.normal(size=(schema.width, units)) / np.sqrt(schema.width),
+            "bias": np.zeros(units),
+            "last_weights": rng.normal(size=(units, classes)) / np.sqrt(units),
             "last_bias": np.zeros(classes),
         }
 
+    def needed(classes: int) -> int:
+        return 5 * (hidden * (schema.width + 1) + classes * (hidden + 1))
+
     return _attack(
-        schema, rows, reveal, hidden_layer_logs, start, (), iterations, factor=5, starts=starts
+        schema,
+        rows,
+        reveal,
+        hidden_layer_logs,
+        start,
+        (),
+        iterations,
+        needed=needed,
+        starts=starts,
     )
 
 
@@ -208,6 +236,7 @@ def _attack(
     iterations: int,
     *,
     factor: int = 1,
+    needed: Callable[[int], int] | None = None,
     starts: int = 1,
 ) -> HostAttack:
     reveal = reveal or Reveal()
@@ -222,11 +251,10 @@ def _attack(
             answers = _checked(ask(rows), len(rows), reveal)
             first = start(rng, answers.shape[1])
             if count is None:
-                needed = factor * sum(
-                    np.size(of) for name, of in first.items() if name not in fixed
-                )
-                rows = np.concatenate([rows, schema.uniform(rng, needed - len(rows))])
-                answers = np.concatenate([answers, _checked(ask(rows[2:]), needed - 2, reveal)])
+                unknowns = sum(np.size(of) for name, of in first.items() if name not in fixed)
+                all_rows = needed(answers.shape[1]) if needed else factor * unknowns
+                rows = np.concatenate([rows, schema.uniform(rng, all_rows - len(rows))])
+                answers = np.concatenate([answers, _checked(ask(rows[2:]), all_rows - 2, reveal)])
         if (answers == answers[:1]).all():
             raise InputError(
                 f"all {len(rows)} answers are equal: the model is constant in this box, or the endpoint does "
@@ -267,6 +295,8 @@ def _fitted(
     ):  # affine in the row: the same search on uncorrelated features of one scale
         features, back = _whitened(rows)
         first = {**first, "weights": np.asarray(first["weights"])[: features.shape[1]]}
+        if logs is hidden_layer_logs and (answers > 0).all():
+            return back(_least_projected(features, answers, first, iterations))
         return back(_least(features, answers, logs, first, fixed, iterations))
     return _least(rows, answers, logs, first, fixed, iterations)
 
@@ -336,8 +366,75 @@ def _least(
     return FittedModel({**unravelled(found), **kept}, logs, max(value, 0.0) / len(answers))
 
 
+def _least_projected(
+    rows: np.ndarray, answers: np.ndarray, first: Parameters, iterations: int
+) -> FittedModel:
+    """The least mean ‖z − V'h − c‖² over the hidden layer, V and c always the best ones; z = log p, centred."""
+    shape = first["weights"].shape
+    targets = np.log(answers)
+    targets -= targets.mean(1, keepdims=True)
+
+    def parts(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return flat[: -shape[1]].reshape(shape), flat[-shape[1] :]
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slopes = _projected(*parts(flat), features, wanted)[0]
+        return float(value), np.concatenate([np.asarray(slope).ravel() for slope in slopes])
+
+    with jax.enable_x64(True), threadpool_limits(1, user_api="blas"):
+        features, wanted = jnp.asarray(rows), jnp.asarray(targets)
+        settings = {
+            "maxiter": iterations,
+            "maxfun": 2 * iterations,
+            "maxcor": 50,
+            "ftol": 0.0,
+            "gtol": 1e-12,
+        }
+        start = np.concatenate([first["weights"].ravel(), first["bias"]])
+        found = scipy.optimize.minimize(
+            loss, start, jac=True, method="L-BFGS-B", options=settings
+        ).x
+        weights, bias = parts(found)
+        last = np.asarray(_projected(weights, bias, features, wanted)[1])
+    parameters = {
+        "weights": weights,
+        "bias": bias,
+        "last_weights": last[:-1],
+        "last_bias": last[-1],
+    }
+    model = FittedModel(parameters, hidden_layer_logs)
+    shown = answers / answers.sum(1, keepdims=True)
+    apart = (shown * (np.log(shown) - np.log(np.maximum(model(rows), 1e-300)))).sum(1).mean()
+    return dataclasses.replace(model, divergence=max(float(apart), 0.0))
+
+
+@jax.jit
+def _projected(
+    weights: Array, bias: Array, rows: Array, targets: Array
+) -> tuple[tuple[Array, tuple[Array, Array]], Array]:
+    """((loss, its gradient in W and b), V and c (h + 1, K)): the derivative of the minimum is the partial one at it."""
+
+    def value(hidden_layer: tuple[Array, Array]) -> tuple[Array, Array]:
+        hidden = jnp.tanh(rows @ hidden_layer[0] + hidden_layer[1][None])
+        hidden = jnp.concatenate([hidden, jnp.ones((len(hidden), 1), hidden.dtype)], 1)
+        gram = hidden.T @ hidden
+        # units that are alike leave V undetermined; a trace of decay chooses the small one
+        gram = gram + _DECAY * jnp.trace(gram) / len(gram) * jnp.eye(len(gram), dtype=gram.dtype)
+        last = jax.scipy.linalg.solve(gram, hidden.T @ targets, assume_a="pos")
+        last = jax.lax.stop_gradient(last)
+        return ((hidden @ last - targets) ** 2).sum() / len(rows), last
+
+    (loss, last), slopes = jax.value_and_grad(value, has_aux=True)((weights, bias))
+    return (loss, slopes), last
+
+
 def _value(moving: Any, kept: Any, rows: Array, targets: Array, logs: Logs) -> Array:
     return -(targets * logs({**moving, **kept}, rows)).sum()
+
+
+@jax.jit(static_argnums=0)
+def _answered(logs: Logs, parameters: Any, rows: Array) -> Array:
+    return logs(parameters, rows)
 
 
 @jax.jit(static_argnums=0)

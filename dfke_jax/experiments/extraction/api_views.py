@@ -105,4 +105,97 @@ THEFT_TABLE = View(
     table=theft_table,
 )
 
-__all__ = ["PUBLISHED", "THEFT_TABLE", "PublishedTheft", "theft_table", "thefts"]
+
+def inversion_table(result: Result) -> Table:
+    """A row per way to invert a model: what it took, and what victim and class mean say of the rows."""
+    rows = [
+        (
+            arm.label,
+            _whole(arm.metrics["queries"]),
+            decimal(mean_sd(arm.metrics["dollars"])[0], 4),
+            spread(arm.accuracy, 1),
+            spread(arm.metrics["confidence"], 1),
+            spread(arm.metrics["correlation"], 2),
+            spread(arm.agreement, 2),
+        )
+        for arm in result.arms
+        if "correlation" in arm.metrics
+    ]
+    head = (
+        "rows",
+        "queries",
+        "dollars",
+        "of their class %",
+        "victim's confidence %",
+        "correlation",
+        "model: fidelity %",
+    )
+    return Table(head, rows, notes=(_INVERTED,))
+
+
+_INVERTED = (
+    "Of their class: share of the inverted rows that the victim gives the class they were made for. Correlation: with "
+    "the mean of the class's training rows, both less the mean of all. Fidelity: of the inverted model to the victim on "
+    "held-out rows. Mean ± sd over seeds."
+)
+
+
+INVERSION_TABLE = View(
+    "inversions",
+    "What the victim says of inverted rows",
+    holds=lambda result: any("correlation" in arm.metrics for arm in result.arms),
+    table=inversion_table,
+)
+
+
+def api_defences_table(result: Result) -> Table:
+    """A row per table and defence: what is deployed, and where the copy of each attack is wrong."""
+    deployed = [arm for arm in result.arms if arm.role == "anchor" and "defence" in arm.factors]
+    copies = {
+        (arm.factors["table"], arm.factors["defence"], arm.factors["attack"]): arm
+        for arm in result.arms
+        if "off_uniform" in arm.metrics and "defence" in arm.factors
+    }
+    attacks = list(dict.fromkeys(attack for _, _, attack in copies))
+    rows = []
+    for arm in deployed:
+        key = (arm.factors["table"], arm.factors["defence"])
+        cells = [_errors(copies.get((*key, attack))) for attack in attacks]
+        rows.append((*map(str, key), spread(arm.accuracy), spread(arm.agreement), *cells))
+    head = ("table", "defence", "accuracy %", "as the plain victim %", *map(str, attacks))
+    return Table(head, rows, left=(0, 1), notes=(_DEFENDED,))
+
+
+def _errors(arm: Arm | None) -> str:
+    """Off test / off uniform."""
+    if arm is None:
+        return "–"
+    if any(arm.metrics["failed"]):
+        return f"refused in {sum(arm.metrics['failed']):.0f} of {len(arm.accuracy)}"
+    return " / ".join(spread(arm.metrics[name]) for name in ("off_test", "off_uniform"))
+
+
+_DEFENDED = (
+    "Cells: share of held-out / uniform rows, in %, on which the copy answers another class than what is deployed; mean "
+    "± sd over seeds. Accuracy and agreement with the plain victim are those of what is deployed, on held-out rows."
+)
+
+
+API_DEFENCES = View(
+    "api_defences",
+    "Attacks behind defences",
+    holds=lambda result: any({"table", "defence", "attack"} <= arm.factors.keys() for arm in result.arms),
+    table=api_defences_table,
+)
+
+__all__ = [
+    "API_DEFENCES",
+    "INVERSION_TABLE",
+    "PUBLISHED",
+    "THEFT_TABLE",
+    "PublishedTheft",
+    "api_defences_table",
+    "inversion_table",
+    "theft_table",
+    "thefts",
+]

@@ -70,7 +70,7 @@ class Sizes:
     bins: int = 10
     label_rows: int = 20
     label_unknown_rows: int = 20
-    iterations: int = 1500
+    iterations: int = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +178,12 @@ def trained(kind: str, table: Table, sizes: Sizes, rng: np.random.Generator | No
         return made.fit(rows, targets)
 
 
+def split(table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the test rows that the thief has, and of those on which errors are measured."""
+    order = np.random.default_rng(0).permutation(len(table.test_rows))  # rows may be sorted by class
+    return order[:KNOWN], np.sort(order[KNOWN:])
+
+
 # ---- oracles
 
 
@@ -218,7 +224,7 @@ def _equations(table: Table, sizes: Sizes) -> HostAttack:
 
 def _retrained(strategy: Any) -> Callable[[Table, Sizes], HostAttack]:
     def make(table: Table, sizes: Sizes) -> HostAttack:
-        unknowns, known = table.schema.width + 1, table.test_rows[:KNOWN]
+        unknowns, known = table.schema.width + 1, table.test_rows[split(table)[0]]
         if table.num_classes == 2:
             rows, clone = sizes.label_rows * unknowns, linear_clone
         else:
@@ -375,7 +381,7 @@ def stolen(
     rng = np.random.default_rng([seed, 1])
     rows = table.schema.uniform(rng, max(queries, 2))
     if theft.labels:
-        rows = np.concatenate([table.test_rows[:KNOWN], rows])[: max(queries, 2)]
+        rows = np.concatenate([table.test_rows[split(table)[0]], rows])[: max(queries, 2)]
     control = _fitted(theft.fitted(table, sizes), rows, np.asarray(model.predict(rows)))
     compare = lambda clone, labels: _compared(model, clone, labels, table, uniform)
     copy = compare(control if found is None else found, theft.labels)
@@ -400,7 +406,8 @@ def _fitted(made: Any, rows: np.ndarray, labels: np.ndarray) -> Any:
 
 def _compared(model: Any, clone: Any, labels: bool, table: Table, uniform: np.ndarray) -> dict[str, Any]:
     """In per cent; of a copy of the victim's labels alone without total variation."""
-    tests, targets = table.test_rows[KNOWN:], table.test_targets[KNOWN:]
+    kept = split(table)[1]
+    tests, targets = table.test_rows[kept], table.test_targets[kept]
     errors = extraction_errors(answers_of(model, labels), answers_of(clone, labels), tests, uniform)
     predicted = np.asarray(answers_of(clone, labels)(tests))
     predicted = predicted.argmax(1) if predicted.ndim == 2 else predicted
@@ -414,4 +421,16 @@ def _compared(model: Any, clone: Any, labels: bool, table: Table, uniform: np.nd
     }
 
 
-__all__ = ["BINARY", "KNOWN", "SEVERAL", "THEFTS", "VICTIMS", "Sizes", "Theft", "answers_of", "stolen", "trained"]
+__all__ = [
+    "BINARY",
+    "KNOWN",
+    "SEVERAL",
+    "THEFTS",
+    "VICTIMS",
+    "Sizes",
+    "Theft",
+    "answers_of",
+    "split",
+    "stolen",
+    "trained",
+]
