@@ -200,7 +200,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         "gradient-queries", "mnist", "fidelity against the number of revealed gradients, 784-32-10", "not measured"
     ),
     "high-fidelity-digits": Experiment(
-        "high-fidelity", "digits", "MixMatch, rotation loss, active learning, both, at few queries", "not measured"
+        "high-fidelity",
+        "digits",
+        "MixMatch, rotation loss, active learning, and both, at 100 queries",
+        "not measured",
+        {"queries": (100,)},
     ),
     "high-fidelity-fashion_mnist": Experiment(
         "high-fidelity",

@@ -67,8 +67,8 @@ class HighFidelitySettings(CloneSettings):
         steps=2000, batch_size=32, optimizer="adam", learning_rate=2e-3, weight_decay=0.0, decay_at=(0.7,)
     )
     """How clones learn. In active learning rounds before the last take a fifth of the steps."""
-    mixmatch: MixMatchSettings = MixMatchSettings(ramp=0.25, average=0.99)
-    """Of MixMatch."""
+    mixmatch: MixMatchSettings = MixMatchSettings(weight=10.0, ramp=0.25, average=0.99)
+    """Of MixMatch; the published weight is of much longer trainings."""
     rotation: RotationSettings = RotationSettings()
     """Of the rotation loss."""
 
