@@ -90,8 +90,8 @@ def _enter(run: Run[GradientQueriesSettings], arm: str, found: dict[int, dict[st
     ]
     last = found[max(found)]
     metrics = {"rows": last["rows"], "whole": last["whole"]}
-    figures = {"accuracy": last["accuracy"], "agreement": last["agreement"]}
-    run.enter(arm, metrics, **figures, budget={"victim_rows": max(found)}, series=series)
+    budget = {"victim_rows": max(found)}
+    run.enter(arm, metrics, accuracy=last["accuracy"], agreement=last["agreement"], budget=budget, series=series)
 
 
 RECIPE = register(
