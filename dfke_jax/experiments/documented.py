@@ -278,14 +278,37 @@ EXPERIMENTS: dict[str, Experiment] = {
         "mnist",
         "the same of 64 neurons",
         "not measured",
-        {"teacher": "mlp_64"},
+        {"teacher": "mlp_64", "baseline": False},
     ),
     "relu-extraction-mnist-128": Experiment(
         "relu-extraction",
         "mnist",
         "the same of 128 neurons",
         "not measured",
-        {"teacher": "mlp_128"},
+        {"teacher": "mlp_128", "baseline": False},
+    ),
+    "gradient-queries-mnist": Experiment(
+        "gradient-queries", "mnist", "fidelity against the number of revealed gradients, 784-32-10", "not measured"
+    ),
+    "high-fidelity-digits": Experiment(
+        "high-fidelity",
+        "digits",
+        "MixMatch, rotation loss, active learning, and both, at 100 queries",
+        "not measured",
+        {"queries": (100,)},
+    ),
+    "high-fidelity-fashion_mnist": Experiment(
+        "high-fidelity",
+        "fashion_mnist",
+        "MixMatch and rotation loss at 250 queries",
+        "not measured",
+        {"queries": (250,), "methods": ("mixmatch", "rotation")},
+    ),
+    "nondeterminism-digits": Experiment(
+        "nondeterminism", "digits", "fidelity of networks that differ in one source of chance", "not measured"
+    ),
+    "nondeterminism-fashion_mnist": Experiment(
+        "nondeterminism", "fashion_mnist", "the same of clothes", "not measured"
     ),
     "dfms-mnist": Experiment("dfms", "mnist", "extraction from labels, with its control", "76 min, shared core"),
     "dfms-fashion_mnist": Experiment(

@@ -141,10 +141,14 @@ class _SecondDifferences:
         low, high = self.search.ends()
         count = 4 * (len(biases) + 1)
 
+        # so far out that every neuron divides them: in many dimensions rows about the box may lie on
+        # one side of a hyperplane together, and say nothing of what its neuron puts out
+        middle = (low + high) / 2
+        reach = 2 * float(np.abs(normals @ middle + biases).max(initial=1.0))
+
         def drawn(count: int) -> np.ndarray:
-            return low + (high - low) * (
-                rng.random((count, len(low))) + rng.normal(size=(count, len(low)))
-            )
+            rows = low + (high - low) * rng.random((count, len(low)))
+            return rows + reach * rng.normal(size=(count, len(low)))
 
         def hidden(rows: np.ndarray) -> np.ndarray:
             return np.concatenate(

@@ -19,7 +19,7 @@ import numpy as np
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Ask, HostAttack, Solution
 from dfke_jax.extraction.piecewise_linear import Line
-from dfke_jax.extraction.relu_parts import Neurons, assembled
+from dfke_jax.extraction.relu_parts import Neurons, ReluNetwork, assembled
 from dfke_jax.extraction.relu_search import ReluSearch
 
 _ALIKE = 1e-9
@@ -46,6 +46,8 @@ def gradient_network(search: ReluSearch, *, predicted: bool = True) -> HostAttac
 
     Returns:
       A `HostAttack`; it finds a `ReluNetwork`. The phase ``gradients`` counts all but the check.
+      Where the budget ends before, it has the neurons found so far, and the gradient nearest to
+      the box.
 
     Raises, while it runs:
       InputError: for answers without gradients, or a model that is no two-layer ReLU network.
@@ -119,7 +121,7 @@ class _Gradients:
 
         first, last = ends([line.low, line.high])
         neurons = Neurons.none(self.search.features, first.gradient.shape[1])
-        opened = [(first, last, False)]
+        opened, nearest = [(first, last, False)], first
         scale = max(float(np.abs(first.gradient).max()), float(np.abs(last.gradient).max()), 1e-300)
         while opened:
             bent = [
@@ -144,6 +146,7 @@ class _Gradients:
             following = []
             for (left, right, _), two in zip(opened, places, strict=True):
                 found = [next(answered) for _ in two]
+                nearest = min(nearest, *found, key=lambda end: abs(end.t))
                 scale = max(scale, *(float(np.abs(end.gradient).max()) for end in found))
                 if len(found) == 1:
                     following += [(left, found[0], False), (found[0], right, False)]
@@ -158,6 +161,7 @@ class _Gradients:
                 else:
                     following.append((left, right, True))
             opened = following
+            ask.keep(_so_far(neurons, line, nearest))
         return neurons, first
 
     @property
@@ -188,6 +192,12 @@ class _Gradients:
             0.25 * (width - shift),
         )
         return [left.t + shift - beside, left.t + shift + beside]
+
+
+def _so_far(neurons: Neurons, line: Line, end: _End) -> ReluNetwork:
+    """The network of some neurons that has an end's value and gradient."""
+    point = line.rows(np.array([end.t]))
+    return assembled(neurons, (point[0], end.gradient, 0.0), point, end.value[None])
 
 
 def _add(neurons: Neurons, line: Line, before: _End, after: _End) -> None:

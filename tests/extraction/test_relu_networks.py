@@ -196,6 +196,17 @@ def test_the_baseline_finds_the_same_and_pays_more():
     assert ours.queries < theirs.queries
 
 
+def test_the_baseline_reads_the_outputs_of_neurons_that_are_off_about_the_box():
+    """There every row lies on one side of their hyperplanes; far out they count."""
+    victim = Network()
+    victim.bias[:2] = -25.0
+    found = core.run_host(second_differences(ReluSearch(D)), victim, 0).found
+    rows = 60 * np.random.default_rng(1).normal(size=(500, D))
+    assert (rows @ victim.weights[:, :2] + victim.bias[:2] > 0).any(0).all()
+    assert not (unseen() @ victim.weights[:, :2] + victim.bias[:2] > 0).any()
+    np.testing.assert_allclose(found(rows), victim(rows), atol=1e-6)
+
+
 def test_the_baseline_says_that_more_neurons_than_features_have_no_common_point():
     with pytest.raises(InputError, match="9 neurons of 6 features"):
         core.run_host(second_differences(ReluSearch(D)), Network(neurons=9), 0)

@@ -21,7 +21,7 @@ from dfke_jax.experiments.bench.views import View
 from dfke_jax.experiments.extraction.relu_extraction import (
     DoubleNetwork,
     HiddenLayerSettings,
-    learnt_from_random_rows,
+    learnt,
 )
 from dfke_jax.extraction import Questions, ReluSearch, relu_network, softmax_regression
 from dfke_jax.oracle import Ledger, Metered, Reveal, from_function, oracle_for
@@ -140,9 +140,11 @@ def _steal_network(run: Run[ApiTheftSettings]) -> None:
     attack = relu_network(ReluSearch(shape, gives="probabilities"))
     found, asked, _ = _stolen(run, "network", attack, endpoint)
     _enter(run, "network", truth, _softened(found), {"victim_rows": asked})
-    learnt, count = learnt_from_random_rows(run, victim, asked)
-    budget = {"victim_rows": count, "training_steps": run.config.learning_steps}
-    _enter(run, "network_control", truth, _softened(learnt), budget)
+    count, steps = min(asked, run.config.learning_rows), run.config.learning_steps
+    with run.clock("distillation"):
+        copy = learnt(victim, shape, count, steps, run.seed)
+    budget = {"victim_rows": count, "training_steps": steps}
+    _enter(run, "network_control", truth, _softened(copy), budget)
 
 
 def _softened(logits: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:

@@ -17,7 +17,7 @@ from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DIGITS, augmentation
 from dfke_jax.experiments.bench.supervision import supervised_training
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, CloneSettings, paid, plain_oracle
+from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, CloneSettings, paid
 from dfke_jax.experiments.extraction.views import QUERIES
 from dfke_jax.extraction import (
     ActiveThiefSettings,
@@ -31,7 +31,7 @@ from dfke_jax.extraction import (
     rotation,
 )
 from dfke_jax.nn.classifier import Classifier, as_float
-from dfke_jax.oracle import Reveal
+from dfke_jax.oracle import Reveal, oracle_for
 
 _PAPER = "Jagielski et al., High Accuracy and High Fidelity Extraction, USENIX Security 2020"
 CONTROL = "supervised"
@@ -67,8 +67,8 @@ class HighFidelitySettings(CloneSettings):
         steps=2000, batch_size=32, optimizer="adam", learning_rate=2e-3, weight_decay=0.0, decay_at=(0.7,)
     )
     """How clones learn. In active learning rounds before the last take a fifth of the steps."""
-    mixmatch: MixMatchSettings = MixMatchSettings(ramp=0.25, average=0.99)
-    """Of MixMatch."""
+    mixmatch: MixMatchSettings = MixMatchSettings(weight=10.0, ramp=0.25, average=0.99)
+    """Of MixMatch; the published weight is of much longer trainings."""
     rotation: RotationSettings = RotationSettings()
     """Of the rotation loss."""
 
@@ -138,7 +138,7 @@ def measure(run: Run[HighFidelitySettings]) -> None:
     budget = {"real_samples": len(halves.images), "training_steps": config.teacher_steps}
     _enter(run, "teacher", victim, None, budget)
     _enter(run, "independent", _victim(run, halves, run.seed + config.seeds), victim, budget)
-    oracle = plain_oracle(victim, config)
+    oracle = oracle_for(victim, config.answers, input_shape=victim.input_shape, box=victim.preprocessing.box)
     for count in config.queries:
         for name in (*config.methods, CONTROL):
             rounds = config.rounds if name.startswith("active") else 1

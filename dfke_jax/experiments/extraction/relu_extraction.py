@@ -154,10 +154,10 @@ def _copied(
     with Ledger() as ledger, run.clock("extraction"):
         metered = Metered(answer, ledger, "victim", "answers in float64", repeatable=True)
         solution = run_host(attack, metered, run.seed)
-    return {**_compared(run, victim, solution.found), "queries": float(solution.queries)}
+    return {**compared(run, victim, solution.found), "queries": float(solution.queries)}
 
 
-def _compared(run: Run[ReluExtractionSettings], victim: DoubleNetwork, found: ReluNetwork) -> dict[str, float]:
+def compared(run: Run[Any], victim: DoubleNetwork, found: ReluNetwork) -> dict[str, float]:
     """On the test images, and on as many random ones: accuracy, agreement, and the largest error of logits."""
     images = np.asarray(run.dataset.test.images, np.float64)
     images = images / 255 if run.dataset.test.images.dtype == np.uint8 else images
@@ -176,19 +176,17 @@ def _compared(run: Run[ReluExtractionSettings], victim: DoubleNetwork, found: Re
 
 
 def _learnt(run: Run[ReluExtractionSettings], victim: DoubleNetwork, asked: int) -> dict[str, float]:
-    found, count = learnt_from_random_rows(run, victim, asked)
-    return {**_compared(run, victim, found), "queries": float(count)}
-
-
-def learnt_from_random_rows(run: Run[Any], victim: DoubleNetwork, asked: int) -> tuple[ReluNetwork, int]:
-    """A network of the victim's size, learnt from its logits of random rows, and how many these were.
-
-    Args:
-      run: of a recipe with `HiddenLayerSettings`. victim: is asked. asked: rows at most.
-    """
-    rng = np.random.default_rng(run.seed)
+    """A network of the victim's size, learnt from random rows."""
     count = min(asked, run.config.learning_rows)
-    rows = rng.random((count, *run.dataset.shape))
+    with run.clock("distillation"):
+        found = learnt(victim, run.dataset.shape, count, run.config.learning_steps, run.seed)
+    return {**compared(run, victim, found), "queries": float(count)}
+
+
+def learnt(victim: DoubleNetwork, shape: tuple[int, ...], count: int, steps: int, seed: int) -> ReluNetwork:
+    """A network of a victim's size, fitted from a random start to its answers to `count` uniform rows."""
+    rng = np.random.default_rng(seed)
+    rows = rng.random((count, *shape))
     features, hidden = victim.weights.shape
     start = ReluNetwork(
         rng.normal(size=(features, hidden)) * np.sqrt(2 / features),
@@ -197,8 +195,7 @@ def learnt_from_random_rows(run: Run[Any], victim: DoubleNetwork, asked: int) ->
         None,
         np.zeros(len(victim.constant)),
     )
-    with run.clock("distillation"):
-        return refined(start, rows, victim(rows), steps=run.config.learning_steps), count
+    return refined(start, rows, victim(rows), steps=steps)
 
 
 _TALK = "Jagielski et al., USENIX Security 2020, as in the authors' talk, 'Effectiveness of our Direct Recovery Attack'"

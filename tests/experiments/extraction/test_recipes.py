@@ -58,6 +58,14 @@ CHANGES = {
     },
     "api-theft": {"teacher": "mlp_4", "learning_steps": 5, "learning_rows": 50, "budget": 3000},
     "relu-extraction": {"teacher": "mlp_4", "learning_steps": 5, "learning_rows": 50},
+    "gradient-queries": {"teacher": "mlp_4", "learning_steps": 5, "queries": (20, 400)},
+    "high-fidelity": {
+        "queries": (20,),
+        "rounds": 2,
+        "augmentation": "none",
+        "learning": CloneTraining(steps=10, batch_size=8, optimizer="adam", decay_at=()),
+    },
+    "nondeterminism": {"teacher_batch": 32},
     "dfms": {
         "budgets": (50,),
         "shapes": 20,
@@ -70,7 +78,15 @@ CHANGES = {
     },
 }
 RECIPES = tuple(CHANGES)
-WITHOUT_PICTURES = {"defences", "api-theft", "relu-extraction", "last-layer"}
+WITHOUT_PICTURES = {
+    "api-theft",
+    "defences",
+    "relu-extraction",
+    "last-layer",
+    "gradient-queries",
+    "high-fidelity",
+    "nondeterminism",
+}
 QUICK = {"knockoff"}
 UNREAD = {"defences": {"dfme", "disguide", "misinformation_steps"}}
 """What the attacks and defences of a run have no use for; `test_every_attack_runs_behind_every_defence` has one for all."""
