@@ -192,7 +192,7 @@ def arms(result: Result) -> "Figure":
     published = [figure for figure in result.published_here if figure.arm in {arm.name for arm in rows}]
     values = [v for arm in (*rows, *teachers) for v in arm.accuracy] + [figure.value for figure in published]
     low, high = round_limits(values)
-    size = (7.6, 0.52 * len(rows) + 1.25)
+    size = (7.6, 0.52 * len(rows) + 1.25 + 0.15 * max(0, len(teachers) - 1))
     figure = new_figure(size, layout="constrained")
     axes = figure.add_subplot()
     for row, arm in enumerate(rows):
@@ -255,14 +255,14 @@ def arms(result: Result) -> "Figure":
                 zorder=6,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
             )
-    for arm in teachers:
+    for place, arm in enumerate(teachers):
         mean, _ = mean_sd(arm.accuracy)
         axes.axvline(mean, color=COLOURS["teacher"], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.annotate(
             f"{short(arm.label)}: {mean:.2f}",
             (mean, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(0, 3),
+            xytext=(0, 3 + 11 * place),  # one above the other
             textcoords="offset points",
             ha="right" if mean > low + 0.75 * (high - low) else "center",
             va="bottom",

@@ -17,7 +17,8 @@ from dfke_jax.core.errors import InputError
 LARGEST = 1_000_000
 """Characters of an SVG; what would be longer (a hundred thousand points) is a PNG."""
 _EMBEDDED = 200_000
-_SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "dfke_jax"}
+_SETTINGS: Any = {"svg.fonttype": "path", "svg.hashsalt": "dfke_jax"}
+# letters as outlines: matplotlib places lines of a text by the widths of its own font, which readers may not have
 
 
 class Data(NamedTuple):

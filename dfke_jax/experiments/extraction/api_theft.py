@@ -158,7 +158,7 @@ def _stolen(run: Run[ApiTheftSettings], name: str, attack: HostAttack, victim: A
     """What was found, how many rows the ledger counts, and the victim as it was asked."""
     place = run.bench.out / "ledgers" / f"seed{run.seed}"
     place.mkdir(parents=True, exist_ok=True)
-    oracle = oracle_for(victim, Reveal(), input_shape=run.dataset.shape, transport="float64")
+    oracle: Any = oracle_for(victim, Reveal(), input_shape=run.dataset.shape, transport="float64")
     with Ledger(place / f"{name}.sqlite", budget=run.config.budget) as ledger, run.clock("extraction"):
         solution = run_host(attack, Metered(oracle, ledger), run.seed)
         asked = ledger.counts()["rows"] or 0
@@ -186,6 +186,8 @@ def _enter(
         "log10_error": round(float(np.log10(error + 1e-300)), 2),
         "same_bits": round(100 * float((ours.astype(np.float32) == theirs.astype(np.float32)).mean()), 4),
     }
+    if "victim_rows" in budget:
+        metrics["dollars"] = round(budget["victim_rows"] * run.config.price / 1000, 6)
     run.enter(arm, metrics, accuracy=_accuracy(run, found), agreement=same(ours, theirs), budget=budget)
 
 
@@ -206,8 +208,8 @@ def _thefts(result: Result) -> list[tuple[Arm, Arm]]:
     return [(method, control) for method, control in result.pairs() if "log10_error" in method.metrics]
 
 
-def _dollars(result: Result, arm: Arm) -> str:
-    return f"${arm.budget['victim_rows'] * float(result.config.get('price', 0)) / 1000:.4f}"
+def _dollars(arm: Arm) -> str:
+    return f"${arm.metrics['dollars'][0]:.4f}"
 
 
 def _error(arm: Arm) -> str:
@@ -229,7 +231,7 @@ def theft_table(result: Result) -> Table:
         (
             method.label,
             f"{method.budget['victim_rows']:,}",
-            _dollars(result, method),
+            _dollars(method),
             spread(method.agreement, 1),
             spread(control.agreement, 1),
             _error(method),
@@ -257,7 +259,7 @@ def theft_sentences(result: Result) -> list[str]:
         mean, has = mean_sd(differences)[0], f"{control.label} ({spread(control.agreement)} %)"
         words = f"{signed(mean)} points over {has}" if mean > 0 else f"no better than {has}: {signed(mean)} points"
         found.append(
-            f"{method.label}: {method.budget['victim_rows']:,} rows for {_dollars(result, method)} give a copy that agrees "
+            f"{method.label}: {method.budget['victim_rows']:,} rows for {_dollars(method)} give a copy that agrees "
             f"with its victim on {spread(method.agreement)} % of the test images of {result.dataset} over "
             f"{_seeds(len(method.agreement))}, {_closeness(method)}; {words}, "
             f"{seed_by_seed(differences)}."
@@ -282,9 +284,7 @@ def theft_figure(result: Result) -> "Figure":
             axes.plot(arm.agreement, [height] * len(arm.agreement), "o", color=colour, markersize=4)
             axes.text(1.01, height, spread(arm.agreement), transform=axes.get_yaxis_transform(), va="center",
                       fontsize=8.5, color=colour)  # fmt: skip
-            paid = (
-                f"{arm.budget['victim_rows']:,} rows, \\{_dollars(result, arm)}" if "victim_rows" in arm.budget else ""
-            )
+            paid = f"{arm.budget['victim_rows']:,} rows, \\{_dollars(arm)}" if "victim_rows" in arm.budget else ""
             ticks.append((height, f"{short(arm.label, 52)}\n{paid}".rstrip(), colour))
     axes.set_xlim(0, 100)
     axes.set_ylim(3.6 * len(thefts) - 1, -0.8)

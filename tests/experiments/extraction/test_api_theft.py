@@ -32,10 +32,12 @@ def fake_run(tmp_path, **changes):
 
 
 def test_a_softmax_regression_is_stolen_to_the_bit_for_its_price(tmp_path):
-    run, entered = fake_run(tmp_path, budget=65)
+    run, entered = fake_run(tmp_path, budget=65, price=2.0)
     api_theft._steal_softmax(run)
     stolen, control = entered["softmax"], entered["softmax_control"]
     assert stolen["budget"] == {"victim_rows": 65}
+    assert stolen["dollars"] == entered["softmax_control"]["dollars"] == 0.13, "2 dollars for a thousand"
+    assert "dollars" not in entered["softmax_independent"]
     assert (stolen["agreement"], stolen["agreement_uniform"], stolen["same_bits"]) == (100, 100, 100)
     assert stolen["log10_error"] < -10
     assert stolen["accuracy"] == entered["softmax_victim"]["accuracy"] > 90
@@ -72,14 +74,14 @@ def test_learning_by_steps_goes_to_the_least_cross_entropy():
 
 
 def stolen(agreement, control):
-    metrics = {"log10_error": [-12.3, -11.0], "same_bits": [100.0, 100.0]}
-    place = {"victim": "Softmax regression"}
+    metrics = {"log10_error": [-12.3, -11.0], "same_bits": [100.0, 100.0], "dollars": [0.1065, 0.11]}
+    place, paid = {"victim": "Softmax regression"}, {"dollars": [0.0065, 0.0065]}
     arms = [
         Arm("teacher", "Victim: network", "teacher", [97.0, 96.0]),
         Arm("softmax", "Softmax regression, solved", "method", [96.0, 95.0], agreement, {"victim_rows": 1065}, metrics,
             factors=place),
         Arm("softmax_control", "Softmax regression, learnt", "control", [90.0, 91.0], control, {"victim_rows": 65},
-            factors=place),
+            paid, factors=place),
         Arm("softmax_independent", "Softmax regression, trained likewise", "anchor", [96.0, 95.0], [97.0, 98.0],
             {"real_samples": 9}, factors=place),
     ]  # fmt: skip

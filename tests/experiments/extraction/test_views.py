@@ -168,7 +168,7 @@ def test_pages_show_them(stolen, defended, tmp_path):
         assert all(
             f">{cell}</td>" in page for cell in (query_table if name == "stolen" else defences_table)(result).rows[0]
         )
-        assert (tmp_path / name / "figures" / f"{figure}.png").exists()
+        assert (tmp_path / name / "figures" / f"{figure}.svg").exists()
         assert ("<h2>Accuracy against queries" in page) == (name == "stolen")
     (tmp_path / "all").mkdir()
     for name, result in (("dfme-mnist", stolen), ("defences-mnist", defended)):

@@ -121,7 +121,7 @@ def test_limits(limits):
     assert views.limits(found, "forgetting")["forgetting"][0] == [0, 10, 30]
     assert any("after 30 steps" in sentence for sentence in report.verdict(found))
     text = report.render(out).read_text()
-    assert (out / "figures" / "limits.png").stat().st_size > 5000
+    assert (out / "figures" / "limits.svg").stat().st_size > 5000
     assert "The two limits" in text
 
 
