@@ -220,9 +220,12 @@ def _registered(module: nn.Module) -> str | None:
     if not isinstance(classes, int) or classes < 2:
         return None
     own = getattr(module, "depth", None), getattr(module, "width", None)
+    units = getattr(module, "units", ())
     names = registry.names()
     if None not in own:
         names = (*names, f"wrn_{own[0]}_{own[1]}")
+    if isinstance(units, tuple) and len(units) == 1:
+        names = (*names, f"mlp_{units[0]}")
     for name in names:
         try:
             if registry.build(name, classes) == module:

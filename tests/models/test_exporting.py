@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dfke_jax import cli, nn
-from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.errors import CheckpointError, InputError, UnknownNameError
 from dfke_jax.models import FORMATS, export, open_model
-from dfke_jax.models.exporting import _TORCH
+from dfke_jax.models.exporting import _TORCH, METADATA
 from dfke_jax.nn.alexnet import AlexNet
 from dfke_jax.nn.classifier import Classifier, Preprocessing
 from dfke_jax.nn.lenet import LeNet5
@@ -108,6 +108,14 @@ def test_every_network_of_the_registry(tmp_path, name):
     same(made, f"{source}:net", weights=str(weights), input_shape=made.input_shape)
     (file,) = export(made, "stablehlo", tmp_path / "net.stablehlo")
     same(made, file, trusted=True)
+
+
+@pytest.mark.parametrize("said", ["[1]", '"text"', "3", "{", '{"module": 1}'])
+def test_a_file_that_says_nothing_sound_of_itself_is_refused(tmp_path, said):
+    save = pytest.importorskip("safetensors.numpy").save_file
+    save({"params/head/kernel": np.zeros((2, 3), np.float32)}, tmp_path / "m.safetensors", {METADATA: said})
+    with pytest.raises(CheckpointError):
+        open_model(tmp_path / "m.safetensors")
 
 
 def test_what_cannot_be_exported_is_said(tmp_path):

@@ -90,7 +90,7 @@ def test_every_network_in_a_fresh_process(tmp_path):
     fresh(tmp_path, made)
 
 
-@pytest.mark.parametrize("name", nn.names())
+@pytest.mark.parametrize("name", [*nn.names(), "wrn_10_1", "mlp_20"])
 def test_every_network_is_described(name):
     """As text, to the same module and its name again."""
     module = nn.build(name, 7)

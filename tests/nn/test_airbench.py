@@ -221,7 +221,7 @@ def test_a_pass_shows_every_image_once_and_mirrored_ones_alternate():
         return images
 
     method = airbench_training(student, images, LABELS, settings, flip=Partial(look))
-    state = method.init(jax.random.key(2))
+    state = jax.jit(method.init)(jax.random.key(2))
     step = jax.jit(method.step)
     for i in range(6):
         state, _ = step(jax.random.key(i), state)

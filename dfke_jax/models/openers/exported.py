@@ -58,7 +58,9 @@ def _weights(path: Path, said: Declared) -> Found:
         )
     try:
         described = json.loads(about)
-    except ValueError as error:
+        if not isinstance(described, dict):
+            raise ValueError(f"it is a {type(described).__name__}")
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} does not say what it holds: {error}") from error
     classifier = Classifier.of(described, arrays, path, module=said.module)
     directories.check(classifier, said, str(path))

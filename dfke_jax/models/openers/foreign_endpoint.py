@@ -34,9 +34,9 @@ def open(where: str, said: Declared) -> Found:
     in a `Metered` to have every answer in a ledger.
 
     Raises:
-      InputError: the mapping is not whole, or the answer holds nothing at its place.
+      InputError: the mapping is not whole.
       EndpointError: it cannot be reached, or refuses. UnknownOutcomeError: it sent what is no
-        answer.
+        answer, or nothing at the place of one.
     """
     import httpx
 

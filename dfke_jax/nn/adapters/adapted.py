@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfke_jax.core.errors import InputError, UnknownNameError
+from dfke_jax.core.errors import DfkeError, InputError, UnknownNameError
 from dfke_jax.core.types import Array, PyTree
 from dfke_jax.nn.classifier import Preprocessing, predicted
 from dfke_jax.nn.observation import Moments, Observed
@@ -198,8 +198,9 @@ def adapted(
         seen, statistics are not shown.
 
     Raises:
-      InputError: answers that are not (2, K) finite numbers, that differ from the original's, or
-        that are probabilities where logits are declared, and the other way round.
+      InputError: a model that cannot be evaluated in JAX; answers that are not (2, K) finite
+        numbers, that differ from the original's, or that are probabilities where logits are
+        declared, and the other way round.
       UnknownNameError: for a layer that there is not.
     """
     height, width, channels = (int(size) for size in input_shape)
@@ -221,7 +222,15 @@ def adapted(
     made = AdaptedClassifier(
         variables, forward, preprocessing, shape, expected.shape[1], name, gives
     )
-    seen = jax.jit(AdaptedClassifier.traced)(made, jnp.asarray(rows))
+    try:
+        seen = jax.jit(AdaptedClassifier.traced)(made, jnp.asarray(rows))
+    except DfkeError:
+        raise
+    except Exception as error:  # of a stranger's model, any
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(
+            f"{name} cannot be followed in JAX: {type(error).__name__}: {line:.300}"
+        ) from error
     wanted = (
         np.log(np.maximum(expected, np.finfo(np.float32).tiny))
         if gives == "probabilities"
