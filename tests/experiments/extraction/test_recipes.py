@@ -38,6 +38,20 @@ CHANGES = {
         "attack": DissectorSettings(rows_per_step=10, clone=_LEARNT, variants=2, pseudo_rows=5),
     },
     "jbda": {"budgets": (20,), "attack": JacobianSettings(augmentations=2, clone=_LEARNT)},
+    "api-extraction": {
+        "tables": ("iris",),
+        "attacks": ("equations", "hidden_layer", "binned", "paths", "adaptive"),
+        "hidden": 2,
+        "iterations": 5,
+        "uniform_rows": 100,
+    },
+    "api-inversion": {"hidden": 2, "iterations": 5, "steps": 3},
+    "api-defences": {
+        "tables": ("iris", "breast_cancer"),
+        "defences": ("none", "round_2", "label", "ensemble", "private_parameters"),
+        "members": 2,
+        "uniform_rows": 100,
+    },
     "defences": {
         "budget": 50,
         "defences": ("none", "label"),
@@ -69,7 +83,7 @@ CHANGES = {
     },
 }
 RECIPES = tuple(CHANGES)
-WITHOUT_PICTURES = {"defences", "relu-extraction", "last-layer"}
+WITHOUT_PICTURES = {"defences", "relu-extraction", "last-layer", "api-extraction", "api-defences"}
 QUICK = {"defences"}
 UNREAD = {"defences": {"dfme", "disguide", "misinformation_steps"}}
 """What the attacks and defences of a run have no use for; `test_every_attack_runs_behind_every_defence` has one for all."""
