@@ -50,7 +50,7 @@ _TREES = {
 }
 _GAMMA = 1.0
 _MOST_TRAINED = 15_000
-_MOST_LABELS = 5_000
+_MOST_LABELS = 2_000
 KNOWN = 10
 """Rows of the table, without their targets, that a thief who retrains on labels has; errors are measured on others."""
 
@@ -61,7 +61,7 @@ class Sizes:
 
     Attributes:
       hidden: units of networks. bins: of a hidden binning. label_rows: of retraining, a feature and
-        one of binary models. label_unknown_rows: an unknown of models of several classes, 5,000 in all
+        one of binary models. label_unknown_rows: an unknown of models of several classes, 2,000 in all
         at most.
         iterations: of the search for a network.
     """
