@@ -14,6 +14,7 @@ from dfke_jax.extraction import (
     Questions,
     ReluSearch,
     TreeSettings,
+    binned_regression,
     coupled_halfspace,
     find_paths,
     linear_regression,
@@ -77,6 +78,7 @@ ATTACKS = {
     "Lowd-Meek": (lambda: lowd_meek(SCHEMA), sided, Reveal("label"), 205),
     "coupled halfspace": (lambda: coupled_halfspace(SCHEMA), sided, Reveal("label"), 135),
     "one versus rest": (lambda: one_versus_rest(SCHEMA), softmax, Reveal(), 21),
+    "hidden bins": (lambda: binned_regression(SCHEMA), softmax, Reveal(), 54),
     "ReLU network": (lambda: relu_network(ReluSearch(6, check_rows=4)), relu, Reveal("logits"), 161),
 }
 every_attack = pytest.mark.parametrize("name", ATTACKS)

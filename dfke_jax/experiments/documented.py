@@ -265,7 +265,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         {"tables": ("adult_income",), "attacks": ("paths", "confidence", "confidence_alone")},
     ),
     "api-defences-tables": Experiment(
-        "api-defences", "tables", "defences of linear models behind prediction APIs", "not measured"
+        "api-defences",
+        "tables",
+        "defences of linear models behind prediction APIs",
+        "not measured",
+        {"tables": ("breast_cancer", "german_credit", "iris", "digits")},
     ),
     "api-inversion-digits": Experiment(
         "api-inversion", "tables", "pictures of digits from extracted models, and by asking", "not measured"

@@ -70,6 +70,15 @@ def test_a_number_that_is_not_cut_stays_one():
     np.testing.assert_allclose(found(UNIFORM), model(UNIFORM), atol=1e-6)
 
 
+def test_answers_in_float32_give_fewer_digits():
+    model = victim()
+    oracle = oracle_for(model)  # transport in float32
+    found = core.run_host(binned_regression(SCHEMA, precision="float32"), oracle, 0).found
+    assert found.binning.sizes == BINNING.sizes
+    apart = np.abs(found(UNIFORM) - model(UNIFORM)).max(1)
+    assert 1e-9 < np.quantile(apart, 0.9) < 1e-5
+
+
 def test_over_http_it_is_the_same_theft():
     oracle = oracle_for(victim(), transport="float64")
     settings = {"input_shape": (6,), "reveal": Reveal(), "num_classes": 3, "dtype": "float64", "box": None}

@@ -281,7 +281,7 @@ def _stolen(model: Any, table: Table, defence: str, attack: str, seed: int, unif
     kept = split(table)[1]
     tests, targets = table.test_rows[kept], table.test_targets[kept]
     victim = from_function(model.predict_proba, (table.schema.width,), table.num_classes, repeatable=True)
-    oracle = oracle_for(victim, Reveal("label") if attack == "adaptive" else _reveal(defence), transport="float64")
+    oracle: Any = oracle_for(victim, Reveal("label") if attack == "adaptive" else _reveal(defence), transport="float64")
     failed, found = "", None
     with Ledger() as ledger, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -45,7 +45,7 @@ class ApiExtractionSettings:
     label_rows: int = 20
     """Labels of retraining, a feature and one, of binary victims."""
     label_unknown_rows: int = 20
-    """Labels of retraining, an unknown, of victims of several classes; 5,000 in all at most."""
+    """Labels of retraining, an unknown, of victims of several classes; 2,000 in all at most."""
     iterations: int = 1000
     """Of the search for a network, at most."""
     uniform_rows: int = 10_000

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import scipy.optimize
 from optax.contrib import differentially_private_aggregate
 from scipy.stats import norm
@@ -104,7 +103,7 @@ def private_training(
         def step(carry: tuple, _: None) -> tuple:
             w, state = carry
             update, state = private.update(each(w, x, signs), state)
-            return (optax.apply_updates(w, -rate * update), state), None
+            return (w - rate * jnp.asarray(update), state), None
 
         return jax.lax.scan(step, (w, private.init(w)), None, steps)[0][0]
 

@@ -50,7 +50,7 @@ _TREES = {
 }
 _GAMMA = 1.0
 _MOST_TRAINED = 15_000
-_MOST_LABELS = 5_000
+_MOST_LABELS = 2_000
 KNOWN = 10
 """Rows of the table, without their targets, that a thief who retrains on labels has; errors are measured on others."""
 
@@ -61,7 +61,7 @@ class Sizes:
 
     Attributes:
       hidden: units of networks. bins: of a hidden binning. label_rows: of retraining, a feature and
-        one of binary models. label_unknown_rows: an unknown of models of several classes, 5,000 in all
+        one of binary models. label_unknown_rows: an unknown of models of several classes, 2,000 in all
         at most.
         iterations: of the search for a network.
     """
@@ -119,14 +119,14 @@ def _network(table: Table, sizes: Sizes) -> Any:
         activation="tanh",
         random_state=0,
         max_iter=200 if small else 20,
-        batch_size=min(256, len(table.train_rows)),
+        batch_size=min(256, len(table.train_rows)),  # type: ignore[arg-type]
     )
 
 
 def _tree(table: Table, sizes: Sizes) -> Any:
     from sklearn.tree import DecisionTreeClassifier
 
-    return DecisionTreeClassifier(random_state=0, **_TREES.get(table.name, {}))
+    return DecisionTreeClassifier(random_state=0, **_TREES.get(table.name, {}))  # type: ignore[arg-type]
 
 
 def _binned(table: Table, sizes: Sizes) -> Any:
@@ -141,7 +141,7 @@ def _binned(table: Table, sizes: Sizes) -> Any:
 def _rbf(table: Table, sizes: Sizes) -> Any:
     from sklearn.svm import SVC
 
-    return SVC(kernel="rbf", C=10.0, gamma=_GAMMA)
+    return SVC(kernel="rbf", C=10.0, gamma=_GAMMA)  # type: ignore[arg-type]
 
 
 def _polynomial(table: Table, sizes: Sizes) -> Any:
@@ -260,7 +260,6 @@ def _rbf_retrained(table: Table, sizes: Sizes) -> HostAttack:
     return retraining(table.schema, RetrainingSettings(rows, "adaptive"), lambda: rbf_clone(_GAMMA))
 
 
-_SMALL = tuple(name for name in _EVERY if not name.startswith("adult"))
 _CONFIDENCE = ("circles", "moons", "blobs", "iris", "wine", "breast_cancer", "german_credit", "adult_income")
 
 THEFTS: dict[str, Theft] = {
@@ -347,7 +346,7 @@ THEFTS: dict[str, Theft] = {
 # ---- one of them
 
 
-def answers_of(model: Any, labels: bool) -> Callable[[np.ndarray], np.ndarray]:
+def answers_of(model: Any, labels: bool) -> Callable[[np.ndarray], Any]:
     """Of a victim or a copy: probabilities (N, K), or labels (N,)."""
     if labels or not (hasattr(model, "predict_proba") or callable(model)):
         return model.predict

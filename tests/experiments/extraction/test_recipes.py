@@ -38,6 +38,20 @@ CHANGES = {
         "attack": DissectorSettings(rows_per_step=10, clone=_LEARNT, variants=2, pseudo_rows=5),
     },
     "jbda": {"budgets": (20,), "attack": JacobianSettings(augmentations=2, clone=_LEARNT)},
+    "api-extraction": {
+        "tables": ("iris",),
+        "attacks": ("equations", "hidden_layer", "binned", "paths", "adaptive"),
+        "hidden": 2,
+        "iterations": 5,
+        "uniform_rows": 100,
+    },
+    "api-inversion": {"hidden": 2, "iterations": 5, "steps": 3},
+    "api-defences": {
+        "tables": ("iris", "breast_cancer"),
+        "defences": ("none", "round_2", "label", "ensemble", "private_parameters"),
+        "members": 2,
+        "uniform_rows": 100,
+    },
     "defences": {
         "budget": 50,
         "defences": ("none", "label"),
@@ -80,6 +94,8 @@ CHANGES = {
 RECIPES = tuple(CHANGES)
 WITHOUT_PICTURES = {
     "api-theft",
+    "api-extraction",
+    "api-defences",
     "defences",
     "relu-extraction",
     "last-layer",
