@@ -202,9 +202,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "high-fidelity-digits": Experiment(
         "high-fidelity",
         "digits",
-        "MixMatch, rotation loss, active learning, and both, at 100 queries",
+        "MixMatch, rotation loss, active learning with MixMatch, at 100 queries",
         "not measured",
-        {"queries": (100,)},
+        {"queries": (100,), "methods": ("mixmatch", "rotation", "active_mixmatch")},
     ),
     "high-fidelity-fashion_mnist": Experiment(
         "high-fidelity",
