@@ -202,9 +202,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "high-fidelity-digits": Experiment(
         "high-fidelity",
         "digits",
-        "MixMatch, rotation loss, active learning with MixMatch, at 100 queries",
+        "MixMatch and rotation loss at 100 queries, short trainings",
         "not measured",
-        {"queries": (100,), "methods": ("mixmatch", "rotation", "active_mixmatch")},
+        {"queries": (100,), "methods": ("mixmatch", "rotation"), "teacher_steps": 300, "learning": {"steps": 400}},
     ),
     "high-fidelity-fashion_mnist": Experiment(
         "high-fidelity",
