@@ -297,9 +297,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "high-fidelity-digits": Experiment(
         "high-fidelity",
         "digits",
-        "MixMatch, rotation loss, active learning, and both, at 100 queries",
+        "MixMatch and rotation loss at 100 queries, short trainings",
         "not measured",
-        {"queries": (100,)},
+        {"queries": (100,), "methods": ("mixmatch", "rotation"), "teacher_steps": 300, "learning": {"steps": 400}},
     ),
     "high-fidelity-fashion_mnist": Experiment(
         "high-fidelity",

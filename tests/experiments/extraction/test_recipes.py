@@ -7,6 +7,7 @@ from small_runs import complete, run_small, tiny
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.experiments import recipe
+from dfke_jax.experiments.extraction.nondeterminism import SOURCES
 from dfke_jax.extraction import (
     ActiveThiefSettings,
     BanditSettings,
@@ -108,11 +109,37 @@ UNREAD = {"defences": {"dfme", "disguide", "misinformation_steps"}}
 """What the attacks and defences of a run have no use for; `test_every_attack_runs_behind_every_defence` has one for all."""
 
 
+def networks_differ_by_what_is_varied_alone(arms):
+    """Nothing varied is the same network to the bit, however it was trained; anything varied is another."""
+    control = arms["repeated_control"]
+    assert control.agreement == [100, 100]
+    assert control.metrics["largest_error"] == [0, 0]
+    assert all(error > 0 for name in SOURCES for error in arms[name].metrics["largest_error"])
+    rounding, start = (arms[name].metrics["largest_error"] for name in ("arithmetic", "initialisation"))
+    assert all(less < 1e-3 * more for less, more in zip(rounding, start, strict=True))
+
+
+def enough_gradients_are_the_network(arms):
+    """20 rows are none of its neurons by bisection; 400 are all four."""
+    whole, part = (arms[name].over("queries", "log10_error") for name in ("predicted", "bisected"))
+    assert all(error < -10 for error in whole.at(400))
+    assert all(error > -1 for error in part.at(20))
+    assert all(arms["predicted"].metrics["whole"])
+
+
+FINDINGS = {
+    "nondeterminism": networks_differ_by_what_is_varied_alone,
+    "gradient-queries": enough_gradients_are_the_network,
+}
+
+
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CHANGES])
 def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
     found = complete(
         name, tiny(name, CHANGES[name]), tmp_path, UNREAD.get(name, ()), pictures=name not in WITHOUT_PICTURES
     )
+    if name in FINDINGS:
+        FINDINGS[name]({arm.name: arm for arm in found.arms})
     if name == "dfms":
         stage_1_is_paid_from_the_budget(found, tmp_path / "run")
 
