@@ -149,7 +149,7 @@ class Moments:
                 for pair, before in zip(found, averages, strict=True)
             ]
         terms = [
-            (mean - module.running_mean).norm() + (var - module.running_var).norm()
+            (mean - module.running_mean).norm() + (var - module.running_var).norm()  # type: ignore[operator]
             for module, (mean, var) in zip(self.layers, found, strict=True)
         ]
         return torch.stack(terms).sum()
@@ -224,7 +224,8 @@ class FastInversion:
                 best, kept = value, images.detach()
             for parameter, gradient in zip([z, *parameters], gradients, strict=True):
                 parameter.grad = gradient
-            torch._foreach_add_(total, list(gradients[1:]))
+            for summed, gradient in zip(total, gradients[1:], strict=True):
+                summed.add_(gradient)
             for rule in rules:
                 rule.step()
         for parameter, gradient in zip(self.generator.parameters(), total, strict=True):

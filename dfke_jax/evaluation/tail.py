@@ -127,8 +127,9 @@ class _Watching:
             dataclasses.replace(self.classifier, variables=self.variables(state))
         )
         count = count + 1
-        moved = mean + (accuracy - mean) / count
-        return count, moved, squares + (accuracy - mean) * (accuracy - moved)
+        apart = accuracy - mean
+        # (a − m)(a − m') = (a − m)²·(n − 1)/n, which rounding cannot make negative
+        return count, mean + apart / count, squares + jnp.square(apart) * (count - 1) / count
 
     def _accuracy(self, classifier: Classifier) -> Array:
         """Share of images put into their class; those that fill the last piece have class −1."""

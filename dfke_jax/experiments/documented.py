@@ -144,6 +144,28 @@ EXPERIMENTS: dict[str, Experiment] = {
         "transfer-sets", "fashion_mnist", "noise; digits as unrelated", "6 min, one core"
     ),
     "dafl-mnist": Experiment("dafl", "mnist", "a generator beside a student, one batch for both", "not measured"),
+    # which of the three losses does what; published on MNIST: activation < one-hot < entropy < all
+    "dafl-mnist-one-hot": Experiment(
+        "dafl",
+        "mnist",
+        "the same, the one-hot loss alone",
+        "not measured",
+        {"method": {"activation": 0.0, "entropy": 0.0}},
+    ),
+    "dafl-mnist-activation": Experiment(
+        "dafl",
+        "mnist",
+        "the same, the activation loss alone",
+        "not measured",
+        {"method": {"one_hot": 0.0, "entropy": 0.0}},
+    ),
+    "dafl-mnist-entropy": Experiment(
+        "dafl",
+        "mnist",
+        "the same, the entropy loss alone",
+        "not measured",
+        {"method": {"one_hot": 0.0, "activation": 0.0}},
+    ),
     "dfad-mnist": Experiment(
         "dfad",
         "mnist",
