@@ -141,6 +141,14 @@ class AnchoredSettings(DistillationSettings):
 
 
 @dataclasses.dataclass(frozen=True)
+class GeneratedSettings(AnchoredSettings):
+    """Recipes whose images a generator makes, beside which images stand that nobody made for the purpose."""
+
+    arbitrary: bool = True
+    """Whether smooth noise, and random shapes balanced by the teacher's answers, are distilled from as well."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TransferSettings(DistillationSettings):
     """Recipes that distil on a transfer set: images that are not the real ones."""
 
@@ -229,6 +237,7 @@ __all__ = [
     "DISTILLED_DIGITS",
     "AnchoredSettings",
     "DistillationSettings",
+    "GeneratedSettings",
     "LearningSettings",
     "PoolSettings",
     "Settings",
