@@ -144,8 +144,14 @@ class AnchoredSettings(DistillationSettings):
 class GeneratedSettings(AnchoredSettings):
     """Recipes whose images a generator makes, beside which images stand that nobody made for the purpose."""
 
-    arbitrary: bool = True
-    """Whether smooth noise, and random shapes balanced by the teacher's answers, are distilled from as well."""
+    arbitrary: int = 3000
+    """Images of smooth noise, and of random shapes balanced by the teacher's answers, that are distilled from as well; 0 for
+    none."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.arbitrary < 0:
+            raise InputError(f"arbitrary must not be negative, got {self.arbitrary}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,8 +58,8 @@ def distilled_from_real_data(run: Run[Any]) -> Classifier:
 SMOOTH, SHAPES = "smooth_noise", "balanced_shapes"
 ARBITRARY = {SMOOTH: "Smooth noise", SHAPES: "Random shapes, balanced"}
 """Transfer sets that nobody made for the purpose, by the names of their arms."""
-ARBITRARY_IMAGES, SHAPES_ASKED = 3000, 10_000
-"""Images of each; shapes that the teacher answers for a balanced set."""
+ASKED = 3
+"""Random shapes that the teacher answers for each image of a balanced set."""
 
 
 def distilled_from_arbitrary(run: Run[Any], kind: str) -> Classifier:
@@ -67,12 +67,13 @@ def distilled_from_arbitrary(run: Run[Any], kind: str) -> Classifier:
 
     It depends on the teacher, the seed and the budget of distillation alone: recipes share it.
     """
+    count = run.config.arbitrary
     if kind == SMOOTH:
-        images = smooth_noise(run.key(kind), (ARBITRARY_IMAGES, *run.dataset.shape))
+        images = smooth_noise(run.key(kind), (count, *run.dataset.shape))
     else:
-        shapes = np.asarray(synthetic_shapes(run.key(kind), SHAPES_ASKED, run.dataset.shape))
+        shapes = np.asarray(synthetic_shapes(run.key(kind), ASKED * count, run.dataset.shape))
         answers = run.teacher.predict(shapes).argmax(1)
-        images = shapes[balanced_rows(answers, ARBITRARY_IMAGES, run.seed)]
+        images = shapes[balanced_rows(answers, count, run.seed)]
     return _anchor(run, kind, images)
 
 
@@ -81,6 +82,7 @@ def _anchor(run: Run[Any], what: str, images: Any) -> Classifier:
     student, budget = run.network(c.student), _budget(c)
     method = knowledge_distillation(student, run.teacher, images, **budget, augment=augmentation(c.real_augmentation))
     description = [
+        *([len(images)] if what in ARBITRARY else []),
         c.teacher, c.student, c.teacher_steps, c.teacher_batch, c.teacher_learning_rate, c.teacher_augmentation,
         budget, c.real_augmentation, c.fit, *([run.bench.own.mark] if run.bench.own else []),
     ]  # fmt: skip
@@ -98,9 +100,8 @@ def _budget(config: DistillationSettings) -> dict[str, Any]:
 
 __all__ = [
     "ARBITRARY",
-    "ARBITRARY_IMAGES",
+    "ASKED",
     "SHAPES",
-    "SHAPES_ASKED",
     "SMOOTH",
     "distil",
     "distil_watched",

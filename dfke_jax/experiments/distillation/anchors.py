@@ -17,9 +17,8 @@ from dfke_jax.experiments.bench.settings import (
 )
 from dfke_jax.experiments.bench.students import (
     ARBITRARY,
-    ARBITRARY_IMAGES,
+    ASKED,
     SHAPES,
-    SHAPES_ASKED,
     distilled_from_arbitrary,
     distilled_from_real_data,
 )
@@ -91,8 +90,8 @@ def measure_anchors(run: Run) -> None:
         budget = budgets.distilled(c, real=len(run.dataset.train))
         run.record("real_data", distilled_from_real_data(run), budget=budget)
     for kind in ARBITRARY if isinstance(c, GeneratedSettings) and c.arbitrary else ():
-        asked = SHAPES_ASKED if kind == SHAPES else 0
-        budget = budgets.distilled(c, ARBITRARY_IMAGES, augment=c.real_augmentation, other_rows=asked)
+        asked = ASKED * c.arbitrary if kind == SHAPES else 0
+        budget = budgets.distilled(c, c.arbitrary, augment=c.real_augmentation, other_rows=asked)
         run.record(kind, distilled_from_arbitrary(run, kind), budget=budget)
 
 

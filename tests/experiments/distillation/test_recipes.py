@@ -170,3 +170,19 @@ def test_rows_of_the_cifar10_table_fit_together(name):
 
     images, logits, loss = jax.eval_shape(whole, jax.random.key(0))
     assert (images.shape, logits.shape, loss.shape) == ((2000, 32, 32, 3), (5, 10), ())
+
+
+GENERATORS = ("dafl", "dfad", "zskt", "dfq", "degan", "rdskd", "gan-sampling", "cmi", "fast-dfkd", "nayer", "statistics-generators")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_beside_every_generator_stand_an_untrained_one_and_images_that_nobody_made(name):
+    entry = recipe(name)
+    arms = {arm.name: arm for arm in entry.arms(tiny(name, CHANGES[name]))}
+    assert {"smooth_noise", "balanced_shapes"} <= {name for name, arm in arms.items() if arm.role == "baseline"}
+    labels = {arm.label for arm in arms.values() if arm.role in ("control", "baseline")}
+    assert labels & {"Generator that never learns", "Generators that never learn"}
+    without = entry.arms(tiny(name, CHANGES[name], arbitrary=0))
+    assert {arm.name for arm in without} == set(arms) - {"smooth_noise", "balanced_shapes"}
+    with pytest.raises(InputError, match="arbitrary must not be negative"):
+        tiny(name, CHANGES[name], arbitrary=-1)
