@@ -1,7 +1,6 @@
 """A ready GAN as a transfer set: fresh samples whose latents are made hard for the student."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from dfke_jax.distillation.degan import degan_cost
 from dfke_jax.distillation.gan_sampling import sampling_cost
 from dfke_jax.evaluation import histogram_entropy
 from dfke_jax.experiments.bench import budgets
+from dfke_jax.experiments.bench.arm import Role
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.seed_run import Run
@@ -83,7 +83,7 @@ NAME = "gan_sampling"
 UNTRAINED = f"{NAME}_untrained"
 
 
-def _plans(config: GANSamplingRecipeSettings) -> dict[str, tuple[str, Any, float, SamplingSettings]]:
+def _plans(config: GANSamplingRecipeSettings) -> dict[str, tuple[str, Role, float, SamplingSettings]]:
     """Arm -> its label, role, the GAN's rate and how its student learns."""
     rate, hard = config.gan.generator_rate, config.sampling
     still = dataclasses.replace(hard, latent_steps=0)

@@ -12,6 +12,7 @@ from dfke_jax.distillation.gan_sampling import sampling_cost
 from dfke_jax.distillation.rdskd import rdskd_cost
 from dfke_jax.evaluation import histogram_entropy
 from dfke_jax.experiments.bench import budgets
+from dfke_jax.experiments.bench.arm import Role
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.seed_run import Run
@@ -22,7 +23,7 @@ from dfke_jax.experiments.distillation.syntheses import sample_diversity
 from dfke_jax.experiments.distillation.views import STEADINESS
 from dfke_jax.nn.training import trained
 
-LABELS = {
+LABELS: dict[str, tuple[str, Role]] = {
     "rdskd": ("RDSKD", "method"),
     "rdskd_control": ("Generator that never learns", "control"),
     "undamped": ("Losses added without damping", "baseline"),
