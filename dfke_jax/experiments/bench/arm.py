@@ -39,6 +39,9 @@ class Published:
     factors: Mapping[str, Level] = dataclasses.field(default_factory=dict)
     networks: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        object.__setattr__(self, "networks", tuple(self.networks))  # a list, where it was read from a file
+
     def concerns(self, config: Any) -> bool:
         """Whether it stands beside runs of these settings: of their data set and, where it names networks, of theirs."""
         ours = (getattr(config, "teacher", ""), getattr(config, "student", ""))

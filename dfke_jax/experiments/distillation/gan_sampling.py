@@ -1,6 +1,7 @@
 """A ready GAN as a transfer set: fresh samples whose latents are made hard for the student."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from dfke_jax.core.method import Method, Static
 from dfke_jax.core.types import Array, Key, PyTree
 from dfke_jax.distillation import DeGANSettings, SamplingSettings, adapt_statistics, degan, gan_sampling
 from dfke_jax.distillation.degan import degan_cost
-from dfke_jax.distillation.gan_sampling import sampling_cost
+from dfke_jax.distillation.gan_sampling import hard_latents, sampling_cost
 from dfke_jax.evaluation import histogram_entropy
 from dfke_jax.experiments.bench import budgets
 from dfke_jax.experiments.bench.arm import Role
@@ -26,6 +27,7 @@ from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, anchor_arms, measure_anchors
 from dfke_jax.experiments.distillation.syntheses import sample_diversity
 from dfke_jax.experiments.distillation.views import STEADINESS
+from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DCGANGenerator
 from dfke_jax.nn.precision import apply
 from dfke_jax.nn.registry import describe
@@ -131,15 +133,15 @@ def measure(run: Run[GANSamplingRecipeSettings]) -> None:
     for name, (_, _, rate, sampling) in _plans(c).items():
         state = trained_gan if rate else untrained
         made = Partial(_images, Static(generator), state.generator.variables)
-        images = jax.jit(_call)(made, latents)
-        logits = teacher(images)
-        run.keep(name, images, jnp.argmax(logits, -1))
-        entropy = histogram_entropy(np.asarray(jax.nn.softmax(logits)).mean(0), normalised=True)
         last, steady = watched_stage(
             run, f"{name}/student", gan_sampling(made, teacher, student, sampling), c.distillation_steps, student,
             rows=c.distillation_batch, draws_as=f"{NAME}/student",
         )  # fmt: skip
         learnt = trained(student, last)
+        images = _drawn(sampling, made, teacher, learnt, latents)
+        logits = teacher(images)
+        run.keep(name, images, jnp.argmax(logits, -1))
+        entropy = histogram_entropy(np.asarray(jax.nn.softmax(logits)).mean(0), normalised=True)
         seen = {"class_entropy": entropy, **sample_diversity(run, images)}
         run.record(name, learnt, {**seen, **steady, **transition_error(run, learnt)})
         arm = name.replace(NAME, "adapted")
@@ -162,8 +164,11 @@ def _images(generator: Static, variables: PyTree, z: Array) -> Array:
     return apply(generator.value, variables, z, train=False)
 
 
-def _call(made: Partial, z: Array) -> Array:
-    return made(z)
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(sampling: SamplingSettings, made: Partial, teacher: Classifier, student: Classifier, z: Array) -> Array:
+    """The images that a student at its end would learn from."""
+    hard, _ = hard_latents(made, teacher, student, sampling, z)
+    return made(hard)
 
 
 register(
