@@ -111,3 +111,32 @@ def test_an_iteration_of_one_file_is_the_package_s():
         assert moved > 5e-4, "nothing happened"
     np.testing.assert_allclose(metrics["loss"], reported["loss"], rtol=1e-5)
     np.testing.assert_allclose(metrics["disagreement"], reported["disagreement"], rtol=1e-5)
+
+
+def test_distances_to_a_boundary_that_is_known():
+    """One unit without a bend: the classes divide where x + y = 0."""
+    of = example("boundary_walk")
+    line = of.network((2,), 0)
+    dense, head = sorted(line.variables["params"], key=lambda name: "dense" not in name)
+    params = {
+        dense: {"kernel": jnp.asarray([[1.0, -1.0]] * 2), "bias": jnp.zeros(2)},
+        head: {"kernel": jnp.asarray([[0.0, 1.0], [1.0, 0.0]]), "bias": jnp.zeros(2)},
+    }
+    found = of.boundary(line.replace(variables={"params": params}))
+    np.testing.assert_allclose(found.sum(1), 0, atol=0.026)
+    assert len(found) > 100
+    away = of.distance(np.array([[0.5, 0.5], [-0.3, 0.3], [0.0, -0.4]]), found)
+    np.testing.assert_allclose(away, (0.5 * 2**0.5 + 0.0 + 0.4 / 2**0.5) / 3, atol=0.03)
+
+
+@pytest.mark.slow
+def test_boundary_walk(tmp_path):
+    """Belief matching goes to the boundary, distances of logits first away from it; the control stays."""
+    out = tmp_path / "walk.png"
+    found = example("boundary_walk").main(steps=40, teacher_steps=1000, seeds=1, out=str(out))
+    assert {name: values.shape for name, values in found.items()} == dict.fromkeys(found, (1, 3))
+    zskt, dfad, still = (found[name][0] for name in ("ZSKT", "DFAD", "never learns"))
+    assert zskt[-1] < 0.7 * zskt[0]
+    assert dfad.max() > 1.1 * dfad[0]
+    np.testing.assert_array_equal(still, still[0])
+    assert out.stat().st_size > 10_000

@@ -5,6 +5,7 @@ its classes.
 import dataclasses
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
@@ -61,7 +62,13 @@ class DAFLSettings(DuelSettings):
             )
 
 
-def dafl(teacher: WhiteBox, student: Classifier, settings: DAFLSettings) -> Method:
+def dafl(
+    teacher: WhiteBox,
+    student: Classifier,
+    settings: DAFLSettings,
+    *,
+    generator: nn.Module | None = None,
+) -> Method:
     """Data-free learning of student networks.
 
     L_G = w·L_oh + α·L_a + β·L_ie with L_oh = CE(T(x), argmax T(x)), L_a = −mean |f_T(x)| over the
@@ -74,7 +81,7 @@ def dafl(teacher: WhiteBox, student: Classifier, settings: DAFLSettings) -> Meth
 
     Args:
       teacher: frozen; its input of the last layer are the features. student: gives the network.
-      settings: see `DAFLSettings`. ``generator_rate=0`` is the control.
+      settings: see `DAFLSettings`. ``generator_rate=0`` is the control. generator: see `duel`.
 
     Returns:
       A `Method` over `DuelState` with the metrics of `duel` and ``one_hot``, ``activation``,
@@ -89,7 +96,16 @@ def dafl(teacher: WhiteBox, student: Classifier, settings: DAFLSettings) -> Meth
     if settings.entropy:
         warn_of_small_batches("DAFL", settings.batch_size, teacher)
     gain = Partial(_gain, settings.one_hot, settings.activation, settings.entropy)
-    return duel(teacher, student, settings, JOINT, gain, Partial(_response), activations=True)
+    return duel(
+        teacher,
+        student,
+        settings,
+        JOINT,
+        gain,
+        Partial(_response),
+        activations=True,
+        generator=generator,
+    )
 
 
 def dafl_cost(settings: DAFLSettings) -> Cost:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
@@ -53,7 +54,13 @@ class DFADSettings(DuelSettings):
         return Schedule(self.student_steps, student_mode=self.student_mode)
 
 
-def dfad(teacher: WhiteBox, student: Classifier, settings: DFADSettings) -> Method:
+def dfad(
+    teacher: WhiteBox,
+    student: Classifier,
+    settings: DFADSettings,
+    *,
+    generator: nn.Module | None = None,
+) -> Method:
     """Data-free adversarial distillation.
 
     min_S max_G L with L = (1/BK) Σ |T(x) − S(x)| on logits, x = G(z); five updates of S on fresh
@@ -61,7 +68,7 @@ def dfad(teacher: WhiteBox, student: Classifier, settings: DFADSettings) -> Meth
 
     Args:
       teacher: frozen. student: gives the network.
-      settings: see `DFADSettings`. ``generator_rate=0`` is the control.
+      settings: see `DFADSettings`. ``generator_rate=0`` is the control. generator: see `duel`.
 
     Returns:
       A `Method` over `DuelState` with the metrics of `duel`; ``generator_loss`` is −L, or −log(1 +
@@ -72,7 +79,9 @@ def dfad(teacher: WhiteBox, student: Classifier, settings: DFADSettings) -> Meth
     Deviation: images are pictures in the box unless ``output`` says otherwise.
     """
     gain = Partial(_log_gain if settings.form == "log_l1" else _gain)
-    return duel(teacher, student, settings, settings.turns, gain, Partial(_distance))
+    return duel(
+        teacher, student, settings, settings.turns, gain, Partial(_distance), generator=generator
+    )
 
 
 def dfad_cost(settings: DFADSettings) -> Cost:

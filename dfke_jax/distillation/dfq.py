@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
@@ -66,7 +67,13 @@ class DFQSettings(DuelSettings):
         return Schedule(self.student_steps, student_mode=self.student_mode)
 
 
-def dfq(teacher: WhiteBox, student: Classifier, settings: DFQSettings) -> Method:
+def dfq(
+    teacher: WhiteBox,
+    student: Classifier,
+    settings: DFQSettings,
+    *,
+    generator: nn.Module | None = None,
+) -> Method:
     """The distillation of data-free network quantisation, for a student of full precision.
 
     L_G = −w_a·KL(p_T ‖ p_S) + w_s·R(x) + w_o·CE(T(x), argmax T(x)) + w_b·Σ_k p̄_k ln p̄_k over the
@@ -75,7 +82,7 @@ def dfq(teacher: WhiteBox, student: Classifier, settings: DFQSettings) -> Method
 
     Args:
       teacher: frozen, with batch normalisation. student: gives the network.
-      settings: see `DFQSettings`. ``generator_rate=0`` is the control.
+      settings: see `DFQSettings`. ``generator_rate=0`` is the control. generator: see `duel`.
 
     Returns:
       A `Method` over `DuelState` with the metrics of `duel` and ``adversarial``, ``statistics``,
@@ -102,6 +109,7 @@ def dfq(teacher: WhiteBox, student: Classifier, settings: DFQSettings) -> Method
         gain,
         Partial(_response),
         moments=bool(settings.statistics),
+        generator=generator,
     )
 
 

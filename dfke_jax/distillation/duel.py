@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -179,6 +180,7 @@ def duel(
     *,
     activations: bool = False,
     moments: bool = False,
+    generator: nn.Module | None = None,
 ) -> Method:
     """A method in which a generator makes what a student learns of its teacher.
 
@@ -191,6 +193,9 @@ def duel(
       gain: what the generator descends. student_loss: of the student's updates.
       activations: whether either reads hidden layers. moments: whether the gain reads the
         teacher's.
+      generator: a module of one's own, with an attribute ``latent``, Z, called on latents (B, Z)
+        and with a method ``pre_activation(z, *, train)`` -> x̃ (B, H, W, C); by default
+        `DFMEGenerator` of the settings' width and latent.
 
     Returns:
       A `Method` over `DuelState` with metrics ``student_loss``, ``generator_loss``, those of
@@ -220,9 +225,9 @@ def duel(
     learner = Learner.of(
         student, rule(s.student_optimizer, s.student_rate, s.steps * schedule.student)
     )
-    generator = DFMEGenerator(teacher.input_shape, s.width, s.latent, s.normalised_output)
+    own: Any = generator  # `Maker` calls no more of it than is said above
     maker = Maker(
-        generator,
+        own or DFMEGenerator(teacher.input_shape, s.width, s.latent, s.normalised_output),
         teacher.preprocessing,
         rule(s.generator_optimizer, s.generator_rate, s.steps),
         s.output,

@@ -100,6 +100,28 @@ def gan_sampling(
     )
 
 
+def hard_latents(
+    generator: Partial, teacher: WhiteBox, student: Classifier, settings: SamplingSettings, z: Array
+) -> tuple[Array, Array]:
+    """Latents (B, Z) where `gan_sampling` moves those that it is given, and the mean KL(p_T ‖ p_S)
+    before every move (latent_steps,).
+    """
+    norm = settings.latent**0.5
+
+    def gap(z: Array) -> Array:
+        images = generator(z)
+        theirs, ours = teacher(images), student(images)
+        return jnp.mean(response_kl(ours, theirs, through_teacher=True))
+
+    def move(z: Array, _: None) -> tuple[Array, Array]:
+        value, slope = jax.value_and_grad(gap)(z)
+        length = jnp.maximum(jnp.linalg.norm(slope, axis=-1, keepdims=True), _TINY)
+        z = z + settings.latent_rate * norm * slope / length
+        return norm * z / jnp.linalg.norm(z, axis=-1, keepdims=True), value
+
+    return jax.lax.scan(move, z, None, length=settings.latent_steps)
+
+
 def sampling_cost(settings: SamplingSettings) -> Cost:
     """What one step costs."""
     batch, moves = settings.batch_size, settings.latent_steps
@@ -162,23 +184,9 @@ class _Sampling:
     def step(self, key: Key, state: Training) -> tuple[Training, Metrics]:
         s = self.settings
         latent_key, learn_key = jax.random.split(key)
-        norm = s.latent**0.5
         student = self.learner.classifier(state.variables)
-
-        def gap(z: Array) -> Array:
-            images = self.generator(z)
-            theirs, ours = self.teacher(images), student(images)
-            return jnp.mean(response_kl(ours, theirs, through_teacher=True))
-
         z = jax.random.normal(latent_key, (s.batch_size, s.latent))
-
-        def move(z: Array, _: None) -> tuple[Array, Array]:
-            value, slope = jax.value_and_grad(gap)(z)
-            length = jnp.maximum(jnp.linalg.norm(slope, axis=-1, keepdims=True), _TINY)
-            z = z + s.latent_rate * norm * slope / length
-            return norm * z / jnp.linalg.norm(z, axis=-1, keepdims=True), value
-
-        hard, gaps = jax.lax.scan(move, z, None, length=s.latent_steps)
+        hard, gaps = hard_latents(self.generator, self.teacher, student, s, z)
         images = jax.lax.stop_gradient(self.generator(hard))
         answers = jax.lax.stop_gradient(self.teacher(images))
         last = jnp.mean(response_kl(student(images), answers))
@@ -195,4 +203,10 @@ def _response(temperature: Array, student: Observed, answers: Array) -> Array:
 
 _TINY = 1e-12
 
-__all__ = ["SamplingSettings", "adapt_statistics", "gan_sampling", "sampling_cost"]
+__all__ = [
+    "SamplingSettings",
+    "adapt_statistics",
+    "gan_sampling",
+    "hard_latents",
+    "sampling_cost",
+]

@@ -121,7 +121,8 @@ def rdskd_generator(teacher: WhiteBox, settings: RDSKDSettings, state: RDSKDStat
     """Latents (B, Z) -> images (B, H, W, C) of a trained generator, which normalises by its running
     statistics.
     """
-    return Partial(_images, Static(_maker(teacher, settings)), state.generator.variables)
+    still = dataclasses.replace(settings, generator_rate=0.0)  # it learns no more
+    return Partial(_images, Static(_maker(teacher, still)), state.generator.variables)
 
 
 def rdskd_cost(settings: RDSKDSettings) -> Cost:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
@@ -57,7 +58,13 @@ class ZSKTSettings(DuelSettings):
         return Schedule(self.student_steps, same_latents=True, student_mode=self.student_mode)
 
 
-def zskt(teacher: WhiteBox, student: Classifier, settings: ZSKTSettings) -> Method:
+def zskt(
+    teacher: WhiteBox,
+    student: Classifier,
+    settings: ZSKTSettings,
+    *,
+    generator: nn.Module | None = None,
+) -> Method:
     """Zero-shot knowledge transfer by adversarial belief matching.
 
     L_G = −(1/K)·KL(p_T ‖ p_S), L_S = KL(p_T ‖ p_S)/K + β·Σ_l (1/H_l W_l)·‖Q_S^l − Q_T^l‖² with Q =
@@ -66,7 +73,7 @@ def zskt(teacher: WhiteBox, student: Classifier, settings: ZSKTSettings) -> Meth
 
     Args:
       teacher: frozen. student: gives the network.
-      settings: see `ZSKTSettings`. ``generator_rate=0`` is the control.
+      settings: see `ZSKTSettings`. ``generator_rate=0`` is the control. generator: see `duel`.
 
     Returns:
       A `Method` over `DuelState` with the metrics of `duel`.
@@ -86,7 +93,14 @@ def zskt(teacher: WhiteBox, student: Classifier, settings: ZSKTSettings) -> Meth
     names = shared_maps(teacher, student, settings.layers) if settings.attention else ()
     loss = Partial(_student_loss, Static(names), settings.attention)
     return duel(
-        teacher, student, settings, settings.turns, Partial(_gain), loss, activations=bool(names)
+        teacher,
+        student,
+        settings,
+        settings.turns,
+        Partial(_gain),
+        loss,
+        activations=bool(names),
+        generator=generator,
     )
 
 

@@ -228,6 +228,21 @@ EXPERIMENTS: dict[str, Experiment] = {
             **_NO_NOISE,
         },
     ),
+    **{
+        f"zskd-cifar10-{name}": Experiment(
+            "zskd",
+            "cifar10",
+            f"{words}, the published budget; needs a GPU",
+            "not measured",
+            {"teacher": teacher, "student": student, **_NO_NOISE},
+        )
+        for name, words, teacher, student in (
+            ("alexnet", "AlexNet to its half", "alexnet", "alexnet_half"),
+            ("vgg19-vgg11", "VGG-19 to VGG-11", "vgg19", "vgg11"),
+            ("vgg19-resnet18", "VGG-19 to ResNet-18", "vgg19", "resnet18"),
+            ("resnet18", "ResNet-18 to its half", "resnet18", "resnet18_half"),
+        )
+    },
     "dfme-mnist": Experiment("dfme", "mnist", "extraction from answers, with its control", "21 min, one shared core"),
     "dfme-mnist-1m": Experiment(
         "dfme",

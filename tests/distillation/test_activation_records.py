@@ -222,3 +222,21 @@ def test_against_the_method_written_out(wide, real):
     assert (x == -0.25).any() or (x == 1.5).any(), "the box was reached"
     np.testing.assert_allclose(made.state.images, x, atol=2e-4)
     np.testing.assert_allclose(made.metrics["loss"][0], seen[-1], rtol=1e-4)
+
+
+def test_a_whole_graph_fourier_basis_asks_for_what_all_layers_ask(teacher, real):
+    """Why a spectral objective, done right, is no other one: the basis is orthonormal.
+
+    Units of a layer are the vertices of a graph whose edges are their correlations; eigenvectors of its Laplacian are
+    the basis. Distances of spectra are distances of pre-activations, so only the choice of coefficients could make a
+    difference, which nothing that was released states.
+    """
+    found = activations(teacher, real[0], "dense1")
+    edges = np.abs(np.corrcoef(found.T))
+    np.fill_diagonal(edges, 0)
+    _, basis = np.linalg.eigh(np.diag(edges.sum(1)) - edges)
+    wanted, got = found[:20], found[20:40]
+    spectral = np.square((got - wanted) @ basis).mean(1)
+    np.testing.assert_allclose(spectral, np.square(got - wanted).mean(1), rtol=1e-9)
+    some = np.square((got - wanted) @ basis[:, :3]).sum(1)
+    assert (some < 0.9 * np.square(got - wanted).sum(1)).all(), "a few coefficients do ask for less"

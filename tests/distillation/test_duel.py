@@ -303,6 +303,38 @@ def test_a_student_learns_every_head_of_its_teacher():
         dfad(teacher, STUDENT, settings)
 
 
+class OwnGenerator(nn.Module):
+    """A dense layer, the smallest generator that the engine takes."""
+
+    latent: int = 5
+
+    def __call__(self, z, *, train=False):
+        return self.pre_activation(z, train=train)
+
+    @nn.compact
+    def pre_activation(self, z, *, train=False):
+        return nn.Dense(64, name="pixels")(z).reshape(-1, *SHAPE)
+
+
+OWN = {"batch_size": 30, "latent": 5, "schedule": "constant", "generator_rate": 0.1}
+
+
+def test_a_generator_of_ones_own_is_taken():
+    """Its parameters are the state's, and they move; a teacher that answers one class alone is named here too."""
+    variables = jax.tree.map(jnp.zeros_like, TEACHER.variables)
+    head = max(variables["params"], key=lambda name: variables["params"][name]["kernel"].shape[-1] == K)
+    variables["params"][head]["bias"] = jnp.asarray([0.0, 0.0, 50.0])
+    settings = DFADSettings(**OWN, student_steps=1)
+    method = dfad(TEACHER.replace(variables=variables), STUDENT, settings, generator=OwnGenerator())
+    begun = jax.jit(method.init)(KEY)
+    with pytest.warns(UserWarning, match="class 2"):
+        found = core.run(method, KEY, 12, state=begun, guard=core.Guard(patience=10))
+    before, after = begun.generator.variables["params"], found.state.generator.variables["params"]
+    assert set(after) == {"pixels"}
+    assert not np.allclose(after["pixels"]["kernel"], before["pixels"]["kernel"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((found.state, found.metrics)))
+
+
 def test_few_images_a_class_are_warned_of():
     with pytest.warns(UserWarning, match="6 images for 3 classes are few.* Take at least 30"):
         dafl(TEACHER, STUDENT, DAFLSettings(**PLAIN))

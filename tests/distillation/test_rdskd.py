@@ -60,7 +60,7 @@ def test_three_steps_are_the_released_loop():
         np.testing.assert_allclose(metrics["generator_loss"], expected, rtol=2e-4)
 
         @jax.grad
-        def slope(params, inputs=inputs, reference=reference.copy()):
+        def slope(params, inputs=inputs, reference=reference):
             x = inputs(params)
             p = jax.nn.softmax(teacher.module.apply(teacher.variables, x))
             mean, apart = p.mean(0), lambda values: jnp.sqrt(jnp.sum((values[15:] - values[:15]) ** 2))
@@ -75,7 +75,8 @@ def test_three_steps_are_the_released_loop():
         if t % 2 == 1:
             reference = np.asarray(found[:2])
         np.testing.assert_allclose(state.reference, reference, rtol=2e-4)
-    assert state.steps == 3 and reference.any()
+    assert state.steps == 3
+    assert reference.any()
 
 
 @pytest.mark.slow
@@ -97,11 +98,14 @@ def test_a_student_learns_from_its_frozen_generator():
     made = rdskd_generator(teacher, settings, state)
     z = jax.random.normal(KEY, (5, 4))
     np.testing.assert_allclose(made(z)[:2], made(z[:2]), atol=1e-5)
-    assert made(z).shape == (5, *SHAPE) and 0 <= made(z).min() and made(z).max() <= 1
+    assert made(z).shape == (5, *SHAPE)
+    assert made(z).min() >= 0
+    assert made(z).max() <= 1
     still = SamplingSettings(batch_size=6, latent=4, latent_steps=0, student_optimizer="sgd", student_rate=0.1)
     student = gan_sampling(made, teacher, network(1), still)
     _, metrics = jax.jit(student.step)(KEY, student.init(KEY))
-    assert np.isfinite(metrics["loss"]) and metrics["loss"] > 0
+    assert np.isfinite(metrics["loss"])
+    assert metrics["loss"] > 0
 
 
 @pytest.mark.slow

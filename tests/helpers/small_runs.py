@@ -17,6 +17,7 @@ TINY = {
     "teacher_batch": 32,
     "distillation_steps": 20,
     "distillation_batch": 16,
+    "arbitrary": 10,
 }
 """Of these every recipe takes those that it has."""
 _NOT_A_USE = (

@@ -26,6 +26,7 @@ class Published:
       differs: what differs so much that ``reproduced`` would say too much (another method, another network); such a
         figure is shown beside ours and not judged.
       factors: as of an `Arm`, where the figure belongs to a series of arms.
+      networks: teacher and student, by name, that the figure is of; empty where one stands for whatever is run.
     """
 
     arm: str
@@ -36,6 +37,15 @@ class Published:
     note: str = ""
     differs: str = ""
     factors: Mapping[str, Level] = dataclasses.field(default_factory=dict)
+    networks: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "networks", tuple(self.networks))  # a list, where it was read from a file
+
+    def concerns(self, config: Any) -> bool:
+        """Whether it stands beside runs of these settings: of their data set and, where it names networks, of theirs."""
+        ours = (getattr(config, "teacher", ""), getattr(config, "student", ""))
+        return self.dataset == config.dataset and (not self.networks or tuple(self.networks) == ours)
 
 
 @dataclasses.dataclass(frozen=True)

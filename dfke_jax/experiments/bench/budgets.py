@@ -73,6 +73,16 @@ def distilled(
     }
 
 
+def summed(*parts: dict[str, int]) -> dict[str, int]:
+    """The budget of an arm that is made in several parts.
+
+    >>> summed({"teacher_rows": 5}, {"teacher_rows": 2, "student_updates": 3})
+    {'teacher_rows': 7, 'student_updates': 3}
+    """
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum(part.get(name, 0) for part in parts) for name in names}
+
+
 _WITHOUT_IMAGES = ("magnitude_pruning", "quantisation", "half_precision", "input_filter", "noise_averaging")
 _ASKING = ("soft_retraining", "hard_retraining")
 
@@ -90,4 +100,4 @@ def removal(attack: str, held: int, steps: int) -> dict[str, int]:
     return {**budget, "victim_rows": held} if attack in _ASKING else budget
 
 
-__all__ = ["distillation_rows", "distilled", "opponent_rows", "recorded_rows", "removal"]
+__all__ = ["distillation_rows", "distilled", "opponent_rows", "recorded_rows", "removal", "summed"]

@@ -84,6 +84,8 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
     "distillation.activation_records": ("activation-records",),
     "distillation.inversion": ("deep-inversion", "deep-dream", "adaptive-deep-inversion"),
     "distillation.duels": ("dafl", "dfad", "zskt", "dfq"),
+    "distillation.rdskd": ("rdskd",),
+    "distillation.gan_sampling": ("gan-sampling",),
     "distillation.banks": ("cmi", "fast-dfkd", "nayer"),
     "distillation.stored_statistics": ("statistics-generators", "knowledge-within"),
     "extraction.generative": ("dfme", "maze", "megex", "disguide", "dual-students", "dfms"),

@@ -99,7 +99,7 @@ def _run(
         config=as_written(config),
         seeds=bench.seeds,
         arms=arms,
-        published=[figure for figure in recipe.published if figure.dataset == config.dataset],
+        published=[figure for figure in recipe.published if figure.concerns(config)],
         seconds=bench.account.closed(),
         environment=environment(),
         notes=list(dict.fromkeys([*bench.notes, f"Data: {bench.dataset.source}"])),

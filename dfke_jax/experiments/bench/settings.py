@@ -141,6 +141,20 @@ class AnchoredSettings(DistillationSettings):
 
 
 @dataclasses.dataclass(frozen=True)
+class GeneratedSettings(AnchoredSettings):
+    """Recipes whose images a generator makes, beside which images stand that nobody made for the purpose."""
+
+    arbitrary: int = 3000
+    """Images of smooth noise, and of random shapes balanced by the teacher's answers, that are distilled from as well; 0 for
+    none."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.arbitrary < 0:
+            raise InputError(f"arbitrary must not be negative, got {self.arbitrary}")
+
+
+@dataclasses.dataclass(frozen=True)
 class TransferSettings(DistillationSettings):
     """Recipes that distil on a transfer set: images that are not the real ones."""
 
@@ -234,6 +248,7 @@ __all__ = [
     "DISTILLED_DIGITS",
     "AnchoredSettings",
     "DistillationSettings",
+    "GeneratedSettings",
     "LearningSettings",
     "PoolSettings",
     "Settings",

@@ -17,17 +17,19 @@ from dfke_jax.distillation.nayer import nayer_budget
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.seed_run import Run
-from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings, augmentation
+from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, GeneratedSettings, augmentation
+from dfke_jax.experiments.bench.splitting import synthesis_apart
+from dfke_jax.experiments.bench.steadiness import student_variables, transition_error, watched_stage
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, anchor_arms, measure_anchors
 from dfke_jax.experiments.distillation.duels import WIDE_RESNETS
-from dfke_jax.experiments.distillation.syntheses import pool_metrics
-from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE
+from dfke_jax.experiments.distillation.syntheses import pool_metrics, sample_diversity
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE, STEADINESS
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.synthesis.pool import Pool
 
 
 @dataclasses.dataclass(frozen=True)
-class BankRecipeSettings(AnchoredSettings):
+class BankRecipeSettings(GeneratedSettings):
     """What recipes with a bank have in common."""
 
     teacher: str = "lenet5_bn"
@@ -131,14 +133,19 @@ class BankRecipe:
         for arm, settings in self._pair(c):
             make = _cmi_with_flips if self.make is _cmi and c.augmentation == "crop_flip" else self.make
             method = make(run.teacher, student, settings, augmentation(c.augmentation))
-            state = run.stage(
-                "distillation", f"{arm.name}/bank", method, c.rounds, rows=settings.batch_size * settings.batches,
-                draws_as=f"{self.name}/bank",
-            )  # fmt: skip
+            updates = self.budget(settings, c.rounds)["student_updates"]
+            with synthesis_apart(run, student, updates, settings.student_batch):
+                state, steady = watched_stage(
+                    run, f"{arm.name}/bank", method, c.rounds, student, variables=student_variables,
+                    rows=settings.batch_size * settings.batches, draws_as=f"{self.name}/bank",
+                )  # fmt: skip
             bank = state.bank
-            run.keep(arm.name, bank.images / jnp.float32(255), bank.targets)
+            images = bank.images / jnp.float32(255)
+            run.keep(arm.name, images, bank.targets)
             pool = Pool(bank.images, bank.targets, bank.written, ())
-            run.record(arm.name, student_in(student, state), pool_metrics(pool, run.teacher))
+            learnt = student_in(student, state)
+            seen = {**pool_metrics(pool, run.teacher), **sample_diversity(run, images)}
+            run.record(arm.name, learnt, {**seen, **steady, **transition_error(run, learnt)})
 
 
 CMI = BankRecipe("cmi", "CMI", _cmi, cmi_budget)
@@ -159,7 +166,7 @@ register(
         config=CMIRecipeSettings,
         arms=CMI.arms,
         measure=CMI.measure,
-        views=(SIDE_BY_SIDE,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=(
             Published(
                 "cmi", "cifar10", 90.01, "Fang et al., IJCAI 2021 (CMI)", "readme", f"{_NETWORKS}, pre-inverted images"
@@ -187,7 +194,7 @@ register(
         config=FastRecipeSettings,
         arms=FAST.arms,
         measure=FAST.measure,
-        views=(SIDE_BY_SIDE,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=(
             Published("fast_dfkd", "cifar10", 89.29, "Fang et al., AAAI 2022 (Fast-10)", "readme", _NETWORKS),
             *REAL_DATA,
@@ -213,7 +220,7 @@ register(
         config=NAYERRecipeSettings,
         arms=NAYER.arms,
         measure=NAYER.measure,
-        views=(SIDE_BY_SIDE,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=(
             Published(
                 "nayer",

@@ -14,11 +14,12 @@ from dfke_jax.experiments.bench import budgets
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.seed_run import Run
-from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings, TransferSettings
-from dfke_jax.experiments.bench.students import distil
+from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, GeneratedSettings, TransferSettings
+from dfke_jax.experiments.bench.students import distil_watched
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, anchor_arms, measure_anchors
-from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE
+from dfke_jax.experiments.distillation.syntheses import sample_diversity
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE, STEADINESS
 from dfke_jax.synthesis.fitting import fitted
 from dfke_jax.synthesis.shapes import synthetic_shapes
 
@@ -31,7 +32,7 @@ LABELS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class DeGANRecipeSettings(TransferSettings, AnchoredSettings):
+class DeGANRecipeSettings(TransferSettings, GeneratedSettings):
     """Settings of DeGAN."""
 
     proxy: str = "digits"
@@ -95,7 +96,8 @@ def measure(run: Run[DeGANRecipeSettings]) -> None:
         run.keep(name, images, answers.argmax(1))
         counts = np.bincount(answers.argmax(1), minlength=run.dataset.num_classes)
         entropy = histogram_entropy(counts / counts.sum(), normalised=True)
-        run.record(name, distil(run, name, images), {"histogram_entropy": entropy})
+        learnt, steady = distil_watched(run, name, images)
+        run.record(name, learnt, {"histogram_entropy": entropy, **sample_diversity(run, images), **steady})
 
 
 register(
@@ -109,7 +111,7 @@ register(
         config=DeGANRecipeSettings,
         arms=arms,
         measure=measure,
-        views=(SIDE_BY_SIDE,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         prepare=prepare,
         published=(
             Published("degan", "fashion_mnist", 83.79, "Addepalli et al., AAAI 2020 (DeGAN)", "recalled", "SVHN as proxy"),

@@ -33,9 +33,11 @@ from dfke_jax.evaluation import histogram_entropy
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.seed_run import Run
-from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings
+from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, GeneratedSettings
+from dfke_jax.experiments.bench.splitting import synthesis_apart
 from dfke_jax.experiments.bench.steadiness import student_variables, transition_error, watched_stage
 from dfke_jax.experiments.distillation.anchors import DAFL_STUDENT, REAL_DATA, anchor_arms, measure_anchors
+from dfke_jax.experiments.distillation.syntheses import sample_diversity
 from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE, STEADINESS
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
@@ -43,7 +45,7 @@ from dfke_jax.nn.players import Maker
 
 
 @dataclasses.dataclass(frozen=True)
-class DuelRecipeSettings(AnchoredSettings):
+class DuelRecipeSettings(GeneratedSettings):
     """What recipes with a generator and a student have in common."""
 
     iterations: int = 2000
@@ -122,16 +124,20 @@ class DuelRecipe:
         still = dataclasses.replace(c.scheduled, generator_rate=0.0)
         for name, settings in ((self.name, c.scheduled), (f"{self.name}_control", still)):
             method = self.make(run.teacher, student, settings)
-            state, steady = watched_stage(
-                run, f"{name}/duel", method, c.iterations, student, variables=student_variables,
-                rows=settings.batch_size, draws_as=f"{self.name}/duel",
-            )  # fmt: skip
-            entropy, learnt = _look(run, name, state, settings), student_of(student, state)
-            run.record(name, learnt, {"class_entropy": entropy, **steady, **transition_error(run, learnt)})
+            updates = self.cost(settings).student_updates * c.iterations
+            with synthesis_apart(run, student, updates, settings.batch_size):
+                state, steady = watched_stage(
+                    run, f"{name}/duel", method, c.iterations, student, variables=student_variables,
+                    rows=settings.batch_size, draws_as=f"{self.name}/duel",
+                )  # fmt: skip
+            seen, learnt = _look(run, name, state, settings), student_of(student, state)
+            run.record(name, learnt, {**seen, **steady, **transition_error(run, learnt)})
 
 
-def _look(run: Run, name: str, state: DuelState, settings: DuelSettings) -> float:
-    """Keeps pictures of the last generator; the entropy of the teacher's mean answer to them, as a share of log K."""
+def _look(run: Run, name: str, state: DuelState, settings: DuelSettings) -> dict[str, float]:
+    """Keeps pictures of the last generator; the entropy of the teacher's mean answer to them, as a share of log K, and how
+    far they are apart.
+    """
     teacher = run.teacher
     generator = DFMEGenerator(teacher.input_shape, settings.width, settings.latent, settings.normalised_output)
     maker = Maker(generator, teacher.preprocessing, optax.identity(), settings.output)  # it learns no more
@@ -139,7 +145,8 @@ def _look(run: Run, name: str, state: DuelState, settings: DuelSettings) -> floa
     images, _ = jax.jit(maker.images)(state.generator.variables, z)
     logits = teacher(images)
     run.keep(name, images, jnp.argmax(logits, -1))
-    return histogram_entropy(np.asarray(jax.nn.softmax(logits)).mean(0), normalised=True)
+    entropy = histogram_entropy(np.asarray(jax.nn.softmax(logits)).mean(0), normalised=True)
+    return {"class_entropy": entropy, **sample_diversity(run, images)}
 
 
 DAFL, DFAD, ZSKT = (

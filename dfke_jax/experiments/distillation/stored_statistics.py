@@ -20,16 +20,22 @@ from dfke_jax.experiments.bench import budgets
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm, Published
 from dfke_jax.experiments.bench.seed_run import Run
-from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, AnchoredSettings, PoolSettings, TransferSettings
-from dfke_jax.experiments.bench.students import distil
+from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, GeneratedSettings, PoolSettings, TransferSettings
+from dfke_jax.experiments.bench.students import distil_watched
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, anchor_arms, measure_anchors
-from dfke_jax.experiments.distillation.syntheses import SynthesisRecipe, measure_syntheses, pool_metrics, synthesis_arms
-from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE
+from dfke_jax.experiments.distillation.syntheses import (
+    SynthesisRecipe,
+    measure_syntheses,
+    pool_metrics,
+    sample_diversity,
+    synthesis_arms,
+)
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE, STEADINESS
 from dfke_jax.synthesis.pool import Pool
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupRecipeSettings(TransferSettings, AnchoredSettings):
+class GroupRecipeSettings(TransferSettings, GeneratedSettings):
     """Settings of generators of class groups."""
 
     teacher: str = "lenet5_bn"
@@ -81,7 +87,8 @@ def measure_groups(run: Run[GroupRecipeSettings]) -> None:
         images, labels = (jnp.concatenate(parts) for parts in zip(*batches, strict=True))
         run.keep(arm, images, labels)
         pool = Pool(images, labels, jnp.int32(len(labels)), ())
-        run.record(arm, distil(run, arm, images), pool_metrics(pool, run.teacher))
+        learnt, steady = distil_watched(run, arm, images)
+        run.record(arm, learnt, {**pool_metrics(pool, run.teacher), **sample_diversity(run, images), **steady})
 
 
 def _init(method: Method, key: Any) -> Any:
@@ -129,7 +136,7 @@ register(
         config=GroupRecipeSettings,
         arms=group_arms,
         measure=measure_groups,
-        views=(SIDE_BY_SIDE,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=(
             Published(
                 "statistics_generators",

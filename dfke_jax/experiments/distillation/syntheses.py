@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dfke_jax.core.method import Method
-from dfke_jax.evaluation.diversity import class_histogram, histogram_entropy
+from dfke_jax.evaluation.diversity import class_histogram, histogram_entropy, mean_pairwise_distance
 from dfke_jax.experiments.bench import budgets
 from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.seed_run import Run
@@ -67,7 +67,8 @@ class SynthesisRecipe:
             draws_as = self.draws_as or self.name
             pool = run.pool(name, self.make(run, bool(control)), c.samples, c.synthesis_batch, draws_as=draws_as)
             budget = budgets.distilled(c, c.samples, steps, **used)
-            run.record(name, distil(run, name, pool.images), pool_metrics(pool, run.teacher), budget=budget)
+            metrics = {**pool_metrics(pool, run.teacher), **sample_diversity(run, pool.images)}
+            run.record(name, distil(run, name, pool.images), metrics, budget=budget)
             for other in self.augmentations:
                 arm = self._others(other)[control]
                 budget = budgets.distilled(c, c.samples, steps, augment=other)
@@ -103,4 +104,10 @@ def pool_metrics(pool: Pool, teacher: Classifier) -> dict[str, float]:
     return {"class_entropy": entropy, "label_agreement": 100 * float((predicted == np.asarray(pool.labels)).mean())}
 
 
-__all__ = ["SynthesisRecipe", "measure_syntheses", "pool_metrics", "synthesis_arms"]
+def sample_diversity(run: Run[Any], images: Any) -> dict[str, float]:
+    """``sample_diversity``: mean distance of two of the images, as a share of that of two real training images."""
+    real = mean_pairwise_distance(run.dataset.train.images)
+    return {"sample_diversity": mean_pairwise_distance(np.asarray(images)) / real}
+
+
+__all__ = ["SynthesisRecipe", "measure_syntheses", "pool_metrics", "sample_diversity", "synthesis_arms"]

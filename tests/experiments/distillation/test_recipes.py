@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from small_runs import complete, tiny
@@ -17,10 +18,17 @@ from dfke_jax.distillation import (
     FastSettings,
     GroupSettings,
     NAYERSettings,
+    RDSKDSettings,
     WithinSettings,
     ZSKTSettings,
+    data_impressions,
+    knowledge_distillation,
 )
 from dfke_jax.experiments import recipe, run_recipe
+from dfke_jax.experiments.bench.settings import augmentation
+from dfke_jax.experiments.documented import EXPERIMENTS
+from dfke_jax.nn.classifier import Classifier
+from dfke_jax.nn.registry import build
 
 _SMALL_POOL = {"samples": 40, "synthesis_batch": 20}
 _DUEL = {"batch_size": 8, "latent": 4, "width": 2}
@@ -48,6 +56,12 @@ CHANGES = {
     "dfad": {"iterations": 3, "method": DFADSettings(**_DUEL, student_steps=2)},
     "zskt": {"iterations": 3, "method": ZSKTSettings(**_DUEL, student_steps=2, attention=0.0)},
     "degan": {"iterations": 3, "samples": 40, "method": DeGANSettings(batch_size=8, latent=4, width=2)},
+    "rdskd": {"iterations": 3, "method": RDSKDSettings(**_DUEL)},
+    "gan-sampling": {
+        "gan_steps": 3,
+        "student": "lenet5_half_bn",
+        "gan": DeGANSettings(batch_size=8, latent=4, width=2, diversity=0.0),
+    },
     "dfka": {"iterations": 3, "method": DFKASettings(**_DUEL)},
     "dfq": {"iterations": 3, "teacher": "lenet5_bn", "method": DFQSettings(**_DUEL, student_steps=2)},
     "cmi": {**_TINY_BANK, "method": CMISettings(**_BANK, negatives=4, feature_bank=20, projection=4)},
@@ -122,3 +136,54 @@ def test_zero_synthesis_steps_are_refused():
 def test_statistics_prior_needs_batch_normalisation():
     with pytest.raises(InputError, match="batch normalisation"):
         tiny("deep-inversion", CHANGES["deep-inversion"], teacher="lenet5")
+
+
+PAIRS = {
+    "zskd-cifar10-alexnet": (69.56, 80.08),
+    "zskd-cifar10-vgg19-vgg11": (74.10, 84.93),
+    "zskd-cifar10-vgg19-resnet18": (74.76, 86.58),
+    "zskd-cifar10-resnet18": (81.10, 86.31),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_rows_of_the_cifar10_table_stand_beside_their_own_figures(name):
+    config = EXPERIMENTS[name].config()
+    assert (config.samples, config.synthesis.steps) == (40_000, 1500)
+    figures = {figure.arm: figure.value for figure in recipe("zskd").published if figure.concerns(config)}
+    assert figures == dict(zip(("data_impressions", "real_data"), PAIRS[name], strict=True))
+
+
+@pytest.mark.parametrize("name", [n if "alexnet" in n else pytest.param(n, marks=pytest.mark.slow) for n in PAIRS])
+def test_rows_of_the_cifar10_table_fit_together(name):
+    """Teacher, one batch of impressions and a step of the student, by their shapes: nothing is computed."""
+    config = EXPERIMENTS[name].config()
+
+    def whole(key):
+        teacher, student = (
+            Classifier.create(build(network), key, (32, 32, 3)) for network in (config.teacher, config.student)
+        )
+        synthesis = data_impressions(teacher, config.synthesis, 2000, config.synthesis_batch)
+        pool, _ = synthesis.step(key, synthesis.init(key))
+        learning = knowledge_distillation(student, teacher, pool.images, augment=augmentation(config.augmentation))
+        state, metrics = learning.step(key, learning.init(key))
+        return pool.images, student.replace(variables=state.variables)(pool.images[:5]), metrics["loss"]
+
+    images, logits, loss = jax.eval_shape(whole, jax.random.key(0))
+    assert (images.shape, logits.shape, loss.shape) == ((2000, 32, 32, 3), (5, 10), ())
+
+
+GENERATORS = ("dafl", "dfad", "zskt", "dfq", "degan", "rdskd", "gan-sampling", "cmi", "fast-dfkd", "nayer", "statistics-generators")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_beside_every_generator_stand_an_untrained_one_and_images_that_nobody_made(name):
+    entry = recipe(name)
+    arms = {arm.name: arm for arm in entry.arms(tiny(name, CHANGES[name]))}
+    assert {"smooth_noise", "balanced_shapes"} <= {name for name, arm in arms.items() if arm.role == "baseline"}
+    labels = {arm.label for arm in arms.values() if arm.role in ("control", "baseline")}
+    assert labels & {"Generator that never learns", "Generators that never learn"}
+    without = entry.arms(tiny(name, CHANGES[name], arbitrary=0))
+    assert {arm.name for arm in without} == set(arms) - {"smooth_noise", "balanced_shapes"}
+    with pytest.raises(InputError, match="arbitrary must not be negative"):
+        tiny(name, CHANGES[name], arbitrary=-1)
