@@ -1,5 +1,6 @@
 """What the README and the other pages at the root promise."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -23,6 +24,23 @@ def test_commands_name_recipes_that_exist():
     named = set(re.findall(r"dfke run ([a-z][a-z-]+)", README))
     assert named
     assert named <= set(recipes())
+
+
+def test_what_the_first_command_is_said_to_do_is_what_it_did():
+    (command,) = re.findall(r"pip install -e \. && dfke run ([a-z-]+)\n", README)
+    kept = json.loads((ROOT / "docs" / "results" / f"{command}-digits.json").read_text())
+    arms = {arm["name"]: arm for arm in kept["arms"]}
+    assert len(kept["seeds"]) == 3
+    assert "from 65 rows, to the last bit of float32" in README
+    assert arms["softmax"]["budget"] == {"victim_rows": 65}
+    assert set(arms["softmax"]["agreement"] + arms["softmax"]["metrics"]["same_bits"]) == {100.0}
+    assert "from some 1,500" in README
+    rows = [round(dollars / kept["config"]["price"] * 1000) for dollars in arms["network"]["metrics"]["dollars"]]
+    assert all(1400 <= count <= 1600 for count in rows), rows
+    assert set(arms["network"]["agreement"]) == {100.0}
+    for name in ("softmax", "network"):
+        assert min(arms[name]["agreement"]) > max(arms[f"{name}_control"]["agreement"])
+    assert f"figures/{command}-digits.png" in README
 
 
 def test_links_lead_somewhere():

@@ -31,7 +31,6 @@ _REQUIRED = {
     "orbax-checkpoint": "orbax.checkpoint",
     "chex": "chex",
     "tensorflow-datasets": "tensorflow_datasets",
-    "array_record": "array_record",
     "numpy": "numpy",
     "scipy": "scipy",
     "scikit-learn": "sklearn",
@@ -42,6 +41,7 @@ _REQUIRED = {
     "tyro": "tyro",
 }
 _OPTIONAL = {
+    "array_record": "data sets of TensorFlow Datasets (no wheel for Windows; digits and files do without)",
     "torch": "the benchmark against PyTorch and the tests of equal weights",
     "tensorboardX": "metrics in TensorBoard",
     "wandb": "metrics in Weights & Biases",

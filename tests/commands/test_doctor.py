@@ -37,6 +37,15 @@ def test_doctor_tells_when_the_main_job_cannot_run(capsys, monkeypatch):
     assert "cannot run" in out
 
 
+def test_a_system_without_a_wheel_of_array_record_is_sound(monkeypatch):
+    present = doctor._present
+    monkeypatch.setattr(doctor, "_present", lambda module: module != "array_record" and present(module))
+    (finding,) = [row for row in [*doctor._software(), *doctor._extras()] if row.name == "array_record"]
+    assert finding.state == "missing"
+    assert "data sets of TensorFlow Datasets" in finding.detail
+    assert doctor.sound([finding])
+
+
 def test_doctor_in_a_directory_that_cannot_be_written_to(monkeypatch):
     def refuse(**_):
         raise PermissionError(13, "Permission denied")

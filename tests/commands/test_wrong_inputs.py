@@ -33,6 +33,7 @@ RUN = {
         "--attack.epsilon nan", "--attack.clone-batches 0", "--attack.chunk 0", "--attack.replay-batches -1",
         "--transfer-epsilon nan", "--attack.clone-rate nan", "--attack.nope 1",
     ],
+    "api-theft": ["--budget 0", "--budget x", "--price -1", "--learning-steps 0", "--teacher lenet5", "--track mlflow"],
     "knockoff": ["--attack.budget x", "--reveal nothing", "--decimals -1", "--budgets 0", "--attack.nope 3"],
     "watermark-schemes": ["--schemes nope", "--independents -1", "--seeds 0", "--copies x"],
     "dataset-inference": ["--seeds 0", "--nope"],
