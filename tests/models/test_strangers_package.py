@@ -17,7 +17,7 @@ BLOCKS = [block.strip() for block in re.findall(r"```bash\n(.*?)```", PAGE, re.D
 SMALL = {
     "knockoff": "--seeds 1 --student mlp_small --attack.clone.steps 200 --no-control --pool-dataset digits",
     "deep-inversion": "--seeds 1 --student mlp_small --arms deep_inversion --samples 60 --synthesis-batch 60 "
-    "--synthesis.steps 4 --distillation-steps 30 --no-baselines",
+    "--synthesis.steps 40 --distillation-steps 30 --no-baselines",
 }
 FILES = {
     "__init__.py": "from .model import Net\n",
@@ -133,6 +133,7 @@ def test_it_is_attacked_and_distilled_from(shop, capsys, block):
         assert stolen["budget"]["victim_rows"] == 1000
         assert stolen["agreement"][0] > 60
     else:
-        assert arms["deep_inversion"]["agreement"][0] >= 0
+        made, control = (arms[name]["metrics"]["label_agreement"][0] for name in ("deep_inversion", "control"))
+        assert made > control + 20  # of images made for a class, the package puts more into it
         assert arms["real_data"]["agreement"][0] > 15  # thirty steps; chance is 10
     assert Path(line[1], "report.html").is_file()
