@@ -96,8 +96,17 @@ def _teacher(run: Run[DFKARecipeSettings], index: int, start: int, size: int) ->
     return run.bench.cached(what, run.seed, classifier, method, c.teacher_steps, decides)
 
 
+def joined(answers: dict[str, Array]) -> Array:
+    """Answers of heads (B, K_t) side by side, (B, K), so that they compare: every head's logits with mean zero.
+
+    A softmax does not change when all logits of its head grow by the same amount, so cross-entropy trains a teacher, and the
+    divergence of answers a student, up to such an amount for each head and image; as they are they do not compare.
+    """
+    return jnp.concatenate([logits - logits.mean(-1, keepdims=True) for logits in answers.values()], -1)
+
+
 def _joined(network: Teachers | Classifier, images: Array) -> Array:
-    return jnp.concatenate(list(network(images).values()), -1)  # type: ignore[union-attr]
+    return joined(network(images))  # type: ignore[arg-type]
 
 
 def _enter(
@@ -131,7 +140,7 @@ register(
         title="DFKA: amalgamation of several teachers without data",
         summary="Teachers know some of the classes each; one generator makes images that every teacher is sure of and spreads "
         "over its classes, and a student with a head for each learns all answers. The control's generator never learns. "
-        "Accuracy is among all classes, task_accuracy among those of a head.",
+        "Accuracy is among all classes, by logits of mean zero in every head; task_accuracy among those of a head.",
         paper="Ye, Ji, Wang, Gao, Song: Data-Free Knowledge Amalgamation via Group-Stack Dual-GAN, CVPR 2020",
         config=DFKARecipeSettings,
         arms=arms,
@@ -142,4 +151,4 @@ register(
     )
 )
 
-__all__ = ["DFKARecipeSettings"]
+__all__ = ["DFKARecipeSettings", "joined"]

@@ -2,7 +2,7 @@
 all methods side by side.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from dfke_jax.display.drawing import COLOURS, GRID, INK, MARKS, MUTED, SEEDS, new_figure, round_limits, short, tidy
@@ -117,8 +117,8 @@ def side_by_side_table(results: Mapping[str, Result]) -> Table:
     notes = (
         "Accuracy on the test set, last iterate, mean ± standard deviation over seeds, each with its own teacher. The control "
         "is the same pipeline without the method's own step; *over control* is the gain, seed by seed. The teacher's rows are "
-        "the images that passed through it, for its answer or its gradient. Seconds are those of the student's own stages without compiling, on two cores that other work shared: they tell an order of "
-        "magnitude. Published figures are of other networks or budgets where the experiment's page says so. Methods with "
+        "the images that passed through it, for its answer or its gradient. Seconds are those of the student's own stages without "
+        "compiling, on two cores that other work shared: they tell an order of magnitude. Published figures are of other networks or budgets where the experiment's page says so. Methods with "
         "few real images or images of another data set stand here too; their rows say so.",
     )
     return Table(SIDE_COLUMNS, [_side_cells(entry) for entry in shown], left=(0, 1, 2, 3), notes=notes)
@@ -170,60 +170,32 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def side_by_side(results: Mapping[str, Result]) -> "Figure":
-    """Accuracy against the teacher's rows and against seconds, a row of panels for every data set with more than one method.
+    """Accuracy against the teacher's rows and against seconds, a panel for every data set with more than one method.
 
     Filled marks are methods, hollow ones of the same kind their controls at the same rows; the grey line joins the methods
-    that no cheaper one surpasses.
+    that no cheaper one surpasses. What no method of a data set says of its cost has no panel.
     """
     shown = entries(results)
-    sets = [one for one in dict.fromkeys(entry.result.dataset for entry in shown) if len(list(_of(shown, one))) > 1]
-    sets = sets or list(dict.fromkeys(entry.result.dataset for entry in shown))
+    sets = list(dict.fromkeys(entry.result.dataset for entry in shown))
+    sets = [one for one in sets if len(_of(shown, one)) > 1] or sets
+    panels = [
+        (dataset, words, cost)
+        for dataset in sets
+        for words, cost in (("rows of the teacher", _rows), ("seconds a seed, on shared cores", _seconds))
+        if any(cost(entry) for entry in _of(shown, dataset))
+    ]
     labels = list(dict.fromkeys(entry.arm.label for entry in shown if entry.place == "method"))
     looks = {
         label: (SEEDS[place % len(SEEDS)], MARKS[place // len(SEEDS) % len(MARKS)])
         for place, label in enumerate(labels)
     }
-    figure = new_figure((10.5, 0.6 + 3.4 * max(len(sets), 1)), layout="constrained")
-    panels = figure.subplots(max(len(sets), 1), 2, squeeze=False)
-    for row, dataset in zip(panels, sets, strict=False):
-        costs = (
-            ("rows of the teacher", lambda entry: entry.arm.budget.get("teacher_rows")),
-            ("seconds a seed, on shared cores", lambda entry: entry.result.taken_by(entry.arm)),
-        )
-        ours = list(_of(shown, dataset))
-        reached = [
-            value for entry in ours for arm in (entry.arm, entry.control) if arm for value in [mean_sd(arm.accuracy)[0]]
-        ]
-        ends = [entry for entry in shown if entry.result.dataset == dataset and entry.place != "method"]
-        for axes, (words, cost) in zip(row, costs, strict=True):
-            points = []
-            for entry in ours:
-                x = cost(entry)
-                if not x:
-                    continue
-                colour, mark = looks[entry.arm.label]
-                points.append((float(x), entry.accuracy))
-                sd = mean_sd(entry.arm.accuracy)[1] or 0.0
-                axes.errorbar([x], [entry.accuracy], [sd], color=colour, elinewidth=0.8, zorder=3)
-                axes.plot([x], [entry.accuracy], mark, color=colour, markersize=6.5, markeredgecolor="white", zorder=4)
-                if entry.control and entry.control.accuracy:
-                    axes.plot(
-                        [x], [mean_sd(entry.control.accuracy)[0]], mark, color=colour, markersize=4.5,
-                        markerfacecolor="none", zorder=2,
-                    )  # fmt: skip
-            best = front(points)
-            axes.plot([x for x, _ in best], [y for _, y in best], color="#B5B5B5", linewidth=1, zorder=1)
-            for entry in ends:
-                colour = COLOURS["anchor" if entry.place == "real" else "baseline"]
-                axes.axhline(entry.accuracy, color=colour, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-            axes.set_visible(bool(points))
-            if points:
-                axes.set_xscale("log")
-            axes.set_ylim(*round_limits(reached + [entry.accuracy for entry in ends]))
-            axes.set_xlabel(words, fontsize=8, color=MUTED)
-            tidy(axes)
-            axes.grid(axis="y", color=GRID, linewidth=0.6)
-        row[0].set_ylabel(f"{dataset}: test accuracy in %", fontsize=8, color=MUTED)
+    height = -(-max(len(panels), 1) // 2)
+    figure = new_figure((10.5, 0.6 + 3.4 * height), layout="constrained")
+    for place, (dataset, words, cost) in enumerate(panels, 1):
+        axes = figure.add_subplot(height, 2, place)
+        _panel(axes, [entry for entry in shown if entry.result.dataset == dataset], cost, looks)
+        axes.set_xlabel(words, fontsize=8, color=MUTED)
+        axes.set_ylabel(f"{dataset}: test accuracy in %", fontsize=8, color=MUTED)
     marks = [_mark(short(label), *looks[label]) for label in labels]
     figure.legend(
         handles=marks, loc="outside right upper", frameon=False, fontsize=7.5, labelcolor=INK,
@@ -232,8 +204,46 @@ def side_by_side(results: Mapping[str, Result]) -> "Figure":
     return figure
 
 
-def _of(shown: Sequence[Entry], dataset: str) -> Iterator[Entry]:
-    return (entry for entry in shown if entry.result.dataset == dataset and entry.place == "method")
+def _rows(entry: Entry) -> float | None:
+    return entry.arm.budget.get("teacher_rows")
+
+
+def _seconds(entry: Entry) -> float | None:
+    return entry.result.taken_by(entry.arm)
+
+
+def _panel(
+    axes, shown: Sequence[Entry], cost: Callable[[Entry], float | None], looks: dict[str, tuple[str, str]]
+) -> None:
+    """The methods of one data set with their controls and the front, between the two ends."""
+    points, reached = [], []
+    for entry in shown:
+        if entry.place != "method":
+            colour = COLOURS["anchor" if entry.place == "real" else "baseline"]
+            axes.axhline(entry.accuracy, color=colour, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+            reached.append(entry.accuracy)
+        elif x := cost(entry):
+            colour, mark = looks[entry.arm.label]
+            points.append((float(x), entry.accuracy))
+            axes.errorbar(
+                [x], [entry.accuracy], [mean_sd(entry.arm.accuracy)[1] or 0.0], color=colour, elinewidth=0.8, zorder=3
+            )
+            axes.plot([x], [entry.accuracy], mark, color=colour, markersize=6.5, markeredgecolor="white", zorder=4)
+            if entry.control and entry.control.accuracy:
+                reached.append(mean_sd(entry.control.accuracy)[0])
+                axes.plot(
+                    [x], reached[-1:], mark, color=colour, markersize=4.5, markerfacecolor="none", zorder=2
+                )  # fmt: skip
+    best = front(points)
+    axes.plot([x for x, _ in best], [y for _, y in best], color="#B5B5B5", linewidth=1, zorder=1)
+    axes.set_xscale("log")
+    axes.set_ylim(*round_limits(reached + [accuracy for _, accuracy in points]))
+    tidy(axes)
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
+
+
+def _of(shown: Sequence[Entry], dataset: str) -> list[Entry]:
+    return [entry for entry in shown if entry.result.dataset == dataset and entry.place == "method"]
 
 
 def _mark(label: str, colour: str, mark: str):
