@@ -10,6 +10,10 @@ from dfke_jax.experiments.bench.result import Arm, Published, Result
 
 @pytest.fixture
 def result():
+    return made_result()
+
+
+def made_result():
     budget = {
         "synthetic_samples": 24000,
         "synthesis_steps": 1500,
@@ -93,8 +97,21 @@ def result():
 @pytest.fixture
 def directory(tmp_path, result):
     """Everything that a run can leave."""
+    return filled(tmp_path / "run", result)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """The same with its report, for tests that only look."""
+    from dfke_jax import report
+
+    path = filled(tmp_path_factory.mktemp("drawn") / "run", made_result())
+    report.render(path)
+    return path
+
+
+def filled(path, result):
     rng = np.random.default_rng(0)
-    path = tmp_path / "run"
     path.mkdir()
     result.write(path)
     labels = np.repeat(np.arange(10), 12)
