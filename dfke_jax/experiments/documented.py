@@ -198,7 +198,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "tables",
         "defences of linear models behind prediction APIs",
         "not measured",
-        {"tables": ("breast_cancer", "german_credit", "iris", "digits")},
+        {"tables": ("breast_cancer", "iris")},
     ),
     "api-inversion-digits": Experiment(
         "api-inversion",
