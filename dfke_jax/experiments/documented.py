@@ -197,7 +197,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "api-defences",
         "tables",
         "defences of linear models behind prediction APIs",
-        "not measured",
+        "4 min, two cores shared by ten",
         {"tables": ("breast_cancer", "iris")},
     ),
     "api-inversion-digits": Experiment(
