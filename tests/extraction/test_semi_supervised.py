@@ -162,7 +162,13 @@ def test_rotation_learns_turns_that_no_answer_names():
     assert jax.tree.structure(found) == jax.tree.structure(begun)
 
 
-@pytest.mark.parametrize("way", [mixmatch(), rotation(RotationSettings(images=2))], ids=["mixmatch", "rotation"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(mixmatch(), id="mixmatch"),
+        pytest.param(rotation(RotationSettings(images=2)), id="rotation", marks=pytest.mark.slow),
+    ],
+)
 def test_attacks_learn_by_them_and_held_out_rows_are_refused(way):
     victim = Classifier.create(MLP(3, ()), jax.random.key(7), SHAPE)
     clone = Classifier.create(MLP(3, (8,)), jax.random.key(8), SHAPE)
