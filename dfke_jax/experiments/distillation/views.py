@@ -64,7 +64,7 @@ class Entry(NamedTuple):
     @property
     def place(self) -> str:
         """``noise``, ``method`` or ``real``: which end of the table it belongs to."""
-        return {"baseline": "noise", "anchor": "real"}.get(self.arm.role, "method")
+        return "noise" if self.arm.name in UNMADE else "real" if self.arm.name == REAL else "method"
 
     @property
     def accuracy(self) -> float:
@@ -72,8 +72,15 @@ class Entry(NamedTuple):
         return mean_sd(self.arm.accuracy)[0]
 
 
-NOISE, REAL = ("noise", "uniform_noise"), "real_data"
-"""Arms that are the two ends: what independent pixels give, and what the real images give."""
+UNMADE = {
+    "noise": "noise",
+    "uniform_noise": "noise",
+    "smooth_noise": "smooth_noise",
+    "balanced_shapes": "balanced_shapes",
+    "shapes_balanced": "balanced_shapes",
+}
+REAL = "real_data"
+"""Arms that are the two ends: what images give that nobody optimised (one name for each kind), and what the real ones give."""
 SIDE_COLUMNS = (
     "data set", "experiment", "student", "networks", "seeds", "teacher %", "student %", "control %", "over control",
     "agreement %", "published %", "images", "teacher's rows", "seconds a seed",
@@ -81,7 +88,7 @@ SIDE_COLUMNS = (
 
 
 def entries(results: Mapping[str, Result]) -> list[Entry]:
-    """The students of all results by data set: noise first, then methods by rising accuracy, then real data.
+    """The students of all results by data set: images that nobody optimised first, then methods by rising accuracy, then real data.
 
     Many results have the same ends. They stand there once for every pair of networks, of the result with most seeds.
     """
@@ -89,10 +96,10 @@ def entries(results: Mapping[str, Result]) -> list[Entry]:
     for name, result in results.items():
         controls = {method.name: control for method, control in result.pairs()}
         for arm in result.arms:
-            end = arm.name in NOISE or arm.name == REAL
+            end = arm.name in UNMADE or arm.name == REAL
             if not arm.accuracy or not (end or arm.role == "method"):
                 continue
-            mark = (arm.name == REAL, _networks(result)) if end else (name, arm.name)
+            mark = (UNMADE.get(arm.name, arm.name), _networks(result)) if end else (name, arm.name)
             entry, ours = (
                 Entry(name, result, arm, None if end else controls.get(arm.name)),
                 found.setdefault(result.dataset, {}),
@@ -199,7 +206,7 @@ def side_by_side(results: Mapping[str, Result]) -> "Figure":
     marks = [_mark(short(label), *looks[label]) for label in labels]
     figure.legend(
         handles=marks, loc="outside right upper", frameon=False, fontsize=7.5, labelcolor=INK,
-        title="filled: method, hollow: its control\ndashed: real data (green), noise (grey)", title_fontsize=7.5,
+        title="filled: method, hollow: its control\ndashed: real data (green), noise (grey)\ndotted: smooth noise, balanced shapes", title_fontsize=7.5,
     )  # fmt: skip
     return figure
 
@@ -220,7 +227,8 @@ def _panel(
     for entry in shown:
         if entry.place != "method":
             colour = COLOURS["anchor" if entry.place == "real" else "baseline"]
-            axes.axhline(entry.accuracy, color=colour, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+            plain = entry.place == "real" or UNMADE[entry.arm.name] == "noise"
+            axes.axhline(entry.accuracy, color=colour, linewidth=1, linestyle=(0, (4, 3)) if plain else ":", zorder=0)
             reached.append(entry.accuracy)
         elif x := cost(entry):
             colour, mark = looks[entry.arm.label]

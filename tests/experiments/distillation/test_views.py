@@ -70,6 +70,16 @@ def test_the_end_of_most_seeds_stands_for_a_pair_of_networks():
     assert [(entry.experiment, entry.accuracy) for entry in found] == [("more", 96.0)]
 
 
+def test_images_that_nobody_optimised_are_an_end_whatever_recipe_they_are_from():
+    arms = [("smooth_noise", "baseline", (50.0, 52.0)), ("shapes_balanced", "method", (60.0, 60.0))]
+    found = entries(
+        {"one": kept("a", [*ENDS, *arms]), "two": kept("a", [("balanced_shapes", "baseline", (61.0, 61.0))])}
+    )
+    assert [(entry.arm.name, entry.place) for entry in found] == [
+        ("noise", "noise"), ("smooth_noise", "noise"), ("shapes_balanced", "noise"), ("real_data", "real")
+    ]  # fmt: skip
+
+
 def test_the_front_is_what_no_cheaper_method_surpasses():
     points = [(4.0, 80.0), (1.0, 70.0), (2.0, 65.0), (3.0, 80.0), (1.0, 60.0), (5.0, 90.0)]
     assert front(points) == [(1.0, 70.0), (3.0, 80.0), (5.0, 90.0)]
