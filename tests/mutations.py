@@ -52,6 +52,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "extraction/halfspaces": ("extraction/test_label_attacks.py",),
     "extraction/incomplete_trees": ("extraction/test_trees.py",),
     "extraction/labels": ("extraction/test_label_attacks.py",),
+    "extraction/mixmatch": ("extraction/test_semi_supervised.py",),
+    "extraction/rotation": ("extraction/test_semi_supervised.py",),
     "extraction/lowd_meek": ("extraction/test_label_attacks.py",),
     "extraction/piecewise_linear": ("extraction/test_relu_networks.py",),
     "extraction/relu_baseline": ("extraction/test_relu_networks.py",),
