@@ -67,6 +67,8 @@ _ON_DIGITS = {
     "data-impressions": "image prior, Dirichlet answers",
     "class-impressions": "image prior, sure answers",
     "degan": "a GAN of random shapes that covers the classes",
+    "rdskd": "a generator of sure, balanced and different images",
+    "gan-sampling": "samples of a GAN of the real images, made hard",
     "dfka": "two teachers of five classes each, one student",
     "transfer-sets": "noise and random shapes, balanced or not",
     "dfnd": "random shapes that the teacher chooses",

@@ -116,10 +116,18 @@ OPENERS: list[Opener] = [
     ),
     Opener(
         "exported model",
-        "FILE.safetensors or FILE.stablehlo of dfke export",
-        suffix(".safetensors", ".stablehlo"),
+        "FILE.safetensors of dfke export",
+        suffix(".safetensors"),
         _HERE + "exported",
         ("safetensors", "safetensors"),
+        "give a file of `dfke export`",
+    ),
+    Opener(
+        "exported program",
+        "FILE.stablehlo of dfke export",
+        suffix(".stablehlo"),
+        _HERE + "exported",
+        ("flatbuffers", "models"),
         "give a file of `dfke export`",
     ),
     Opener(

@@ -137,6 +137,18 @@ def test_files_are_marked_by_their_content(tmp_path):
     assert first != mark_of(f"{tmp_path / 'a.py'}:scores")
 
 
+def test_weights_that_are_declared_or_named_in_a_file_are_marked_too(tmp_path):
+    weights, toml = tmp_path / "w.pt", tmp_path / "m.toml"
+    toml.write_text('model = "a.py:scores"\nweights = "w.pt"\nclasses = 3\n')
+    (tmp_path / "a.py").write_text(FUNCTION)
+    marks = set()
+    for content in (b"1", b"2"):
+        weights.write_bytes(content)
+        marks |= {mark_of("a.py:scores", [f"weights={weights}", "mean="]), mark_of(str(toml))}
+    (tmp_path / "a.py").write_text(FUNCTION + "\n")
+    assert len(marks | {mark_of(str(toml))}) == 5
+
+
 def test_scores_of_every_kind_of_answer():
     class Opened:
         num_classes, input_shape, box, victim = 3, (2,), (0.0, 2.0), object()

@@ -2,10 +2,11 @@
 
 import dataclasses
 import hashlib
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from dfke_jax.core.errors import InputError
@@ -89,7 +90,7 @@ def open_own(config: Settings, dataset: "Dataset") -> OwnModel:
         if table and opened.input_shape == dataset.shape[2:]:
             opened = of_vectors(opened, dataset)
         fits = {"input_shape": dataset.shape, "num_classes": dataset.num_classes or opened.num_classes}
-        return OwnModel(opened, _checked(config, opened, fits), mark_of(config.teacher))
+        return OwnModel(opened, _checked(config, opened, fits), mark_of(config.teacher, config.declare))
     except BaseException:
         opened.close()
         raise
@@ -126,15 +127,35 @@ def _checked(config: Settings, opened: "OpenedModel", fits: dict[str, Any]) -> A
     return opened.classifier if opened.white_box and not opened.on_host else Victim(opened)
 
 
-def mark_of(where: str) -> str:
-    """A hash of the files that a name of a model stands for, or of the name where it is no file."""
+def mark_of(where: str, declare: Sequence[str] = ()) -> str:
+    """A hash of all files that a name of a model stands for, or of the name where it is no file.
+
+    Args:
+      where: as `open_model` takes it. A folder stands for all its files, a TOML file for those that it names.
+      declare: what is declared of it, ``NAME=VALUE``; files among the values (weights) count as well.
+    """
     mark = hashlib.sha256(where.encode())
     path = Path(where.rpartition(":")[0] if ".py:" in where else where).expanduser()
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    for file in files:
-        if file.is_file():
-            mark.update(file.read_bytes())
+    values = [text.partition("=")[2] for text in declare]
+    named = [Path(value).expanduser() for value in values if value]
+    if path.suffix == ".toml" and path.is_file():
+        for text in _texts(path):
+            named.append(path.parent / Path(text.rpartition(":")[0] if ".py:" in text else text).expanduser())
+    for place in [path, *named]:
+        files = sorted(place.rglob("*")) if place.is_dir() else [place]
+        for file in files:
+            if file.is_file():
+                mark.update(file.read_bytes())
     return mark.hexdigest()[:16]
+
+
+def _texts(path: Path) -> list[str]:
+    """The strings of a TOML file, in order; none of one that cannot be read, which opening it says."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return []
+    return [value for value in content.values() if isinstance(value, str)]
 
 
 def answers_freely(teacher: Any) -> bool:
@@ -142,9 +163,4 @@ def answers_freely(teacher: Any) -> bool:
     return getattr(teacher, "free", True)
 
 
-def is_traced(teacher: Any) -> bool:
-    """Whether a teacher can stand in a compiled program."""
-    return not isinstance(teacher, Victim) and not jax.tree_util.all_leaves([teacher])
-
-
-__all__ = ["TABLE_BOX", "OwnModel", "Victim", "answers_freely", "is_traced", "mark_of", "of_vectors", "open_own"]
+__all__ = ["TABLE_BOX", "OwnModel", "Victim", "answers_freely", "mark_of", "of_vectors", "open_own"]

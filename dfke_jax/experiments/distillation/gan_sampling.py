@@ -26,7 +26,7 @@ from dfke_jax.experiments.bench.steadiness import transition_error, watched_stag
 from dfke_jax.experiments.bench.workbench import Workbench
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, anchor_arms, measure_anchors
 from dfke_jax.experiments.distillation.syntheses import sample_diversity
-from dfke_jax.experiments.distillation.views import STEADINESS
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE, STEADINESS
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DCGANGenerator
 from dfke_jax.nn.precision import apply
@@ -183,7 +183,7 @@ register(
         arms=arms,
         measure=measure,
         prepare=prepare,
-        views=(STEADINESS,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=REAL_DATA,
         presets={
             "digits": {

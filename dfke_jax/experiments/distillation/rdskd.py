@@ -20,7 +20,7 @@ from dfke_jax.experiments.bench.settings import DISTILLED_DIGITS, GeneratedSetti
 from dfke_jax.experiments.bench.steadiness import transition_error, watched_stage
 from dfke_jax.experiments.distillation.anchors import REAL_DATA, anchor_arms, measure_anchors
 from dfke_jax.experiments.distillation.syntheses import sample_diversity
-from dfke_jax.experiments.distillation.views import STEADINESS
+from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE, STEADINESS
 from dfke_jax.nn.training import trained
 
 LABELS: dict[str, tuple[str, Role]] = {
@@ -116,7 +116,7 @@ register(
         config=RDSKDRecipeSettings,
         arms=arms,
         measure=measure,
-        views=(STEADINESS,),
+        views=(STEADINESS, SIDE_BY_SIDE),
         published=REAL_DATA,
         datasets=("digits", "mnist", "fashion_mnist", "cifar10"),
         presets={
