@@ -67,22 +67,27 @@ gc.set_threshold(100_000, 20, 50)
 
 MOST_MAPS = 20_000
 """Pieces of memory that a process may have mapped before compiled programs go; Linux allows 65,530."""
+MOST_BYTES = 2 << 30
+"""Memory that a process may hold before they go."""
 
 
-def maps():
-    """How many pieces of memory the process has mapped; where nobody can say, too many."""
+def full():
+    """Whether compiled programs should go; where nobody can say how much they take, they should."""
     try:
-        return Path("/proc/self/maps").read_bytes().count(b"\n")
+        maps = Path("/proc/self/maps").read_bytes().count(b"\n")
+        held = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        return MOST_MAPS
+        return True
+    return maps >= MOST_MAPS or held >= MOST_BYTES
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _free_programs():
-    """Compiled programs of one module do not stay mapped for ever while others run."""
+    """Compiled programs of one module do not stay for ever while others run."""
     yield
-    if maps() >= MOST_MAPS:
+    if full():
         jax.clear_caches()
+        gc.collect()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -376,11 +376,13 @@ WITH_A_GENERATOR = {
     "DAFL", "DFAD", "ZSKT", "DFQ", "DeGAN", "RDSKD", "amalgamation", "CMI", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER",
     "generators of class groups",
 }  # fmt: skip
-# Programs over an engine that another row of the table has, and that take long to compile.
+# Programs over an engine that another row of the table has.
 AT_LENGTH = {
-    "ZSKT", "DFQ", "DeGAN", "RDSKD", "amalgamation", "CMI", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER",
-    "generators of class groups",
-    "the knowledge within",
+    "ZSKT", "DFAD", "DFQ", "DeGAN", "RDSKD", "amalgamation", "CMI", "Fast-DFKD", "Fast-DFKD, Reptile", "NAYER",
+    "generators of class groups", "the knowledge within", "training of the speed run", "training that is watched",
+    "contrastive training", "distillation with labels", "distillation of attention maps", "distillation of hints",
+    "data impressions with a prior", "data impressions as released", "activation records, top", "DeepInversion, squared",
+    "DeepInversion, kl", "DeepDream", "adaptive DeepInversion", "fine-tuning under a fresh last layer", "trigger reversal",
 }  # fmt: skip
 every_method, every_kind = (
     pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in rare)) for n in METHODS])

@@ -44,6 +44,7 @@ def test_attack_pytorch_over_http(tmp_path):
     assert found["agreement"] > 15, "twice what a constant answer agrees on"
 
 
+@pytest.mark.slow
 def test_mark_and_verify(tmp_path):
     found = example("mark_and_verify").main(steps=200, triggers=30, independents=19, alpha=0.05, folder=str(tmp_path))
     assert found["marked"].accepted
@@ -54,6 +55,7 @@ def test_mark_and_verify(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"secret.json", "public.json"}
 
 
+@pytest.mark.slow
 def test_dfme_in_one_file():
     page = example("dfme_in_one_file")
     found = page.main(page.Config(queries=6_000, batch=16, width=4), victim_steps=200)

@@ -121,6 +121,7 @@ def random_shapes(monkeypatch, tmp_path):
     return recipe("random-shapes")
 
 
+@pytest.mark.slow
 def test_a_recipe_of_ones_own_runs_beside_the_others(random_shapes, tmp_path):
     """Registered from outside the package, and held to what every recipe's result is held to."""
     assert random_shapes.settings("digits").samples == 1000

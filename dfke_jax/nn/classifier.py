@@ -1,6 +1,7 @@
 """A classifier as a value: a network, its parameters, and the way from pixels to its input."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,10 +120,13 @@ class Classifier:
     ) -> "Classifier":
         """A classifier with freshly drawn parameters."""
         preprocessing = preprocessing or Preprocessing()
-        images = jnp.zeros((1, *input_shape), jnp.float32)
-        variables = jax.jit(module.init, static_argnames="train")(
-            key, preprocessing(images), train=False
-        )
+        try:
+            variables = _drawn(module, preprocessing, tuple(input_shape), key)
+        except TypeError as error:
+            if "hash" not in str(error):
+                raise
+            # a module of one's own with a field that is a list, say, is traced anew every time
+            variables = jax.jit(functools.partial(_begun, module, preprocessing, input_shape))(key)
         variables = {
             name: tree for name, tree in variables.items() if name in ("params", "batch_stats")
         }
@@ -435,6 +439,16 @@ def check_labels(
         empty = np.setdiff1d(np.arange(num_classes), labels)
         if len(empty):
             raise InputError(f"{what} have no sample of class {', '.join(map(str, empty))}")
+
+
+def _begun(
+    module: nn.Module, preprocessing: Preprocessing, shape: tuple[int, ...], key: Key
+) -> PyTree:
+    images = jnp.zeros((1, *shape), jnp.float32)
+    return module.init(key, preprocessing(images), train=False)
+
+
+_drawn = jax.jit(_begun, static_argnums=(0, 1, 2))  # compiled once a network
 
 
 __all__ = ["Classifier", "Preprocessing", "as_float", "check_images", "check_labels", "predicted"]

@@ -2,6 +2,7 @@
 `dfke_jax.oracle.serve.create_app` is handed.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -32,9 +33,7 @@ def answering(
         raise InputError(
             "a victim that gives probabilities cannot reveal logits; reveal probabilities instead"
         )
-    of = reveal.of_logits if gives == "logits" else reveal.of_probabilities
-    compiled = jax.jit(lambda victim, rows: of(victim(rows)))
-    return _padded(lambda rows: compiled(victim, rows))
+    return _padded(lambda rows: _revealed(reveal, gives, victim, rows))
 
 
 def explaining(
@@ -42,8 +41,19 @@ def explaining(
 ) -> Callable[[np.ndarray], Any]:
     """Rows (B, H, W, C) on the host -> `Explained`; padded as `answering` pads."""
     oracle = explanation_oracle(classifier, setting, reveal)
-    compiled = jax.jit(lambda oracle, rows: oracle(rows))
-    return _padded(lambda rows: compiled(oracle, rows))
+    return _padded(lambda rows: _answered(oracle, rows))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _revealed(reveal: Reveal, gives: str, victim: Any, rows: Any) -> Any:
+    """Compiled once for all victims of one kind."""
+    of = reveal.of_logits if gives == "logits" else reveal.of_probabilities
+    return of(victim(rows))
+
+
+@jax.jit
+def _answered(oracle: Any, rows: Any) -> Any:
+    return oracle(rows)
 
 
 def _padded(answer: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any]:

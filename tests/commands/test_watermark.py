@@ -46,6 +46,7 @@ def test_a_marked_network_is_verified_from_its_files(home, capsys):
     assert "nothing is overwritten" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_null_models_stand_beside_it(home, capsys):
     """By default, as many as the level takes; and they have to be models."""
     where = home / "s.json", home / "p.json", home / "marked", "--alpha", "0.05"

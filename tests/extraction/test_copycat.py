@@ -27,6 +27,7 @@ def labels(victim, rows):
     return jnp.argmax(victim(rows), -1).astype(jnp.int32)
 
 
+@pytest.mark.slow
 def test_probabilities_are_worth_no_more_than_their_labels():
     victim = Classifier.create(MLP(3, (8,)), jax.random.key(1), (6, 6, 1))
     soft, hard = (

@@ -149,6 +149,7 @@ def test_the_clone_learns_and_the_last_batch_is_not_wasted(classifier, oracles):
     assert clone(rows).shape == (50, 3)
 
 
+@pytest.mark.slow
 def test_answers_that_are_rounded_leave_no_differences(classifier, oracles):
     oracle = oracles["probabilities"](classifier(0))
     settings = DFMESettings(batch_size=8, clone_batches=1, latent=4, width=2, schedule="constant")

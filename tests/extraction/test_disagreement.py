@@ -49,6 +49,7 @@ def test_clones_that_agree_have_a_gradient_of_zero(objective):
     np.testing.assert_array_equal(slope, 0)
 
 
+@pytest.mark.slow
 def test_without_a_rate_both_clones_learn_from_a_generator_that_stays(classifier, oracles):
     """The control of a recipe."""
     attack = disagreement(classifier(1), dataclasses.replace(SMALL, generator_rate=0.0))

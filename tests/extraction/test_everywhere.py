@@ -13,6 +13,7 @@ from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.mlp import MLP
 from dfke_jax.oracle import Ledger, Metered, RemoteVictim, Reveal, background, check_spent, create_app, oracle_for
 
+pytestmark = pytest.mark.slow  # attacks, victims on the host and over HTTP have quick tests of their own
 KEY = jax.random.key(71)
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 needs_server = pytest.mark.skipif(

@@ -177,6 +177,7 @@ def test_probabilities_of_zero_do_no_harm(classifier):
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_the_clone_learns(classifier, oracles):
     settings = MEGEXSettings(
         batch_size=16, clone_batches=2, latent=6, width=2, schedule="constant", clone_optimizer="adam", clone_rate=1e-2

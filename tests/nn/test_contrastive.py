@@ -79,6 +79,7 @@ def test_nt_xent_refuses(first, second, temperature, message):
         nn.nt_xent(jnp.ones(first), jnp.ones(second), temperature)
 
 
+@pytest.mark.slow
 def test_training_brings_views_together_and_leaves_the_last_layer():
     method = training()
     first = method.init(jax.random.fold_in(jax.random.key(3), 0))

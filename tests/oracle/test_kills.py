@@ -289,6 +289,7 @@ def test_killed_on_both_sides_no_row_is_paid_twice(nursery, tmp_path):
     check_that_no_row_was_paid_twice(*killed(nursery, tmp_path / "w", 3, seed=1, steps=10))
 
 
+@pytest.mark.slow
 def test_killed_on_both_sides_with_an_endpoint_that_forgets(nursery, tmp_path):
     """Rows may be paid twice then, and the ledger has counted them as often."""
     world, paid, _, counts = killed(

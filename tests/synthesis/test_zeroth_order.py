@@ -95,6 +95,7 @@ def test_the_cosine_with_the_gradient_is_about_the_root_of_m_over_d(directions, 
     assert abs(squares.mean() - directions / size) < 5 * deviation
 
 
+@pytest.mark.slow
 def test_an_estimate_of_a_network_points_along_its_gradient():
     network = Classifier.create(MLP(3, (16,)), jax.random.key(35), (6, 6, 1))
     x = jax.random.uniform(KEY, (60, 6, 6, 1))

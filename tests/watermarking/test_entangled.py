@@ -74,6 +74,7 @@ def nearest_gradient(classifier):
     return jax.jit(jax.grad(lambda x, beside: mean_loss(classifier, x, beside, SETTINGS)))
 
 
+@pytest.mark.slow
 def test_the_search_is_the_loop_on_the_host(digits, clean, turned):
     """The compiled search against the same steps written out, for two half batches, one of which must be moved away."""
     settings = dataclasses.replace(SETTINGS, rounds=3, suppressions=7, last_suppressions=2, rate=0.05, target=4)
@@ -259,6 +260,7 @@ def test_entanglement_is_what_the_watermark_adds(clean, watermark, marked):
     np.testing.assert_allclose(marked["backdoor"].state.temperatures, np.log(5.0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_entanglement_is_measured_layer_by_layer(digits, clean, watermark, marked):
     """Beside images that training has not seen: the marked network mixes, the backdoor does not."""
     beside = digits.test.images[digits.test.labels == 7]

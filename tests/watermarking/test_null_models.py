@@ -35,6 +35,7 @@ def stack(network):
     )
 
 
+@pytest.mark.slow
 def test_every_model_learns_the_task_and_is_its_own(stack):
     answers = np.asarray(stacked_answers(stack, IMAGES))
     assert answers.shape == (5, 90)

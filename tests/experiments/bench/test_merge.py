@@ -78,6 +78,7 @@ def small(monkeypatch, tmp_path):
     return experiment.config()
 
 
+@pytest.mark.slow
 def test_seeds_apart_give_the_figures_of_seeds_in_turn(small, tmp_path):
     anchors = recipe("anchors")
     whole = run_recipe(anchors, small, out=tmp_path / "whole", progress=False)

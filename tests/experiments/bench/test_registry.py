@@ -31,6 +31,7 @@ OWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
 def test_a_recipe_loads_its_own_family():
     done = subprocess.run([sys.executable, "-c", _LOADED, *OWN], capture_output=True, text=True, check=True)

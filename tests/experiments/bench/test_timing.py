@@ -102,6 +102,7 @@ def test_a_cache_without_times_makes_the_total_a_lower_bound(tmp_path, clock):
     assert merge(parts).seconds == {"total": 122.0}
 
 
+@pytest.mark.slow
 def test_runs_keep_their_times(tmp_path, monkeypatch):
     monkeypatch.setenv("DFKE_CACHE_DIR", str(tmp_path / "cache"))
     config = dataclasses.replace(recipe("anchors").settings("digits"), **TINY)

@@ -101,6 +101,7 @@ def test_recipe_runs_and_leaves_a_complete_result(name, tmp_path):
         assert all(arm.metrics.keys() >= WATCHED for arm in found.arms if arm.role in ("method", "control"))
 
 
+@pytest.mark.slow
 def test_control_starts_where_the_method_starts(tmp_path):
     """With a vanishing learning rate the method's samples are the control's."""
     settings = tiny("data-impressions", CHANGES["data-impressions"])

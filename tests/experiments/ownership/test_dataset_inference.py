@@ -63,6 +63,7 @@ def limits(tmp_path_factory):
     return found, out
 
 
+@pytest.mark.slow
 def test_every_model_is_tested_and_entered(made):
     found, out = made
     assert [arm.name for arm in found.arms] == ["source", "control", *TINY["threats"]]

@@ -65,6 +65,7 @@ def test_what_a_module_shows_is_what_its_layers_compute(own):
     assert made.missing == ()
 
 
+@pytest.mark.slow
 def test_deep_inversion_of_a_users_module_is_that_of_the_same_network_of_this_package():
     ours = Classifier.create(MLP(3, (8,), batch_norm=True), jax.random.key(1), SHAPE)
 
