@@ -134,7 +134,7 @@ def test_archives_are_measured_before_they_are_read(home, capsys, tmp_path):
     for path, message in (
         (bomb, "has 536,870,912 bytes; at most"),
         (liar, "cut off, or longer than it says"),
-        (other, "none named 'images'"),
+        (other, "none named images"),
         (objects, "no array of numbers"),
         (home / "p.json", "as an .npz file"),
     ):

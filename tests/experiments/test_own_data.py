@@ -78,7 +78,7 @@ def test_without_labels_agreement_is_measured_and_accuracy_is_not(place):
     assert "The data has no labels: accuracy cannot be measured, and was not." in found.notes
     (said,) = report.verdict(found)
     assert "agrees with the teacher on" in said
-    assert "against its matched control" in said
+    assert "over its matched control" in said
     assert "accuracy was not measured" in said
     page = report.render("run").read_text()
     assert "accuracy cannot be measured, and was not" in page

@@ -134,7 +134,7 @@ def test_a_class_of_ones_own_must_be_given(tmp_path):
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
-        ({"network": "lenet5"}, "has network MLP, and lenet5 is declared"),
+        ({"network": "lenet5"}, "has network mlp_7, and lenet5 is declared"),
         ({"num_classes": 4}, "has classes 3, and 4"),
         ({"input_shape": (5, 6, 3)}, "has shape"),
         ({"mean": (0.5,)}, "has mean"),

@@ -83,7 +83,9 @@ class Result:
             "seeds": self.seeds,
             "metrics": self.metrics,
             "arms": [dataclasses.asdict(arm) for arm in self.arms],
-            "published": [dataclasses.asdict(figure) for figure in self.published],
+            "published": [
+                {**dataclasses.asdict(figure), "networks": list(figure.networks)} for figure in self.published
+            ],
             "notes": self.notes,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "stages": {name: round(value, 3) for name, value in self.stages.items()},

@@ -153,10 +153,11 @@ def test_removal_attacks_that_state_no_images_do_not_look_at_them():
 
 def kept_budgets():
     """Of every arm of the kept results of distillation: the file, the arm, and the budget that its configuration gives."""
-    train = 60_000  # of MNIST and of Fashion-MNIST, at least 5,421 of every class
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
         config = SimpleNamespace(**content["config"])
+        # of MNIST and of Fashion-MNIST 60,000, at least 5,421 of every class
+        train = 1437 if config.dataset == "digits" else 60_000
         if content["recipe"] in ("dfnd", "few-shot", "feature-distillation"):
             continue  # they state rows of their own: see the tests of these recipes
         for arm in content["arms"]:
@@ -174,7 +175,11 @@ def kept_budgets():
                 further["augment"] = "published"
             if name == "real_data":
                 yield path, name, budget, budgets.distilled(config, real=train)
-            else:
+            elif hasattr(config, "arbitrary") and name in ("smooth_noise", "balanced_shapes"):
+                asked = 3 * config.arbitrary if name == "balanced_shapes" else 0
+                augment = config.real_augmentation
+                yield path, name, budget, budgets.distilled(config, config.arbitrary, augment=augment, other_rows=asked)
+            elif hasattr(config, "samples"):  # generators make as many as their own settings say
                 steps = config.synthesis["steps"] if arm["role"] == "method" and hasattr(config, "synthesis") else 0
                 yield path, name, budget, budgets.distilled(config, config.samples, steps, **further)
 
