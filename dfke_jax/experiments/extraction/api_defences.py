@@ -55,7 +55,7 @@ _BINARY_ALONE = ("private_parameters", "private_training")
 class ApiDefencesSettings:
     """Settings of api-defences."""
 
-    images: ClassVar[str] = "digits"
+    stand_in: ClassVar[str] = "digits"
 
     dataset: str = "tables"
     """A name for the tables."""

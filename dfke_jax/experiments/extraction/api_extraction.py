@@ -24,7 +24,7 @@ _SMALL = (
 class ApiExtractionSettings:
     """Settings of api-extraction."""
 
-    images: ClassVar[str] = "digits"
+    stand_in: ClassVar[str] = "digits"
 
     dataset: str = "tables"
     """A name for the tables: tables or adult, of which each has its own."""

@@ -31,7 +31,7 @@ _KINDS = {"softmax": ("Softmax", "linear", "equations"), "network": ("Network", 
 class ApiInversionSettings:
     """Settings of api-inversion."""
 
-    images: ClassVar[str] = "digits"
+    stand_in: ClassVar[str] = "digits"
 
     dataset: str = "tables"
     """A name: the table is always that of digits, whose rows are pictures."""
