@@ -1,6 +1,5 @@
 """Strict settings for every test: four CPU devices, no silent broadcasting between ranks, compiled programs kept on disk."""
 
-import gc
 import os
 import tempfile
 from importlib import metadata
@@ -62,32 +61,11 @@ def data_dir():
     return Path(path)
 
 
-# Tracing makes and drops objects by the hundred thousand, and a collection walks over all that lives: rarer collections.
-gc.set_threshold(100_000, 20, 50)
-
-MOST_MAPS = 20_000
-"""Pieces of memory that a process may have mapped before compiled programs go; Linux allows 65,530."""
-MOST_BYTES = 2 << 30
-"""Memory that a process may hold before they go."""
-
-
-def full():
-    """Whether compiled programs should go; where nobody can say how much they take, they should."""
-    try:
-        maps = Path("/proc/self/maps").read_bytes().count(b"\n")
-        held = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return True
-    return maps >= MOST_MAPS or held >= MOST_BYTES
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _free_programs():
-    """Compiled programs of one module do not stay for ever while others run."""
+    """Compiled programs of one module do not stay mapped while the next runs."""
     yield
-    if full():
-        jax.clear_caches()
-        gc.collect()
+    jax.clear_caches()
 
 
 @pytest.hookimpl(optionalhook=True)

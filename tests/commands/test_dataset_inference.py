@@ -95,6 +95,7 @@ def test_a_copy_in_a_file_with_independent_models(files, tmp_path, capsys):
     assert "exists and nothing is overwritten" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_endpoint_pays_once_and_keeps_to_its_budget(files, endpoint, tmp_path, capsys):
     given = lambda name, *more: command(
         files, tmp_path / name, "--ledger", str(tmp_path / "ledger.sqlite"), "--noise", "4", *more, suspect=endpoint

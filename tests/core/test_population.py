@@ -120,6 +120,7 @@ def test_auto_chooses_by_convolution_and_by_activations(module, implementation, 
     assert loops == (["scan"] if expected == "map" else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["vmap", "map", "unroll"])
 def test_convolutions_in_a_population(strategy):
     keys = jax.random.split(KEY, 2)
@@ -130,6 +131,7 @@ def test_convolutions_in_a_population(strategy):
             close(jax.tree.map(lambda leaf, i=i: leaf[i], many.state), single.state)
 
 
+@pytest.mark.slow
 def test_side_by_side_on_an_accelerator_small_kernels_become_products(monkeypatch):
     """No grouped convolution, the program that was measured there, and the numbers of the plain operations; the form is gone afterwards."""
     images = jax.random.uniform(jax.random.key(1), (12, 28, 28, 1))

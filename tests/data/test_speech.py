@@ -111,6 +111,7 @@ def test_a_prepared_set_of_audio_is_read_without_tensorflow(tmp_path):
         load("words", data_dir=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("longest", "changes", "message"),
     [

@@ -130,6 +130,7 @@ def test_without_labels_the_models_own_answer_is_asked_for(network, by_hand, ima
     assert walks.rows_sent(SETTINGS) == given.rows_sent(SETTINGS) + 7
 
 
+@pytest.mark.slow
 def test_few_samples_at_a_time_and_several_devices(network, images, labels, monkeypatch, four):
     images, labels = np.concatenate([images, images[:1]]), np.append(labels, labels[0])
     reference = blind_walk(KEY, network, images, labels, SETTINGS)

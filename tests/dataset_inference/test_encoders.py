@@ -132,6 +132,7 @@ def test_without_independent_encoders_and_on_the_host():
     assert verdict.test.statistic == pytest.approx(fused.test.statistic, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_welch_accuses_innocent_encoders_as_often_as_it_says():
     """Gaussian images under an encoder that learnt nothing: of 100 tests at 0.1 about 10 accuse."""
     accused = 0

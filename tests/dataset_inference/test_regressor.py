@@ -111,6 +111,7 @@ def model(rng, difficulty, shift=0.0):
     return np.exp(own)[:, None, None] * np.exp(0.5 * rng.normal(size=(len(own), 10, 3)))
 
 
+@pytest.mark.slow
 def test_false_positives_of_both_layouts():
     """80 innocent suspects, new images each time. Correct layout: 5%. Released layout: nearly all are accused."""
     trials, settings = 80, dataclasses.replace(RELEASED, steps=50)

@@ -24,6 +24,7 @@ def four_errors(rate, n=TRIALS):
     return 4 * math.sqrt(rate * (1 - rate) / n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimensions", [4, 16, 64])
 def test_simulation_agrees_with_the_exact_rates(found, dimensions):
     simulated, exact = found[dimensions], exact_rates(LinearSetting(dimensions))

@@ -110,6 +110,7 @@ def test_one_call_says_the_same_on_the_host_and_counts_what_was_sent(case):
     assert any("no independent models" in note for note in verdict.notes)
 
 
+@pytest.mark.slow
 def test_what_an_endpoint_is_charged_is_what_the_verdict_prints():
     """Steps asked in blocks are rows that nobody needed and the endpoint charges all the same."""
     charged = 0

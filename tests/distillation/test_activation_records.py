@@ -87,6 +87,7 @@ def test_bytes_and_floats_are_recorded_alike(teacher, real):
     np.testing.assert_allclose(first.mean, second.mean, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", ["top", "all", ("dense1",)])
 def test_images_come_to_respond_as_recorded(teacher, real, layers):
     record = record_activations(teacher, *real)

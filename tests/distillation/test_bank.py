@@ -48,6 +48,7 @@ def log_softmax(z):
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
+@pytest.mark.slow
 def test_a_round_is_a_batch_into_the_bank_and_a_step_of_the_student():
     method = bank_method(TEACHER, STUDENT, BankSettings(**SMALL), Noise())
     before = jax.jit(method.init)(KEY)

@@ -35,6 +35,7 @@ def entropy(p):
     return -(p * np.log(np.maximum(p, 1e-30))).sum(-1).mean()
 
 
+@pytest.mark.slow
 def test_the_scales_are_used(teacher, drawn):
     settings = ImpressionSettings(steps=1, scales=(1.0, 0.1))
     method = data_impressions(teacher, settings, 600, 600)
@@ -49,6 +50,7 @@ def test_the_scales_are_used(teacher, drawn):
     assert entropy(narrow) < 0.5 * entropy(wide)
 
 
+@pytest.mark.slow
 def test_released_never_uses_the_small_scale(teacher, drawn):
     settings = ImpressionSettings(steps=1, scales=(1.0, 0.1), released=True)
     method = data_impressions(teacher, settings, 24, 2)
@@ -157,6 +159,7 @@ def test_weights_of_the_prior_are_spread_evenly_in_the_logarithm(count):
         np.testing.assert_allclose(weights, expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("released", [False, True])
 def test_the_control_is_the_start_of_the_run_with_the_same_key(teacher, released):
     settings = ImpressionSettings(steps=1, learning_rate=1e-9, start="smooth", released=released)

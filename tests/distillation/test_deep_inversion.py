@@ -31,6 +31,7 @@ def statistics(teacher, images, form):
     return float(normalisation_statistics(teacher.observe(images, moments=True).moments, form))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["norm", "squared", "kl"])
 def test_the_statistics_prior_falls(bn_teacher, form):
     settings = InversionSettings(steps=40, form=form, jitter=0, learning_rate=0.02)
@@ -90,6 +91,7 @@ def test_the_control_is_the_start_of_the_run_with_the_same_key(bn_teacher):
 SETTINGS = InversionSettings(steps=6, learning_rate=0.02, jitter=0)
 
 
+@pytest.mark.slow
 def test_the_first_adaptive_batch_is_a_plain_one(bn_teacher, student):
     plain = deep_inversion(bn_teacher, SETTINGS, 6, 3)
     adaptive = adaptive_deep_inversion(bn_teacher, student, SETTINGS, 6, 3, student_steps=2, student_batch=4)
@@ -107,6 +109,7 @@ def test_the_first_adaptive_batch_is_a_plain_one(bn_teacher, student):
     assert second.pool.filled == 6
 
 
+@pytest.mark.slow
 def test_the_student_learns_between_batches(bn_teacher, student):
     method = adaptive_deep_inversion(
         bn_teacher, student, SETTINGS, 12, 3, student_steps=30, student_batch=6, learning_rate=0.01
@@ -126,6 +129,7 @@ def test_the_student_learns_between_batches(bn_teacher, student):
     assert trained(student, result.state.student)(result.state.pool.images).shape == (12, 3)
 
 
+@pytest.mark.slow
 def test_competition_divides_teacher_and_student(bn_teacher, student):
     found = {}
     for competition in (0.0, 100.0):
@@ -241,6 +245,7 @@ def slopes(function, x, reach=1e-6):
     return out
 
 
+@pytest.mark.slow
 def test_competition_is_weighed_from_the_second_batch_on(coloured):
     opponent = Classifier.create(MLP(3, (8,), batch_norm=True), jax.random.key(23), COLOUR, PREPARED)
     settings = dataclasses.replace(FULL, steps=1, jitter=0)
@@ -259,6 +264,7 @@ def test_competition_is_weighed_from_the_second_batch_on(coloured):
         assert made.pool.filled == filled + 6
 
 
+@pytest.mark.slow
 def test_the_student_learns_from_filled_rows_only(coloured):
     student = Classifier.create(MLP(3, (8,), batch_norm=True), jax.random.key(23), COLOUR, PREPARED)
     options = {"temperature": 2.0, "learning_rate": 0.01}
@@ -285,6 +291,7 @@ def test_the_student_learns_from_filled_rows_only(coloured):
         chex.assert_trees_all_close(got, wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_later_batches_go_on_with_the_labels(coloured):
     student = Classifier.create(MLP(3, (8,), batch_norm=True), jax.random.key(23), COLOUR, PREPARED)
     settings = dataclasses.replace(FULL, steps=1)

@@ -96,6 +96,7 @@ def test_a_step_is_what_torch_takes(teacher, small, wild):
     np.testing.assert_allclose(np.abs(first_step[first_step != 0]), 0.01, rtol=1e-3)  # Adam's first
 
 
+@pytest.mark.slow
 def test_without_its_own_terms_it_is_plain_distillation(teacher, small, wild, close):
     settings = DFNDSettings(adaptation=0.0, class_weights=False, temperature=3.0, optimizer="adam", **PLAIN)
     found = core.run(dfnd(teacher, small, jnp.asarray(wild), settings), KEY, 4, chunk=4)

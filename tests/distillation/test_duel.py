@@ -105,6 +105,7 @@ def test_dafl_moves_both_players_from_one_batch(output):
     np.testing.assert_allclose(metrics["entropy"], (mean * np.log10(mean)).sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["l1", "log_l1"])
 def test_dfad_is_n_updates_of_the_student_and_then_one_of_the_generator(form):
     settings = DFADSettings(**PLAIN, student_steps=2, form=form)

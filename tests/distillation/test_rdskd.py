@@ -32,6 +32,7 @@ def losses(logits, inputs):
     return one_hot, (mean * np.log(mean)).sum(), 1 / (ratio + 1e-20)
 
 
+@pytest.mark.slow
 def test_three_steps_are_the_released_loop():
     """With a period of two the references are those of the second step from the third on."""
     teacher = network(0)

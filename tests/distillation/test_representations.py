@@ -20,6 +20,7 @@ STUDENT = nn.Classifier.create(MLP(2, (12, 8)), jax.random.key(3), SHAPE)
 ANSWERS = TEACHER.features(IMAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["mse", "nt_xent"])
 def test_a_student_comes_closer(loss):
     method = representation_distillation(

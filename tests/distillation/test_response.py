@@ -28,6 +28,7 @@ def images():
     return jax.random.uniform(jax.random.key(14), (24, 6, 6, 1))
 
 
+@pytest.mark.slow
 def test_a_table_of_answers_equals_asking_every_time(teacher, student, images, close):
     options = {"temperature": 4.0, "steps": 4, "batch_size": 8}
     table = core.run(knowledge_distillation(student, teacher, images, **options), KEY, 4, chunk=4)
@@ -47,6 +48,7 @@ def test_a_student_comes_to_agree(teacher, student, images):
     assert agreement.mean() > 0.8
 
 
+@pytest.mark.slow
 def test_the_loss_and_its_mixture_with_labels(teacher, student, images):
     labels = jnp.arange(24) % 3
     plain = knowledge_distillation(student, teacher, images, temperature=3.0, batch_size=5)

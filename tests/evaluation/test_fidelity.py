@@ -72,6 +72,7 @@ def test_self_fidelity_is_over_all_pairs():
     assert scores["total_variation"] == pytest.approx(fidelity(VICTIM, CLONE)["total_variation"])
 
 
+@pytest.mark.slow
 def test_bootstrap_covers_as_often_as_it_says():
     """400 samples of 60 exponential values; the percentile interval of a skewed mean covers slightly too rarely."""
     rng = np.random.default_rng(1)

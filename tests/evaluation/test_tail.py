@@ -38,6 +38,7 @@ def curve(method):
     return np.array(found), state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "evaluations", "places"), [(0.5, 10, range(10, 20)), (0.5, 3, (11, 15, 19)), (0.1, 10, (18, 19)), (0.01, 1, (19,))])  # fmt: skip
 def test_mean_and_variance_of_the_last_part(method, curve, share, evaluations, places):
     watching = watched(method, NETWORK, IMAGES, LABELS, 20, share=share, evaluations=evaluations)

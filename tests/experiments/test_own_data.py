@@ -108,6 +108,7 @@ def test_without_labels_a_charging_victim_leaves_its_budget_alone(place):
     assert report.verdict(found) == ["No accuracy was recorded."]
 
 
+@pytest.mark.slow
 def test_a_model_of_feature_vectors_is_attacked_with_a_table(place):
     found = ran("knockoff", "people.csv:buys", teacher="mine.py:buyers")
     arms = {arm.name: arm for arm in found.arms}

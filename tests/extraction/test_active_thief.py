@@ -72,6 +72,7 @@ def naive_deepfool(classifier, image, steps, overshoot=0.02):
     return np.linalg.norm(moved)
 
 
+@pytest.mark.slow
 def test_deepfool_of_a_network_is_the_loop_over_images():
     net = Classifier.create(MLP(4, (16, 16)), jax.random.key(3), SHAPE)
     images = POOL[:8]
@@ -82,6 +83,7 @@ def test_deepfool_of_a_network_is_the_loop_over_images():
     np.testing.assert_allclose(capped, [naive_deepfool(net, np.asarray(image), 1) for image in images], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_deepfool_of_a_convolutional_network_is_the_loop_over_images():
     net = Classifier.create(LeNet5(3), jax.random.key(4), (32, 32, 1))
     images = jax.random.uniform(KEY, (2, 32, 32, 1))
@@ -158,6 +160,7 @@ def answer(victim, rows):
     return jax.nn.softmax(victim(rows))
 
 
+@pytest.mark.slow
 def test_rounds_ask_new_rows_and_hold_a_fifth_out(net):
     attack = active_thief(net, POOL, Reveal(), dataclasses.replace(SETTINGS, selector="entropy"))
     victim = Classifier.create(MLP(4, (12,)), jax.random.key(9), SHAPE)

@@ -190,6 +190,7 @@ def mostly_close(first, second):
     return np.concatenate(near).mean() > 0.995
 
 
+@pytest.mark.slow
 @every_program
 def test_vmap_over_keys_equals_single_runs(two_steps, built, name):
     method, keys = core.against(*built(name)), jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(2))
@@ -206,6 +207,7 @@ def test_vmap_over_keys_equals_single_runs(two_steps, built, name):
             np.testing.assert_allclose(metrics[what][i], values, rtol=5e-3, atol=5e-4, err_msg=what)
 
 
+@pytest.mark.slow
 @every_program
 def test_a_population_of_one_is_the_single_run(two_steps, built, name):
     _, after, metrics = two_steps(name)
@@ -216,6 +218,7 @@ def test_a_population_of_one_is_the_single_run(two_steps, built, name):
         np.testing.assert_allclose(reported[what][:, 0], values, rtol=5e-3, atol=5e-4, err_msg=what)
 
 
+@pytest.mark.slow
 @every_attack
 def test_a_victim_on_the_host_leads_to_the_same_states(two_steps, built, name):
     """Two compiled halves, in which latents and directions are drawn apart, against one scanned program."""

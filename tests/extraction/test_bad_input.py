@@ -55,6 +55,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize("name", ["knockoff", "dfme"])
 def test_answers_that_are_none_stop_the_attack_and_cost_one_request(attacks, name, kind):

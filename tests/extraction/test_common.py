@@ -278,6 +278,7 @@ def test_classes_are_compared_where_they_are_known(classifier):
         GenerativeAttack.between(classifier(1), SETTINGS, Reveal(), 4, generator)
 
 
+@pytest.mark.slow
 def test_batches_are_normalised_by_themselves_and_statistics_move(classifier):
     attack = attack_on(classifier(1))
     made = attack.maker.new(KEY).variables
@@ -329,6 +330,7 @@ def test_the_ring_holds_what_the_loss_needs(classifier):
     assert (soft.targets.shape, hard.targets.shape) == ((8, 3), (8,))
 
 
+@pytest.mark.slow
 def test_old_answers_are_learnt_again(classifier):
     sizes = {"replay_batches": 2, "batch_size": 4, "clone_batches": 1, "replay_capacity": 8}
     attack = attack_on(classifier(1), loss="cross_entropy", **sizes)

@@ -40,6 +40,7 @@ def test_probabilities_are_worth_no_more_than_their_labels():
     np.testing.assert_array_equal(soft.labelled.learnt.targets, np.eye(3)[truth])
 
 
+@pytest.mark.slow
 def test_augmentation_is_used_and_can_be_left_out():
     method = lambda augment: core.against(
         copycat(NET, POOL, Reveal(), SETTINGS, augment=augment), Partial(probabilities, NET)
@@ -82,6 +83,7 @@ def test_the_augmentation_is_what_its_description_says():
     np.testing.assert_allclose(used(KEY, images), said(KEY, images), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_after_every_step_is_handed_on():
     method = core.against(copycat(NET, POOL, Reveal(), SETTINGS, train_every=1), Partial(probabilities, NET))
     start = method.init(KEY)

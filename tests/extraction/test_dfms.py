@@ -56,6 +56,7 @@ def first(classifier, oracles, pool):
     return core.run(core.against(attack, oracles["labels"](classifier(0))), KEY, settings.rounds).state.clone
 
 
+@pytest.mark.slow
 def test_the_first_pool_is_half_proxy_and_half_made(begun, pool):
     assert (pool.shape, pool.dtype) == ((40, 8, 8, 1), jnp.float32)
     given = {row.tobytes() for row in np.asarray(PROXY)}

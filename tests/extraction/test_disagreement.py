@@ -82,6 +82,7 @@ def test_clones_learn_and_vote(classifier, oracles, answer):
     np.testing.assert_allclose(vote(base, run.state)(images), np.log(mean), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_generator_moves_to_where_clones_disagree(classifier, oracles):
     """With clones that do not learn, disagreement rises from step to step."""
     settings = dataclasses.replace(
@@ -100,6 +101,7 @@ def test_the_generator_moves_to_where_clones_disagree(classifier, oracles):
     assert found[-5:].mean() > 1.5 * found[:3].mean()
 
 
+@pytest.mark.slow
 def test_every_eighth_row_is_grey():
     clone = Classifier.create(MLP(3, (4,)), jax.random.key(0), (8, 8, 3))
     attack = disagreement(clone, dataclasses.replace(SMALL, batch_size=17))
@@ -114,6 +116,7 @@ def test_rows_of_the_published_settings():
     assert DFMSSettings().rows_per_step == 128
 
 
+@pytest.mark.slow
 def test_shapes_are_pictures():
     images = np.asarray(synthetic_shapes(KEY, 5, (28, 28, 3)))
     assert images.shape == (5, 28, 28, 3)

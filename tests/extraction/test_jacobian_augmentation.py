@@ -61,6 +61,7 @@ def played(net):
     return asked, clones, state, victim
 
 
+@pytest.mark.slow
 def test_every_doubling_adds_one_child_to_every_row(net, played):
     asked, clones, state, victim = played
     everything = np.concatenate(asked)

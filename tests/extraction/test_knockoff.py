@@ -119,6 +119,7 @@ def answer(victim, rows):
     return jax.nn.softmax(victim(rows))
 
 
+@pytest.mark.slow
 def test_the_whole_pool_is_asked_once_through_all_groups(net):
     pool = jax.random.uniform(KEY, (24, 4, 4, 1))
     training = CloneTraining(steps=2, batch_size=4, decay_at=())

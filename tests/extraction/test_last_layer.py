@@ -156,6 +156,7 @@ def test_over_http_it_is_the_same_to_the_row():
     assert solution.found.size == H
 
 
+@pytest.mark.slow
 def test_a_transformer_has_the_width_of_its_states():
     module = ByteTransformer(40, 8, 1, 2, 6)
     parameters = module.init(jax.random.key(0), jnp.zeros((1, 6), jnp.int32))["params"]

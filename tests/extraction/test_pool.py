@@ -166,6 +166,7 @@ def test_another_victim_runs_the_same_program_and_nothing_is_baked_in(name):
     assert not np.array_equal(raw(other.state.clone.variables)[-1], raw(finished(name).state.clone.variables)[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reveal", [Reveal("logits"), Reveal("label"), Reveal("top_k", k=1)])
 def test_every_kind_of_answer_is_learnt_from(reveal):
     run = core.run(core.against(ATTACKS["random"](reveal), oracle(reveal)), KEY, 3, chunk=1)
@@ -413,6 +414,7 @@ def test_rounds_before_the_last_may_be_shorter():
         ActiveThiefSettings(12, 4, 0.25, TINY, round_steps=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "expected"), [(1, {1, 2, 3, 4, 5}), (2, {2, 4, 5}), (3, {3, 5}), (None, {5})])
 def test_a_random_attack_trains_when_it_is_due(every, expected):
     """After every so many steps, and in any case when the budget is spent."""

@@ -142,6 +142,7 @@ def test_turns_are_those_of_numpy_and_the_loss_a_sum():
     np.testing.assert_allclose(ours, supervised + 0.7 * turning, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rotation_learns_turns_that_no_answer_names():
     """The features of a network that learnt turns tell them; those of one that did not, less so."""
     net = Classifier.create(MLP(3, (16,)), jax.random.key(0), SHAPE)

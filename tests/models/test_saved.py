@@ -74,6 +74,7 @@ def fresh(tmp_path, made):
     assert found.stdout == "the same\n", found.stderr
 
 
+@pytest.mark.slow
 def test_every_preprocessing_in_a_fresh_process(tmp_path):
     made = {name: classifier(None, preprocessing) for name, preprocessing in PREPROCESSING.items()}
     made["normalised"] = classifier(MLP(3, (5,), batch_norm=True), PREPROCESSING["box"])
@@ -206,6 +207,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path):
             dfke_jax.load(tmp_path / empty)
 
 
+@pytest.mark.slow
 def test_arrays_alone_are_opened_when_all_is_declared(tmp_path):
     """As `core.save` wrote them, and as older versions served them by guesses."""
     preprocessing = Preprocessing(size=(32, 32), fit="bilinear", mean=(0.5,), std=(0.5,))

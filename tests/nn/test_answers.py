@@ -24,6 +24,7 @@ def softmax(z):
     return e / e.sum(-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_class_metrics_of_heads_and_places():
     found = class_metrics({"kind": KINDS, "place": PLACES})
     for name, logits in (("kind", KINDS), ("place", PLACES)):

@@ -191,6 +191,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_moments_of_what_enters_normalisation(name):
     make, shape, layers = NETWORKS[name]

@@ -98,6 +98,7 @@ def test_training_brings_views_together_and_leaves_the_last_layer():
     assert not np.allclose(one.variables["params"]["dense1"]["kernel"], first.variables["params"]["dense1"]["kernel"])
 
 
+@pytest.mark.slow
 def test_loss_of_a_step_is_that_of_its_two_views():
     method = training(batch_size=24)
     state, key = method.init(jax.random.key(5)), jax.random.key(6)

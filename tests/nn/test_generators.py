@@ -58,6 +58,7 @@ def test_images_are_in_the_box_and_batches_use_their_own_statistics(kind, shape)
     assert before.shape == images.shape
 
 
+@pytest.mark.slow
 @BOTH
 def test_an_image_is_its_pre_activation_squashed(kind):
     module = kind((8, 8, 1), 2, 5)

@@ -69,6 +69,7 @@ def test_separate_shares_are_disjoint_where_they_can_be():
             separate_shares(100, 2, size, 0)
 
 
+@pytest.mark.slow
 def test_a_member_is_a_model_trained_on_its_rows(network):
     """Against a single training on a copy of the rows."""
     table = shares(jax.random.key(5), 90, 2, "bootstrap", 20)

@@ -86,6 +86,7 @@ def test_gradients_have_the_type_of_the_images():
         assert jax.grad(lambda x, maps=maps: maps(x).max_pool().sum().astype(jnp.float32))(images).dtype == dtype
 
 
+@pytest.mark.slow
 def test_lenet_trains_where_numbers_are_double():
     """Parameters and losses are float32 there too, so the steps are those of single precision."""
 

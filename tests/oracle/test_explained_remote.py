@@ -94,6 +94,7 @@ def test_megex_over_http_is_megex_in_the_process(victim, endpoint, tmp_path):
         assert now["anybody"] - then.get("anybody", 0) == 72
 
 
+@pytest.mark.slow
 def test_what_is_answered(victim, endpoint):
     url, _ = endpoint
     wanted = explanation_oracle(victim)(ROWS)

@@ -410,6 +410,7 @@ def test_malformed_requests_are_refused():
     assert {200, 400, 404, 415, 422} <= set(seen), seen
 
 
+@pytest.mark.slow
 def test_malformed_answers_are_errors_of_the_package():
     seen = run_answers(300, seed=0)
     assert {"taken", "EndpointError", "UnknownOutcomeError"} <= set(seen), seen

@@ -25,6 +25,7 @@ def test_no_paragraph_of_a_guide_holds_more_than_three_figures(path):
     assert pages.crowded(path) == [], "a list, a table, or docs/notes"
 
 
+@pytest.mark.slow
 def test_pages_follow_other_results_and_come_back(tmp_path):
     written = [path for path in DOCS.rglob("*.md") if path.parent != DOCS / "results"]
     for path in [*written, *DOCS.rglob("sources/**/*.toml"), *DOCS.glob("results/*.json")]:

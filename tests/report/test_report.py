@@ -82,6 +82,7 @@ def test_report_holds_the_numbers_and_nothing_from_elsewhere(directory):
     assert 'name="viewport"' in text
 
 
+@pytest.mark.slow
 def test_figures_are_written_beside_the_page_and_stand_within_it(directory):
     path = report.render(directory)
     names = {file.name for file in (directory / "figures").iterdir()}
@@ -123,6 +124,7 @@ def test_the_numbers_of_a_figure_go_with_it(drawn):
     assert (drawn / "figures" / "arms.csv").read_text() == base64.b64decode(link).decode()
 
 
+@pytest.mark.slow
 def test_a_figure_of_very_many_points_is_a_png(directory, monkeypatch):
     monkeypatch.setattr(pictures, "LARGEST", 30_000)
     text = report.render(directory).read_text()

@@ -103,6 +103,7 @@ def test_the_search_is_the_loop_on_the_host(digits, clean, turned):
     assert max(counts) > 0
 
 
+@pytest.mark.slow
 def test_the_search_leaves_triggers_unlike_the_target_for_the_clean_network(clean, watermark):
     assert np.asarray(trigger_matches(clean, watermark.triggers)).mean() <= SETTINGS.threshold
 
@@ -236,6 +237,7 @@ def marked(digits, clean, watermark):
     return found
 
 
+@pytest.mark.slow
 def test_both_networks_learn_the_triggers_and_keep_the_task(digits, clean, watermark, marked):
     before = (clean.predict(digits.test.images).argmax(1) == digits.test.labels).mean()
     for name, done in marked.items():
@@ -353,6 +355,7 @@ def test_bad_input_is_refused_before_work(digits, clean, turned, watermark):
         entangled_training(clean, images, labels, watermark, dataclasses.replace(SETTINGS, batch_size=1000))
 
 
+@pytest.mark.slow
 def test_running_statistics_follow_clean_batches_alone_unless_released(digits):
     images, labels = digits.train.on_device()
     start = Classifier.create(MLP(10, (8,), batch_norm=True), jax.random.key(0), digits.shape)

@@ -135,6 +135,7 @@ def test_real_samples_behind_records():
     assert budgets.opponent_rows(opponent) == 5 * 400 * 64 == 128_000
 
 
+@pytest.mark.slow
 def test_removal_attacks_that_state_no_images_do_not_look_at_them():
     task = data.load("digits")
     images, labels = task.train.on_device()

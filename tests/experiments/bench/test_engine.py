@@ -48,6 +48,7 @@ def ran(entry, out, **options):
     return run_recipe(entry, SETTINGS, out=out, progress=False, devices=1, **options)
 
 
+@pytest.mark.slow
 def test_seeds_in_their_turn_are_the_seeds_apart(tmp_path):
     whole = ran(small(), tmp_path / "whole")
     teacher, draw = whole.arms
@@ -105,6 +106,7 @@ def test_a_tracker_without_its_library_is_told_before_anything_begins(tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_progress_bars_say_which_seed_and_stage_this_is(tmp_path, monkeypatch):
     titles = []
 

@@ -108,6 +108,7 @@ class Child:
         return self.returncode
 
 
+@pytest.mark.slow
 def test_a_finished_seed_is_read_and_one_of_other_settings_is_not(small, monkeypatch, tmp_path):
     reproduce.run_experiment("small", tmp_path, progress=False, seed=1)
     whole = Result.read(reproduce._work("small", 1))

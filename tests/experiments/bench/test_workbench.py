@@ -44,6 +44,7 @@ def bench(dataset, out, **changes):
     return Workbench(SupervisedSettings(dataset=dataset, **{**TINY, **changes}), out, progress=False, devices=1)
 
 
+@pytest.mark.slow
 def test_networks_of_files_of_one_name_are_told_apart_by_their_labels(tmp_path, cache):
     """The images are the same, and so is the last part of the path."""
     paths = [written(tmp_path / "a" / "set.npz"), written(tmp_path / "b" / "set.npz", turn=5)]

@@ -28,6 +28,7 @@ def bench(tmp_path, monkeypatch):
     return Workbench(config, tmp_path / "run", progress=False, devices=1)
 
 
+@pytest.mark.slow
 def test_a_pool_of_shapes_is_grouped_by_level(bench):
     pool = image_pool(bench.config, bench, 40)
     assert (pool.images.shape, pool.num_groups) == ((40, 8, 8, 1), 10)
@@ -57,6 +58,7 @@ def test_the_victims_own_data_as_a_pool_is_noted(bench):
     assert any("own training set" in note for note in bench.notes)
 
 
+@pytest.mark.slow
 def test_the_clone_is_measured_on_the_way(bench):
     """At even distances, the last point being the end; a line that is there twice counts once."""
     settings = bench.config.attack.with_budget(40)
@@ -110,6 +112,7 @@ def test_the_cost_of_a_defence_by_hand(bench):
     assert rounded["answers_l1"] == pytest.approx(0.8, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_misinformed_network_avoids_the_right_class(bench, tmp_path):
     config = DefenceSettings(**{**TINY, "teacher_batch": 64}, misinformation_steps=60, budget=1000)
     wrong = misinformed(Run(Workbench(config, tmp_path / "other", progress=False, devices=1), 0))

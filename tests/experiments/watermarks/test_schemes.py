@@ -25,6 +25,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 def test_a_scheme_leaves_a_complete_result(tmp_path):
     settings = tiny("watermark-schemes", CHANGES, schemes=("uchida",), seeds=1)
     found = run_small("watermark-schemes", settings, tmp_path, unread=None)

@@ -30,6 +30,7 @@ def own():
     return model
 
 
+@pytest.mark.slow
 def test_what_a_module_shows_is_what_its_layers_compute(own):
     made = from_nnx(own, SHAPE)
     seen = jax.jit(lambda made, images: made.observe(images, activations=True, moments=True))(made, IMAGES)

@@ -120,6 +120,7 @@ def test_planted_patch_is_found_and_a_clean_network_is_not_accused(networks, fou
     assert innocent.found.all()
 
 
+@pytest.mark.slow
 def test_unlearning_and_patching_close_the_door(networks, found):
     backdoored, clean = networks
     arguments = (jnp.asarray(IMAGES), jnp.asarray(LABELS))

@@ -35,6 +35,7 @@ from dfke_jax.watermarking.removal import (
 KEY = jax.random.key(8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "where", "draws"),
     [
