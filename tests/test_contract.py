@@ -347,6 +347,12 @@ def built(name, seed=0):
 
 # Programs that differ from a neighbour in the table by one term of the loss or one option.
 VARIANTS = {
+    "training with normalisation and augmentation",
+    "class impressions",
+    "activation records, all",
+    "samples of a GAN",
+    "margin-based watermark",
+    "entangled watermark",
     "training of the speed run",
     "training that is watched",
     "contrastive training",

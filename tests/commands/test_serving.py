@@ -43,6 +43,7 @@ def test_a_saved_classifier_is_served_as_it_was_trained(tmp_path, getkey):
     np.testing.assert_allclose(answers, jax.nn.softmax(classifier.predict(rows)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_it_is_interrupted(tmp_path):
     (tmp_path / "keys").write_text("k1\nk2\n")
     command = [sys.executable, "-m", "dfke_jax.cli", "serve", "digits", "--quota", "400", "--explain"]

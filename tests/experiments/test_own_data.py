@@ -68,6 +68,7 @@ def ran(name, dataset, where="run", **changes):
     return run_recipe(recipe(name), config, out=where, progress=False, devices=1)
 
 
+@pytest.mark.slow
 def test_without_labels_agreement_is_measured_and_accuracy_is_not(place):
     found = ran("knockoff", "bare.npz", teacher="mine.py:scores")
     arms = {arm.name: arm for arm in found.arms}

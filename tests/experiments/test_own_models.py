@@ -78,6 +78,7 @@ def test_a_function_of_ones_own_is_stolen_through_a_ledger(tmp_path):
     assert again.metrics == found.metrics
 
 
+@pytest.mark.slow
 def test_an_endpoint_is_asked_within_its_budget_alone(saved, tmp_path):
     pytest.importorskip("starlette")
     from dfke_jax.oracle import Reveal, background, create_app

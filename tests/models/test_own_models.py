@@ -23,7 +23,7 @@ from dfke_jax.watermarking.verification import verify
 PAGE = (Path(__file__).resolve().parents[2] / "docs/own_models.md").read_text()
 ROW = r"^\| ([^|]+) \| ([^|]+) \| (yes|no) \| (yes|no) \| (yes|no) \| ([^|]+) \|$"
 TABLE = {found[0]: found[1:] for found in re.findall(ROW, PAGE, re.MULTILINE)}
-QUICK = {"function", "saved", "torch_module"}
+QUICK = {"function", "torch_module"}
 MAKERS = [
     pytest.param((kind, maker), id=maker.__name__, marks=[] if maker.__name__ in QUICK else [pytest.mark.slow])
     for kind, makers in KINDS.items()

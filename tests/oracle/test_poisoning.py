@@ -39,6 +39,7 @@ def candidates(truth, epsilon, keep_argmax):
         yield vertex, truth + share * (vertex - truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_argmax", [False, True])
 @pytest.mark.parametrize("epsilon", [0.1, 0.7, 2.0])
 def test_no_candidate_turns_the_gradient_further(victim, other, rows, keep_argmax, epsilon):

@@ -50,6 +50,7 @@ def test_directory_of_another_run_is_refused(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_finished_run_resumes_to_the_same_metrics_without_work(tmp_path):
     first = run_recipe(
         recipe("data-impressions"), tiny("data-impressions", POOL), out=tmp_path, progress=False, devices=1

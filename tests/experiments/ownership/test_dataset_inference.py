@@ -126,6 +126,7 @@ def test_limits(limits):
     assert "The two limits" in text
 
 
+@pytest.mark.slow
 def test_report_of_threats(made):
     found, out = made
     rows = views.threats(found)
@@ -145,6 +146,7 @@ def test_report_of_threats(made):
     assert report.table(found).row_count == len(found.arms)
 
 
+@pytest.mark.slow
 def test_words_of_p_values_take_the_median_and_never_say_zero(made):
     arm = dataclasses.replace(
         made[0].arms[0],

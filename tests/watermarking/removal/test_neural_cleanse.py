@@ -105,6 +105,7 @@ def found(networks):
     return [reverse_triggers(jax.random.key(1), network, IMAGES, SETTINGS) for network in networks]
 
 
+@pytest.mark.slow
 def test_planted_patch_is_found_and_a_clean_network_is_not_accused(networks, found):
     guilty, innocent = found
     assert success(networks[0]) > 0.95
