@@ -1,7 +1,6 @@
 """A classifier as a value: a network, its parameters, and the way from pixels to its input."""
 
 import dataclasses
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,13 +119,13 @@ class Classifier:
     ) -> "Classifier":
         """A classifier with freshly drawn parameters."""
         preprocessing = preprocessing or Preprocessing()
+        place = (module, preprocessing, tuple(input_shape))
         try:
-            variables = _drawn(module, preprocessing, tuple(input_shape), key)
-        except TypeError as error:
-            if "hash" not in str(error):
-                raise
-            # a module of one's own with a field that is a list, say, is traced anew every time
-            variables = jax.jit(functools.partial(_begun, module, preprocessing, input_shape))(key)
+            hash(module)
+        except TypeError:  # a module of one's own that holds an array, say, is traced every time
+            variables = jax.jit(lambda key: _begun(*place, key))(key)
+        else:
+            variables = _drawn(*place, key)
         variables = {
             name: tree for name, tree in variables.items() if name in ("params", "batch_stats")
         }

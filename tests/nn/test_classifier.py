@@ -108,6 +108,25 @@ def test_create_draws_parameters_by_key():
     assert first.has_normalisation
 
 
+class Scaled(nn.Module):
+    """A module of somebody's own that holds an array, and cannot be hashed."""
+
+    scale: np.ndarray
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(3)(x.reshape(len(x), -1) * self.scale[0])
+
+
+def test_a_module_that_cannot_be_hashed_is_drawn_as_any_other():
+    module, key = Scaled(np.array([2.0], np.float32)), jax.random.key(3)
+    with pytest.raises(TypeError, match="hash"):
+        hash(module)
+    made = Classifier.create(module, key, (4, 4, 1))
+    expected = module.init(key, jnp.zeros((1, 4, 4, 1)))["params"]["Dense_0"]["kernel"]
+    np.testing.assert_allclose(made.variables["params"]["Dense_0"]["kernel"], expected, rtol=1e-6)
+
+
 def test_logits_are_the_module_applied(lenet):
     images = draw(3, 28, 28, 1)
     expected = lenet.module.apply(lenet.variables, PAD(images))
