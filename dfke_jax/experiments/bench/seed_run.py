@@ -175,21 +175,20 @@ class Run(Generic[C]):
             self.record("teacher", self.teacher, budget=budget)
             return
         said = [f"The teacher is a model of one's own: {own.opened.describe().splitlines()[0]}.", *own.opened.notes]
-        if not self.dataset.labelled:
+        free, labelled = answers_freely(self.teacher), self.dataset.labelled
+        if not labelled:
             said.append("The data has no labels: accuracy cannot be measured, and was not.")
-        if answers_freely(self.teacher):
-            said += ["Agreement is with the teacher, on test images."] * (not self.dataset.labelled)
-        elif self.dataset.labelled:
+        if free and not labelled:
+            said.append("Agreement is with the teacher, on test images.")
+        if not free:
+            within = "It charges for answers and is asked within the budgets alone:"
             said.append(
-                "It charges for answers and is asked within the budgets alone: its accuracy, and how often clones agree "
-                "with it, were not measured."
+                f"{within} its accuracy, and how often clones agree with it, were not measured."
+                if labelled
+                else f"{within} how often clones agree with it was not measured either; budgets are all that is known "
+                "of this run."
             )
-        else:
-            said.append(
-                "It charges for answers and is asked within the budgets alone: how often clones agree with it was not "
-                "measured either; budgets are all that is known of this run."
-            )
-        if answers_freely(self.teacher) and self.dataset.labelled:
+        if free and labelled:
             self.record("teacher", self.teacher, budget={})
         else:
             self.enter("teacher", {"classes": self.dataset.num_classes}, budget={})

@@ -53,7 +53,7 @@ def _learning(run: Run[Any], images: Array, augment: str | None = None, teacher:
 
 def distilled_from_real_data(run: Run[Any]) -> Classifier:
     """The student distilled on the real training images, the ceiling of data-free methods; from the user's cache."""
-    return _anchor(run, "real_data", run.bench.train[0])
+    return _anchor(run, "real_data", run.dataset.train.images)
 
 
 SMOOTH, SHAPES = "smooth_noise", "balanced_shapes"
