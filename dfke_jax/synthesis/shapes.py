@@ -58,32 +58,47 @@ def synthetic_shapes(
 
 def _picture(key: Key, shape: tuple[int, int, int], shapes: int) -> Array:
     ground_key, shape_key = jax.random.split(key)
-    place = (jnp.arange(CANVAS, dtype=jnp.float32) + 0.5) / CANVAS
-    down, right = place[:, None], place[None, :]
+    (y_places, rows), (x_places, columns) = (_seen(size) for size in shape[:2])
+    down, right = y_places[:, None], x_places[None, :]
 
-    def paint(canvas: Array, key: Key) -> tuple[Array, None]:
+    def paint(top: Array, number_and_key: tuple[Array, Key]) -> tuple[Array, Array]:
+        number, key = number_and_key
         kind_key, place_key, size_key, colour_key = jax.random.split(key, 4)
         centre = jax.random.uniform(place_key, (2,))
         radii = jax.random.uniform(size_key, (2,), minval=0.03, maxval=0.25)
         y, x = (down - centre[0]) / radii[0], (right - centre[1]) / radii[1]
-        inside = jnp.stack(
-            [
-                y**2 + x**2 <= 1,
-                (jnp.abs(y) <= 1) & (jnp.abs(x) <= 1),
-                (jnp.abs(y) <= 1) & (2 * jnp.abs(x) <= 1 + y),
-                (jnp.abs(y) <= 1) & (jnp.abs(x - y) * radii[1] <= 0.01),
-            ]
-        )[jax.random.randint(kind_key, (), 0, 4)]
-        return jnp.where(inside[..., None], jax.random.uniform(colour_key, (1, 1, 3)), canvas), None
+        high, kind = jnp.abs(y) <= 1, jax.random.randint(kind_key, (), 0, 4)
+        inside = jnp.where(
+            kind == 0,
+            y**2 + x**2 <= 1,
+            high
+            & jnp.where(
+                kind == 1,
+                jnp.abs(x) <= 1,
+                jnp.where(kind == 2, 2 * jnp.abs(x) <= 1 + y, jnp.abs(x - y) * radii[1] <= 0.01),
+            ),
+        )
+        return jnp.where(inside, number, top), jax.random.uniform(colour_key, (1, 1, 3))[0, 0]
 
-    canvas = jnp.broadcast_to(jax.random.uniform(ground_key, (1, 1, 3)), (CANVAS, CANVAS, 3))
-    canvas, _ = jax.lax.scan(paint, canvas, jax.random.split(shape_key, shapes))
-    padded = jnp.pad(canvas, ((BLUR // 2, BLUR - 1 - BLUR // 2),) * 2 + ((0, 0),), mode="edge")
-    moved = [padded[i : i + CANVAS, j : j + CANVAS] for i in range(BLUR) for j in range(BLUR)]
-    blurred = sum(moved[1:], moved[0]) / BLUR**2
-    rows, columns = (np.int32((np.arange(size) + 0.5) * CANVAS / size) for size in shape[:2])
-    image = blurred[rows][:, columns]
-    return image if shape[-1] == 3 else image.mean(-1, keepdims=True)
+    # the canvas holds numbers of shapes, the ground's is 0; colours are looked up at the end
+    canvas = jnp.zeros((len(y_places), len(x_places)), jnp.int32)
+    numbered = jnp.arange(1, shapes + 1), jax.random.split(shape_key, shapes)
+    canvas, colours = jax.lax.scan(paint, canvas, numbered)
+    colours = jnp.concatenate([jax.random.uniform(ground_key, (1, 1, 3))[0], colours])
+    if shape[-1] == 1:
+        colours = colours.mean(-1, keepdims=True)
+    painted = colours[canvas]
+    return painted[rows].mean(1)[:, columns].mean(2)
+
+
+def _seen(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Along one axis, the places of the pixels of the canvas that an image of `size` pixels shows (P,), and
+    which of them the blur of each takes the mean of (size, BLUR).
+    """
+    centres = np.int32((np.arange(size) + 0.5) * CANVAS / size)
+    window = np.clip(centres[:, None] + np.arange(BLUR) - BLUR // 2, 0, CANVAS - 1)
+    pixels, found = np.unique(window, return_inverse=True)
+    return ((pixels + 0.5) / CANVAS).astype(np.float32), found.reshape(window.shape)
 
 
 __all__ = ["synthetic_shapes"]

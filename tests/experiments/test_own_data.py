@@ -11,6 +11,7 @@ from dfke_jax import data, report
 from dfke_jax.core.errors import InputError
 from dfke_jax.data.csv_files import uniform_rows
 from dfke_jax.experiments import Workbench, recipe, run_recipe
+from dfke_jax.experiments.extraction import pool
 from dfke_jax.experiments.extraction.relu_extraction import DoubleNetwork
 from dfke_jax.extraction import CloneTraining, PoolAttackSettings
 from dfke_jax.nn.named import network
@@ -170,7 +171,11 @@ def test_a_network_for_a_table_gets_the_tables_scale(place):
         ("anchors", "people.csv:buys", {"teacher": "mine.py:buyers"}, "shows none"),
     ],
 )
-def test_what_the_data_does_not_allow_is_said(place, name, dataset, changes, message):
+def test_what_the_data_does_not_allow_is_said(place, monkeypatch, name, dataset, changes, message):
+    def drawn(*_args, **_options):
+        raise AssertionError("a pool was drawn for a run that is refused")
+
+    monkeypatch.setattr(pool, "synthetic_shapes", drawn)
     with pytest.raises(InputError, match=message):
         ran(name, dataset, **changes)
     assert not (place / "run/result.json").exists()

@@ -145,6 +145,8 @@ def _check_data(recipe: Recipe, bench: Workbench) -> None:
         )
     if not bench.dataset.labelled and recipe.labels:
         raise InputError(f"{bench.config.dataset} has no labels, and {recipe.name} needs them")
+    if not bench.dataset.labelled and getattr(bench.config, "points", 0):
+        raise InputError("points are of accuracy, which cannot be measured without labels")
 
 
 def as_written(config: Any) -> dict[str, Any]:
