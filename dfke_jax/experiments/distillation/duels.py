@@ -174,6 +174,10 @@ _FREE = {"method": DAFLSettings(**SMALL, generator_rate=1e-3, normalised_output=
 and clothes are mostly black. Published code normalises, too, but in units of the data, where that mean is the data's own."""
 
 
+_NARROW = {"method": ZSKTSettings(batch_size=128, width=8, latent=64, attention=0.0, normalised_output=False)}
+"""Free as well, and half as wide: more than twice as many steps in the same time, which is what ZSKT lacks on a CPU."""
+
+
 register(
     Recipe(
         name="dafl",
@@ -222,7 +226,7 @@ register(
         measure=ZSKT.measure,
         views=(STEADINESS, SIDE_BY_SIDE),
         published=REAL_DATA,
-        presets=_on_digits(400),
+        presets={**_on_digits(400), "mnist": _NARROW, "fashion_mnist": _NARROW},
     )
 )
 register(
