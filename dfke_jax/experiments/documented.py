@@ -86,6 +86,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "anchors-mnist": Experiment("anchors", "mnist", "what real data gives", "5 min"),
     "anchors-fashion_mnist": Experiment("anchors", "fashion_mnist", "what real data gives", "8 min, one core"),
+    "anchors-fashion_mnist-shifted": Experiment(
+        "anchors",
+        "fashion_mnist",
+        "the same, distilled at a temperature of 20 on shifted images",
+        "not measured",
+        {"temperature": 20.0, "real_augmentation": "shift"},
+    ),
     "anchors-fashion_mnist-unshifted": Experiment(
         "anchors",
         "fashion_mnist",
@@ -318,6 +325,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         "tables",
         "pictures of digits from extracted models, and by asking",
         "7 min, two cores shared by ten",
+    ),
+    "representer-leakage-digits": Experiment(
+        "representer-leakage", "tables", "training rows out of a kernel model of digits", "not measured"
     ),
     "relu-extraction-mnist": Experiment(
         "relu-extraction", "mnist", "weights of a 784-32-10 network from its answers", "not measured"

@@ -70,6 +70,11 @@ from dfke_jax.extraction.relu_networks import relu_network
 from dfke_jax.extraction.relu_parts import ReluNetwork
 from dfke_jax.extraction.relu_refinement import hybrid, refined, widened
 from dfke_jax.extraction.relu_search import ReluSearch
+from dfke_jax.extraction.representers import (
+    kernel_equation_rows,
+    kernel_equations,
+    matched_rows,
+)
 from dfke_jax.extraction.retraining import (
     CLONES,
     RetrainingSettings,
@@ -154,6 +159,8 @@ __all__ = [
     "hybrid",
     "inverted",
     "jacobian_augmentation",
+    "kernel_equation_rows",
+    "kernel_equations",
     "kernel_regression",
     "knockoff",
     "last_layer",
@@ -162,6 +169,7 @@ __all__ = [
     "log_probabilities",
     "logistic_regression",
     "lowd_meek",
+    "matched_rows",
     "maze",
     "maze_pd",
     "megex",

@@ -6,7 +6,8 @@
 | `hidden_layer` | softmax(V'h + c), h = tanh(W'x + b), h units | h (D + 1) + K (h + 1) |
 | `kernel_regression` | softmax(Σ_r α_r exp(−γ ‖x − x_r‖²) + β), s representers x_r | s (D + K) + K |
 
-The representers of a kernel model are rows that it was trained on: extraction gives them away.
+The representers of a kernel model are rows that it was trained on: extraction gives them away. Of
+unrounded answers `kernel_equations` solves such a model, from far fewer rows and without a search.
 
 Minimised is Σ_i KL(y_i ‖ p̂_i), y the answers, by L-BFGS on the host with gradients from JAX, all in
 float64; it is zero at the victim. Of networks whose answers are not rounded it is the square error of
@@ -204,7 +205,7 @@ def kernel_regression(
 
     Returns:
       A `HostAttack` for answers (B, K); it finds a `FittedModel` whose parameter ``representers``
-      (s, D) are the rows given away, in no order (`evaluation.matched_rows`).
+      (s, D) are the rows given away, in no order (`matched_rows`).
 
     Raises: as `one_versus_rest`.
     """

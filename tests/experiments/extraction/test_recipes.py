@@ -46,6 +46,7 @@ CHANGES = {
         "iterations": 5,
         "uniform_rows": 100,
     },
+    "representer-leakage": {"representers": 5, "iterations": 5},
     "api-inversion": {"hidden": 2, "iterations": 5, "steps": 3},
     "api-defences": {
         "tables": ("iris", "breast_cancer"),
