@@ -298,7 +298,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "api-theft-digits": Experiment(
         "api-theft", "digits", "a softmax regression and a network stolen whole, with the bill", "40 s of CPU time"
     ),
-    "last-layer": Experiment("last-layer", "digits", "width and last layer of a language model", "not measured"),
+    "last-layer": Experiment("last-layer", "source_text", "width and last layer of a language model", "not measured"),
     "api-extraction-tables": Experiment(
         "api-extraction",
         "tables",

@@ -102,7 +102,7 @@ def _run(
         published=[figure for figure in recipe.published if figure.concerns(config)],
         seconds=bench.account.closed(),
         environment=environment(),
-        notes=list(dict.fromkeys([*bench.notes, f"Data: {bench.dataset.source}"])),
+        notes=list(dict.fromkeys([*bench.notes, f"Data: {getattr(config, 'source', bench.dataset.source)}"])),
         stages=by_stage(bench.account.stages),
     )
     result.write(out)

@@ -56,6 +56,7 @@ class ApiDefencesSettings:
     """Settings of api-defences."""
 
     stand_in: ClassVar[str] = "digits"
+    source: ClassVar[str] = "the tables of dfke_jax.data.load_table"
 
     dataset: str = "tables"
     """A name for the tables."""

@@ -25,6 +25,7 @@ class ApiExtractionSettings:
     """Settings of api-extraction."""
 
     stand_in: ClassVar[str] = "digits"
+    source: ClassVar[str] = "the tables of dfke_jax.data.load_table"
 
     dataset: str = "tables"
     """A name for the tables: tables or adult, of which each has its own."""

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -34,10 +34,13 @@ _PROMPT = 8
 
 @dataclasses.dataclass(frozen=True)
 class LastLayerSettings:
-    """Settings of last-layer. The victim learns the package's own source text, whatever the data set."""
+    """Settings of last-layer. The victim learns the package's own source text."""
 
-    dataset: str = "digits"
-    """Read by the workbench alone: the text is that of this package."""
+    stand_in: ClassVar[str] = "digits"
+    source: ClassVar[str] = "the package's own source text"
+
+    dataset: str = "source_text"
+    """A name: the text is always that of this package."""
     seeds: int = 3
     """How many seeds; each has its own victim."""
     seed: int = 0
@@ -217,7 +220,7 @@ RECIPE = register(
         arms=arms,
         measure=measure,
         time="2 min, 2 CPU cores",
-        datasets=("digits",),
-        presets={"digits": {}},
+        datasets=("source_text",),
+        presets={"source_text": {}},
     )
 )
