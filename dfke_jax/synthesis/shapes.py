@@ -95,7 +95,7 @@ def _seen(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Along one axis, the places of the pixels of the canvas that an image of `size` pixels shows (P,), and
     which of them the blur of each takes the mean of (size, BLUR).
     """
-    centres = np.int32((np.arange(size) + 0.5) * CANVAS / size)
+    centres = ((np.arange(size) + 0.5) * CANVAS / size).astype(np.int32)
     window = np.clip(centres[:, None] + np.arange(BLUR) - BLUR // 2, 0, CANVAS - 1)
     pixels, found = np.unique(window, return_inverse=True)
     return ((pixels + 0.5) / CANVAS).astype(np.float32), found.reshape(window.shape)

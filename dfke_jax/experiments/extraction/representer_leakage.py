@@ -86,7 +86,7 @@ def measure(run: Run[RepresenterSettings]) -> None:
     run.enter("victim", accuracy=right(predict), budget={"victim_rows": 0})
     run.keep("victim", _pictures(kept), np.arange(config.representers))
 
-    oracle = oracle_for(
+    oracle: Any = oracle_for(
         victims.from_function(predict, input_shape=(table.schema.width,), num_classes=table.num_classes),
         transport="float64",
     )
