@@ -102,7 +102,7 @@ def _run(
         published=[figure for figure in recipe.published if figure.concerns(config)],
         seconds=bench.account.closed(),
         environment=environment(),
-        notes=list(dict.fromkeys([*bench.notes, f"Data: {getattr(config, 'source', bench.dataset.source)}"])),
+        notes=list(dict.fromkeys([*bench.notes, f"Data: {bench.dataset.source}"])),
         stages=by_stage(bench.account.stages),
     )
     result.write(out)
@@ -145,8 +145,6 @@ def _check_data(recipe: Recipe, bench: Workbench) -> None:
         )
     if not bench.dataset.labelled and recipe.labels:
         raise InputError(f"{bench.config.dataset} has no labels, and {recipe.name} needs them")
-    if not bench.dataset.labelled and getattr(bench.config, "points", 0):
-        raise InputError("points are of accuracy, which cannot be measured without labels")
 
 
 def as_written(config: Any) -> dict[str, Any]:

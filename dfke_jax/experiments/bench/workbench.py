@@ -102,8 +102,9 @@ class Workbench:
         self.seconds = self.account.seconds
         self.notes: list[str] = []
         self.data_dir = data_dir
-        # recipes on tables name those as their data set, and say which images stand here meanwhile
+        # recipes on tables name those as their data set, and say which images stand here meanwhile and where theirs come from
         self.dataset = data.load(getattr(config, "stand_in", config.dataset), data_dir=data_dir)
+        self.dataset = dataclasses.replace(self.dataset, source=getattr(config, "source", self.dataset.source))
         train, test, classes = self.dataset.train.fingerprint, self.dataset.test.fingerprint, self.dataset.num_classes
         self.data_fingerprint = fingerprint([train, test, classes])
         self._train_fingerprint = fingerprint([train, classes])

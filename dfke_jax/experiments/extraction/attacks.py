@@ -13,6 +13,7 @@ import numpy as np
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Attack, Method, against, answers_on_host
 from dfke_jax.core.types import Array
+from dfke_jax.data import Dataset
 from dfke_jax.evaluation import accuracy, fgsm, total_variation, transfer_rate
 from dfke_jax.experiments.bench.own import Victim, answers_freely
 from dfke_jax.experiments.bench.result import Arm, Published, Series
@@ -64,6 +65,12 @@ class ExtractionSettings(CloneSettings):
             raise InputError(f"points must not be negative, got {self.points}")
         for budget in self.budgets:
             self.attack.with_budget(budget)
+
+
+def check_points(config: ExtractionSettings, dataset: Dataset) -> None:
+    """Raises `InputError` where clones are to be measured on the way and nothing can be; to be asked before any work."""
+    if config.points and not dataset.labelled:
+        raise InputError("points are of accuracy, which cannot be measured without labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +171,7 @@ class AttackRecipe:
 
     def measure(self, run: Run[Any]) -> None:
         """Makes the attack and its control at every budget and measures the clones."""
+        check_points(run.config, run.dataset)
         measure_victims(run)
         c, opening_rows = run.config, self.opening_rows(run.config)
         answers = getattr(plain_oracle(run.teacher, c), "reveal", c.answers)
@@ -378,6 +386,7 @@ __all__ = [
     "CloneSettings",
     "EndpointSettings",
     "ExtractionSettings",
+    "check_points",
     "closeness",
     "extracted",
     "measure_victims",

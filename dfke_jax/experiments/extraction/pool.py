@@ -17,7 +17,7 @@ from dfke_jax.data.csv_files import uniform_rows
 from dfke_jax.experiments.bench.registry import TABLE, Recipe, register
 from dfke_jax.experiments.bench.settings import DENSE, DIGITS
 from dfke_jax.experiments.bench.workbench import Workbench
-from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, EndpointSettings
+from dfke_jax.experiments.extraction.attacks import AttackRecipe, AttackRun, EndpointSettings, check_points
 from dfke_jax.experiments.extraction.views import QUERIES
 from dfke_jax.extraction import (
     SMALL_CLONE,
@@ -176,6 +176,7 @@ def _row_pool(config: Any, bench: Workbench, schema: data.Schema, count: int) ->
 
 def _prepare(bench: Workbench) -> ImagePool:
     config: PoolExtractionSettings = bench.config  # type: ignore[assignment]
+    check_points(config, bench.dataset)
     return image_pool(config, bench, 2 * max(config.budgets))
 
 
