@@ -17,6 +17,7 @@ from dfke_jax.extraction import (
     binned_regression,
     coupled_halfspace,
     find_paths,
+    kernel_equations,
     linear_regression,
     logistic_regression,
     lowd_meek,
@@ -46,6 +47,11 @@ def logistic(rows):
 
 def relu(rows):
     return np.maximum(rows @ WEIGHTS + 0.1, 0) @ WEIGHTS[:3, :2]
+
+
+def kernels(rows):
+    odds = np.exp(np.exp(-0.2 * ((rows[:, None] - np.tanh(WEIGHTS.T)) ** 2).sum(-1)) @ WEIGHTS[:3])
+    return odds / odds.sum(1, keepdims=True)
 
 
 def rounded(rows):
@@ -78,6 +84,7 @@ ATTACKS = {
     "Lowd-Meek": (lambda: lowd_meek(SCHEMA), sided, Reveal("label"), 205),
     "coupled halfspace": (lambda: coupled_halfspace(SCHEMA), sided, Reveal("label"), 135),
     "one versus rest": (lambda: one_versus_rest(SCHEMA), softmax, Reveal(), 21),
+    "kernels": (lambda: kernel_equations(SCHEMA, 3, 0.2), kernels, Reveal(), 82),
     "hidden bins": (lambda: binned_regression(SCHEMA), softmax, Reveal(), 54),
     "ReLU network": (lambda: relu_network(ReluSearch(6, check_rows=4)), relu, Reveal("logits"), 161),
 }

@@ -16,6 +16,7 @@ from dfke_jax.evaluation.fidelity import (
     fidelity,
     self_fidelity,
 )
+from dfke_jax.evaluation.matching import matched_rows, row_correlation
 from dfke_jax.evaluation.probe import linear_probe
 from dfke_jax.evaluation.summary import summarise, wilson_interval
 from dfke_jax.evaluation.tail import Watched, watched
@@ -44,9 +45,11 @@ __all__ = [
     "fidelity",
     "histogram_entropy",
     "linear_probe",
+    "matched_rows",
     "mean_pairwise_distance",
     "mean_transition_error",
     "pgd",
+    "row_correlation",
     "same_endpoint",
     "self_fidelity",
     "summarise",

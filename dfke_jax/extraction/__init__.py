@@ -70,11 +70,7 @@ from dfke_jax.extraction.relu_networks import relu_network
 from dfke_jax.extraction.relu_parts import ReluNetwork
 from dfke_jax.extraction.relu_refinement import hybrid, refined, widened
 from dfke_jax.extraction.relu_search import ReluSearch
-from dfke_jax.extraction.representers import (
-    kernel_equation_rows,
-    kernel_equations,
-    matched_rows,
-)
+from dfke_jax.extraction.representers import fitted_kernels, kernel_equation_rows, kernel_equations
 from dfke_jax.extraction.retraining import (
     CLONES,
     RetrainingSettings,
@@ -153,6 +149,7 @@ __all__ = [
     "diversity_tuning",
     "find_paths",
     "first_samples",
+    "fitted_kernels",
     "gradient_network",
     "heavy_augmentation",
     "hidden_layer",
@@ -169,7 +166,6 @@ __all__ = [
     "log_probabilities",
     "logistic_regression",
     "lowd_meek",
-    "matched_rows",
     "maze",
     "maze_pd",
     "megex",

@@ -205,7 +205,7 @@ def kernel_regression(
 
     Returns:
       A `HostAttack` for answers (B, K); it finds a `FittedModel` whose parameter ``representers``
-      (s, D) are the rows given away, in no order (`matched_rows`).
+      (s, D) are the rows given away, in no order (`evaluation.matched_rows`).
 
     Raises: as `one_versus_rest`.
     """

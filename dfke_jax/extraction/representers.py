@@ -14,12 +14,12 @@ cross-entropy in all coefficients and representers (`kernel_regression`). Of the
 "ESPRIT", IEEE Trans. Acoustics, Speech and Signal Processing 1989, for sums of complex exponentials.
 """
 
+import dataclasses
 import math
 import warnings
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 from threadpoolctl import threadpool_limits
 
 from dfke_jax.core.errors import InputError
@@ -31,6 +31,7 @@ from dfke_jax.oracle.reveal import Reveal, check_answers
 _GAP = 1e4
 _EXPONENT = 3.0
 _CHECKS = 8
+_CLOSE = 1e-6
 _EXTRA = 4
 
 
@@ -51,13 +52,14 @@ def kernel_equations(
 
     Returns:
       A `HostAttack` for answers (B, K); it finds a `FittedModel` whose parameter ``representers``
-      (s, D) are the rows given away, in no order (see `matched_rows`), and whose divergence is that
+      (s, D) are the rows given away, in no order (see `evaluation.matched_rows`), and whose divergence is that
       of the eight rows.
 
     Raises, at once or while it runs:
-      InputError: where no gap shows (more representers than `representers`, or answers that are
-        rounded or float32: `kernel_regression` searches then), for an endpoint that clips rows, for
-        probabilities that underflow, for labels.
+      InputError: where no gap shows (more representers than `representers`, another γ, or answers
+        that are rounded or float32: `kernel_regression` searches then), for an endpoint that clips
+        rows, for probabilities that underflow, for labels.
+      UserWarning: for a copy that answers otherwise than the victim on the eight rows.
     """
     reveal = reveal or Reveal()
     if reveal.kind != "probabilities":
@@ -85,26 +87,29 @@ def kernel_equation_rows(width: int, classes: int, representers: int) -> int:
     return 2 + (first + few) * second + _CHECKS
 
 
-def matched_rows(found: Any, kept: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Which found row is which kept one, at the least sum of distances.
+def fitted_kernels(rows: Any, answers: Any, representers: Any, gamma: float) -> FittedModel:
+    """The kernel logistic regression on given representers whose log p, less their mean over the
+    classes, are nearest to those of the answers (least squares).
 
     Args:
-      found: (N, D). kept: (M, D).
-
-    Returns:
-      (places, correlations): for every kept row the place of its partner in `found`, −1 where there
-      are fewer found than kept; and their correlation, less each row's mean, 0 without a partner.
+      rows: (B, D). answers: probabilities (B, K), above 0. representers: (s, D). gamma: γ.
     """
-    found, kept = np.asarray(found, np.float64), np.asarray(kept, np.float64)
-    apart = np.linalg.norm(found[:, None] - kept[None], axis=-1)
-    ours, theirs = scipy.optimize.linear_sum_assignment(apart)
-    places, correlations = np.full(len(kept), -1), np.zeros(len(kept))
-    places[theirs] = ours
-    for i, j in zip(ours, theirs, strict=True):
-        first, second = found[i] - found[i].mean(), kept[j] - kept[j].mean()
-        size = np.linalg.norm(first) * np.linalg.norm(second)
-        correlations[j] = first @ second / size if size else 0.0
-    return places, correlations
+    rows, representers = (np.asarray(each, np.float64) for each in (rows, representers))
+    apart = ((rows[:, None] - representers[None]) ** 2).sum(-1)
+    design = np.concatenate([np.exp(-gamma * apart), np.ones((len(rows), 1))], 1)
+    coefficients = np.linalg.lstsq(design, _centred_logs(answers), rcond=None)[0]
+    parameters = {
+        "representers": representers,
+        "alpha": coefficients[:-1],
+        "beta": coefficients[-1],
+        "gamma": np.asarray(gamma, np.float64),
+    }
+    return FittedModel(parameters, kernel_logs)
+
+
+def _centred_logs(answers: Any) -> np.ndarray:
+    logs = np.log(np.asarray(answers, np.float64))
+    return logs - logs.mean(1, keepdims=True)
 
 
 def _sizes(width: int, classes: int, representers: int) -> tuple[int, int, int]:
@@ -121,9 +126,10 @@ def _solved(
     gamma: float,
     reveal: Reveal,
 ) -> FittedModel:
-    asked: list[tuple[np.ndarray, np.ndarray]] = []
+    asked: list[np.ndarray] = []
+    answered: list[np.ndarray] = []
 
-    def logs(rows: np.ndarray) -> np.ndarray:
+    def probabilities(rows: np.ndarray) -> np.ndarray:
         answers = np.asarray(ask(rows))
         if answers.ndim != 2 or answers.shape[1] < 2 or answers.dtype.kind != "f":
             raise InputError(
@@ -132,17 +138,20 @@ def _solved(
         check_answers(answers, len(rows), answers.shape[1], reveal)
         if not (answers > 0).all():
             raise InputError("probabilities underflow to 0, and have no logarithm")
-        found = np.log(answers.astype(np.float64))
-        found -= found.mean(1, keepdims=True)
-        asked.append((rows, found))
-        return found
+        return answers.astype(np.float64)
+
+    def logs(rows: np.ndarray) -> np.ndarray:
+        """Of rows that the copy is made from."""
+        asked.append(rows)
+        answered.append(probabilities(rows))
+        return _centred_logs(answered[-1])
 
     low, high = schema.box
     middle, half = (low + high) / 2, (high - low) / 2
     reach = float(gamma * (half**2).sum())
     if not reach > 0:
         raise InputError("no column has a range")
-    away = (1 + math.sqrt(2000 / reach)) * half
+    away = (1 + math.sqrt(2000 / reach)) * half * rng.uniform(1, 2, schema.width)
     far = logs(np.stack([middle + away, middle - away]))
     if np.abs(far[0] - far[1]).max() > 1e-9:
         raise InputError(
@@ -169,37 +178,28 @@ def _solved(
     if gaps[count - 1] < _GAP:
         raise InputError(
             f"the singular values have no gap (the largest ratio of neighbours is {gaps.max():.1f}): "
-            f"there are more than {most} representers, or answers are rounded or of float32; "
-            "kernel_regression searches instead"
+            f"there are more than {most} representers, answers are rounded or of float32, or the "
+            f"kernel has another gamma than {gamma}; kernel_regression searches instead"
         )
     basis = left[:, :count]
     turned = moved @ (right[:count].T / singular[:count])
-    found_values, vectors = np.linalg.eig(np.linalg.lstsq(basis[:few], turned, rcond=None)[0])
-    if np.abs(np.imag(found_values)).max() > 1e-6 * np.abs(found_values).max():
-        warnings.warn(
-            "some eigenvalues are a complex pair: representers nearly coincide, or answers are inexact",
-            stacklevel=2,
-        )
+    _, vectors = np.linalg.eig(np.linalg.lstsq(basis[:few], turned, rcond=None)[0])
     columns = np.real(basis @ vectors)
     with np.errstate(divide="ignore"):
         exponents = np.log(np.abs(columns / columns[:1])) / (2 * gamma)
     places = np.linalg.lstsq(p[1:] - p[:1], exponents[1:], rcond=None)[0].T + middle
 
+    found = fitted_kernels(np.concatenate(asked), np.concatenate(answered), places, gamma)
     checks = schema.uniform(rng, _CHECKS)
-    answers = np.asarray(ask(checks), np.float64)
-    rows, found = (np.concatenate(parts) for parts in zip(*asked, strict=True))
-    apart = ((rows[:, None] - places[None]) ** 2).sum(-1)
-    design = np.concatenate([np.exp(-gamma * apart), np.ones((len(rows), 1))], 1)
-    solution = np.linalg.lstsq(design, found, rcond=None)[0]
-    parameters = {
-        "representers": places,
-        "alpha": solution[:-1],
-        "beta": solution[-1],
-        "gamma": np.asarray(gamma, np.float64),
-    }
-    copied = FittedModel(parameters, kernel_logs)(checks)
-    divergence = float((answers * (np.log(answers) - np.log(copied))).sum(1).mean())
-    return FittedModel(parameters, kernel_logs, max(divergence, 0.0))
+    truth = probabilities(checks)
+    divergence = float((truth * (np.log(truth) - np.log(found(checks)))).sum(1).mean())
+    if divergence > _CLOSE:
+        warnings.warn(
+            f"the copy is {divergence:.1e} nats from the victim on rows that it was not made from: "
+            "answers are inexact, or representers nearly coincide",
+            stacklevel=2,
+        )
+    return dataclasses.replace(found, divergence=max(divergence, 0.0))
 
 
-__all__ = ["kernel_equation_rows", "kernel_equations", "matched_rows"]
+__all__ = ["fitted_kernels", "kernel_equation_rows", "kernel_equations"]

@@ -6,7 +6,8 @@ from sklearn.linear_model import LogisticRegression
 
 from dfke_jax import core
 from dfke_jax.data import Schema, load_table
-from dfke_jax.extraction import kernel_equation_rows, kernel_equations, matched_rows
+from dfke_jax.evaluation import matched_rows, row_correlation
+from dfke_jax.extraction import fitted_kernels, kernel_equation_rows, kernel_equations
 from dfke_jax.oracle import Ledger, Metered, Reveal, oracle_for, victims
 
 
@@ -75,6 +76,8 @@ def test_what_cannot_be_solved_is_refused():
         run(answer, most=3)
     with pytest.raises(core.InputError, match="no gap"):
         run(lambda rows: np.round(answer(rows), 4))
+    with pytest.raises(core.InputError, match=r"another gamma than 0\.4"):
+        run(drawn(schema, 4, 3, 0.7)[1])
     with pytest.raises(core.InputError, match="clips rows"):
         run(lambda rows: answer(np.clip(rows, -1, 1)))
     with pytest.raises(core.InputError, match="probabilities"):
@@ -86,8 +89,27 @@ def test_what_cannot_be_solved_is_refused():
             kernel_equations(schema, most, gamma)
 
 
+def test_an_endpoint_that_changes_its_model_is_noticed():
+    schema = Schema.of_numbers(5)
+    (_, before), (_, after) = drawn(schema, 4, 3, 0.4), drawn(schema, 4, 3, 0.4, seed=1)
+    changing = lambda rows: (after if len(rows) == 8 else before)(rows)  # the last eight rows are the check
+    with pytest.warns(UserWarning, match="nats from the victim on rows that it was not made from"):
+        found = core.run_host(kernel_equations(schema, 4, 0.4), changing, 0).found
+    assert found.divergence > 0.01
+
+
 def test_partners_are_the_nearest_together():
     kept = np.array([[0.0, 1, 0, 0], [1.0, 0, 0, 0], [0.0, 0, 1, 0]])
     places, correlations = matched_rows([[0.9, 0.1, 0, 0], [0.0, 0, 2, 0]], kept)
     assert places.tolist() == [-1, 0, 1]
     np.testing.assert_allclose(correlations, [0, np.corrcoef([0.9, 0.1, 0, 0], kept[1])[0, 1], 1])
+    assert row_correlation([1, 2, 4], [2, 4, 8]) == pytest.approx(1)
+    assert row_correlation([1, 2, 4], [-1, -2, -4]) == pytest.approx(-1)
+    assert row_correlation([1, 1, 1], [1, 2, 4]) == 0
+
+
+def test_coefficients_on_given_representers_are_those_of_the_model():
+    schema = Schema.of_numbers(5)
+    rows, answer = drawn(schema, 3, 4, 0.4)
+    asked, fresh = (schema.uniform(np.random.default_rng(seed), 30) for seed in (1, 2))
+    np.testing.assert_allclose(fitted_kernels(asked, answer(asked), rows, 0.4)(fresh), answer(fresh), atol=1e-10)

@@ -9,6 +9,7 @@ import numpy as np
 from dfke_jax.core import run_host
 from dfke_jax.core.errors import InputError
 from dfke_jax.data import Table, load_table
+from dfke_jax.evaluation import row_correlation
 from dfke_jax.experiments.bench.registry import Recipe, register
 from dfke_jax.experiments.bench.result import Arm
 from dfke_jax.experiments.bench.seed_run import Run
@@ -133,7 +134,7 @@ def _measure_kind(run: Run[ApiInversionSettings], kind: str, table: Table) -> No
         figures = {
             "confidence": 100 * float(own.mean()),
             "correlation": float(
-                np.mean([_correlation(a - middle, b - middle) for a, b in zip(rows, means, strict=True)])
+                np.mean([row_correlation(a - middle, b - middle) for a, b in zip(rows, means, strict=True)])
             ),
             "queries": float(queries),
             "dollars": queries * config.price / 1000,
@@ -146,11 +147,6 @@ def _measure_kind(run: Run[ApiInversionSettings], kind: str, table: Table) -> No
 
 def _alike(model: Any, victim: Any, table: Table) -> float:
     return round(100 * float((model(table.test_rows).argmax(1) == victim.predict(table.test_rows)).mean()), 4)
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    first, second = first - first.mean(), second - second.mean()
-    return float(first @ second / max(np.linalg.norm(first) * np.linalg.norm(second), 1e-12))
 
 
 RECIPE = register(

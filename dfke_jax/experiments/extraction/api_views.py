@@ -106,13 +106,16 @@ THEFT_TABLE = View(
 )
 
 
+def _spent(arm: Arm) -> tuple[str, str, str]:
+    """What an arm is, its queries and their price."""
+    return arm.label, _whole(arm.metrics["queries"]), decimal(mean_sd(arm.metrics["dollars"])[0], 4)
+
+
 def inversion_table(result: Result) -> Table:
     """A row per way to invert a model: what it took, and what victim and class mean say of the rows."""
     rows = [
         (
-            arm.label,
-            _whole(arm.metrics["queries"]),
-            decimal(mean_sd(arm.metrics["dollars"])[0], 4),
+            *_spent(arm),
             spread(arm.accuracy, 1),
             spread(arm.metrics["confidence"], 1),
             spread(arm.metrics["correlation"], 2),
@@ -152,9 +155,7 @@ def representer_table(result: Result) -> Table:
     """A row per way to find the rows of a kernel model: what it took, and how like they are."""
     rows = [
         (
-            arm.label,
-            _whole(arm.metrics["queries"]),
-            decimal(mean_sd(arm.metrics["dollars"])[0], 4),
+            *_spent(arm),
             spread(arm.metrics["row_correlation"], 3),
             spread(arm.metrics["recognised"], 1),
             f"{max(arm.metrics['largest_row_error']):.1e}",
@@ -169,7 +170,8 @@ def representer_table(result: Result) -> Table:
 
 _REPRESENTERS = (
     "Every training row in the model and its partner among those found, by the least sum of distances. Recognised: "
-    "correlations above 0.8. Largest error: of a feature, whose range is 2, over all seeds. Mean ± sd over seeds."
+    "correlations above 0.8. Largest error: of a feature, whose range is 2, over all seeds. Mean ± sd over seeds. "
+    "Published (Tramèr et al. 2016): a search over 50,000 questions for 20 digits, which can be told by eye."
 )
 
 
