@@ -56,7 +56,7 @@ def run(
     callback: Callable[[int, PyTree, Metrics], None] | None = None,
     stop: Callable[[dict[str, np.ndarray]], bool] | None = None,
     guard: Guard | None = None,
-    progress: str | None = None,
+    progress: str | bool | None = None,
     rows_per_step: int = 0,
     unit: str = "steps",
 ) -> Run:
@@ -83,8 +83,8 @@ def run(
       stop: called after every chunk with its metrics; True ends the run early, and the checkpoint
         says so.
       guard: when a generator counts as collapsed; by default `Guard()`, which warns.
-      progress: title of a progress bar, None for none. It shows `unit` per second, `rows_per_step`
-        of them a step.
+      progress: title of a progress bar, None or False for none, True for one called after its unit.
+        It shows `unit` per second, `rows_per_step` of them a step.
 
     Returns:
       A `Run`.

@@ -47,18 +47,23 @@ def columns(width: int, title: int, steps: int) -> Columns:
 
 @contextlib.contextmanager
 def progress_bar(
-    title: str | None, steps: int, start: int = 0, rows_per_step: int = 1, unit: str = "steps"
+    title: str | bool | None,
+    steps: int,
+    start: int = 0,
+    rows_per_step: int = 1,
+    unit: str = "steps",
 ) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
     """A bar for so many steps; within the block it is advanced by ``advance(steps, metrics)``.
 
     Args:
-      title: what stands before it; None for no bar.
+      title: what stands before it; None or False for no bar, True for the unit.
       steps: in all. start: those that are done.
       rows_per_step, unit: the rate is in `unit` a second, `rows_per_step` of them a step.
     """
-    if title is None:
+    if title is None or title is False:
         yield lambda length, metrics: None
         return
+    title = unit if title is True else title
     from rich.console import Console
     from rich.progress import (
         BarColumn,

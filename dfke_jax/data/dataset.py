@@ -59,6 +59,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.shape))
+        labels = "labels" if self.labelled else "no labels"
+        return (
+            f"{type(self).__name__}({len(self)} images of {shape}, {self.images.dtype}, {labels})"
+        )
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one image."""

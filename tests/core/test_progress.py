@@ -54,7 +54,15 @@ def test_brackets_in_a_title_are_no_markup(capsys, monkeypatch):
     assert "a [bold] title" in capsys.readouterr().out
 
 
-def test_without_a_title_nothing_is_shown(capsys):
-    with progress_bar(None, 3) as advance:
+@pytest.mark.parametrize("title", [None, False])
+def test_without_a_title_nothing_is_shown(title, capsys):
+    with progress_bar(title, 3) as advance:
         advance(3, {})
     assert capsys.readouterr() == ("", "")
+
+
+def test_true_stands_for_the_unit(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with progress_bar(True, 3, unit="images") as advance:
+        advance(3, {})
+    assert capsys.readouterr().out.strip().startswith("images ")

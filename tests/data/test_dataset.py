@@ -7,6 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.data import Dataset, Split
+from dfke_jax.data.dataset import Unlabelled
 
 
 def images(count=6, shape=(4, 3, 1), seed=0):
@@ -23,6 +24,11 @@ def test_a_data_set_knows_its_shape():
     assert data.class_names == ("a", "b", "c")
     assert data.train.labels.dtype == np.int32
     assert len(data.train) == 6
+
+
+def test_a_split_is_shown_in_a_line():
+    assert repr(split()) == "Split(6 images of 4×3×1, float32, labels)"
+    assert repr(Unlabelled(images(2))) == "Unlabelled(2 images of 4×3×1, float32, no labels)"
 
 
 def test_pixels_keep_their_type_where_it_is_narrow():
