@@ -208,6 +208,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "fast-dfkd-mnist": Experiment("fast-dfkd", "mnist", "110 batches of 120 in ten steps each", "not measured"),
     "cmi-mnist": Experiment("cmi", "mnist", "40 batches of 120 in 100 steps each", "not measured"),
     "nayer-mnist": Experiment("nayer", "mnist", "50 rounds of two batches in 40 steps each", "not measured"),
+    "fast-dfkd-fashion_mnist": Experiment("fast-dfkd", "fashion_mnist", "the same of clothes", "not measured"),
+    "cmi-fashion_mnist": Experiment("cmi", "fashion_mnist", "the same of clothes", "not measured"),
+    "nayer-fashion_mnist": Experiment("nayer", "fashion_mnist", "the same of clothes", "not measured"),
+    "dafl-fashion_mnist": Experiment("dafl", "fashion_mnist", "the same as on MNIST", "not measured"),
     "dfka-mnist": Experiment("dfka", "mnist", "two teachers of five classes each, one student", "not measured"),
     "dfka-mnist-four": Experiment(
         "dfka", "mnist", "four teachers of two or three classes each", "not measured", {"teachers": 4}
