@@ -134,6 +134,15 @@ def _enter(
     run.enter(name, metrics | balanced, accuracy=right, agreement=alike, budget=budget, series=series)
 
 
+_GREY = {
+    "iterations": 2000,
+    "method": DFKASettings(
+        batch_size=128, width=16, latent=64, generator_rate=0.02, schedule="cosine", normalised_output=False
+    ),
+}
+"""As DAFL's presets: a generator that is free in its last layer, and quick."""
+
+
 register(
     Recipe(
         name="dfka",
@@ -147,7 +156,7 @@ register(
         measure=measure,
         labels=True,
         views=(SIDE_BY_SIDE,),
-        presets={"digits": {**DIGITS, "iterations": 1000}},
+        presets={"digits": {**DIGITS, "iterations": 1000}, "mnist": _GREY, "fashion_mnist": _GREY},
     )
 )
 
