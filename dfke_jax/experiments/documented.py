@@ -38,6 +38,19 @@ _LARGE = {"samples": 24000, "distillation_steps": 20000, "baselines": False}
 # The noise baseline depends on teacher, data and distillation budget alone; the data-impressions rows carry it.
 _NO_NOISE = {"baselines": False}
 
+# what two cores can do on CIFAR-10: the speed run's network at half its width, and students of a quarter
+_SPEED_RUN = {
+    "teacher": "airbench94_half",
+    "student": "airbench94_quarter",
+    "teacher_training": "airbench",
+    "teacher_augmentation": "crop_flip",
+    "teacher_steps": 200,
+    "teacher_batch": 2000,
+    "real_augmentation": "crop_flip",
+    "distillation_steps": 2000,
+    "seeds": 1,
+}
+
 # for the clean network and for every copy
 _TEN_EPOCHS = {
     "seeds": 5,
@@ -196,6 +209,30 @@ EXPERIMENTS: dict[str, Experiment] = {
     "fast-dfkd-mnist": Experiment("fast-dfkd", "mnist", "110 batches of 120 in ten steps each", "not measured"),
     "cmi-mnist": Experiment("cmi", "mnist", "40 batches of 120 in 100 steps each", "not measured"),
     "nayer-mnist": Experiment("nayer", "mnist", "50 rounds of two batches in 40 steps each", "not measured"),
+    "anchors-cifar10-half": Experiment(
+        "anchors", "cifar10", "the speed run at half its width, students of a quarter", "not measured", _SPEED_RUN
+    ),
+    "fast-dfkd-cifar10-half": Experiment(
+        "fast-dfkd",
+        "cifar10",
+        "80 batches of 120 in ten steps each, from that network",
+        "not measured",
+        {
+            **_SPEED_RUN,
+            "rounds": 80,
+            "arbitrary": 0,
+            "method": {
+                "batch_size": 120,
+                "warm_up": 10,
+                "width": 16,
+                "latent": 64,
+                "student_steps": 25,
+                "student_batch": 64,
+                "student_optimizer": "adam",
+                "student_rate": 3e-3,
+            },
+        },
+    ),
     "fast-dfkd-fashion_mnist": Experiment("fast-dfkd", "fashion_mnist", "the same of clothes", "not measured"),
     "cmi-fashion_mnist": Experiment("cmi", "fashion_mnist", "the same of clothes", "not measured"),
     "nayer-fashion_mnist": Experiment("nayer", "fashion_mnist", "the same of clothes", "not measured"),

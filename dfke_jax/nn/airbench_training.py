@@ -137,7 +137,7 @@ def airbench_training(
     if not isinstance(classifier.module, Airbench):
         raise InputError(
             f"the speed run trains networks of its own family, not {classifier.name}; take "
-            "airbench94 or airbench94_half"
+            "airbench94, airbench94_half or airbench94_quarter"
         )
     check_labels(labels, len(images), classifier.num_classes, every_class=False)
     check_arguments((augment, flip), "augment and flip")

@@ -12,6 +12,7 @@ from dfke_jax.nn import build, describe, names
 PARAMETERS = {
     "airbench94": 1_971_640,
     "airbench94_half": 497_528,
+    "airbench94_quarter": 126_808,
     "alexnet": 1_659_178,
     "alexnet_half": 417_434,
     "hinton_mlp": 2_395_210,
