@@ -18,15 +18,14 @@ from dfke_jax.distillation.duel import (
     DuelSettings,
     Schedule,
     Seen,
+    answers_kl,
     duel,
     duel_cost,
     warn_of_small_batches,
 )
 from dfke_jax.distillation.needs import check_teacher
-from dfke_jax.nn.answers import each_head, heads
+from dfke_jax.nn.answers import heads
 from dfke_jax.nn.classifier import Classifier
-from dfke_jax.nn.losses import response_kl
-from dfke_jax.nn.observation import Observed
 from dfke_jax.nn.whitebox import WhiteBox
 
 JOINT = Schedule(student=1, joint=True)
@@ -102,7 +101,7 @@ def dafl(
         settings,
         JOINT,
         gain,
-        Partial(_response),
+        Partial(answers_kl),
         activations=True,
         generator=generator,
     )
@@ -122,10 +121,6 @@ def _gain(one_hot: Array, activation: Array, entropy: Array, seen: Seen) -> tupl
     excited = -jnp.mean(jnp.abs(seen.teacher.activations["features"]))
     value = one_hot * sure + activation * excited + entropy * balance
     return value, {"one_hot": sure, "activation": excited, "entropy": balance}
-
-
-def _response(student: Observed, teacher: Observed) -> Array:
-    return each_head(Partial(response_kl))(student.logits, teacher.logits)
 
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)

@@ -13,11 +13,9 @@ from dfke_jax.core.records import record
 from dfke_jax.core.types import Array, Metrics
 from dfke_jax.distillation.cost import Cost
 from dfke_jax.distillation.dafl import JOINT, DAFLSettings, _gain
-from dfke_jax.distillation.duel import Seen, duel, duel_cost, warn_of_small_batches
+from dfke_jax.distillation.duel import Seen, answers_kl, duel, duel_cost, warn_of_small_batches
 from dfke_jax.distillation.needs import check_teacher
-from dfke_jax.nn.answers import each_head
 from dfke_jax.nn.classifier import Classifier, Preprocessing
-from dfke_jax.nn.losses import response_kl
 from dfke_jax.nn.observation import Observed
 from dfke_jax.nn.whitebox import WhiteBox
 
@@ -116,7 +114,7 @@ def dfka(teachers: Sequence[WhiteBox], student: Classifier, settings: DFKASettin
             )
     together = Teachers(members=tuple(teachers))
     gain = Partial(_summed, settings.one_hot, settings.activation, settings.entropy)
-    loss = Partial(_response)
+    loss = Partial(answers_kl)
     return duel(together, student, settings, JOINT, gain, loss, activations=True)  # type: ignore[arg-type]
 
 
@@ -155,10 +153,6 @@ def _summed(one_hot: Array, activation: Array, entropy: Array, seen: Seen) -> tu
         value, _ = _gain(one_hot, activation, entropy, seen._replace(teacher=own))
         total, metrics[f"generator_loss/task{i}"] = total + value, value
     return total, metrics
-
-
-def _response(student: Observed, teacher: Observed) -> Array:
-    return each_head(Partial(response_kl))(student.logits, teacher.logits)
 
 
 __all__ = ["DFKASettings", "Teachers", "dfka", "dfka_cost", "task_accuracies"]

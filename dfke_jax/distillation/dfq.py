@@ -16,15 +16,14 @@ from dfke_jax.distillation.duel import (
     DuelSettings,
     Schedule,
     Seen,
+    answers_kl,
     duel,
     duel_cost,
     warn_of_small_batches,
 )
 from dfke_jax.distillation.needs import check_teacher, named
-from dfke_jax.nn.answers import each_head
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.losses import response_kl
-from dfke_jax.nn.observation import Observed
 from dfke_jax.nn.whitebox import WhiteBox
 from dfke_jax.synthesis.priors import StatisticsForm, normalisation_statistics
 
@@ -107,7 +106,7 @@ def dfq(
         settings,
         settings.turns,
         gain,
-        Partial(_response),
+        Partial(answers_kl),
         moments=bool(settings.statistics),
         generator=generator,
     )
@@ -137,10 +136,6 @@ def _gain(static: Static, weights: tuple, seen: Seen) -> tuple[Array, Metrics]:
         terms["statistics"] = normalisation_statistics(seen.teacher.moments, form)
         value += statistics * terms["statistics"]
     return value, terms
-
-
-def _response(student: Observed, teacher: Observed) -> Array:
-    return each_head(Partial(response_kl))(student.logits, teacher.logits)
 
 
 __all__ = ["DFQSettings", "dfq", "dfq_cost"]

@@ -14,14 +14,16 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
 from dfke_jax.core.method import Method, Static, method
 from dfke_jax.core.types import Array, Key, Metrics, PyTree
 from dfke_jax.distillation.cost import Cost
-from dfke_jax.nn.answers import class_metrics, heads, same_answers
+from dfke_jax.nn.answers import class_metrics, each_head, heads, same_answers
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
+from dfke_jax.nn.losses import response_kl
 from dfke_jax.nn.observation import Observed
 from dfke_jax.nn.players import OPTIMISERS, OUTPUTS, SCHEDULES, Learner, Maker, scheduled
 from dfke_jax.nn.training import Training, descend
@@ -277,6 +279,11 @@ def warn_of_small_batches(method_name: str, batch_size: int, teacher: WhiteBox) 
         )
 
 
+def answers_kl(student: Observed, teacher: Observed) -> Array:
+    """KL(p_T ‖ p_S) of every image, (B,), summed over heads: what most of these students descend."""
+    return each_head(Partial(response_kl))(student.logits, teacher.logits)
+
+
 def duel_cost(settings: DuelSettings, schedule: Schedule) -> Cost:
     """What one iteration costs, in images that pass through a network."""
     batch, updates = settings.batch_size, schedule.student
@@ -393,6 +400,7 @@ __all__ = [
     "Schedule",
     "Seen",
     "answered",
+    "answers_kl",
     "check_pair",
     "duel",
     "duel_cost",

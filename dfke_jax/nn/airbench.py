@@ -11,7 +11,6 @@ from dfke_jax.nn.layers import BatchNorm, Conv, flatten, head, max_pool, record
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Of CIFAR-10's training pixels, by channel: how images reach this network."""
 _LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1/√fan_in
-_FAN_IN = 3 * 2 * 2
 
 
 def identity_kernel(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
@@ -30,8 +29,11 @@ def _unit_kernel(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     return kernel / jnp.std(kernel, ddof=1)
 
 
-def _small_bias(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    return jax.random.uniform(key, shape, dtype, -1, 1) / _FAN_IN**0.5
+def _small_bias(channels: int) -> nn.initializers.Initializer:
+    """Of a convolution of 2×2 patches of so many channels: uniform on ±1/√fan_in."""
+    return lambda key, shape, dtype=jnp.float32: (
+        jax.random.uniform(key, shape, dtype, -1, 1) / (2 * 2 * channels) ** 0.5
+    )
 
 
 class Airbench(nn.Module):
@@ -72,8 +74,9 @@ class Airbench(nn.Module):
             options = {"momentum": 0.6, "epsilon": 1e-12, "use_scale": False}
             return BatchNorm(**options, name=name)(x, train=train)
 
-        options = {"padding": "VALID", "kernel_init": _LINEAR, "bias_init": _small_bias}
-        x = Conv(8 * x.shape[-1], (2, 2), **options, name="whiten")(x)
+        channels = x.shape[-1]
+        options = {"padding": "VALID", "kernel_init": _LINEAR, "bias_init": _small_bias(channels)}
+        x = Conv(8 * channels, (2, 2), **options, name="whiten")(x)
         x = nn.gelu(x, approximate=False)
         for i, width in enumerate(self.widths, 1):
             x = max_pool(convolve(x, width, f"group{i}_conv1"))
