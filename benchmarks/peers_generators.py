@@ -232,10 +232,11 @@ class FastInversion:
             parameter.grad = gradient
         self.meta.step()
         found = [tuple(part.detach() for part in pair) for pair in self.moments.found]
+        before = self.averages or found  # the first batch's are its own
         self.averages = [
-            tuple(self.average * old + (1 - self.average) * new for old, new in zip(before, pair, strict=True))
-            for before, pair in zip(self.averages, found, strict=True)
-        ] or found  # fmt: skip
+            tuple(self.average * old + (1 - self.average) * new for old, new in zip(kept_pair, pair, strict=True))
+            for kept_pair, pair in zip(before, found, strict=True)
+        ]
         return kept
 
     def learn(self) -> None:

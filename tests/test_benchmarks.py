@@ -293,6 +293,13 @@ def test_the_peers_of_inversions_descend_the_same_losses():
     peer.student.eval()
     loss = peer.loss(peers_generators.pictures(generator(peers._tensor(z))), peers._tensor(labels).long())
     assert float(metrics["inversion_loss"]) == pytest.approx(loss.item(), rel=1e-4)
+    peer()
+    first = [mean.clone() for mean, _ in peer.averages]
+    peer()
+    assert peer.written == 12, "two rounds fill the bank"
+    for (mean, _), (seen, _), before in zip(peer.averages, peer.moments.found, first, strict=True):
+        assert mean.shape == seen.shape
+        assert not torch.equal(mean, before), "averages move from round to round"
 
     groups = distillation.GroupSettings(groups=5, batch_size=10, width=2, latent=4)
     method = distillation.statistics_generators(teacher, groups)

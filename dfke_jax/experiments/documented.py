@@ -215,11 +215,11 @@ EXPERIMENTS: dict[str, Experiment] = {
     "fast-dfkd-cifar10-half": Experiment(
         "fast-dfkd",
         "cifar10",
-        "80 batches of 120 in ten steps each, from that network",
+        "60 batches of 120 in ten steps each, from that network",
         "not measured",
         {
             **_SPEED_RUN,
-            "rounds": 80,
+            "rounds": 60,
             "arbitrary": 0,
             "method": {
                 "batch_size": 120,

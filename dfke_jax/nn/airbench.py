@@ -122,10 +122,16 @@ def whitening_filters(inputs: Array, size: int = 2, epsilon: float = 5e-4) -> Ar
         raise InputError(f"patches of {size}×{size} pixels in images of {height}×{width}")
     rows, columns = height - size + 1, width - size + 1
     views = [inputs[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
-    # pairs of views, so that patches never lie side by side in memory
-    blocks = [[jnp.einsum("nhwc,nhwd->cd", a, b) for b in views] for a in views]
-    power = jnp.block(blocks) / (inputs.shape[0] * rows * columns)
+    # pairs of views, so that patches never lie side by side in memory; image by image, because a
+    # sum over all patches at once rounds away the small eigenvalues, and may leave one below zero
+
+    def power_of(a: Array, b: Array) -> Array:
+        each = jnp.einsum("nhwc,nhwd->ncd", a, b, precision=jax.lax.Precision.HIGHEST)
+        return jnp.mean(each, 0) / (rows * columns)
+
+    power = jnp.block([[power_of(a, b) for b in views] for a in views])
     values, vectors = jnp.linalg.eigh(power)
+    values = jnp.maximum(values, 0)
     filters = vectors / jnp.sqrt(values + epsilon)[None]
     filters = filters.reshape(size, size, channels, -1)
     return jnp.concatenate([filters, -filters], -1)

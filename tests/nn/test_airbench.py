@@ -84,6 +84,20 @@ def test_whitening_makes_the_patches_white():
         whitening_filters(jnp.asarray(IMAGES), 8)
 
 
+def test_whitening_of_as_many_smooth_images_as_are_published():
+    # the largest eigenvalue is 10^5 times the smallest, as in photographs; a sum over all patches at once loses it
+    rng = np.random.default_rng(5)
+    images = rng.normal(size=(5000, 1, 1, 3)) + 0.01 * rng.normal(size=(5000, 32, 32, 3))
+    images = (1.5 * images).astype(np.float32)
+    filters = np.asarray(jax.jit(whitening_filters)(jnp.asarray(images)))
+    patches = np.concatenate([images[:, i : 31 + i, j : 31 + j] for i in (0, 1) for j in (0, 1)], -1).reshape(-1, 12)
+    power = np.linalg.eigvalsh(
+        sum(part.T.astype(np.float64) @ part for part in np.array_split(patches, 50)) / len(patches)
+    )
+    assert power[-1] / power[0] > 1e4
+    np.testing.assert_allclose((filters[..., :12] ** 2).sum((0, 1, 2)), 1 / (power + 5e-4), rtol=2e-2)
+
+
 def test_kernels_begin_as_the_identity():
     kernel = np.asarray(identity_kernel(jax.random.key(0), (3, 3, 4, 6)))
     torch = pytest.importorskip("torch")
