@@ -134,7 +134,7 @@ def _run(
     callback: Callable[[int, PyTree, Metrics], None] | None,
     stop: Callable[[dict[str, np.ndarray]], bool] | None,
     guard: Guard,
-    bar: tuple[str | None, int, str],
+    bar: tuple[str | bool | None, int, str],
 ) -> Run:
     start, stopped = 0, False
     init_key = _fold(key, jnp.uint32(2**32 - 1))
