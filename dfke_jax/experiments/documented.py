@@ -163,18 +163,22 @@ EXPERIMENTS: dict[str, Experiment] = {
         "21 min, one core",
         {"seeds": 5},
     ),
-    "transfer-sets-mnist": Experiment("transfer-sets", "mnist", "noise; clothes as unrelated images", "not measured"),
+    "transfer-sets-mnist": Experiment(
+        "transfer-sets", "mnist", "noise; clothes as unrelated images", "28 min, one shared core"
+    ),
     "transfer-sets-fashion_mnist": Experiment(
         "transfer-sets", "fashion_mnist", "noise; digits as unrelated", "6 min, one core"
     ),
-    "dafl-mnist": Experiment("dafl", "mnist", "a generator beside a student, one batch for both", "not measured"),
+    "dafl-mnist": Experiment(
+        "dafl", "mnist", "a generator beside a student, one batch for both", "21 min, one shared core"
+    ),
     # which of the three losses does what; published on MNIST: activation < one-hot < entropy < all
     **{
         f"dafl-mnist-{name}": Experiment(
             "dafl",
             "mnist",
             words + ", 1,000 updates",
-            "not measured",
+            "4 min, one core",
             {"iterations": 1000, "arbitrary": 0, "method": dict.fromkeys(without, 0.0)},
         )
         for name, words, without in (
@@ -189,7 +193,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "dfad-fashion_mnist": Experiment("dfad", "fashion_mnist", "the same of clothes", "not measured"),
     "zskt-mnist": Experiment(
-        "zskt", "mnist", "800 updates of the generator, ten times as many of the student", "not measured"
+        "zskt", "mnist", "800 updates of the generator, ten times as many of the student", "22 min, one shared core"
     ),
     "zskt-mnist-slow": Experiment(
         "zskt",
@@ -198,7 +202,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "57 min, one core",
         {"iterations": 1600, "method": {"generator_rate": 1e-3}},
     ),
-    "zskt-fashion_mnist": Experiment("zskt", "fashion_mnist", "the same of clothes", "not measured"),
+    "zskt-fashion_mnist": Experiment("zskt", "fashion_mnist", "the same of clothes", "10 min, one shared core"),
     "dfq-mnist": Experiment(
         "dfq",
         "mnist",
@@ -206,9 +210,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         "not measured",
         {"iterations": 400},
     ),
-    "fast-dfkd-mnist": Experiment("fast-dfkd", "mnist", "110 batches of 120 in ten steps each", "not measured"),
-    "cmi-mnist": Experiment("cmi", "mnist", "40 batches of 120 in 100 steps each", "not measured"),
-    "nayer-mnist": Experiment("nayer", "mnist", "50 rounds of two batches in 40 steps each", "not measured"),
+    "fast-dfkd-mnist": Experiment(
+        "fast-dfkd", "mnist", "110 batches of 120 in ten steps each", "13 min, one shared core"
+    ),
+    "cmi-mnist": Experiment("cmi", "mnist", "40 batches of 120 in 100 steps each", "26 min, one shared core"),
+    "nayer-mnist": Experiment("nayer", "mnist", "50 rounds of two batches in 40 steps each", "20 min, one shared core"),
     "anchors-cifar10-half": Experiment(
         "anchors", "cifar10", "the speed run at half its width, students of a quarter", "not measured", _SPEED_RUN
     ),
@@ -216,7 +222,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "fast-dfkd",
         "cifar10",
         "60 batches of 120 in ten steps each, from that network",
-        "not measured",
+        "35 min, one shared core",
         {
             **_SPEED_RUN,
             "rounds": 60,
@@ -233,17 +239,25 @@ EXPERIMENTS: dict[str, Experiment] = {
             },
         },
     ),
-    "fast-dfkd-fashion_mnist": Experiment("fast-dfkd", "fashion_mnist", "the same of clothes", "not measured"),
-    "cmi-fashion_mnist": Experiment("cmi", "fashion_mnist", "the same of clothes", "not measured"),
-    "nayer-fashion_mnist": Experiment("nayer", "fashion_mnist", "the same of clothes", "not measured"),
-    "dafl-fashion_mnist": Experiment("dafl", "fashion_mnist", "the same as on MNIST", "not measured"),
-    "dfka-mnist": Experiment("dfka", "mnist", "two teachers of five classes each, one student", "not measured"),
+    "fast-dfkd-fashion_mnist": Experiment(
+        "fast-dfkd", "fashion_mnist", "the same of clothes", "11 min, one shared core"
+    ),
+    "cmi-fashion_mnist": Experiment("cmi", "fashion_mnist", "the same of clothes", "6 min, one shared core"),
+    "nayer-fashion_mnist": Experiment("nayer", "fashion_mnist", "the same of clothes", "5 min, one shared core"),
+    "dafl-fashion_mnist": Experiment("dafl", "fashion_mnist", "the same as on MNIST", "5 min, one shared core"),
+    "dfka-mnist": Experiment(
+        "dfka", "mnist", "two teachers of five classes each, one student", "13 min, one shared core"
+    ),
     "dfka-mnist-four": Experiment(
         "dfka", "mnist", "four teachers of two or three classes each", "not measured", {"teachers": 4}
     ),
-    "degan-fashion_mnist": Experiment("degan", "fashion_mnist", "a GAN of 8×8 digits, enlarged", "not measured"),
-    "dfnd-mnist": Experiment("dfnd", "mnist", "clothes and random shapes that the teacher chooses", "not measured"),
-    "few-shot-mnist": Experiment("few-shot", "mnist", "200 real images", "not measured"),
+    "degan-fashion_mnist": Experiment(
+        "degan", "fashion_mnist", "a GAN of 8×8 digits, enlarged", "15 min, one shared core"
+    ),
+    "dfnd-mnist": Experiment(
+        "dfnd", "mnist", "clothes and random shapes that the teacher chooses", "4 min, one shared core"
+    ),
+    "few-shot-mnist": Experiment("few-shot", "mnist", "200 real images", "2 min, one shared core"),
     "feature-distillation-mnist": Experiment(
         "feature-distillation", "mnist", "hidden layers of 200 real images", "not measured"
     ),
