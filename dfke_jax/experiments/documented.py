@@ -189,7 +189,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         )
     },
     "dfad-mnist": Experiment(
-        "dfad", "mnist", "1,000 updates of the generator, five times as many of the student", "not measured"
+        "dfad", "mnist", "1,000 updates of the generator, five times as many of the student", "16 min, one shared core"
     ),
     "dfad-fashion_mnist": Experiment("dfad", "fashion_mnist", "the same of clothes", "not measured"),
     "zskt-mnist": Experiment(
@@ -242,9 +242,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "fast-dfkd-fashion_mnist": Experiment(
         "fast-dfkd", "fashion_mnist", "the same of clothes", "11 min, one shared core"
     ),
-    "cmi-fashion_mnist": Experiment("cmi", "fashion_mnist", "the same of clothes", "6 min, one shared core"),
-    "nayer-fashion_mnist": Experiment("nayer", "fashion_mnist", "the same of clothes", "5 min, one shared core"),
-    "dafl-fashion_mnist": Experiment("dafl", "fashion_mnist", "the same as on MNIST", "5 min, one shared core"),
+    "cmi-fashion_mnist": Experiment("cmi", "fashion_mnist", "the same of clothes", "6 min a seed, one shared core"),
+    "nayer-fashion_mnist": Experiment("nayer", "fashion_mnist", "the same of clothes", "5 min a seed, one shared core"),
+    "dafl-fashion_mnist": Experiment("dafl", "fashion_mnist", "the same as on MNIST", "5 min a seed, one shared core"),
     "dfka-mnist": Experiment(
         "dfka", "mnist", "two teachers of five classes each, one student", "13 min, one shared core"
     ),
@@ -252,12 +252,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         "dfka", "mnist", "four teachers of two or three classes each", "not measured", {"teachers": 4}
     ),
     "degan-fashion_mnist": Experiment(
-        "degan", "fashion_mnist", "a GAN of 8×8 digits, enlarged", "15 min, one shared core"
+        "degan", "fashion_mnist", "a GAN of 8×8 digits, enlarged", "15 min a seed, one shared core"
     ),
     "dfnd-mnist": Experiment(
-        "dfnd", "mnist", "clothes and random shapes that the teacher chooses", "4 min, one shared core"
+        "dfnd", "mnist", "clothes and random shapes that the teacher chooses", "4 min a seed, one shared core"
     ),
-    "few-shot-mnist": Experiment("few-shot", "mnist", "200 real images", "2 min, one shared core"),
+    "few-shot-mnist": Experiment("few-shot", "mnist", "200 real images", "2 min a seed, one shared core"),
     "feature-distillation-mnist": Experiment(
         "feature-distillation", "mnist", "hidden layers of 200 real images", "not measured"
     ),
