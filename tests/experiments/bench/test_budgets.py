@@ -163,7 +163,7 @@ def kept_budgets():
         content = json.loads(path.read_text())
         config = SimpleNamespace(**content["config"])
         # of MNIST and of Fashion-MNIST 60,000, at least 5,421 of every class
-        train = 1437 if config.dataset == "digits" else 60_000
+        train = {"digits": 1437, "cifar10": 50_000}.get(config.dataset, 60_000)
         if content["recipe"] in ("dfnd", "few-shot", "feature-distillation"):
             continue  # they state rows of their own: see the tests of these recipes
         for arm in content["arms"]:
