@@ -207,7 +207,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "dfq",
         "mnist",
         "400 updates of the generator, ten times as many of the student",
-        "not measured",
+        "5 min a seed, one core",
         {"iterations": 400},
     ),
     "fast-dfkd-mnist": Experiment(
@@ -249,7 +249,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "dfka", "mnist", "two teachers of five classes each, one student", "13 min, one shared core"
     ),
     "dfka-mnist-four": Experiment(
-        "dfka", "mnist", "four teachers of two or three classes each", "not measured", {"teachers": 4}
+        "dfka", "mnist", "four teachers of two or three classes each", "5 min a seed, one core", {"teachers": 4}
     ),
     "degan-fashion_mnist": Experiment(
         "degan", "fashion_mnist", "a GAN of 8×8 digits, enlarged", "15 min a seed, one shared core"
