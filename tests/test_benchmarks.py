@@ -293,13 +293,21 @@ def test_the_peers_of_inversions_descend_the_same_losses():
     peer.student.eval()
     loss = peer.loss(peers_generators.pictures(generator(peers._tensor(z))), peers._tensor(labels).long())
     assert float(metrics["inversion_loss"]) == pytest.approx(loss.item(), rel=1e-4)
+    draw = lambda: (torch.randn(6, 4), torch.randint(10, (6,)))
+    peer.invert(*draw())
+    first = peer.averages
+    seen = list(peer.moments.found)
+    for before, batch in zip(first, seen, strict=True):  # of the first batch they are its own moments
+        torch.testing.assert_close(before, tuple(part.detach() for part in batch))
+    peer.invert(*draw())
+    assert len(peer.averages) == len(peer.moments.found) == len(first) > 0
+    for after, before, batch in zip(peer.averages, first, peer.moments.found, strict=True):
+        torch.testing.assert_close(after, tuple(0.9 * old + 0.1 * new for old, new in zip(before, batch, strict=True)))
+    peer.student.requires_grad_(True)
     peer()
-    first = [mean.clone() for mean, _ in peer.averages]
     peer()
     assert peer.written == 12, "two rounds fill the bank"
-    for (mean, _), (seen, _), before in zip(peer.averages, peer.moments.found, first, strict=True):
-        assert mean.shape == seen.shape
-        assert not torch.equal(mean, before), "averages move from round to round"
+    assert peer.bank.any()
 
     groups = distillation.GroupSettings(groups=5, batch_size=10, width=2, latent=4)
     method = distillation.statistics_generators(teacher, groups)
