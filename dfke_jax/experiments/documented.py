@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from dfke_jax.experiments.bench.registry import recipe
+from dfke_jax.experiments.bench.settings import AIRBENCH
 from dfke_jax.watermarking.removal import REMOVALS
 
 
@@ -40,12 +41,9 @@ _NO_NOISE = {"baselines": False}
 
 # what two cores can do on CIFAR-10: the speed run's network at half its width, and students of a quarter
 _SPEED_RUN = {
+    **AIRBENCH,
     "teacher": "airbench94_half",
     "student": "airbench94_quarter",
-    "teacher_training": "airbench",
-    "teacher_augmentation": "crop_flip",
-    "teacher_steps": 200,
-    "teacher_batch": 2000,
     "real_augmentation": "crop_flip",
     "distillation_steps": 2000,
     "seeds": 1,

@@ -18,6 +18,7 @@ from dfke_jax.experiments.bench.seed_run import Run
 from dfke_jax.experiments.bench.settings import DIGITS, StudentSettings, SupervisedSettings
 from dfke_jax.experiments.bench.supervision import supervised_training
 from dfke_jax.experiments.bench.workbench import Answers
+from dfke_jax.experiments.distillation.duels import QUICK, SMALL
 from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.heads import Heads
@@ -33,7 +34,7 @@ class DFKARecipeSettings(StudentSettings, SupervisedSettings):
     """Teachers, each of a share of the classes in their order."""
     iterations: int = 2000
     """Updates of the generator and of the student."""
-    method: DFKASettings = DFKASettings(batch_size=128, width=16, latent=64)
+    method: DFKASettings = DFKASettings(**SMALL, **QUICK, schedule="cosine")
     """How the method runs."""
 
     def __post_init__(self):
@@ -134,15 +135,6 @@ def _enter(
     run.enter(name, metrics | balanced, accuracy=right, agreement=alike, budget=budget, series=series)
 
 
-_GREY = {
-    "iterations": 2000,
-    "method": DFKASettings(
-        batch_size=128, width=16, latent=64, generator_rate=0.02, schedule="cosine", normalised_output=False
-    ),
-}
-"""As DAFL's presets: a generator that is free in its last layer, and quick."""
-
-
 register(
     Recipe(
         name="dfka",
@@ -156,7 +148,7 @@ register(
         measure=measure,
         labels=True,
         views=(SIDE_BY_SIDE,),
-        presets={"digits": {**DIGITS, "iterations": 1000}, "mnist": _GREY, "fashion_mnist": _GREY},
+        presets={"digits": {**DIGITS, "iterations": 1000, "method": DFKASettings(**SMALL)}},
     )
 )
 
