@@ -85,7 +85,7 @@ def test_whitening_makes_the_patches_white():
 
 
 def test_whitening_of_as_many_smooth_images_as_are_published():
-    # the largest eigenvalue is 10^5 times the smallest, as in photographs; a sum over all patches at once loses it
+    # the largest eigenvalue is 10^4 times the smallest and more, as in photographs; a sum over all patches at once loses it
     rng = np.random.default_rng(5)
     images = rng.normal(size=(5000, 1, 1, 3)) + 0.01 * rng.normal(size=(5000, 32, 32, 3))
     images = (1.5 * images).astype(np.float32)
@@ -96,6 +96,17 @@ def test_whitening_of_as_many_smooth_images_as_are_published():
     )
     assert power[-1] / power[0] > 1e4
     np.testing.assert_allclose((filters[..., :12] ** 2).sum((0, 1, 2)), 1 / (power + 5e-4), rtol=2e-2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_first_bias_is_as_small_as_its_patches_allow(channels):
+    shape = (1, 9, 9, channels)
+    biases = jnp.stack([
+        Airbench(3, (2,)).init(jax.random.key(i), jnp.zeros(shape))["params"]["whiten"]["bias"] for i in range(8)
+    ])  # fmt: skip
+    assert biases.shape == (8, 8 * channels)
+    bound = 1 / (4 * channels) ** 0.5
+    assert 0.8 * bound < np.abs(biases).max() <= bound
 
 
 def test_kernels_begin_as_the_identity():
