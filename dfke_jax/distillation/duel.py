@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax.tree_util import Partial
 
 from dfke_jax.core.errors import InputError, UnknownNameError
@@ -135,6 +136,27 @@ class DuelSettings:
             if name not in known:
                 raise UnknownNameError(what, name, known)
 
+    def student_rule(self, updates: int) -> optax.GradientTransformation:
+        """The student's optimiser, its schedule over so many updates."""
+        return self._rule(self.student_optimizer, self.student_rate, updates)
+
+    def generator_rule(self, updates: int) -> optax.GradientTransformation:
+        """The generator's."""
+        return self._rule(self.generator_optimizer, self.generator_rate, updates)
+
+    def _rule(self, name: str, rate: float, updates: int) -> optax.GradientTransformation:
+        return scheduled(
+            name,
+            rate,
+            updates,
+            self.schedule,
+            self.drops,
+            self.drop_factor,
+            self.momentum,
+            self.weight_decay,
+            self.clip,
+        )
+
 
 class Seen(NamedTuple):
     """What a gain may read of one batch; everything is differentiable with respect to the images.
@@ -210,28 +232,12 @@ def duel(
     """
     check_pair(teacher, student)
     s = settings
-
-    def rule(name: str, rate: float, steps: int) -> Any:
-        return scheduled(
-            name,
-            rate,
-            steps,
-            s.schedule,
-            s.drops,
-            s.drop_factor,
-            s.momentum,
-            s.weight_decay,
-            s.clip,
-        )
-
-    learner = Learner.of(
-        student, rule(s.student_optimizer, s.student_rate, s.steps * schedule.student)
-    )
+    learner = Learner.of(student, s.student_rule(s.steps * schedule.student))
     own: Any = generator  # `Maker` calls no more of it than is said above
     maker = Maker(
         own or DFMEGenerator(teacher.input_shape, s.width, s.latent, s.normalised_output),
         teacher.preprocessing,
-        rule(s.generator_optimizer, s.generator_rate, s.steps),
+        s.generator_rule(s.steps),
         s.output,
     )
     fixed = Static(_Fixed(learner, maker, schedule, s.batch_size, activations, moments))

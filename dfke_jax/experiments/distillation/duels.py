@@ -11,6 +11,7 @@ import optax
 
 from dfke_jax.core.errors import InputError
 from dfke_jax.core.method import Method
+from dfke_jax.core.types import Array
 from dfke_jax.distillation import (
     DAFLSettings,
     DFADSettings,
@@ -42,6 +43,7 @@ from dfke_jax.experiments.distillation.views import SIDE_BY_SIDE, STEADINESS
 from dfke_jax.nn.classifier import Classifier
 from dfke_jax.nn.generators import DFMEGenerator, draw_latents
 from dfke_jax.nn.players import Maker
+from dfke_jax.nn.whitebox import WhiteBox
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,16 +142,20 @@ class DuelRecipe:
             run.record(name, learnt, {**seen, **steady, **transition_error(run, learnt)})
 
 
+def made_images(run: Run[Any], teacher: WhiteBox, state: DuelState, settings: DuelSettings) -> Array:
+    """Five hundred pictures (500, H, W, C) of a duel's last generator."""
+    generator = DFMEGenerator(teacher.input_shape, settings.width, settings.latent, settings.normalised_output)
+    maker = Maker(generator, teacher.preprocessing, optax.identity(), settings.output)  # it learns no more
+    z = draw_latents(run.key("pictures"), (500,), generator)
+    return jax.jit(maker.images)(state.generator.variables, z)[0]
+
+
 def _look(run: Run, name: str, state: DuelState, settings: DuelSettings) -> dict[str, float]:
     """Keeps pictures of the last generator; the entropy of the teacher's mean answer to them, as a share of log K, and how
     far they are apart.
     """
-    teacher = run.teacher
-    generator = DFMEGenerator(teacher.input_shape, settings.width, settings.latent, settings.normalised_output)
-    maker = Maker(generator, teacher.preprocessing, optax.identity(), settings.output)  # it learns no more
-    z = draw_latents(run.key("pictures"), (500,), generator)
-    images, _ = jax.jit(maker.images)(state.generator.variables, z)
-    logits = teacher(images)
+    images = made_images(run, run.teacher, state, settings)
+    logits = run.teacher(images)
     run.keep(name, images, jnp.argmax(logits, -1))
     entropy = histogram_entropy(np.asarray(jax.nn.softmax(logits)).mean(0), normalised=True)
     return {"class_entropy": entropy, **sample_diversity(run, images)}
@@ -287,4 +293,5 @@ __all__ = [
     "DuelRecipe",
     "DuelRecipeSettings",
     "ZSKTRecipeSettings",
+    "made_images",
 ]
